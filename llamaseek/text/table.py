@@ -1,0 +1,14 @@
+"""The lecture's table: each token of a text beside its id."""
+
+from __future__ import annotations
+
+from llamaseek.text.tokenizer import Tokenizer
+
+
+def token_table(tokenizer: Tokenizer, text: str, special: bool = True) -> list[tuple[str, int]]:
+    """The tokens of `text` as printable pieces, each with its id.
+
+    With `special` the special tokens that the text spells are tokens; without, they are text.
+    """
+    ids = tokenizer.encode_special(text) if special else tokenizer.encode(text)
+    return [(tokenizer.token_text(i), i) for i in ids]

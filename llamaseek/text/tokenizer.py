@@ -1,0 +1,338 @@
+"""A byte-level BPE tokenizer that keeps what a user typed apart from what the format means.
+
+`encode` never yields a special id, whatever the text spells; the special tokens of a
+conversation are put between encoded pieces by `llamaseek.text.chat`, one id at a time.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as Backend
+from tokenizers.decoders import ByteLevel
+
+from llamaseek.errors import UserError, shorten
+from llamaseek.text import special
+from llamaseek.text.chat import CHAT_TEMPLATE
+
+TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
+
+DEFAULT_CONFIG: dict[str, Any] = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "bos_token": special.BEGIN_OF_TEXT,
+    "eos_token": special.END_OF_TEXT,
+    "pad_token": special.PAD,
+    "mask_token": special.MASK,
+    "model_input_names": ["input_ids", "attention_mask"],
+    "clean_up_tokenization_spaces": False,
+}
+"""`tokenizer_config.json` of a tokenizer trained here."""
+
+PAD_NAMES = (special.PAD, "<｜▁pad▁｜>", "<|reserved_special_token_1|>")
+"""Padding of Llama 3.1, of DeepSeek-V3, and one that Llama 3.0 leaves unused."""
+
+
+class Tokenizer:
+    """Text to ids and back. Every added token of the file counts as special.
+
+    Built by `Tokenizer.load` or `train_bpe`. Safe to share between threads.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        config: dict[str, Any] | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        """`source` is the text of a tokenizer.json, `config` the content of its config file.
+
+        Raises UserError if the source is broken, is not byte-level, or would let plain text
+        turn into a special token.
+        """
+        self._source = source
+        self._config = DEFAULT_CONFIG if config is None else config
+        self._backend = _backend(source)
+        added = self._backend.get_added_tokens_decoder()
+        self._special_texts = {i: token.content for i, token in sorted(added.items())}
+        self._special_ids = frozenset(self._special_texts)
+        self._refuse_reachable_specials()
+        if chat_template is None and special.START_HEADER in self._special_texts.values():
+            chat_template = CHAT_TEMPLATE
+        self.chat_template = chat_template
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Tokenizer:
+        """The tokenizer of a Hugging Face model folder.
+
+        Raises UserError, naming the file, if it is missing or broken.
+        """
+        path = Path(folder) / TOKENIZER_FILE
+        if not path.is_file():
+            raise UserError(f"{path}: not found; a tokenizer's folder holds {TOKENIZER_FILE}")
+        source = _read(path)
+        config = _read_config(Path(folder) / CONFIG_FILE)
+        template = _read_template(Path(folder), config or {})
+        try:
+            return cls(source, config, template)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the three files that transformers, vLLM and `load` read; makes the folder."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        _write(target / TOKENIZER_FILE, self._source)
+        config = json.dumps(self._config, indent=2, ensure_ascii=False)
+        _write(target / CONFIG_FILE, config + "\n")
+        if self.chat_template is not None:
+            _write(target / TEMPLATE_FILE, self.chat_template)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text` as plain text: `<|eot_id|>` typed by a user stays what it spells.
+
+        Raises UserError for text with lone surrogates, which no UTF-8 can hold.
+        """
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text, on all processors."""
+        try:
+            found = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        except TypeError as error:
+            raise _not_unicode(texts) from error
+        return [encoding.ids for encoding in found]
+
+    def encode_special(self, text: str) -> list[int]:
+        """The ids of `text` where a spelled special token is that token; never for user text."""
+        pieces = self._special_pattern.split(text)
+        return [i for piece in pieces if piece for i in self._encode_piece(piece)]
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD, unknown ids nothing."""
+        return self._backend.decode(ids, skip_special_tokens=skip_special)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that one id stands for; none for an id beyond the vocabulary."""
+        if token_id in self._special_texts:
+            return self._special_texts[token_id].encode()
+        piece = self._backend.id_to_token(token_id) or ""
+        try:
+            return bytes(_BYTE_OF[character] for character in piece)
+        except KeyError:  # an entry outside the byte alphabet is its own text
+            return piece.encode()
+
+    def token_text(self, token_id: int) -> str:
+        """One id's text to show: half characters as `\\xe2`, line breaks as `\\n`."""
+        text = self.token_bytes(token_id).decode("utf-8", "backslashreplace")
+        return "".join(c if c.isprintable() else _escape(c) for c in text)
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are, special ones included: the classes of the model's head."""
+        highest = max(self._special_ids, default=-1)
+        return max(self._backend.get_vocab_size(), highest + 1)
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Every id that `encode` never yields."""
+        return self._special_ids
+
+    @property
+    def bos_id(self) -> int:
+        """Begins a document or conversation."""
+        return self._id(self._configured("bos_token", special.BEGIN_OF_TEXT))
+
+    @property
+    def eos_id(self) -> int:
+        """Ends a document; the config file's `eos_token`, which in chat models ends a turn."""
+        return self._id(self._configured("eos_token", special.END_OF_TEXT))
+
+    @property
+    def pad_id(self) -> int:
+        """Fills rows up. Never the end token, or a model that learns not to pad never stops."""
+        configured = self._configured("pad_token", special.PAD)
+        eos = self._configured("eos_token", special.END_OF_TEXT)
+        names = [name for name in (configured, *PAD_NAMES) if name != eos and self._has(name)]
+        return self._id(names[0] if names else special.PAD)
+
+    @property
+    def eot_id(self) -> int:
+        """Ends a turn."""
+        return self._id(special.END_OF_TURN)
+
+    @property
+    def mask_id(self) -> int:
+        """Hides a token in masked-language-model training."""
+        return self._id(special.MASK)
+
+    @property
+    def start_header_id(self) -> int:
+        """Opens the header that names a turn's role."""
+        return self._id(special.START_HEADER)
+
+    @property
+    def end_header_id(self) -> int:
+        """Closes the header that names a turn's role."""
+        return self._id(special.END_HEADER)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The ids after which generation ends: document, message and turn, those there are."""
+        ends = (special.END_OF_TEXT, special.END_OF_MESSAGE, special.END_OF_TURN)
+        ids = [self.eos_id, *(self._id(name) for name in ends if self._has(name))]
+        return tuple(dict.fromkeys(ids))
+
+    def _configured(self, key: str, default: str) -> str:
+        """A token's name in the config file, where it is a string or an object with `content`."""
+        value = self._config.get(key)
+        name = value.get("content") if isinstance(value, dict) else value
+        return name if isinstance(name, str) else default
+
+    def _has(self, name: str) -> bool:
+        return self._backend.token_to_id(name) is not None
+
+    def _id(self, name: str) -> int:
+        found = self._backend.token_to_id(name)
+        if found is None:
+            raise UserError(f"tokenizer: it has no token {name}")
+        return found
+
+    @cached_property
+    def _special_pattern(self) -> re.Pattern[str]:
+        """Matches any special token, the longest first, and keeps it when splitting."""
+        longest_first = sorted(self._special_texts.values(), key=len, reverse=True)
+        return re.compile("(" + ("|".join(map(re.escape, longest_first)) or "(?!)") + ")")
+
+    @cached_property
+    def _special_by_text(self) -> dict[str, int]:
+        return {text: i for i, text in self._special_texts.items()}
+
+    def _encode_piece(self, piece: str) -> list[int]:
+        token_id = self._special_by_text.get(piece)
+        return self.encode(piece) if token_id is None else [token_id]
+
+    def _refuse_reachable_specials(self) -> None:
+        texts = list(self._special_texts.values())
+        for text, ids in zip(texts, self.encode_batch(texts), strict=True):
+            if not self._special_ids.isdisjoint(ids):
+                raise UserError(f"plain text that spells {text!r} becomes that special token")
+
+
+class StreamDecoder:
+    """Text from ids that come one at a time, without ever showing half a character.
+
+    What `push` returns, joined and with `flush` at the end, is what `decode` gives.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._hidden = tokenizer.special_ids if skip_special else frozenset()
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        """The text this id completes; empty while a character is not whole."""
+        if token_id in self._hidden:
+            return ""
+        return self._utf8.decode(self._tokenizer.token_bytes(token_id))
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD if a character never became whole, else nothing."""
+        rest = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return rest
+
+
+def _backend(source: str) -> Backend:
+    """The library's tokenizer, set so that the text of special tokens is text to it."""
+    backend = _parse(source)
+    if not isinstance(backend.decoder, ByteLevel):
+        raise UserError("not a byte-level tokenizer; Llama 3 and DeepSeek-V3 have byte-level BPE")
+    if not all(token.special for token in backend.get_added_tokens_decoder().values()):
+        backend = _parse(_all_special(source))
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    return backend
+
+
+def _parse(source: str) -> Backend:
+    try:
+        return Backend.from_str(source)
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"not a tokenizer: {shorten(str(error))}") from error
+
+
+def _all_special(source: str) -> str:
+    """The source with every added token marked special: the library keeps only those from text."""
+    content = json.loads(source)
+    for token in content["added_tokens"]:
+        token["special"] = True
+    return json.dumps(content)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _read_config(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        config = json.loads(_read(path))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return config
+
+
+def _read_template(folder: Path, config: dict[str, Any]) -> str | None:
+    """The folder's chat template: its own file, or in older folders a key of the config."""
+    path = folder / TEMPLATE_FILE
+    if path.is_file():
+        return _read(path)
+    template = config.get("chat_template")
+    return template if isinstance(template, str) else None
+
+
+def _not_unicode(texts: Iterable[str]) -> UserError:
+    """The error for the text that the library refused."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            return UserError(f"text: lone surrogate {text[error.start]!r} at {error.start}")
+    return UserError("text: not a string")
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def _byte_characters() -> dict[str, int]:
+    """The byte behind each character of a byte-level vocabulary, as GPT-2 laid them out.
+
+    Bytes that print in Latin-1 stand for themselves; the rest count up from U+0100.
+    """
+    printing = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in printing]
+    shown = {chr(byte): byte for byte in printing}
+    return shown | {chr(256 + n): byte for n, byte in enumerate(hidden)}
+
+
+_BYTE_OF = _byte_characters()
