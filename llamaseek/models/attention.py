@@ -1,0 +1,185 @@
+"""Grouped-query attention (Llama 3) and multi-head latent attention (DeepSeek-V3).
+
+B batch, T time, D width, H query heads, K key-value heads, C latent rank, R rotary width,
+P qk_nope_head_dim, V v_head_dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llamaseek.herd import DeepseekV3Config, Llama3Config
+from llamaseek.models.cache import Cache, LayerShape
+from llamaseek.models.layers import RMSNorm
+from llamaseek.models.rope import rotate_halves, rotate_interleaved, softmax_scale
+
+# transformers and DeepSeek's own code leave the latent norms at this eps whatever the config says.
+LATENT_NORM_EPS = 1e-6
+
+
+def document_mask(positions: Tensor, causal: bool) -> Tensor | None:
+    """Which keys each query sees: those of its own document, and none later if `causal`.
+
+    positions (B, T) restart at 0 where a document begins. Returns bool (B, 1, T, T), or None
+    where every row is one document and the plain (causal or full) attention is right.
+    """
+    time = positions.shape[1]
+    steps = torch.arange(time, device=positions.device)
+    if torch.equal(positions, steps.expand_as(positions)):
+        return None
+    documents = (positions == 0).cumsum(1)
+    same = documents[:, :, None] == documents[:, None, :]
+    if causal:
+        same = same & (steps[:, None] >= steps)
+    return same[:, None]
+
+
+def attend_in_row(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float
+) -> Tensor:
+    """Attention without a cache. q (B, T, H, W), k (B, T, K, W), v (B, T, K, V) → (B, T, H, V)."""
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=causal and mask is None,
+        scale=scale,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    return out.transpose(1, 2)
+
+
+class GroupedQueryAttention(nn.Module):
+    """Several query heads share a key-value head (Ainslie et al. 2023; Llama 3 paper §3.2)."""
+
+    def __init__(self, config: Llama3Config, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.causal = config.is_causal
+        self.scale = softmax_scale(config.head_dim, config.rope_scaling)
+        width, heads = config.hidden_size, config.num_attention_heads
+        self.q_proj = nn.Linear(width, heads * self.head_dim, bias=False)
+        self.k_proj = nn.Linear(width, config.num_key_value_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(width, config.num_key_value_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(heads * self.head_dim, width, bias=False)
+
+    @staticmethod
+    def cache_shape(config: Llama3Config) -> LayerShape:
+        """Keys and values of every key-value head."""
+        widths = (config.head_dim, config.head_dim)
+        return LayerShape(config.num_key_value_heads, widths, config.head_dim)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        positions: Tensor,
+        mask: Tensor | None,
+        cache: Cache | None,
+    ) -> Tensor:
+        """x (B, T, D) → (B, T, D)."""
+        q = rotate_halves(self.q_proj(x).unflatten(-1, (-1, self.head_dim)), *rotary)
+        k = rotate_halves(self.k_proj(x).unflatten(-1, (-1, self.head_dim)), *rotary)
+        v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
+        if cache is None:
+            out = attend_in_row(q, k, v, mask, self.causal, self.scale)
+        else:
+            out = cache.attend(self.layer, q, (k, v), positions, self.scale)
+        projected: Tensor = self.o_proj(out.flatten(2))
+        return projected
+
+
+class LatentAttention(nn.Module):
+    """Keys and values come from one small latent a token (DeepSeek-V2 §2.1, V3 §2.1.1).
+
+    Training expands the latent into per-head keys and values. Decoding keeps only the latent and
+    the shared rotary key, and moves the expansion into the query and the output ("absorbed"):
+    q·(W_UK c) = (W_UKᵀ q)·c, and Σ a (W_UV c) = W_UV (Σ a c).
+    """
+
+    def __init__(self, config: DeepseekV3Config, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.causal = config.is_causal
+        self.heads = config.num_attention_heads
+        self.nope, self.rope = config.qk_nope_head_dim, config.qk_rope_head_dim
+        self.value, self.rank = config.v_head_dim, config.kv_lora_rank
+        self.scale = softmax_scale(config.qk_head_dim, config.rope_scaling)
+        width, query_width = config.hidden_size, self.heads * config.qk_head_dim
+        self.q_lora_rank = config.q_lora_rank
+        if config.q_lora_rank is None:
+            self.q_proj = nn.Linear(width, query_width, bias=False)
+        else:
+            self.q_a_proj = nn.Linear(width, config.q_lora_rank, bias=False)
+            self.q_a_layernorm = RMSNorm(config.q_lora_rank, LATENT_NORM_EPS)
+            self.q_b_proj = nn.Linear(config.q_lora_rank, query_width, bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(width, self.rank + self.rope, bias=False)
+        self.kv_a_layernorm = RMSNorm(self.rank, LATENT_NORM_EPS)
+        self.kv_b_proj = nn.Linear(self.rank, self.heads * (self.nope + self.value), bias=False)
+        self.o_proj = nn.Linear(self.heads * self.value, width, bias=False)
+
+    @staticmethod
+    def cache_shape(config: DeepseekV3Config) -> LayerShape:
+        """The latent and the rotary key, shared by all heads; nothing else."""
+        width = config.kv_lora_rank + config.qk_rope_head_dim
+        return LayerShape(1, (width,), config.kv_lora_rank)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        positions: Tensor,
+        mask: Tensor | None,
+        cache: Cache | None,
+    ) -> Tensor:
+        """x (B, T, D) → (B, T, D)."""
+        q_nope, q_rope = self._query(x).split((self.nope, self.rope), dim=-1)
+        latent, k_rope = self.kv_a_proj_with_mqa(x).split((self.rank, self.rope), dim=-1)
+        latent = self.kv_a_layernorm(latent)
+        q_rope = rotate_interleaved(q_rope, *rotary)
+        k_rope = rotate_interleaved(k_rope[:, :, None], *rotary)
+        if cache is None:
+            out = self._expanded(q_nope, q_rope, latent, k_rope, mask)
+        else:
+            out = self._absorbed(q_nope, q_rope, latent, k_rope, positions, cache)
+        projected: Tensor = self.o_proj(out.flatten(2))
+        return projected
+
+    def _query(self, x: Tensor) -> Tensor:
+        """(B, T, D) → (B, T, H, P + R)."""
+        if self.q_lora_rank is None:
+            q = self.q_proj(x)
+        else:
+            q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+        return q.unflatten(-1, (self.heads, self.nope + self.rope))
+
+    def _expanded(
+        self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        expanded = self.kv_b_proj(latent).unflatten(-1, (self.heads, self.nope + self.value))
+        k_nope, v = expanded.split((self.nope, self.value), dim=-1)
+        q = torch.cat((q_nope, q_rope), dim=-1)
+        k = torch.cat((k_nope, k_rope.expand(-1, -1, self.heads, -1)), dim=-1)
+        # The fused kernels want values as wide as keys; the zeros come out as zeros.
+        v = F.pad(v, (0, self.nope + self.rope - self.value))
+        return attend_in_row(q, k, v, mask, self.causal, self.scale)[..., : self.value]
+
+    def _absorbed(
+        self,
+        q_nope: Tensor,
+        q_rope: Tensor,
+        latent: Tensor,
+        k_rope: Tensor,
+        positions: Tensor,
+        cache: Cache,
+    ) -> Tensor:
+        kv_b = self.kv_b_proj.weight.unflatten(0, (self.heads, self.nope + self.value))
+        w_uk, w_uv = kv_b.to(q_nope.dtype).split((self.nope, self.value), dim=1)
+        q = torch.cat((torch.einsum("bthp,hpc->bthc", q_nope, w_uk), q_rope), dim=-1)
+        new = torch.cat((latent[:, :, None], k_rope), dim=-1)
+        seen = cache.attend(self.layer, q, (new,), positions, self.scale)
+        return torch.einsum("bthc,hvc->bthv", seen, w_uv)

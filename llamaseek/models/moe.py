@@ -1,0 +1,124 @@
+"""Mixture of experts with sigmoid scores, a balancing bias and shared experts (V3 report §2.1.2).
+
+N tokens, B batch, T time, D width, E routed experts, K experts per token, F expert width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llamaseek.herd import DeepseekV3Config
+from llamaseek.models.layers import GatedMLP
+
+
+class Router(nn.Module):
+    """Picks K experts a token by score plus bias; weighs them by score alone (eq. 13-16)."""
+
+    e_score_correction_bias: Tensor
+
+    def __init__(self, config: DeepseekV3Config) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
+        # The bias steers the choice and is moved by load, not by gradients; it stays float32.
+        bias = torch.zeros(config.n_routed_experts, dtype=torch.float32)
+        self.register_buffer("e_score_correction_bias", bias)
+
+    def scores(self, x: Tensor) -> Tensor:
+        """x (N, D) → sigmoid affinities (N, E), in float32 whatever the model computes in."""
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.float(), self.weight.float()).sigmoid()
+
+    def choose(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """scores (N, E) → expert ids (N, K) and gates (N, K)."""
+        config = self.config
+        biased = self._limit_groups(scores.detach() + self.e_score_correction_bias)
+        chosen = biased.topk(config.num_experts_per_tok, dim=-1, sorted=False).indices
+        gates = scores.gather(1, chosen)
+        if config.norm_topk_prob:
+            gates = gates / (gates.sum(-1, keepdim=True) + 1e-20)
+        return chosen, gates * config.routed_scaling_factor
+
+    def _limit_groups(self, biased: Tensor) -> Tensor:
+        """Keep the topk_group groups whose two best experts sum highest; -inf for the rest.
+
+        Zero in place of -inf would let a dropped expert win where all biased scores are negative.
+        """
+        config = self.config
+        if config.n_group == config.topk_group:
+            return biased
+        grouped = biased.unflatten(1, (config.n_group, -1))
+        best = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
+        kept = best.topk(config.topk_group, dim=-1).indices
+        dropped = torch.ones_like(best, dtype=torch.bool).scatter(1, kept, False)
+        return grouped.masked_fill(dropped[..., None], -torch.inf).flatten(1)
+
+
+class Experts(nn.Module):
+    """All routed experts' weights, stacked for grouped matrix products."""
+
+    def __init__(self, experts: int, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * hidden, width))
+        self.down_proj = nn.Parameter(torch.empty(experts, width, hidden))
+
+    def forward(self, x: Tensor, chosen: Tensor, gates: Tensor, load: Tensor) -> Tensor:
+        """x (N, D), chosen and gates (N, K), load (E) tokens an expert → (N, D). Dropless."""
+        order = chosen.flatten().argsort(stable=True)
+        tokens = order // chosen.shape[1]
+        ends = load.cumsum(0, dtype=torch.int32)
+        dtype = x.dtype
+        gate_up = F.grouped_mm(x[tokens], self.gate_up_proj.to(dtype).transpose(1, 2), offs=ends)
+        gate, up = gate_up.chunk(2, dim=-1)
+        inner = F.silu(gate) * up * gates.flatten()[order, None].to(dtype)
+        out = F.grouped_mm(inner, self.down_proj.to(dtype).transpose(1, 2), offs=ends)
+        return torch.zeros_like(x).index_add(0, tokens, out)
+
+
+class MoE(nn.Module):
+    """Routed experts plus the shared ones, which see every token."""
+
+    def __init__(self, config: DeepseekV3Config) -> None:
+        super().__init__()
+        hidden = config.moe_intermediate_size
+        self.gate = Router(config)
+        self.experts = Experts(config.n_routed_experts, config.hidden_size, hidden)
+        self.shared_experts = (
+            GatedMLP(config.hidden_size, hidden * config.n_shared_experts)
+            if config.n_shared_experts
+            else None
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, D) → out (B, T, D), tokens an expert (E) int64, balance loss a row (B)."""
+        flat = x.flatten(0, 1)
+        scores = self.gate.scores(flat)
+        chosen, gates = self.gate.choose(scores)
+        load = count_choices(chosen, scores.shape[1])
+        out = self.experts(flat, chosen, gates, load)
+        if self.shared_experts is not None:
+            out = out + self.shared_experts(flat)
+        balance = sequence_balance(scores.unflatten(0, x.shape[:2]), chosen.shape[1])
+        return out.view_as(x), load, balance
+
+
+def count_choices(chosen: Tensor, experts: int) -> Tensor:
+    """How many tokens chose each expert: (N, K) → (E) int64."""
+    ones = torch.ones_like(chosen.flatten())
+    return torch.zeros(experts, dtype=torch.int64, device=chosen.device).scatter_add(
+        0, chosen.flatten(), ones
+    )
+
+
+def sequence_balance(scores: Tensor, top_k: int) -> Tensor:
+    """The sequence-wise balance loss before its factor alpha (eq. 17-20): (B, T, E) → (B).
+
+    f counts the top K by score without the bias; P is the mean normalised score.
+    """
+    experts = scores.shape[-1]
+    picked = torch.zeros_like(scores).scatter(-1, scores.detach().topk(top_k, -1).indices, 1.0)
+    f = picked.mean(1) * experts / top_k
+    p = (scores / scores.sum(-1, keepdim=True)).mean(1)
+    return (f * p).sum(-1)

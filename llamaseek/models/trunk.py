@@ -1,0 +1,113 @@
+"""What both families share: embedding, layers, final norm, head.
+
+B batch, T time, D width, V vocabulary, L layers, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from llamaseek.herd import ModelConfig
+from llamaseek.models.attention import document_mask
+from llamaseek.models.cache import Cache, LayerShape
+from llamaseek.models.layers import RMSNorm
+from llamaseek.models.moe import Experts, MoE, Router
+from llamaseek.models.rope import Rotary
+
+
+class Trunk(nn.Module):
+    """Embedding, layers and final norm; `model.` in every checkpoint name."""
+
+    def __init__(self, config: ModelConfig, rotary_width: int, layers: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(layers)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary = Rotary(rotary_width, config)
+
+
+class CausalLM(nn.Module):
+    """A trunk and a head. Subclasses add `cache_shapes` and, where they have it, `mtp`."""
+
+    def __init__(self, config: ModelConfig, trunk: Trunk) -> None:
+        super().__init__()
+        self.config = config
+        self.model = trunk
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.tie()
+        # Activations are recomputed in the backward pass instead of kept.
+        self.checkpoint_activations = False
+        # Of the latest forward: the balance loss summed over its MoE layers, one a row (B).
+        self.balance_loss: Tensor | None = None
+        # Tokens an expert since the last reset, one tensor (E) a MoE layer, by layer number.
+        self.expert_load: dict[int, Tensor] = {}
+
+    def tie(self) -> None:
+        """Share embedding and head where the config says so; again after moving off `meta`."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(self, tokens: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
+        """tokens, positions (B, T) int64 → hidden (B, T, D), after the final norm."""
+        self.balance_loss = None
+        x = self.embed(tokens)
+        rotary = self.model.rotary(positions, x.dtype)
+        mask = None if cache is not None else document_mask(positions, self.config.is_causal)
+        for index in range(self.config.num_hidden_layers):
+            x = self.run_layer(index, x, rotary, positions, mask, cache)
+        out: Tensor = self.model.norm(x)
+        return out
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """tokens (B, T) → (B, T, D) in the dtype that matrix products run in."""
+        x: Tensor = self.model.embed_tokens(tokens)
+        kind = x.device.type
+        return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (..., D) → logits (..., V)."""
+        out: Tensor = self.lm_head(hidden)
+        return out
+
+    def run_layer(self, index: int, x: Tensor, *rest: Any) -> Tensor:
+        """One layer, its activations recomputed later if so asked; expert load counted once.
+
+        Load and balance loss leave the layer as outputs, so recomputing cannot count them again.
+        """
+        layer = self.model.layers[index]
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            x, load, balance = checkpoint(layer, x, *rest, use_reentrant=False)
+        else:
+            x, load, balance = layer(x, *rest)
+        if load is not None and self.training:
+            self._record(index, load, balance)
+        return x
+
+    def _record(self, index: int, load: Tensor, balance: Tensor) -> None:
+        seen = self.expert_load.get(index)
+        self.expert_load[index] = load if seen is None else seen + load
+        self.balance_loss = balance if self.balance_loss is None else self.balance_loss + balance
+
+    def initialize(self) -> None:
+        """Normal(0, initializer_range) for every matrix, ones for norms."""
+        std = self.config.initializer_range
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding, Router)):
+                nn.init.normal_(module.weight, std=std)
+            elif isinstance(module, Experts):
+                nn.init.normal_(module.gate_up_proj, std=std)
+                nn.init.normal_(module.down_proj, std=std)
+
+    def moe_layers(self) -> dict[int, MoE]:
+        """Every mixture-of-experts layer by number, those of multi-token modules included."""
+        layers = ((i, getattr(layer, "mlp", None)) for i, layer in enumerate(self.model.layers))
+        return {index: mlp for index, mlp in layers if isinstance(mlp, MoE)}
+
+    def cache_shapes(self) -> list[LayerShape]:
+        """What each layer keeps a token; the length is the number of cache slots a token has."""
+        raise AssertionError("each family defines its own")
