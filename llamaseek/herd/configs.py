@@ -71,11 +71,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            value = getattr(self, item.name)
-            if item.type == "int" and (not isinstance(value, int) or value < self._least(item.name)):
-                raise bad_value(
-                    f"model.{item.name}", value, f"an integer of at least {self._least(item.name)}"
-                )
+            value, least = getattr(self, item.name), self._least(item.name)
+            if item.type == "int" and (not isinstance(value, int) or value < least):
+                raise bad_value(f"model.{item.name}", value, f"an integer of at least {least}")
 
     def _least(self, name: str) -> int:
         may_be_zero = ("first_k_dense_replace", "num_nextn_predict_layers", "n_shared_experts")
@@ -256,5 +254,3 @@ def _refuse_unsupported(data: dict[str, Any]) -> None:
     for key, value in wanted.items():
         if key in data and data[key] != value:
             raise bad_value(f"config.json {key}", data[key], repr(value))
-
-

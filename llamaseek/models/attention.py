@@ -17,6 +17,8 @@ from llamaseek.models.rope import rotate_halves, rotate_interleaved, softmax_sca
 
 # transformers and DeepSeek's own code leave the latent norms at this eps whatever the config says.
 LATENT_NORM_EPS = 1e-6
+BLOCKED_LENGTH = 1024  # rows up to this long keep their attention weights, on CPUs
+BLOCK = 128  # queries a block: four blocks of a row of 512 skip 3/8 of all products
 
 
 def document_mask(positions: Tensor, causal: bool) -> Tensor | None:
@@ -40,6 +42,8 @@ def attend_in_row(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float
 ) -> Tensor:
     """Attention without a cache. q (B, T, H, W), k (B, T, K, W), v (B, T, K, V) → (B, T, H, V)."""
+    if q.device.type == "cpu" and q.shape[1] <= BLOCKED_LENGTH:
+        return attend_in_blocks(q, k, v, mask, causal, scale)
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
@@ -50,6 +54,37 @@ def attend_in_row(
         enable_gqa=q.shape[2] != k.shape[2],
     )
     return out.transpose(1, 2)
+
+
+def attend_in_blocks(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float
+) -> Tensor:
+    """The same by plain matrix products, a block of queries against the keys it may see.
+
+    On CPUs the fused kernel's products reach a quarter of what a batched matrix product does.
+    The weights are kept for the backward pass, so this is for short rows only. Query heads that
+    share a key head are laid beside each other, and causal blocks skip the keys after them.
+    """
+    batch, time, heads, _ = q.shape
+    groups = k.shape[2]
+    share = heads // groups
+    q = (q * scale).unflatten(2, (groups, share)).permute(0, 2, 3, 1, 4)  # (B, K, H/K, T, W)
+    k, v = k.permute(0, 2, 3, 1), v.transpose(1, 2)  # (B, K, W, T), (B, K, T, V)
+    steps = torch.arange(time, device=q.device)
+    seen = steps[:, None] >= steps if causal and mask is None else mask
+    outs = []
+    for start in range(0, time, BLOCK):
+        stop = min(start + BLOCK, time)
+        end = stop if causal else time
+        scores = q[:, :, :, start:stop].flatten(2, 3) @ k[..., :end]
+        scores = scores.unflatten(2, (share, stop - start)).float()
+        if seen is not None:
+            visible = seen[..., start:stop, :end]
+            visible = visible[:, None] if visible.dim() == 4 else visible
+            scores = scores.masked_fill(~visible, -torch.inf)
+        weights = F.softmax(scores, dim=-1).to(v.dtype).flatten(2, 3)
+        outs.append((weights @ v[:, :, :end]).unflatten(2, (share, stop - start)))
+    return torch.cat(outs, dim=3).permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
 class GroupedQueryAttention(nn.Module):
