@@ -1,0 +1,41 @@
+"""What is learnt: each objective is one short file that names its loss terms and their counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from llamaseek.data.batch import IGNORE, Batch
+from llamaseek.models import CausalLM
+
+
+@dataclass(frozen=True)
+class Term:
+    """One part of the loss: `weight × sum / count`, the count taken over the whole step."""
+
+    name: str
+    sum: Tensor
+    weight: float = 1.0
+
+
+class Objective(Protocol):
+    """What the loop needs. Counts are known before the forward, so a step can be split freely."""
+
+    def prepare(self, batch: Batch, step: int) -> Batch:
+        """The batch as the model sees it (masked LM corrupts it); a function of seed and step."""
+        ...
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """How many items each term sums over in this batch."""
+        ...
+
+    def terms(self, model: CausalLM, batch: Batch) -> list[Term]:
+        """The loss terms of this batch, one for each name in `counts`."""
+        ...
+
+
+def targets_counted(batch: Batch) -> int:
+    """Targets that have a loss."""
+    return int((batch.targets != IGNORE).sum())

@@ -1,0 +1,167 @@
+"""The recipe: everything a training run depends on, checked before anything heavy is imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from llamaseek.errors import UserError, shorten, unknown_name
+
+Stage = Literal["pretrain", "sft", "dpo"]
+ObjectiveName = Literal["next_token", "multi_token", "masked", "sft", "dpo"]
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are errors, and nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelRecipe(Section):
+    """A new model from sizes (`config`), or a trained one to go on from (`init_from`)."""
+
+    family: Literal["llama3", "deepseek_v3"] = "llama3"
+    config: dict[str, Any] = Field(default_factory=dict)
+    init_from: str | None = None
+
+
+class TokenizerRecipe(Section):
+    """A tokenizer folder (`path`), or one trained on the run's own training text."""
+
+    path: str | None = None
+    vocab_size: int = Field(default=2048, ge=267)
+
+
+class DataRecipe(Section):
+    """Where text or rows come from, and how they become rows of `length` tokens."""
+
+    sources: list[str] = Field(default_factory=list)
+    mix: dict[str, float] = Field(default_factory=dict)  # built-in sources → weight
+    mix_bytes: int = Field(default=8_000_000, ge=1)
+    rows: dict[str, int] = Field(default_factory=dict)  # built-in row generators → rows
+    holdout: float = Field(default=0.02, ge=0, lt=1)
+    length: int = Field(default=256, ge=2)
+    isolate: bool = True
+    bad_rows: Literal["error", "skip"] = "error"
+
+
+class TrainRecipe(Section):
+    """The loop: batch, steps, optimizer, schedule, precision, and what is saved when."""
+
+    objective: ObjectiveName = "next_token"
+    steps: int = Field(default=1000, ge=1)
+    batch: int = Field(default=32, ge=1)
+    micro_batch: int | None = Field(default=None, ge=1)
+    lr: float = Field(default=3e-3, gt=0)
+    min_lr: float = Field(default=0.1, ge=0, le=1)  # as a share of lr
+    warmup: int = Field(default=50, ge=0)
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    decay: float = Field(default=0.2, ge=0, le=1)  # share of the steps WSD decays over
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(default=0.1, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False
+    checkpoint_activations: bool = False
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    eval_every: int = Field(default=200, ge=1)
+    save_every: int = Field(default=500, ge=1)
+    keep: int = Field(default=2, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    # DeepSeek-V3 report §4.2: lambda 0.3, alpha 1e-4, gamma 1e-3
+    mtp_weight: float = Field(default=0.3, ge=0)
+    balance_weight: float = Field(default=1e-4, ge=0)
+    bias_update: float = Field(default=1e-3, ge=0)
+    # Llama 3 §4.1.4: beta 0.1, formatting tokens masked, 0.2 × NLL on the chosen answer
+    dpo_beta: float = Field(default=0.1, gt=0)
+    dpo_form: Literal["llama3", "plain"] = "llama3"
+    dpo_nll: float = Field(default=0.2, ge=0)
+
+
+class Recipe(Section):
+    """One training run. `out` is its run folder."""
+
+    name: str
+    stage: Stage
+    seed: int = Field(default=0, ge=0)
+    out: str | None = None
+    model: ModelRecipe = ModelRecipe()
+    tokenizer: TokenizerRecipe = TokenizerRecipe()
+    data: DataRecipe = DataRecipe()
+    train: TrainRecipe = TrainRecipe()
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.out or f"runs/{self.name}")
+
+
+def load_recipe(path: Path, overrides: list[str]) -> Recipe:
+    """The recipe of a YAML file with dotted `key=value` overrides.
+
+    Raises `UserError` naming the key, its value and what is allowed.
+    """
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not YAML ({shorten(str(error))})") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: is not a recipe (a YAML mapping of keys)")
+    for override in overrides:
+        apply_override(data, override)
+    return make_recipe(data)
+
+
+def make_recipe(data: dict[str, Any]) -> Recipe:
+    """A checked recipe from plain data; one line for the first thing that is wrong."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise _one_line(error) from None
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set `a.b.c=value` in `data`; the value is read as YAML."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {override!r} is not of the form key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text  # a path or phrase that YAML cannot read is what it is
+    *parents, last = key.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise UserError(f"{key}: {parent} is not a section of the recipe")
+    # YAML 1.1 reads 3e-4 as a word.
+    data[last] = _number(value) if isinstance(value, str) else value
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the resolved recipe, enough to repeat the run."""
+    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+
+
+def _number(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _one_line(error: ValidationError) -> UserError:
+    first = error.errors()[0]
+    where = [str(part) for part in first["loc"]]
+    key = ".".join(where)
+    if first["type"] == "extra_forbidden":
+        section: Any = Recipe
+        for part in where[:-1]:
+            section = section.model_fields[part].annotation
+        return UserError(str(unknown_name(f"recipe key {key}:", where[-1], [*section.model_fields])))
+    return UserError(f"{key}: {shorten(repr(first['input']))} is not allowed; {first['msg']}")

@@ -1,0 +1,87 @@
+"""Direct preference optimization (Rafailov et al. 2023), in Llama 3's form (§4.1.4) or plainly.
+
+L = -log σ(β[(log π(y⁺) - log π_ref(y⁺)) - (log π(y⁻) - log π_ref(y⁻))]), log-probabilities summed
+over the answer. Llama 3 leaves header and end-of-turn tokens of both answers out of that sum and
+adds 0.2 × the chosen answer's token-mean NLL, which keeps the end-of-turn.
+
+B rows, T time, S sequences a row (chosen at 2i, rejected at 2i + 1).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llamaseek.data.batch import IGNORE, Batch
+from llamaseek.models import CausalLM
+from llamaseek.train.loss import token_log_probs
+from llamaseek.train.objectives import Term
+from llamaseek.train.objectives.next_token import balance_terms
+
+
+class DPO:
+    """Reads `sequence` (B, T; -1 elsewhere), `counts_for_preference` (B, T) and, once they are
+    known, `reference` (B, S) from the batch's extras."""
+
+    def __init__(self, beta: float, nll_weight: float, balance_weight: float = 0.0) -> None:
+        self.beta = beta
+        self.nll_weight = nll_weight
+        self.balance_weight = balance_weight
+
+    def prepare(self, batch: Batch, step: int) -> Batch:
+        """The batch as it is."""
+        return batch
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Pairs, and target tokens of chosen answers."""
+        pairs = int((batch.extra["pairs"]).sum())
+        return {
+            "dpo": pairs,
+            "accuracy": pairs,
+            "margin": pairs,
+            "nll": int(chosen_targets(batch).sum()),
+            "balance": batch.tokens.shape[0],
+        }
+
+    def terms(self, model: CausalLM, batch: Batch) -> list[Term]:
+        """The preference loss, the NLL on chosen answers; accuracy and margin to watch."""
+        log_p = target_log_probs(model, batch)
+        summed = sum_by_sequence(log_p, batch)
+        reward = self.beta * (summed - batch.extra["reference"])
+        margins = (reward[:, 0::2] - reward[:, 1::2])[pair_mask(batch)]
+        nll = -(log_p * chosen_targets(batch)).sum()
+        return [
+            Term("dpo", -F.logsigmoid(margins).sum()),
+            Term("accuracy", (margins.detach() > 0).float().sum(), 0.0),
+            Term("margin", margins.detach().sum(), 0.0),
+            Term("nll", nll, self.nll_weight),
+            *balance_terms(model, self.balance_weight),
+        ]
+
+
+def target_log_probs(model: CausalLM, batch: Batch) -> Tensor:
+    """log p of every target, 0 where there is none: (B, T) float32."""
+    hidden = model(batch.tokens, batch.positions)
+    valid = batch.targets != IGNORE
+    log_p = token_log_probs(hidden[valid], model.lm_head.weight, batch.targets[valid])
+    return torch.zeros(valid.shape, device=hidden.device).masked_scatter(valid, log_p)
+
+
+def sum_by_sequence(log_p: Tensor, batch: Batch) -> Tensor:
+    """Summed log-probability of each answer, of the tokens that count for it: (B, S)."""
+    sequence = batch.extra["sequence"].clamp(min=0)
+    slots = 2 * batch.extra["pairs"].shape[1]
+    kept = log_p * (batch.extra["counts_for_preference"] > 0)
+    return torch.zeros(log_p.shape[0], slots, device=log_p.device).scatter_add(1, sequence, kept)
+
+
+def pair_mask(batch: Batch) -> Tensor:
+    """Which pair slots of each row are in use: (B, S / 2) bool."""
+    return batch.extra["pairs"] > 0
+
+
+def chosen_targets(batch: Batch) -> Tensor:
+    """Targets of chosen answers: (B, T) bool."""
+    sequence = batch.extra["sequence"]
+    return (batch.targets != IGNORE) & (sequence >= 0) & (sequence % 2 == 0)

@@ -1,0 +1,40 @@
+"""Next-token prediction, for pre-training and for answers (SFT, instruction tuning).
+
+What differs between them is in the batch: text has a target at every token, a conversation only
+at its answers and their end-of-turn.
+"""
+
+from __future__ import annotations
+
+from llamaseek.data.batch import Batch
+from llamaseek.models import CausalLM
+from llamaseek.train.loss import cross_entropy_sum
+from llamaseek.train.objectives import Term, targets_counted
+
+
+class NextToken:
+    """-Σ log p(y_t | y_<t) over targets that count, and the balance loss where experts route."""
+
+    def __init__(self, balance_weight: float = 0.0) -> None:
+        self.balance_weight = balance_weight
+
+    def prepare(self, batch: Batch, step: int) -> Batch:
+        """The batch as it is."""
+        return batch
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Targets, and rows for the balance loss."""
+        return {"next_token": targets_counted(batch), "balance": batch.tokens.shape[0]}
+
+    def terms(self, model: CausalLM, batch: Batch) -> list[Term]:
+        """Cross-entropy of the next token, and the balance loss."""
+        hidden = model(batch.tokens, batch.positions)
+        loss = cross_entropy_sum(hidden, model.lm_head.weight, batch.targets)
+        return [Term("next_token", loss), *balance_terms(model, self.balance_weight)]
+
+
+def balance_terms(model: CausalLM, weight: float) -> list[Term]:
+    """The sequence-wise balance loss of the latest forward (V3 report eq. 17), if it has one."""
+    if model.balance_loss is None or weight == 0:
+        return []
+    return [Term("balance", model.balance_loss.sum(), weight)]
