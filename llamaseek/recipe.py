@@ -163,5 +163,7 @@ def _one_line(error: ValidationError) -> UserError:
         section: Any = Recipe
         for part in where[:-1]:
             section = section.model_fields[part].annotation
-        return UserError(str(unknown_name(f"recipe key {key}:", where[-1], [*section.model_fields])))
+        return UserError(
+            str(unknown_name(f"recipe key {key}:", where[-1], [*section.model_fields]))
+        )
     return UserError(f"{key}: {shorten(repr(first['input']))} is not allowed; {first['msg']}")

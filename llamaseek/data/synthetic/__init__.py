@@ -1,0 +1,1 @@
+"""Seeded text, tasks and preferences with programs that grade answers; standard library only."""

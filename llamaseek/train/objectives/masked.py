@@ -33,5 +33,3 @@ class Masked(NextToken):
         tokens = torch.where(chosen & (how >= 0.9), other, tokens)
         targets = torch.where(chosen, batch.tokens, IGNORE)
         return Batch(tokens, batch.positions, targets)
-
-

@@ -49,9 +49,7 @@ class MultiToken:
         return terms + balance_terms(model, self.balance_weight)
 
 
-def shift(
-    tokens: Tensor, targets: Tensor, positions: Tensor, by: int
-) -> tuple[Tensor, Tensor]:
+def shift(tokens: Tensor, targets: Tensor, positions: Tensor, by: int) -> tuple[Tensor, Tensor]:
     """Tokens and targets one place on, within each document: all (B, T).
 
     `by` is how far the result lies from the row: a place has a target only if the token `by`

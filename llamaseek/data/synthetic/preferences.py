@@ -1,0 +1,64 @@
+"""Pairs of answers: one good, one with a flaw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from llamaseek.data.synthetic.instructions import training_wording
+from llamaseek.data.synthetic.splits import Split
+from llamaseek.data.synthetic.stories import Story, prompt, story
+from llamaseek.data.synthetic.tasks import TASKS, task_item
+
+
+@dataclass(frozen=True)
+class PreferenceItem:
+    """A prompt, the better answer, the worse one, and what is wrong with it."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    flaw: str
+
+    @property
+    def key(self) -> str:
+        """What makes it this item."""
+        return f"{self.prompt}: {self.rejected}"
+
+
+Flaw = Callable[[Random, Story], str]
+STORY_FLAWS: dict[str, Flaw] = {
+    "sad ending": lambda rng, s: f"{s.opening} And the {s.object} was never seen again.",
+    "repeats itself": lambda rng, s: f"{s.opening} {s.opening}",
+    "ignores the prompt": lambda rng, s: story(rng, "train").text,
+    "cut off": lambda rng, s: f"{s.opening} And the {s.object}",
+    "rude": lambda rng, s: "No. Do it yourself.",
+    "shouts": lambda rng, s: f"{s.opening} And the {s.object} was gone!!! GONE!!!",
+}
+ANSWER_FLAWS: dict[str, Callable[[str], str]] = {
+    "hedges": lambda answer: f"Well, maybe it is {answer}, but who knows.",
+    "rude": lambda answer: "No. Do it yourself.",
+    "rambles": lambda answer: f"{answer} {answer} {answer}",
+}
+
+
+def _about_a_story(rng: Random, split: Split) -> PreferenceItem:
+    prefix, made = prompt(rng, split)
+    flaw = rng.choice(tuple(STORY_FLAWS))
+    rejected = STORY_FLAWS[flaw](rng, made)
+    if rejected.startswith(prefix) and flaw == "ignores the prompt":
+        flaw, rejected = "rude", "No. Do it yourself."
+    asked = training_wording("complete", rng).format(prefix)
+    return PreferenceItem(asked, made.text, rejected, flaw)
+
+
+def _about_a_task(rng: Random, split: Split) -> PreferenceItem:
+    item = task_item(rng.choice(TASKS), rng, split)
+    flaw = rng.choice(tuple(ANSWER_FLAWS))
+    return PreferenceItem(item.input, item.output, ANSWER_FLAWS[flaw](item.output), flaw)
+
+
+def preference_item(rng: Random, split: Split) -> PreferenceItem:
+    """A pair: three in five about stories, the rest about the five tasks."""
+    return (_about_a_story if rng.random() < 0.6 else _about_a_task)(rng, split)

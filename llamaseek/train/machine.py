@@ -1,0 +1,85 @@
+"""What the machine can do: device, precision, measured matrix peak, floating-point work a token."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager
+
+import torch
+
+from llamaseek.errors import UserError
+from llamaseek.herd import DeepseekV3Config, Llama3Config
+from llamaseek.models import CausalLM
+from llamaseek.recipe import TrainRecipe
+
+
+def pick_device(wanted: str) -> torch.device:
+    """`auto` takes the GPU where there is one."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("train.device: 'cuda' is not available on this machine; allowed: auto, cpu")
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)
+
+
+def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What matrix products run in: bf16 where the machine has it, else fp32. Weights are fp32."""
+    if precision == "auto":
+        precision = "bf16" if has_bf16(device) else "fp32"
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 natively."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def autocast(recipe: TrainRecipe, device: torch.device) -> AbstractContextManager[None]:
+    """The one place where precision is decided: bf16 products through autocast, or nothing."""
+    dtype = pick_dtype(recipe.precision, device)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def matrix_peak(dtype: torch.dtype, device: torch.device, size: int = 2048) -> float:
+    """FLOP/s of the best of six square products, measured in about a third of a second."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(6):
+        start = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def count_parameters(model: CausalLM) -> tuple[int, int]:
+    """All parameters, and those one token activates (its experts alone); tied heads once.
+
+    Multi-token modules count in the first number only.
+    """
+    total = sum(p.numel() for p in model.parameters())
+    if not isinstance(model.config, DeepseekV3Config):
+        return total, total
+    ahead = model.model.layers[model.config.num_hidden_layers :]
+    activated: float = total - sum(p.numel() for p in ahead.parameters())
+    config = model.config
+    for index, moe in model.moe_layers().items():
+        if index < config.num_hidden_layers:
+            routed = sum(p.numel() for p in moe.experts.parameters())
+            activated -= routed * (1 - config.num_experts_per_tok / config.n_routed_experts)
+    return total, round(activated)
+
+
+def training_flops_per_token(model: CausalLM, length: int) -> float:
+    """6 × activated parameters + 12 × layers × width × length (Chowdhery et al. 2022, App. B)."""
+    config = model.config
+    if isinstance(config, Llama3Config):
+        width = config.num_attention_heads * config.head_dim
+    else:
+        assert isinstance(config, DeepseekV3Config)
+        width = config.num_attention_heads * (config.qk_head_dim + config.v_head_dim) // 2
+    attention = 12 * config.num_hidden_layers * width * length
+    return 6 * count_parameters(model)[1] + attention

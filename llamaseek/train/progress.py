@@ -1,0 +1,60 @@
+"""The progress bar of a run: loss, tokens a second, share of the machine's peak, time left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+
+class Progress:
+    """One line that lives while a run does; on a pipe, one plain line an evaluation."""
+
+    def __init__(self, name: str, steps: int, done: int, flops: float, peak: float) -> None:
+        self.name, self.steps, self.flops, self.peak = name, steps, flops, peak
+        self.console = Console(stderr=True)
+        self.rate = 0.0
+        self.line: dict[str, Any] = {}
+        self.validation = ""
+        self.bar = Bar(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.completed}/{task.total} {task.fields[text]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task(name, total=steps, completed=done, text="")
+
+    def __enter__(self) -> Progress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def update(self, line: dict[str, Any]) -> None:
+        """One step done."""
+        self.line = line
+        rate = line["tokens_per_second"]
+        self.rate = rate if self.rate == 0 else 0.9 * self.rate + 0.1 * rate
+        self.bar.update(self.task, completed=line["step"], text=self._text())
+
+    def evaluated(self, scores: dict[str, float]) -> None:
+        """An evaluation done; shown in the bar, or printed where there is none."""
+        bits = scores.get("val_bits_per_byte")
+        self.validation = f" val {scores['val_loss']:.3f}" + (f" ({bits:.3f} bpb)" if bits else "")
+        if not self.console.is_terminal:
+            step = f"{self.line['step']}/{self.steps}"
+            self.console.print(f"{self.name} {step} {self._text()}", highlight=False)
+
+    def _text(self) -> str:
+        share = self.rate * self.flops / self.peak
+        return (
+            f"loss {self.line['loss']:.3f}{self.validation} "
+            f"{self.rate:,.0f} tok/s {share:.0%} of peak"
+        )
