@@ -27,7 +27,7 @@ def turn(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def generated_rows(wanted: dict[str, int], seed: int, split: Split) -> Iterator[Row]:
+def generated_rows(wanted: dict[str, int], seed: int | str, split: Split) -> Iterator[Row]:
     """Rows of the built-in generators: `tasks`, `instructions`, `preferences`."""
     for name, count in wanted.items():
         if name not in GENERATORS:

@@ -21,6 +21,7 @@ from llamaseek.text.special import SPECIAL_TOKENS
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.text.train_bpe import train_bpe
 from llamaseek.train.loop import Job
+from llamaseek.train.loss import softmax_and_gradient
 from llamaseek.train.machine import autocast, pick_device
 from llamaseek.train.objectives import Objective
 from llamaseek.train.objectives.dpo import DPO, sum_by_sequence, target_log_probs
@@ -199,17 +200,18 @@ def make_objective(recipe: Recipe, model: CausalLM, tokenizer: Tokenizer) -> Obj
     """The objective a recipe names; refuses one the model cannot be trained with."""
     train = recipe.train
     balance = train.balance_weight
+    kernel = torch.compile(softmax_and_gradient) if train.compile else softmax_and_gradient
     if train.objective == "multi_token":
         config = model.config
         depth = config.num_nextn_predict_layers if isinstance(config, DeepseekV3Config) else 0
         if depth == 0:
             allowed = "a deepseek_v3 model with num_nextn_predict_layers of at least 1"
             raise UserError(f"train.objective: multi_token needs {allowed}")
-        return MultiToken(depth, train.mtp_weight, balance)
+        return MultiToken(depth, train.mtp_weight, balance, kernel)
     if train.objective == "masked":
         ordinary = tokenizer.vocab_size - len(SPECIAL_TOKENS)
-        return Masked(recipe.seed, tokenizer.mask_id, ordinary, balance)
+        return Masked(recipe.seed, tokenizer.mask_id, ordinary, balance, kernel)
     if train.objective == "dpo" or recipe.stage == "dpo":
         nll = train.dpo_nll if train.dpo_form == "llama3" else 0.0
         return DPO(train.dpo_beta, nll, balance)
-    return NextToken(balance)
+    return NextToken(balance, kernel)

@@ -18,6 +18,7 @@ from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.evaluate import evaluate
 from llamaseek.train.machine import (
     autocast,
+    keep_freed_memory,
     matrix_peak,
     pick_device,
     pick_dtype,
@@ -72,6 +73,7 @@ class Trainer:
     def __init__(self, job: Job) -> None:
         self.job, self.recipe = job, job.recipe.train
         self.device = pick_device(self.recipe.device)
+        keep_freed_memory()
         self.model = job.model.to(self.device).train()
         self.model.checkpoint_activations = self.recipe.checkpoint_activations
         if self.recipe.compile:
@@ -108,9 +110,7 @@ class Trainer:
             done = load_state(folder, self.model, self.optimizer, self.average)
             self.folder.rewind(done)
             return done
-        self.folder.metrics.unlink(missing_ok=True)
-        for step in steps:  # a new run in an old folder starts from nothing
-            self.folder.prune(0 if step == steps[-1] else 1)
+        self.folder.clear()
         save_recipe(self.job.recipe, self.folder.path / "recipe.yaml")
         return 0
 

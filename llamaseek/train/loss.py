@@ -7,6 +7,7 @@ computed twice.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,12 +16,14 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 IGNORE = -100
-CHUNK_NUMBERS = 2**23  # logits in one chunk: 32 MB in float32, about a CPU's last-level cache
+Kernel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# Logits in one chunk. On a CPU 8 MB of float32 stay in its caches; a GPU wants large products.
+CHUNK_NUMBERS = {"cpu": 2**21, "cuda": 2**27}
 
 
-def chunk_length(vocabulary: int) -> int:
-    """Tokens a chunk, at least 64."""
-    return max(CHUNK_NUMBERS // vocabulary, 64)
+def chunk_length(weight: Tensor) -> int:
+    """Tokens a chunk for a head of weight (V, D), at least 64."""
+    return max(CHUNK_NUMBERS.get(weight.device.type, 2**23) // weight.shape[0], 64)
 
 
 def matmul_dtype(x: Tensor) -> torch.dtype:
@@ -31,17 +34,19 @@ def matmul_dtype(x: Tensor) -> torch.dtype:
 
 def softmax_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Sum of -log p(target) over (N, V) logits, and its gradient in logits' dtype."""
-    wide = logits.float()
-    log_p = wide - wide.logsumexp(-1, keepdim=True)
-    loss = -log_p.gather(1, targets[:, None]).sum()
-    columns = torch.arange(logits.shape[1], device=logits.device)
-    gradient = log_p.exp() - (columns == targets[:, None]).float()
+    at_target = targets[:, None]
+    log_p = F.log_softmax(logits, dim=-1, dtype=torch.float32)
+    loss = -log_p.gather(1, at_target).sum()
+    gradient = log_p.exp_()
+    gradient.scatter_add_(1, at_target, gradient.new_full(at_target.shape, -1.0))
     return loss, gradient.to(logits.dtype)
 
 
 class _CrossEntropySum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, kernel: Any) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, kernel: Kernel
+    ) -> Tensor:
         dtype = matmul_dtype(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
             loss, d_hidden, d_weight = _chunks(hidden.to(dtype), weight.to(dtype), targets, kernel)
@@ -55,12 +60,12 @@ class _CrossEntropySum(torch.autograd.Function):
 
 
 def _chunks(
-    hidden: Tensor, weight: Tensor, targets: Tensor, kernel: Any
+    hidden: Tensor, weight: Tensor, targets: Tensor, kernel: Kernel
 ) -> tuple[Tensor, Tensor, Tensor]:
     loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
     d_hidden = torch.empty_like(hidden)
     d_weight = torch.zeros_like(weight, dtype=torch.float32)
-    size = chunk_length(weight.shape[0])
+    size = chunk_length(weight)
     for start in range(0, hidden.shape[0], size):
         part = slice(start, start + size)
         chunk_loss, gradient = kernel(hidden[part] @ weight.T, targets[part])
@@ -71,11 +76,12 @@ def _chunks(
 
 
 def cross_entropy_sum(
-    hidden: Tensor, weight: Tensor, targets: Tensor, kernel: Any = softmax_and_gradient
+    hidden: Tensor, weight: Tensor, targets: Tensor, kernel: Kernel = softmax_and_gradient
 ) -> Tensor:
     """-Σ log p(target) over targets that are not -100; hidden (..., D), weight (V, D) → scalar.
 
     The sum, not the mean: the loop divides by a count that spans micro-batches and ranks.
+    `kernel` is `softmax_and_gradient` or its compiled form.
     """
     hidden, targets = hidden.flatten(0, -2), targets.flatten()
     counted = targets != IGNORE
@@ -89,7 +95,7 @@ def cross_entropy_sum(
 
 def token_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """log p(target) of each token: hidden (N, D), weight (V, D), targets (N) → float32 (N)."""
-    size = chunk_length(weight.shape[0])
+    size = chunk_length(weight)
     parts = [
         checkpoint(_log_probs, h, weight, t, use_reentrant=False)
         for h, t in zip(hidden.split(size), targets.split(size), strict=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 import time
 from contextlib import AbstractContextManager
 
@@ -40,6 +42,20 @@ def autocast(recipe: TrainRecipe, device: torch.device) -> AbstractContextManage
     """The one place where precision is decided: bf16 products through autocast, or nothing."""
     dtype = pick_dtype(recipe.precision, device)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the pages of freed tensors instead of handing them back and forth.
+
+    Each step frees and takes the same large blocks; faulting their pages in anew cost a sixth of
+    a small model's step. Elsewhere than on glibc nothing happens.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    trim_threshold, mmap_threshold = -1, -3  # the names' numbers in malloc.h
+    libc.mallopt(mmap_threshold, 2**30)
+    libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def matrix_peak(dtype: torch.dtype, device: torch.device, size: int = 2048) -> float:

@@ -46,9 +46,10 @@ def restore_optimizer(
 
 def update_routing_bias(model: CausalLM, speed: float) -> None:
     """b_i + γ for experts under the mean load of this step, - γ over it (V3 report §2.1.2)."""
-    for index, moe in model.moe_layers().items():
-        load = model.expert_load[index].float()
-        moe.gate.e_score_correction_bias += speed * torch.sign(load.mean() - load)
+    layers = model.moe_layers()
+    for index, count in model.expert_load.items():  # multi-token modules only where they ran
+        load = count.float()
+        layers[index].gate.e_score_correction_bias += speed * torch.sign(load.mean() - load)
 
 
 class WeightAverage:

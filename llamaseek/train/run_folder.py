@@ -21,6 +21,17 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.final = path / "model"
 
+    def check(self, resume: bool, overwrite: bool) -> None:
+        """Refuse to start over a run that is there, unless asked to."""
+        steps = self.saved_steps()
+        if not (resume or overwrite) and (steps or self.final.exists()):
+            held = f"a run at step {steps[-1]}" if steps else "a model"
+            raise UserError(
+                f"{self.path}: holds {held}; --resume goes on, --overwrite starts again"
+            )
+        if resume and not steps:
+            raise UserError(f"{self.path}: holds no checkpoint to resume from")
+
     def create(self) -> None:
         """Make the folder; `UserError` where it cannot be written."""
         try:
@@ -46,8 +57,7 @@ class RunFolder:
             partial.mkdir(parents=True)
             write(partial)
             sync(partial)
-            if target.exists():
-                shutil.rmtree(target)
+            self._move_away(target)
             partial.rename(target)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
@@ -58,9 +68,21 @@ class RunFolder:
     def prune(self, keep: int) -> None:
         """Remove all but the newest `keep` checkpoints."""
         for step in self.saved_steps()[:-keep]:
-            # Renamed first: a half-removed folder must not look like a checkpoint.
-            old = self.checkpoints / f".partial-old-{step}"
-            self.checkpoint(step).rename(old)
+            self._move_away(self.checkpoint(step))
+
+    def clear(self) -> None:
+        """Remove what an earlier run left: metrics, checkpoints, the final model."""
+        self.metrics.unlink(missing_ok=True)
+        for step in self.saved_steps():
+            self._move_away(self.checkpoint(step))
+        self._move_away(self.final)
+
+    def _move_away(self, folder: Path) -> None:
+        """Remove a folder; renamed first, so that half of one never looks whole."""
+        if folder.exists():
+            old = folder.parent / f".partial-old-{folder.name}"
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
             shutil.rmtree(old)
 
     def log(self, line: dict[str, Any]) -> None:

@@ -45,7 +45,7 @@ ANSWER_FLAWS: dict[str, Callable[[str], str]] = {
 
 def _about_a_story(rng: Random, split: Split) -> PreferenceItem:
     prefix, made = prompt(rng, split)
-    flaw = rng.choice(tuple(STORY_FLAWS))
+    flaw = rng.choice((*STORY_FLAWS, "cut off", "cut off"))  # what a base model most falls for
     rejected = STORY_FLAWS[flaw](rng, made)
     if rejected.startswith(prefix) and flaw == "ignores the prompt":
         flaw, rejected = "rude", "No. Do it yourself."

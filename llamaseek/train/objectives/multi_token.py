@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.models import CausalLM, DeepseekV3
-from llamaseek.train.loss import cross_entropy_sum
+from llamaseek.train.loss import Kernel, cross_entropy_sum, softmax_and_gradient
 from llamaseek.train.objectives import Term, targets_counted
 from llamaseek.train.objectives.next_token import balance_terms
 
@@ -19,10 +19,17 @@ from llamaseek.train.objectives.next_token import balance_terms
 class MultiToken:
     """Next-token prediction with D modules that look further ahead."""
 
-    def __init__(self, depth: int, weight: float, balance_weight: float = 0.0) -> None:
+    def __init__(
+        self,
+        depth: int,
+        weight: float,
+        balance_weight: float,
+        kernel: Kernel = softmax_and_gradient,
+    ) -> None:
         self.depth = depth
         self.weight = weight
         self.balance_weight = balance_weight
+        self.kernel = kernel
 
     def prepare(self, batch: Batch, step: int) -> Batch:
         """The batch as it is."""
@@ -39,12 +46,13 @@ class MultiToken:
         assert isinstance(model, DeepseekV3)
         head = model.lm_head.weight
         hidden = model(batch.tokens, batch.positions)
-        terms = [Term("next_token", cross_entropy_sum(hidden, head, batch.targets))]
+        loss = cross_entropy_sum(hidden, head, batch.targets, self.kernel)
+        terms = [Term("next_token", loss)]
         tokens, targets = batch.tokens, batch.targets
         for k in range(self.depth):
             tokens, targets = shift(tokens, targets, batch.positions, k + 1)
             hidden = model.mtp(k, hidden, tokens, batch.positions)
-            loss = cross_entropy_sum(hidden, head, targets)
+            loss = cross_entropy_sum(hidden, head, targets, self.kernel)
             terms.append(Term(f"mtp_{k + 1}", loss, self.weight / self.depth))
         return terms + balance_terms(model, self.balance_weight)
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from llamaseek.data.batch import Batch
 from llamaseek.models import CausalLM
-from llamaseek.train.loss import cross_entropy_sum
+from llamaseek.train.loss import Kernel, cross_entropy_sum, softmax_and_gradient
 from llamaseek.train.objectives import Term, targets_counted
 
 
 class NextToken:
     """-Σ log p(y_t | y_<t) over targets that count, and the balance loss where experts route."""
 
-    def __init__(self, balance_weight: float = 0.0) -> None:
+    def __init__(self, balance_weight: float, kernel: Kernel = softmax_and_gradient) -> None:
         self.balance_weight = balance_weight
+        self.kernel = kernel
 
     def prepare(self, batch: Batch, step: int) -> Batch:
         """The batch as it is."""
@@ -29,7 +30,7 @@ class NextToken:
     def terms(self, model: CausalLM, batch: Batch) -> list[Term]:
         """Cross-entropy of the next token, and the balance loss."""
         hidden = model(batch.tokens, batch.positions)
-        loss = cross_entropy_sum(hidden, model.lm_head.weight, batch.targets)
+        loss = cross_entropy_sum(hidden, model.lm_head.weight, batch.targets, self.kernel)
         return [Term("next_token", loss), *balance_terms(model, self.balance_weight)]
 
 

@@ -1,0 +1,119 @@
+"""`chat`: talk to a model in the terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from llamaseek.errors import UserError
+
+if TYPE_CHECKING:
+    from llamaseek.cli.conversation import Conversation
+
+MODEL = typer.Argument(help="A model folder.")
+SYSTEM = typer.Option("", help="The system message.")
+TEMPERATURE = typer.Option(0.0, help="0 takes the likeliest token each time.")
+TOP_P = typer.Option(1.0, help="Keep the likeliest tokens up to this much probability.")
+MAX_TOKENS = typer.Option(256, help="The longest answer.")
+STOP = typer.Option([], help="End answers before this text; may be given again.")
+SEED = typer.Option(0, help="For temperatures above 0.")
+HISTORY = Path.home() / ".llamaseek_history"
+
+
+def chat(
+    model: Path = MODEL,
+    system: str = SYSTEM,
+    temperature: float = TEMPERATURE,
+    top_p: float = TOP_P,
+    max_tokens: int = MAX_TOKENS,
+    stop: list[str] = STOP,
+    seed: int = SEED,
+) -> None:
+    """Talk to a model; /help lists what can be changed on the way."""
+    from llamaseek.cli.conversation import Conversation
+    from llamaseek.engine.sampler import Sampling
+    from llamaseek.models.checkpoint import load_model
+    from llamaseek.text.tokenizer import Tokenizer
+    from llamaseek.train.machine import pick_device
+
+    sampling = Sampling(temperature, 0, top_p, max_tokens, seed)
+    tokenizer = Tokenizer.load(model)
+    loaded = load_model(model).to(pick_device("auto"))
+    talk = Conversation(loaded, tokenizer, sampling, system, list(stop))
+    if sys.stdin.isatty():
+        print(f"{model}  ·  /help for commands, Ctrl-D to leave")
+    run(talk, reader())
+
+
+def reader() -> Callable[[], str]:
+    """Reads one message: an editor with history in a terminal, a plain line from a pipe."""
+    if not sys.stdin.isatty():
+        return input
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import FileHistory
+    from prompt_toolkit.key_binding import KeyBindings
+
+    keys = KeyBindings()
+
+    @keys.add("escape", "enter")
+    def _(event: object) -> None:
+        event.current_buffer.insert_text("\n")  # type: ignore[attr-defined]
+
+    session: PromptSession[str] = PromptSession(
+        history=FileHistory(str(HISTORY)), key_bindings=keys
+    )
+    return lambda: session.prompt("> ", prompt_continuation="  ")
+
+
+def run(talk: Conversation, read: Callable[[], str]) -> None:
+    """Read, answer, until the user leaves."""
+    from llamaseek.cli.conversation import Quit
+
+    while True:
+        try:
+            line = read().strip()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            continue
+        try:
+            if line:
+                respond(talk, line)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+        except Quit:
+            return
+
+
+def respond(talk: Conversation, line: str) -> None:
+    """A command, or a message to answer."""
+    if not line.startswith("/"):
+        say(talk.ask(line))
+        return
+    shown = talk.command(line)
+    if shown is None:
+        say(talk.answer())
+    else:
+        print(shown)
+
+
+def say(pieces: Iterator[str]) -> None:
+    """Print an answer as it comes, then its speed; Ctrl-C ends it."""
+    start, count = time.perf_counter(), 0
+    try:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+            count += 1
+    except KeyboardInterrupt:
+        pieces.close()  # type: ignore[attr-defined]
+        print(" …", end="")
+    rate = count / max(time.perf_counter() - start, 1e-9)
+    if sys.stdout.isatty():
+        print(f"\n\033[2m{count} tokens, {rate:.0f} a second\033[0m")
+    else:
+        print()

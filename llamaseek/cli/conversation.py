@@ -1,0 +1,185 @@
+"""A conversation with a model: its turns, its settings, and the commands that change them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from llamaseek.engine.generate import stream
+from llamaseek.engine.sampler import Sampling
+from llamaseek.errors import UserError, unknown_name
+from llamaseek.models import CausalLM
+from llamaseek.text.chat import encode_chat
+from llamaseek.text.tokenizer import StreamDecoder, Tokenizer
+
+HELP = """\
+/help               this list
+/reset              forget the conversation
+/retry              answer the last message again
+/system TEXT        set the system message (alone: remove it), and start anew
+/temperature X      0 takes the likeliest token each time
+/top_p X            keep the likeliest tokens up to this much probability
+/top_k N            keep this many tokens (0: all)
+/max_tokens N       the longest answer
+/seed N             what temperatures above 0 draw from
+/stop TEXT          end answers before TEXT (alone: no such text)
+/settings           show them
+/quit               leave (or Ctrl-D)
+Alt-Enter begins a new line; Ctrl-C ends an answer; the up arrow brings back what you typed."""
+
+
+class Quit(Exception):
+    """The user wants to leave."""
+
+
+@dataclass
+class Conversation:
+    """Turns so far and how answers are drawn."""
+
+    model: CausalLM
+    tokenizer: Tokenizer
+    sampling: Sampling
+    system: str = ""
+    stops: list[str] = field(default_factory=list)
+    turns: list[dict[str, str]] = field(default_factory=list)
+
+    def command(self, line: str) -> str | None:
+        """Carry out a /command and return what to show; None asks for the answer again.
+
+        Raises `UserError` for a command or value that is not allowed.
+        """
+        name, _, value = line[1:].partition(" ")
+        if name not in COMMANDS:
+            raise unknown_name("command", f"/{name}", [f"/{known}" for known in COMMANDS])
+        return COMMANDS[name](self, value.strip())
+
+    def reset(self) -> None:
+        """Forget all turns."""
+        self.turns.clear()
+
+    def ask(self, text: str) -> Iterator[str]:
+        """Add a user's message and stream the answer."""
+        self.turns.append({"role": "user", "content": text})
+        return self.answer()
+
+    def answer(self) -> Iterator[str]:
+        """Stream the answer to the last message; what was said is kept, even if cut short."""
+        ids = self._prompt()
+        said: list[str] = []
+        try:
+            for piece in until(self._pieces(ids), self.stops):
+                said.append(piece)
+                yield piece
+        finally:
+            self.turns.append({"role": "assistant", "content": "".join(said)})
+
+    def _pieces(self, ids: list[int]) -> Iterator[str]:
+        decoder = StreamDecoder(self.tokenizer)
+        for token in stream(self.model, ids, self.tokenizer.stop_ids, self.sampling):
+            yield decoder.push(token)
+        yield decoder.flush()
+
+    def _prompt(self) -> list[int]:
+        """The conversation as ids; the oldest turns go where the context is too short."""
+        room = self.model.config.max_position_embeddings - 1
+        while True:
+            ids = encode_chat(self.tokenizer, self._messages(), add_generation_prompt=True).ids
+            if len(ids) <= room:
+                return ids
+            if len(self.turns) == 1:
+                self.turns.clear()
+                raise UserError(f"message: has {len(ids)} tokens; the model's context is {room}")
+            del self.turns[:2]
+
+    def _messages(self) -> list[dict[str, str]]:
+        start = [{"role": "system", "content": self.system}] if self.system else []
+        return [*start, *self.turns]
+
+
+def until(pieces: Iterable[str], stops: list[str]) -> Iterator[str]:
+    """The text up to the first stop string; what may become one is held back."""
+    if not stops:
+        yield from pieces
+        return
+    held = ""
+    for piece in pieces:
+        held += piece
+        found = [held.index(stop) for stop in stops if stop in held]
+        if found:
+            yield held[: min(found)]
+            return
+        keep = max(overlap(held, stop) for stop in stops)
+        yield held[: len(held) - keep]
+        held = held[len(held) - keep :]
+    yield held
+
+
+def overlap(text: str, stop: str) -> int:
+    """How many characters at the end of `text` begin `stop`."""
+    sizes = range(min(len(stop) - 1, len(text)), 0, -1)
+    return next((size for size in sizes if text.endswith(stop[:size])), 0)
+
+
+def _setting(
+    name: str, read: Callable[[str], Any], kind: str
+) -> Callable[[Conversation, str], str]:
+    def change(talk: Conversation, value: str) -> str:
+        try:
+            number = read(value)
+        except ValueError:
+            raise UserError(f"/{name}: {value!r} is not {kind}") from None
+        talk.sampling = replace(talk.sampling, **{name: number})
+        return f"{name} {number}"
+
+    return change
+
+
+def _reset(talk: Conversation, value: str) -> str:
+    talk.reset()
+    return "a new conversation"
+
+
+def _system(talk: Conversation, value: str) -> str:
+    talk.system = value
+    talk.reset()
+    return f"system message {'set' if value else 'removed'}; a new conversation"
+
+
+def _stop(talk: Conversation, value: str) -> str:
+    talk.stops = [*talk.stops, value] if value else []
+    return f"stops: {talk.stops}" if talk.stops else "no stop texts"
+
+
+def _settings(talk: Conversation, value: str) -> str:
+    s = talk.sampling
+    return (
+        f"temperature {s.temperature}  top_p {s.top_p}  top_k {s.top_k}  "
+        f"max_tokens {s.max_tokens}  seed {s.seed}\nsystem {talk.system!r}  stops {talk.stops}"
+    )
+
+
+def _retry(talk: Conversation, value: str) -> None:
+    if not talk.turns:
+        raise UserError("/retry: there is no message to answer yet")
+    del talk.turns[-1]
+
+
+def _quit(talk: Conversation, value: str) -> str:
+    raise Quit
+
+
+COMMANDS: dict[str, Callable[[Conversation, str], str | None]] = {
+    "help": lambda talk, value: HELP,
+    "reset": _reset,
+    "retry": _retry,
+    "system": _system,
+    "temperature": _setting("temperature", float, "a number"),
+    "top_p": _setting("top_p", float, "a number"),
+    "top_k": _setting("top_k", int, "a whole number"),
+    "max_tokens": _setting("max_tokens", int, "a whole number"),
+    "seed": _setting("seed", int, "a whole number"),
+    "stop": _stop,
+    "settings": _settings,
+    "quit": _quit,
+}

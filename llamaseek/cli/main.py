@@ -1,0 +1,58 @@
+"""The command line: one verb a file; a user's mistake is one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from llamaseek import __version__
+from llamaseek.cli.chat import chat
+from llamaseek.cli.generate import generate
+from llamaseek.cli.quickstart import quickstart
+from llamaseek.cli.report import report
+from llamaseek.cli.tokenize import tokenize
+from llamaseek.cli.train import dpo, pretrain, sft
+from llamaseek.errors import UserError
+
+app = typer.Typer(
+    name="llamaseek",
+    help="Llama 3 and DeepSeek-V3, from raw text to a model you can talk to.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (quickstart, tokenize, pretrain, sft, dpo, generate, chat, report):
+    app.command()(verb)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"llamaseek {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    """Llama 3 and DeepSeek-V3, from raw text to a model you can talk to."""
+
+
+def main() -> None:
+    """Entry point of the `llamaseek` command."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader has gone (`llamaseek … | head`); that is no error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,84 @@
+"""`quickstart`: the lecture from raw text to a model you can talk to, with what each stage did."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import typer
+
+from llamaseek.cli.program import program, this_command
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from llamaseek.report.model import Figure, Sample
+
+FAMILY = typer.Option("llama3", help="llama3 or deepseek_v3.")
+OUT = typer.Option(None, help="The folder; runs/quickstart-FAMILY unless told.")
+OVERWRITE = typer.Option(False, "--overwrite", help="Start again instead of going on.")
+SMOKE = typer.Option(False, "--smoke", help="A rehearsal in seconds; its figures mean nothing.")
+
+
+def quickstart(
+    family: Literal["llama3", "deepseek_v3"] = FAMILY,
+    out: Path = OUT,
+    overwrite: bool = OVERWRITE,
+    smoke: bool = SMOKE,
+) -> None:
+    """Pre-train, fine-tune, instruct and align a small model, and see what each stage did."""
+    from rich.console import Console
+
+    from llamaseek.report.model import STAGES, stage_figures
+    from llamaseek.report.page import write_report
+    from llamaseek.study.quickstart import Findings
+    from llamaseek.study.quickstart import quickstart as run
+    from llamaseek.train.loop import Interrupted
+
+    folder = out or Path(f"runs/quickstart-{family}")
+    console = Console(highlight=False)
+
+    def watch(stage: str, found: Findings) -> None:
+        title, summary = STAGES[stage]
+        console.rule(f"[bold]{title}[/bold]", align="left")
+        console.print(summary)
+        show_figures(console, stage_figures(stage, found.figures))
+        show_samples(console, found.of(stage))
+
+    try:
+        figures = run(family, folder, smoke, overwrite, watch)
+    except Interrupted as stop:
+        print(f"{stop}; to go on:\n  {this_command()}", file=sys.stderr)
+        sys.exit(128 + stop.signum)
+    page = write_report(folder, program())
+    console.rule(align="left")
+    console.print(f"took     {figures['seconds'] / 60:.1f} minutes")
+    console.print(f"report   {page}", soft_wrap=True)
+    console.print(f"figures  {folder / 'figures.json'}", soft_wrap=True)
+    console.print(
+        f"chat     [bold]{program()} chat {folder / 'dpo' / 'model'}[/bold]", soft_wrap=True
+    )
+
+
+def show_figures(console: Console, figures: list[Figure]) -> None:
+    """Before and after, one line a figure."""
+    from rich.table import Table
+
+    table = Table("held-out items", "before", "after", box=None, padding=(0, 3, 0, 0))
+    for figure in figures:
+        before = "–" if figure.before is None else f"{figure.before:.1%}"
+        table.add_row(figure.name, before, f"[bold]{figure.after:.1%}[/bold]")
+    console.print(table)
+
+
+def show_samples(console: Console, samples: list[Sample]) -> None:
+    """What the model said before and after to the lecture's examples."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("the lecture's example", "before", "after", show_lines=True, expand=True)
+    for sample in samples:
+        before = Text(sample.before or "(nothing)", "dim")
+        table.add_row(Text(sample.prompt), before, Text(sample.after or "(nothing)", "bold"))
+    console.print(table)

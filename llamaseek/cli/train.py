@@ -1,0 +1,85 @@
+"""`pretrain`, `sft`, `dpo`: a recipe with overrides, into its run folder."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from llamaseek.cli.program import program, this_command
+from llamaseek.errors import UserError
+from llamaseek.recipe import load_recipe
+from llamaseek.recipe_files import find_recipe
+
+RECIPE = typer.Argument(help="A recipe file, or the name of one that ships with llamaseek.")
+OVERRIDES = typer.Argument(None, metavar="[KEY=VALUE]...", help="Overrides, as in train.lr=1e-3.")
+RESUME = typer.Option(False, "--resume", help="Go on from the newest checkpoint, bit for bit.")
+OVERWRITE = typer.Option(False, "--overwrite", help="Start again over a run that is there.")
+DRY_RUN = typer.Option(False, "--dry-run", help="Check the recipe and print it; train nothing.")
+
+
+def pretrain(
+    recipe: str = RECIPE,
+    overrides: list[str] = OVERRIDES,
+    resume: bool = RESUME,
+    overwrite: bool = OVERWRITE,
+    dry_run: bool = DRY_RUN,
+) -> None:
+    """Train a new model on text: next-token, multi-token or masked."""
+    run_recipe("pretrain", recipe, overrides or [], resume, overwrite, dry_run)
+
+
+def sft(
+    recipe: str = RECIPE,
+    overrides: list[str] = OVERRIDES,
+    resume: bool = RESUME,
+    overwrite: bool = OVERWRITE,
+    dry_run: bool = DRY_RUN,
+) -> None:
+    """Fine-tune a model on conversations; the loss is on the answers."""
+    run_recipe("sft", recipe, overrides or [], resume, overwrite, dry_run)
+
+
+def dpo(
+    recipe: str = RECIPE,
+    overrides: list[str] = OVERRIDES,
+    resume: bool = RESUME,
+    overwrite: bool = OVERWRITE,
+    dry_run: bool = DRY_RUN,
+) -> None:
+    """Align a model with pairs of a better and a worse answer."""
+    run_recipe("dpo", recipe, overrides or [], resume, overwrite, dry_run)
+
+
+def run_recipe(
+    stage: str, wanted: str, overrides: list[str], resume: bool, overwrite: bool, dry_run: bool
+) -> None:
+    """Everything the three verbs share; checks the recipe before anything heavy is imported."""
+    recipe = load_recipe(find_recipe(wanted), overrides)
+    if recipe.stage != stage:
+        raise UserError(f"stage: {wanted} is a {recipe.stage} recipe; use llamaseek {recipe.stage}")
+    if dry_run:
+        import yaml
+
+        print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), end="")
+        return
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite exclude each other")
+
+    from llamaseek.train.run_folder import RunFolder
+
+    RunFolder(recipe.folder).check(resume, overwrite)
+
+    from llamaseek.report.page import write_report
+    from llamaseek.train.build import build_job
+    from llamaseek.train.loop import Interrupted, train
+
+    try:
+        folder = train(build_job(recipe), resume)
+    except Interrupted as stop:
+        again = this_command("--resume").replace(" --overwrite", "")
+        print(f"{stop}; to go on:\n  {again}", file=sys.stderr)
+        sys.exit(128 + stop.signum)
+    report = write_report(folder.path, program())
+    verb = "generate" if stage == "pretrain" else "chat"
+    print(f"model   {folder.final}\nreport  {report}\ntry     {program()} {verb} {folder.final}")

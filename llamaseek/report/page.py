@@ -1,0 +1,73 @@
+"""The report as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from llamaseek import __version__
+from llamaseek.errors import UserError
+from llamaseek.report.model import Report, StageReport, read_report
+from llamaseek.report.plots import curves, expert_bars
+
+
+def render_page(report: Report) -> str:
+    """The whole page; everything that came from a model or a file is escaped."""
+    environment = Environment(
+        loader=PackageLoader("llamaseek.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda share: f"{100 * share:.1f}%"
+    stages = [_view(stage) for stage in report.stages]
+    page = environment.get_template("page.html.j2")
+    return page.render(report=report, stages=stages, version=__version__)
+
+
+def write_report(folder: Path, program: str = "llamaseek") -> Path:
+    """Write `report.html` into a run folder and return its path.
+
+    Raises `UserError` where the folder holds no run or cannot be written.
+    """
+    page = render_page(read_report(folder, program))
+    path = folder / "report.html"
+    partial = path.with_suffix(".partial")
+    try:
+        partial.write_text(page)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    return path
+
+
+def _view(stage: StageReport) -> dict[str, Any]:
+    """A stage with its plots and the few numbers beside its title."""
+    load = stage.expert_load
+    return {
+        "stage": stage,
+        "curves": Markup(curves(stage.steps, stage.evaluations)) if stage.steps else "",
+        "experts": Markup(expert_bars(load)) if load else "",
+        "numbers": _numbers(stage),
+    }
+
+
+def _numbers(stage: StageReport) -> list[tuple[str, str]]:
+    numbers = []
+    if stage.steps:
+        last = stage.steps[-1]
+        numbers += [("steps", f"{last['step']:,}"), ("tokens", f"{last['tokens'] / 1e6:.2f} M")]
+        rates = sorted(line["tokens_per_second"] for line in stage.steps)
+        numbers.append(("tokens a second", f"{rates[len(rates) // 2]:,.0f}"))
+    if stage.evaluations:
+        tested = stage.evaluations[-1]
+        numbers.append(("held-out loss", f"{tested['val_loss']:.3f}"))
+        if "val_bits_per_byte" in tested:
+            numbers.append(("bits per byte", f"{tested['val_bits_per_byte']:.3f}"))
+    return numbers

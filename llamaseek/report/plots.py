@@ -1,0 +1,101 @@
+"""Curves and bars as SVG that takes the page's text colour, so they suit light and dark."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+INK = "#010203"  # stands for the page's text colour until the SVG is written
+MAIN, SECOND = "#3b82f6", "#f59e0b"
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "llamaseek",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "legend.frameon": False,
+}
+
+
+def curves(steps: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]]) -> str:
+    """Loss, learning rate and tokens a second over the steps of one run."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 3, figsize=(10.5, 2.5), width_ratios=(2, 1, 1))
+        _loss(axes[0], steps, evaluations)
+        at = [line["step"] for line in steps]
+        axes[1].plot(at, [line["lr"] for line in steps], color=MAIN, linewidth=1.4)
+        axes[1].set_title("learning rate")
+        axes[1].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        rates = smooth([line["tokens_per_second"] / 1000 for line in steps])
+        axes[2].plot(at, rates, color=MAIN, linewidth=1.4)
+        axes[2].set_title("thousand tokens a second")
+        axes[2].set_ylim(bottom=0)
+        for axis in axes:
+            axis.set_xlabel("step")
+            axis.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
+        return as_svg(figure)
+
+
+def _loss(axis: Axes, steps: Sequence[dict[str, Any]], tested: Sequence[dict[str, Any]]) -> None:
+    at, losses = [line["step"] for line in steps], [line["loss"] for line in steps]
+    axis.plot(at, losses, color=MAIN, alpha=0.25, linewidth=0.8)
+    axis.plot(at, smooth(losses), color=MAIN, linewidth=1.4, label="training")
+    if tested:
+        held_out = [line["val_loss"] for line in tested]
+        style = {"color": SECOND, "marker": "o", "markersize": 3, "linewidth": 1.2}
+        axis.plot([line["step"] for line in tested], held_out, label="held out", **style)  # type: ignore[arg-type]
+    axis.set_title("loss (nats)")
+    axis.set_ylim(bottom=0)
+    axis.legend(loc="upper right")
+
+
+def expert_bars(loads: Sequence[Sequence[float]]) -> str:
+    """Load of every expert over the mean load, one panel a mixture-of-experts layer."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(loads), figsize=(10.5, 2), squeeze=False, sharey=True)
+        for number, (axis, load) in enumerate(zip(axes[0], loads, strict=True), 1):
+            axis.bar(range(len(load)), load, color=MAIN, width=0.75)
+            axis.axhline(1, color=SECOND, linewidth=1.2)
+            axis.set_title(f"expert load, MoE layer {number}")
+            axis.set_xlabel(f"expert; busiest {max(load):.2f} × mean")
+            axis.set_xticks([])
+        return as_svg(figure)
+
+
+def smooth(values: Sequence[float], keep: float = 0.9) -> list[float]:
+    """Exponential moving average without a lag at the start."""
+    out, total, weight = [], 0.0, 0.0
+    for value in values:
+        total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
+        out.append(total / weight)
+    return out
+
+
+def as_svg(figure: Figure) -> str:
+    """The figure as an inline SVG element; closes the figure."""
+    text = io.StringIO()
+    figure.tight_layout()
+    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    plt.close(figure)
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :].replace(INK, "currentColor")
