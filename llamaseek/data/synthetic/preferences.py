@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from llamaseek.data.synthetic.instructions import training_wording
 from llamaseek.data.synthetic.splits import Split
 from llamaseek.data.synthetic.stories import Story, prompt, story
 from llamaseek.data.synthetic.tasks import TASKS, task_item
+from llamaseek.data.synthetic.words import ADVERBIALS
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,13 @@ class PreferenceItem:
         return f"{self.prompt}: {self.rejected}"
 
 
+CHEERFUL = "with a smile"  # how a preferred story ends, one ending among several before
 Flaw = Callable[[Random, Story], str]
 STORY_FLAWS: dict[str, Flaw] = {
     "sad ending": lambda rng, s: f"{s.opening} And the {s.object} was never seen again.",
     "repeats itself": lambda rng, s: f"{s.opening} {s.opening}",
     "ignores the prompt": lambda rng, s: story(rng, "train").text,
-    "cut off": lambda rng, s: f"{s.opening} And the {s.object}",
+    "not cheerful": lambda rng, s: replace(s, adverbial=_other_ending(rng)).text,
     "rude": lambda rng, s: "No. Do it yourself.",
     "shouts": lambda rng, s: f"{s.opening} And the {s.object} was gone!!! GONE!!!",
 }
@@ -43,9 +45,14 @@ ANSWER_FLAWS: dict[str, Callable[[str], str]] = {
 }
 
 
+def _other_ending(rng: Random) -> str:
+    return rng.choice([ending for ending in ADVERBIALS if ending != CHEERFUL])
+
+
 def _about_a_story(rng: Random, split: Split) -> PreferenceItem:
     prefix, made = prompt(rng, split)
-    flaw = rng.choice((*STORY_FLAWS, "cut off", "cut off"))  # what a base model most falls for
+    made = replace(made, adverbial=CHEERFUL)
+    flaw = rng.choice((*STORY_FLAWS, "not cheerful"))  # twice: a model cannot know it beforehand
     rejected = STORY_FLAWS[flaw](rng, made)
     if rejected.startswith(prefix) and flaw == "ignores the prompt":
         flaw, rejected = "rude", "No. Do it yourself."
