@@ -79,6 +79,7 @@ def show_samples(console: Console, samples: list[Sample]) -> None:
 
     table = Table("the lecture's example", "before", "after", show_lines=True, expand=True)
     for sample in samples:
-        before = Text(sample.before or "(nothing)", "dim")
-        table.add_row(Text(sample.prompt), before, Text(sample.after or "(nothing)", "bold"))
+        before = Text(sample.before or "(nothing)", "dim", overflow="fold")
+        after = Text(sample.after or "(nothing)", "bold", overflow="fold")
+        table.add_row(Text(sample.prompt), before, after)
     console.print(table)

@@ -38,7 +38,6 @@ FIRST_WORDS = "The red fox"
 ITEMS = 500  # held-out items behind every figure
 SMOKE_ITEMS = 8
 SMOKE = (
-    "data.length=128",
     "train.steps=4",
     "train.batch=4",
     "train.warmup=1",
@@ -49,7 +48,7 @@ SMOKE_DATA = {
     "pretrain": ("data.mix_bytes=150000", "tokenizer.vocab_size=400"),
     "sft": ("data.rows={tasks: 60}",),
     "instruct": ("data.rows={instructions: 60}",),
-    "dpo": ("data.rows={preferences: 24}", "data.length=256"),
+    "dpo": ("data.rows={preferences: 24}",),
 }
 
 
