@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from llamaseek.data.batch import Batch, Rows
 from llamaseek.models import CausalLM
 from llamaseek.recipe import Recipe, save_recipe
 from llamaseek.text.tokenizer import Tokenizer
+from llamaseek.train.curves import Curves
 from llamaseek.train.evaluate import evaluate
 from llamaseek.train.machine import (
     autocast,
@@ -92,7 +93,8 @@ class Trainer:
         flops = training_flops_per_token(self.model, length)
         peak = matrix_peak(dtype, self.device)
         progress = Progress(self.job.recipe.name, self.recipe.steps, done, flops, peak)
-        with progress, stop_signals() as asked:
+        self.curves = Curves(self.folder.path / "tensorboard", done)
+        with progress, closing(self.curves), stop_signals() as asked:
             for step in range(done, self.recipe.steps):
                 self._after(step, self.step(step), progress)
                 if on_step is not None:
@@ -173,15 +175,19 @@ class Trainer:
         return metrics
 
     def _after(self, step: int, line: dict[str, Any], progress: Progress) -> None:
-        self.folder.log(line)
+        self._log(line)
         progress.update(line)
         done, last = step + 1, step + 1 == self.recipe.steps
         if self.job.held_out is not None and (done % self.recipe.eval_every == 0 or last):
             scores = self._evaluate()
-            self.folder.log({"step": done, **scores})
+            self._log({"step": done, **scores})
             progress.evaluated(scores)
         if done % self.recipe.save_every == 0 and not last:
             self._save(done)
+
+    def _log(self, line: dict[str, Any]) -> None:
+        self.folder.log(line)
+        self.curves.log(line)
 
     def _evaluate(self) -> dict[str, float]:
         assert self.job.held_out is not None

@@ -73,6 +73,7 @@ class RunFolder:
     def clear(self) -> None:
         """Remove what an earlier run left: metrics, checkpoints, the final model."""
         self.metrics.unlink(missing_ok=True)
+        self._move_away(self.path / "tensorboard")
         for step in self.saved_steps():
             self._move_away(self.checkpoint(step))
         self._move_away(self.final)
