@@ -16,6 +16,7 @@ from matplotlib.figure import Figure  # noqa: E402
 
 INK = "#010203"  # stands for the page's text colour until the SVG is written
 MAIN, SECOND = "#3b82f6", "#f59e0b"
+NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "llamaseek",
@@ -95,7 +96,7 @@ def as_svg(figure: Figure) -> str:
     """The figure as an inline SVG element; closes the figure."""
     text = io.StringIO()
     figure.tight_layout()
-    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    figure.savefig(text, format="svg", transparent=True, metadata=NO_METADATA)
     plt.close(figure)
     svg = text.getvalue()
     return svg[svg.index("<svg") :].replace(INK, "currentColor")

@@ -1,0 +1,5 @@
+"""`python -m llamaseek`."""
+
+from llamaseek.cli.main import main
+
+main()

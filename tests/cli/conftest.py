@@ -1,0 +1,25 @@
+"""A trained tiny model, and the command line as a function."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llamaseek.train.build import build_job
+from llamaseek.train.loop import train
+from tests.cli.run import Cli
+from tests.train.tiny import recipe
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+    """`cli("pretrain", …)` → code, out, err."""
+    return Cli(monkeypatch, capfd)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder made by our own training."""
+    folder = tmp_path_factory.mktemp("model")
+    return train(build_job(recipe(folder))).final

@@ -1,0 +1,132 @@
+"""The verbs do what they say."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from llamaseek.cli import conversation
+from llamaseek.cli.conversation import Conversation, overlap, until
+from llamaseek.engine.sampler import Sampling
+from llamaseek.errors import UserError
+from llamaseek.models.checkpoint import load_model
+from llamaseek.text.tokenizer import Tokenizer
+from tests.cli.run import Cli, process
+
+VERBS = ("quickstart", "tokenize", "pretrain", "sft", "dpo", "generate", "chat", "report")
+
+
+def test_help_names_every_verb_and_imports_nothing_heavy() -> None:
+    done = process("--help")
+    assert done.code == 0 and all(verb in done.out for verb in VERBS)
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, llamaseek.cli.main; print([m for m in ('torch', 'numpy') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(cli: Cli, verb: str) -> None:
+    assert cli(verb, "--help").code == 0
+
+
+def test_dry_run_prints_the_resolved_recipe(cli: Cli) -> None:
+    done = cli("pretrain", "quickstart-llama3", "train.lr=1e-3", "--dry-run")
+    assert done.code == 0 and "lr: 0.001" in done.out
+
+
+def test_tokenize_prints_the_table(cli: Cli, model: Path) -> None:
+    done = cli("tokenize", "The red fox", "-t", str(model))
+    assert done.code == 0 and "token" in done.out and "The" in done.out
+    ids = cli("tokenize", "The red fox", "-t", str(model), "--ids").out.split()
+    tokenizer = Tokenizer.load(model)
+    assert tokenizer.decode([int(i) for i in ids]) == "The red fox"
+    chat = cli("tokenize", "<|eot_id|>", "-t", str(model), "--chat", "--ids").out.split()
+    assert chat.count(str(tokenizer.eot_id)) == 1  # the turn's own; the text's stays text
+
+
+def test_generate_is_the_same_each_time(cli: Cli, model: Path) -> None:
+    words = ("generate", str(model), "The red fox", "--max-tokens", "8", "--temperature", "1")
+    first = cli(*words)
+    assert first.code == 0 and first.out.startswith("The red fox")
+    assert first.out == cli(*words).out
+    assert first.out != cli(*words, "--seed", "1").out
+    assert cli("generate", str(model), "Hello", "--chat", "--max-tokens", "4").code == 0
+
+
+def test_report_of_a_run(cli: Cli, model: Path) -> None:
+    done = cli("report", str(model.parent))
+    page = Path(done.out.strip())
+    assert page.name == "report.html" and "<svg" in page.read_text()
+
+
+def test_chat_answers_from_a_pipe(model: Path) -> None:
+    script = "/help\nhello\n/settings\n/nonsense\n/temperature hot\n/quit\nnever reached\n"
+    done = process("chat", str(model), "--max-tokens", "5", stdin=script)
+    assert done.code == 0
+    assert "/reset" in done.out and "temperature 0.0" in done.out
+    assert "error: command '/nonsense' is unknown" in done.err
+    assert "error: /temperature: 'hot' is not a number" in done.err
+
+
+@pytest.fixture
+def talk(model: Path) -> Conversation:
+    return Conversation(load_model(model), Tokenizer.load(model), Sampling(max_tokens=4))
+
+
+def test_a_conversation_keeps_its_turns(talk: Conversation) -> None:
+    answer = "".join(talk.ask("hello"))
+    assert [turn["role"] for turn in talk.turns] == ["user", "assistant"]
+    assert talk.command("/retry") is None
+    assert "".join(talk.answer()) == answer
+    talk.command("/system be brief")
+    assert talk.system == "be brief" and talk.turns == []
+    talk.command("/temperature 0.5")
+    talk.command("/max_tokens 9")
+    assert (talk.sampling.temperature, talk.sampling.max_tokens) == (0.5, 9)
+    with pytest.raises(conversation.Quit):
+        talk.command("/quit")
+    with pytest.raises(UserError, match="no message"):
+        talk.command("/retry")
+    with pytest.raises(UserError, match="top_p"):
+        talk.command("/top_p 2")
+
+
+def test_a_long_conversation_forgets_its_oldest_turns(talk: Conversation) -> None:
+    for number in range(12):
+        "".join(talk.ask(f"message number {number}, with some words in it"))
+    assert len(talk.turns) < 24
+    with pytest.raises(UserError, match="context"):
+        "".join(talk.ask("word " * 400))
+
+
+def test_stop_texts_never_show() -> None:
+    pieces = ["Once", " upon", " a t", "ime", " the", " end"]
+    assert "".join(until(pieces, [" a time"])) == "Once upon"
+    assert "".join(until(pieces, ["nothing like it", "ends"])) == "Once upon a time the end"
+    assert overlap("abc a t", " a time") == 4
+    assert overlap("abc", "x") == 0
+
+
+def test_quickstart_at_smoke_size(cli: Cli, tmp_path: Path) -> None:
+    for family in ("llama3", "deepseek_v3"):
+        out = tmp_path / family
+        began = time.time()
+        done = cli("quickstart", "--family", family, "--smoke", "--out", str(out))
+        assert done.code == 0, done.err
+        figures = json.loads((out / "figures.json").read_text())
+        assert 0 < figures["seconds"] <= time.time() - began
+        assert set(figures["task_exact_match"]) == {"before", "after"}
+        assert len(figures["task_exact_match_after_dpo"]) == 5
+        assert ("mtp_acceptance" in figures) == (family == "deepseek_v3")
+        page = (out / "report.html").read_text()
+        assert "You are to complete the following sentence" in page
+        assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "")
+        assert f"llamaseek chat {out / 'dpo' / 'model'}" in done.out.replace("\n", "")

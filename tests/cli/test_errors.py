@@ -1,0 +1,195 @@
+"""Bad input: one line that says what and where, exit code 2, nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from llamaseek.recipe import save_recipe
+from llamaseek.train import state
+from tests.cli.run import Cli, Result
+from tests.train.tiny import recipe
+
+
+def refused(result: Result, *parts: str) -> None:
+    """Exit code 2, one line on stderr that names every part."""
+    assert result.code == 2, result.err
+    assert result.err.startswith("error: ") and result.err.count("\n") == 1, result.err
+    for part in parts:
+        assert part in result.err, result.err
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    """A good recipe on disk; its run folder is `run` beside it."""
+    save_recipe(recipe(tmp_path), tmp_path / "recipe.yaml")
+    return str(tmp_path / "recipe.yaml")
+
+
+@pytest.fixture
+def nothing_written(tmp_path: Path) -> Any:
+    """Checks afterwards that no run folder appeared."""
+    yield
+    assert not (tmp_path / "run" / "model").exists()
+    assert not list((tmp_path / "run").rglob("step-*"))
+
+
+@pytest.mark.usefixtures("nothing_written")
+class TestRecipe:
+    def test_unknown_key_names_the_nearest(self, cli: Cli, path: str) -> None:
+        refused(cli("pretrain", path, "train.learning=1"), "train.learning")
+        refused(cli("pretrain", path, "train.warmups=1"), "train.warmups", "'warmup'")
+
+    def test_wrong_type(self, cli: Cli, path: str) -> None:
+        refused(cli("pretrain", path, "train.steps=many"), "train.steps", "'many'", "integer")
+
+    def test_out_of_range(self, cli: Cli, path: str) -> None:
+        refused(cli("pretrain", path, "data.holdout=1.5"), "data.holdout", "1.5", "less than 1")
+
+    def test_a_model_field_that_does_not_exist(self, cli: Cli, path: str) -> None:
+        refused(cli("pretrain", path, "model.config.hidden=3"), "hidden")
+
+    def test_missing_recipe(self, cli: Cli) -> None:
+        refused(cli("pretrain", "nowhere/recipe.yaml"), "nowhere/recipe.yaml")
+        refused(cli("pretrain", "quickstart-lama3"), "quickstart-llama3.yaml")
+
+    def test_not_yaml(self, cli: Cli, tmp_path: Path) -> None:
+        (tmp_path / "bad.yaml").write_text("a: [1")
+        refused(cli("pretrain", str(tmp_path / "bad.yaml")), "bad.yaml", "not YAML")
+
+    def test_a_recipe_of_another_stage(self, cli: Cli, path: str) -> None:
+        refused(cli("dpo", path), "stage", "pretrain")
+
+    def test_override_without_a_value(self, cli: Cli, path: str) -> None:
+        refused(cli("pretrain", path, "train.steps"), "'train.steps'", "key=value")
+
+
+@pytest.mark.usefixtures("nothing_written")
+class TestData:
+    def test_missing_file(self, cli: Cli, path: str) -> None:
+        refused(cli("pretrain", path, "data.sources=[nowhere.txt]"), "nowhere.txt")
+
+    def test_empty_corpus(self, cli: Cli, path: str, tmp_path: Path) -> None:
+        (tmp_path / "empty.txt").write_text("")
+        refused(cli("pretrain", path, f"data.sources=[{tmp_path / 'empty.txt'}]"), "empty")
+
+    def test_row_without_text(self, cli: Cli, path: str, tmp_path: Path) -> None:
+        rows = tmp_path / "rows.jsonl"
+        rows.write_text('{"text": "fine"}\n{"title": "no text here"}\n')
+        refused(cli("pretrain", path, f"data.sources=[{rows}]"), "rows.jsonl:2", "title")
+
+    def test_nothing_at_all(self, cli: Cli, path: str) -> None:
+        refused(cli("pretrain", path, "data.sources=[]"), "data.sources", "data.mix")
+
+
+def sft(tmp_path: Path, model: Path, rows: list[dict[str, Any]], **more: Any) -> list[str]:
+    """An sft command on these rows."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    save_recipe(recipe(tmp_path, stage="sft"), tmp_path / "sft.yaml")
+    settings = {"data.sources": f"[{file}]", "model.init_from": model, "data.length": 128, **more}
+    return ["sft", str(tmp_path / "sft.yaml"), *(f"{k}={v}" for k, v in settings.items())]
+
+
+GOOD = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+MASKED = {"messages": [{"role": "user", "content": "only a question"}]}
+
+
+def test_all_masked_row_is_shown_and_may_be_skipped(cli: Cli, model: Path, tmp_path: Path) -> None:
+    words = sft(tmp_path, model, [GOOD, MASKED])
+    refused(cli(*words), "rows.jsonl:2", "only a question")
+    assert not (tmp_path / "run" / "model").exists()
+    assert cli(*words, "data.bad_rows=skip").code == 0
+
+
+def test_row_of_no_known_shape(cli: Cli, model: Path, tmp_path: Path) -> None:
+    refused(cli(*sft(tmp_path, model, [{"question": "a"}])), "rows.jsonl:1", "messages", "question")
+
+
+def test_message_of_no_known_role(cli: Cli, model: Path, tmp_path: Path) -> None:
+    row = {"messages": [{"role": "bot", "content": "a"}]}
+    refused(cli(*sft(tmp_path, model, [row])), "rows.jsonl:1", "role", "bot", "assistant")
+
+
+def test_row_longer_than_the_length(cli: Cli, model: Path, tmp_path: Path) -> None:
+    words = sft(tmp_path, model, [GOOD], **{"data.length": 5})
+    refused(cli(*words), "rows.jsonl:1", "data.length allows 5")
+
+
+@pytest.fixture
+def broken(model: Path, tmp_path: Path) -> Path:
+    """A copy of the model to break."""
+    return Path(shutil.copytree(model, tmp_path / "broken"))
+
+
+def test_truncated_checkpoint(cli: Cli, broken: Path) -> None:
+    file = broken / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    refused(cli("generate", str(broken), "a"), "model.safetensors")
+
+
+def test_checkpoint_of_a_wrong_shape(cli: Cli, broken: Path) -> None:
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"] = torch.ones(7)
+    save_file(tensors, broken / "model.safetensors")
+    refused(cli("generate", str(broken), "a"), "model.norm.weight", "7", "32")
+
+
+def test_checkpoint_without_a_tensor(cli: Cli, broken: Path) -> None:
+    tensors = load_file(broken / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, broken / "model.safetensors")
+    refused(cli("generate", str(broken), "a"), "model.norm.weight")
+
+
+def test_no_checkpoint_at_all(cli: Cli, tmp_path: Path) -> None:
+    refused(cli("chat", str(tmp_path)), str(tmp_path))
+    refused(cli("generate", str(tmp_path / "nothing"), "a"), "nothing")
+
+
+def test_broken_state_cannot_be_resumed(cli: Cli, path: str, tmp_path: Path) -> None:
+    assert cli("pretrain", path).code == 0
+    newest = tmp_path / "run" / "checkpoints" / "step-6" / "state" / "optimizer.safetensors"
+    newest.write_bytes(newest.read_bytes()[:50])
+    refused(cli("pretrain", path, "--resume"), "step-6")
+
+
+def test_vocabulary_mismatch(cli: Cli, path: str, model: Path) -> None:
+    refused(cli("pretrain", path, "model.config.vocab_size=390"), "model.config.vocab_size", "390")
+
+
+def test_no_disk_space(
+    cli: Cli, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(state, "save_file", full)
+    done = cli("pretrain", path)
+    last = done.err.splitlines(keepends=True)[-1]  # the progress lines come before it
+    refused(Result(done.code, done.out, last), "step-6", "No space left on device")
+    assert not list((tmp_path / "run").rglob("step-*"))
+    assert not list((tmp_path / "run").rglob(".partial*"))
+
+
+def test_a_run_that_is_there_is_kept(cli: Cli, path: str) -> None:
+    assert cli("pretrain", path).code == 0
+    refused(cli("pretrain", path), "--resume", "--overwrite")
+    assert cli("pretrain", path, "--overwrite").code == 0
+
+
+def test_folder_without_a_run_has_no_report(cli: Cli, tmp_path: Path) -> None:
+    refused(cli("report", str(tmp_path)), "holds no run")
+
+
+def test_settings_out_of_range(cli: Cli, model: Path) -> None:
+    refused(cli("generate", str(model), "a", "--temperature", "-1"), "temperature", "-1.0")
+    refused(cli("generate", str(model), "a", "--top-p", "0"), "top_p")
+    refused(cli("generate", str(model), "word " * 400), "context")
