@@ -51,7 +51,7 @@ def quickstart(
     except Interrupted as stop:
         print(f"{stop}; to go on:\n  {this_command()}", file=sys.stderr)
         sys.exit(128 + stop.signum)
-    page = write_report(folder, program())
+    page = write_report(folder)
     console.rule(align="left")
     console.print(f"took     {figures['seconds'] / 60:.1f} minutes")
     console.print(f"report   {page}", soft_wrap=True)

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import typer
 
-from llamaseek.cli.program import program
-
 
 def report(
     folder: Path = typer.Argument(help="A run folder, or a quickstart's."),
@@ -15,4 +13,4 @@ def report(
     """Write report.html into a run folder: curves, before and after, commands."""
     from llamaseek.report.page import write_report
 
-    print(write_report(folder, program()))
+    print(write_report(folder))

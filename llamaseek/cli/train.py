@@ -80,6 +80,6 @@ def run_recipe(
         again = this_command("--resume").replace(" --overwrite", "")
         print(f"{stop}; to go on:\n  {again}", file=sys.stderr)
         sys.exit(128 + stop.signum)
-    report = write_report(folder.path, program())
+    report = write_report(folder.path)
     verb = "generate" if stage == "pretrain" else "chat"
     print(f"model   {folder.final}\nreport  {report}\ntry     {program()} {verb} {folder.final}")

@@ -68,30 +68,30 @@ class Report:
     chat: str
 
 
-def read_report(folder: Path, program: str = "llamaseek") -> Report:
+def read_report(folder: Path) -> Report:
     """The report of one run, or of a quickstart's four.
 
     Raises `UserError` where the folder holds no run.
     """
     if (folder / "recipe.yaml").is_file():
-        stage = read_stage(folder, "", {}, [], program)
-        return Report(stage.recipe.name, [], [stage], f"{program} chat {folder / 'model'}")
+        stage = read_stage(folder, "", {}, [])
+        return Report(stage.recipe.name, [], [stage], f"llamaseek chat {folder / 'model'}")
     figures = read_json(folder / "figures.json", {})
     samples = [Sample(**sample) for sample in read_json(folder / "samples.json", [])]
     stages = [
-        read_stage(folder / name, name, figures, samples, program)
+        read_stage(folder / name, name, figures, samples)
         for name in STAGES
         if (folder / name / "recipe.yaml").is_file()
     ]
     if not stages:
         raise UserError(f"{folder}: holds no run (no recipe.yaml in it or in its stages)")
     last = list(STAGES)[len(stages) - 1]
-    chat = f"{program} chat {folder / last / 'model'}"
+    chat = f"llamaseek chat {folder / last / 'model'}"
     return Report(folder.name, headline(figures), stages, chat)
 
 
 def read_stage(
-    folder: Path, name: str, figures: dict[str, Any], samples: list[Sample], program: str
+    folder: Path, name: str, figures: dict[str, Any], samples: list[Sample]
 ) -> StageReport:
     """One run folder; `name` is its stage in a quickstart, empty for a run of its own."""
     recipe = load_recipe(folder / "recipe.yaml", [])
@@ -103,7 +103,7 @@ def read_stage(
         recipe,
         [line for line in lines if "loss" in line],
         [line for line in lines if "val_loss" in line],
-        f"{program} {recipe.stage} {folder / 'recipe.yaml'} --overwrite",
+        f"llamaseek {recipe.stage} {folder / 'recipe.yaml'} --overwrite",
         stage_figures(name, figures),
         [sample for sample in samples if sample.stage == name],
     )

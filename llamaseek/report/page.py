@@ -30,12 +30,12 @@ def render_page(report: Report) -> str:
     return page.render(report=report, stages=stages, version=__version__)
 
 
-def write_report(folder: Path, program: str = "llamaseek") -> Path:
+def write_report(folder: Path) -> Path:
     """Write `report.html` into a run folder and return its path.
 
     Raises `UserError` where the folder holds no run or cannot be written.
     """
-    page = render_page(read_report(folder, program))
+    page = render_page(read_report(folder))
     path = folder / "report.html"
     partial = path.with_suffix(".partial")
     try:

@@ -83,8 +83,9 @@ def expert_bars(loads: Sequence[Sequence[float]]) -> str:
         return as_svg(figure)
 
 
-def smooth(values: Sequence[float], keep: float = 0.9) -> list[float]:
-    """Exponential moving average without a lag at the start."""
+def smooth(values: Sequence[float]) -> list[float]:
+    """Exponential moving average over a fortieth of the run, without a lag at the start."""
+    keep = 1 - 1 / max(len(values) / 40, 1)
     out, total, weight = [], 0.0, 0.0
     for value in values:
         total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
