@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from llamaseek.engine.sampler import Sampling, sample
-from llamaseek.errors import UserError
+from llamaseek.errors import UserError, bad_value
 from llamaseek.models import CausalLM
 from llamaseek.models.cache import ContiguousCache
 
@@ -89,5 +89,6 @@ def check_prompts(model: CausalLM, prompts: Sequence[Sequence[int]]) -> None:
             raise UserError(f"prompt {number}: is empty")
         if len(prompt) >= context:
             raise UserError(f"prompt {number}: has {len(prompt)} tokens; the context is {context}")
-        if min(prompt) < 0 or max(prompt) >= vocabulary:
-            raise UserError(f"prompt {number}: has an id outside 0..{vocabulary - 1}")
+        bad = [token for token in (min(prompt), max(prompt)) if not 0 <= token < vocabulary]
+        if bad:
+            raise bad_value(f"prompt {number}", bad[0], f"ids from 0 to {vocabulary - 1}")
