@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import typer
 
@@ -18,37 +19,25 @@ OVERWRITE = typer.Option(False, "--overwrite", help="Start again over a run that
 DRY_RUN = typer.Option(False, "--dry-run", help="Check the recipe and print it; train nothing.")
 
 
-def pretrain(
-    recipe: str = RECIPE,
-    overrides: list[str] = OVERRIDES,
-    resume: bool = RESUME,
-    overwrite: bool = OVERWRITE,
-    dry_run: bool = DRY_RUN,
-) -> None:
-    """Train a new model on text: next-token, multi-token or masked."""
-    run_recipe("pretrain", recipe, overrides or [], resume, overwrite, dry_run)
+def verb(stage: str, summary: str) -> Callable[..., None]:
+    """The command of a stage; the three differ in nothing but their recipes."""
+
+    def command(
+        recipe: str = RECIPE,
+        overrides: list[str] = OVERRIDES,
+        resume: bool = RESUME,
+        overwrite: bool = OVERWRITE,
+        dry_run: bool = DRY_RUN,
+    ) -> None:
+        run_recipe(stage, recipe, overrides or [], resume, overwrite, dry_run)
+
+    command.__name__, command.__doc__ = stage, summary
+    return command
 
 
-def sft(
-    recipe: str = RECIPE,
-    overrides: list[str] = OVERRIDES,
-    resume: bool = RESUME,
-    overwrite: bool = OVERWRITE,
-    dry_run: bool = DRY_RUN,
-) -> None:
-    """Fine-tune a model on conversations; the loss is on the answers."""
-    run_recipe("sft", recipe, overrides or [], resume, overwrite, dry_run)
-
-
-def dpo(
-    recipe: str = RECIPE,
-    overrides: list[str] = OVERRIDES,
-    resume: bool = RESUME,
-    overwrite: bool = OVERWRITE,
-    dry_run: bool = DRY_RUN,
-) -> None:
-    """Align a model with pairs of a better and a worse answer."""
-    run_recipe("dpo", recipe, overrides or [], resume, overwrite, dry_run)
+pretrain = verb("pretrain", "Train a new model on text: next-token, multi-token or masked.")
+sft = verb("sft", "Fine-tune a model on conversations; the loss is on the answers.")
+dpo = verb("dpo", "Align a model with pairs of a better and a worse answer.")
 
 
 def run_recipe(
