@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
+import multiprocessing
 import random
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from llamaseek.errors import UserError
-from llamaseek.recipe import Recipe, TrainRecipe, save_recipe
+from llamaseek.recipe import Recipe, TrainRecipe, load_recipe, save_recipe
 from llamaseek.train.build import build_job
 from llamaseek.train.loop import Interrupted, Trainer, train
 from llamaseek.train.run_folder import RunFolder
@@ -88,24 +87,27 @@ def test_recomputing_activations_changes_nothing(tmp_path: Path) -> None:
     assert lines[0] == pytest.approx(lines[1], rel=1e-6)
 
 
-RUN = """
-import sys
-from pathlib import Path
-from llamaseek.recipe import load_recipe
-from llamaseek.train.build import build_job
-from llamaseek.train.loop import train
-import torch
-torch.set_num_threads(1)
-recipe = load_recipe(Path(sys.argv[1]), [])
-print("ready", flush=True)
-train(build_job(recipe), resume=sys.argv[2] == "resume")
-print("done", flush=True)
-"""
+# Children come from a server that has imported everything and computed nothing, so that each
+# starts at once.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["llamaseek.train.build", "torch.utils.tensorboard"])
 
 
-def start(path: Path, mode: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", RUN, str(path), mode]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+def run(path: str, resume: bool, ready: Connection) -> None:
+    """What a child does: the whole run, or what is left of it."""
+    torch.set_num_threads(1)
+    job = build_job(load_recipe(Path(path), []))
+    ready.send(True)
+    train(job, resume)
+
+
+def start(path: Path, resume: bool) -> Any:
+    """A child that has built its job and is about to train."""
+    ours, theirs = SERVER.Pipe()
+    process = SERVER.Process(target=run, args=(str(path), resume, theirs))
+    process.start()
+    ours.recv()
+    return process
 
 
 def killed_recipe(tmp_path: Path, name: str) -> tuple[Recipe, Path]:
@@ -123,44 +125,37 @@ def killed_recipe(tmp_path: Path, name: str) -> tuple[Recipe, Path]:
 @pytest.mark.slow
 def test_killed_at_twenty_moments_the_weights_are_the_same_bits(tmp_path: Path) -> None:
     whole, path = killed_recipe(tmp_path, "whole")
+    process = start(path, resume=False)
     began = time.monotonic()
-    process = start(path, "fresh")
-    assert process.wait(timeout=300) == 0
+    process.join(300)
+    assert process.exitcode == 0
     whole_time = time.monotonic() - began
 
     cut, path = killed_recipe(tmp_path, "cut")
     rng, kills, while_writing = random.Random(7), 0, 0
-    deadline = time.monotonic() + 600
-    finished = False
-    while time.monotonic() < deadline:
-        process = start(path, "resume")
-        assert process.stdout is not None
-        process.stdout.readline()  # started up; from here on any moment will do
-        if kills < 20:
-            if kills % 2:  # every other kill waits for a checkpoint being written
-                wait_for_partial(cut.folder, process)
-            else:
-                time.sleep(rng.uniform(0.05, max(whole_time / 12, 0.5)))
+    while kills < 20:
+        process = start(path, resume=True)
+        if kills % 2:  # every other kill waits for a checkpoint being written
+            wait_for_partial(cut.folder, process)
         else:
-            process.wait(timeout=300)
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
-            process.wait()
-            while_writing += bool(list(cut.folder.rglob(".partial-*")))
-        elif kills >= 20:
-            assert process.returncode == 0
-            finished = True
-            break
-        else:  # it came to its end before enough kills: begin again from an early step
+            time.sleep(rng.uniform(0, whole_time / 12))
+        if not process.is_alive():  # at its end before enough kills: begin again
             RunFolder(cut.folder).clear()
-    assert finished and kills >= 20 and while_writing >= 1
+            continue
+        process.kill()
+        process.join()
+        kills += 1
+        while_writing += any(cut.folder.glob("checkpoints/.partial-step-*"))
+    process = start(path, resume=True)
+    process.join(300)
+    assert process.exitcode == 0
+    assert while_writing >= 5
     assert_same(weights(whole.folder), weights(cut.folder))
 
 
-def wait_for_partial(folder: Path, process: subprocess.Popen[str]) -> None:
+def wait_for_partial(folder: Path, process: Any) -> None:
     """Until a checkpoint is half written, or the process has ended."""
-    while process.poll() is None:
+    while process.is_alive():
         if any(folder.glob("checkpoints/.partial-step-*")):
             return
 
