@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 SMALL = {
     "pretrain": "train.steps=2 train.batch=2 data.mix_bytes=150000 data.length=64 "
     "tokenizer.vocab_size=350 train.warmup=1",
-    "sft": "train.steps=2 train.batch=2 data.rows={tasks:40}",
-    "dpo": "train.steps=2 train.batch=2 data.rows={preferences:20}",
+    "sft": "train.steps=2 train.batch=2 'data.rows={tasks: 40}'",
+    "dpo": "train.steps=2 train.batch=2 'data.rows={preferences: 20}' data.length=400",
     "quickstart": "--smoke",
     "generate": "--max-tokens 4",
     "chat": "--max-tokens 4",
@@ -54,7 +54,7 @@ def test_every_llamaseek_command_of_the_readme_runs_in_order(tmp_path: Path) -> 
         small = SMALL.get(words[0], "")
         if "data.sources" in line:
             small = small.replace("data.mix_bytes=150000", "")
-        done = process(*words, *small.split(), cwd=tmp_path, stdin="hello\n")
+        done = process(*words, *shlex.split(small), cwd=tmp_path, stdin="hello\n")
         assert done.code == 0, f"{line}\n{done.err}"
     assert (tmp_path / "runs" / "mine" / "report.html").is_file()
 
