@@ -184,7 +184,7 @@ PARAMETERS = {
 def _pair(
     version: str, size: str, config: Llama3Config, release: date, ends: tuple[int, ...]
 ) -> list[Entry]:
-    """A base model and its Instruct version. From 3.1 on: multilingual, long, Instruct calls tools."""
+    """A base model and its Instruct version; from 3.1 on multilingual, long and calling tools."""
     new = version != "3"
     base = Entry(
         name=f"llama-{version}-{size.lower()}",

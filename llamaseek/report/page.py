@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from llamaseek import __version__
-from llamaseek.errors import UserError
+from llamaseek.files import write_text
 from llamaseek.report.model import Report, StageReport, read_report
 from llamaseek.report.plots import curves, expert_bars
 
@@ -37,13 +36,7 @@ def write_report(folder: Path) -> Path:
     """
     page = render_page(read_report(folder))
     path = folder / "report.html"
-    partial = path.with_suffix(".partial")
-    try:
-        partial.write_text(page)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    write_text(path, page)
     return path
 
 

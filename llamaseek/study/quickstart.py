@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -24,6 +22,7 @@ from llamaseek.evals.generated import (
     story_parse_rate,
     task_exact_match,
 )
+from llamaseek.files import write_json
 from llamaseek.models import DeepseekV3
 from llamaseek.models.checkpoint import load_model
 from llamaseek.recipe import Recipe, load_recipe
@@ -190,10 +189,3 @@ def told(stage: str, speaker: Speaker) -> list[str]:
     if stage == "pretrain":
         return speaker.continuations(prompts)
     return speaker.answers(prompts)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write beside, rename into place."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(partial, path)

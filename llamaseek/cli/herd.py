@@ -1,0 +1,131 @@
+"""`herd`: the published models; `herd show`: one model's architecture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+    from llamaseek.herd.outline import Node
+
+app = typer.Typer(
+    help="The published models, and what one of them is made of.",
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+JSON = typer.Option(False, "--json", help="Print JSON, for programs.")
+DIAGRAM = typer.Option(None, "--diagram", help="Draw the architecture into this SVG file instead.")
+
+
+@app.callback()
+def herd(context: typer.Context, json: bool = JSON) -> None:
+    """The published models: what each can do, and its size."""
+    if context.invoked_subcommand is not None:
+        return
+    from llamaseek.herd.describe import describe
+    from llamaseek.herd.published import ENTRIES
+
+    described = [describe(entry) for entry in ENTRIES.values()]
+    if json:
+        _print_json(described)
+        return
+    _print_table(described)
+
+
+@app.command()
+def show(
+    model: str = typer.Argument(..., help="A name of the herd, or a model folder."),
+    json: bool = JSON,
+    diagram: Path = DIAGRAM,
+) -> None:
+    """One model's parts, shapes and parameters."""
+    from llamaseek.herd.describe import describe
+    from llamaseek.herd.folder import find_or_read
+
+    entry = find_or_read(model)
+    if diagram is not None:
+        from llamaseek.files import write_text
+        from llamaseek.herd.diagram import draw
+
+        write_text(diagram, draw(entry.config, entry.title))
+        print(f"wrote {diagram}")
+    if json:
+        _print_json(describe(entry))
+    elif diagram is None:
+        _print_model(entry)
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _print_table(described: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from llamaseek.herd.describe import short_count
+
+    table = Table("model", box=None, pad_edge=False, header_style="bold")
+    for title in ("fine-\ntuned", "multi-\nlingual", "long\ncontext", "tool\nuse"):
+        table.add_column(title, justify="center")
+    table.add_column("release")
+    for title in ("size", "tokens"):
+        table.add_column(title, justify="right")
+    for row in described:
+        marks = ["✓" if row[key] else "·" for key in CAPABILITIES]
+        context = f"{row['context'] // 1024}k" if row["context"] >= 1024 else str(row["context"])
+        release = (row["release"] or "")[:7]
+        table.add_row(row["name"], *marks, release, short_count(row["parameters"]), context)
+    Console().print(table)
+
+
+CAPABILITIES = ("fine_tuned", "multilingual", "long_context", "tool_use")
+
+
+def _print_model(entry: Any) -> None:
+    from rich.console import Console
+
+    from llamaseek.herd.describe import describe, short_count
+    from llamaseek.herd.outline import outline
+
+    facts = describe(entry)
+    console = Console(highlight=False)
+    console.print(f"[bold]{entry.title}[/]  ({entry.name})")
+    lines = {
+        "parameters": f"{facts['parameters']:,} ({short_count(facts['parameters'])})",
+        "activated a token": f"{facts['activated_parameters']:,}",
+        "embedding": f"{facts['embedding_parameters']:,}",
+        "multi-token module": f"{facts['multi_token_parameters']:,}",
+        "head chooses among": f"{facts['classes']:,} classes",
+        "cache a token": f"{facts['cache_bytes_per_token']:,} bytes in bf16",
+        "context": f"{facts['context']:,} tokens",
+        "release, licence": f"{facts['release'] or '-'}, {facts['licence']}",
+    }
+    for label, value in lines.items():
+        if not (label == "multi-token module" and not facts["multi_token_parameters"]):
+            console.print(f"  {label:<20}{value}")
+    console.print(_tree(outline(entry.config)))
+
+
+def _tree(node: Node) -> Tree:
+    from rich.tree import Tree
+
+    found = Tree(_label(node))
+    found.children.extend(_tree(child) for child in node.children)
+    return found
+
+
+def _label(node: Node) -> str:
+    from llamaseek.herd.describe import short_count
+
+    times = f" [bold]× {node.times:,}[/]" if node.times > 1 else ""
+    shape = f" [cyan]\\[{' × '.join(f'{n:,}' for n in node.shape)}][/]" if node.shape else ""
+    count = f" [green]{short_count(node.parameters)}[/]" if node.parameters else ""
+    note = f" [dim]{node.note}[/]" if node.note else ""
+    return f"{node.name}{times}{shape}{count}{note}"
