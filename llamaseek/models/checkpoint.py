@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llamaseek.errors import UserError
-from llamaseek.herd import ModelConfig, config_from_dict
+from llamaseek.herd import ModelConfig
+from llamaseek.herd.folder import read_config
 from llamaseek.models import CausalLM, build_model
 from llamaseek.models.rope import Rotary
 
@@ -74,23 +75,6 @@ def save_model(model: CausalLM, folder: Path, dtype: torch.dtype | None = None) 
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def load_config(folder: Path) -> ModelConfig:
-    """The config of a model folder; `UserError` where it is missing or cannot be run."""
-    path = folder / "config.json"
-    try:
-        data = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: is not a JSON object")
-    try:
-        return config_from_dict(data)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
 def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> CausalLM:
     """The model of a Hugging Face folder, in `dtype`.
 
@@ -98,7 +82,7 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> Causal
     unexpected or of the wrong shape, naming the first of them.
     """
     folder = Path(folder)
-    config = load_config(folder)
+    config = read_config(folder)
     with torch.device("meta"):
         model = build_model(config)
     model.to_empty(device="cpu").to(dtype)

@@ -14,8 +14,9 @@ from llamaseek.data.pack import pack_text
 from llamaseek.data.rows import conversations, file_rows, generated_rows, preferences
 from llamaseek.errors import UserError, bad_value
 from llamaseek.herd import DeepseekV3Config, config_from_sizes
+from llamaseek.herd.folder import read_config
 from llamaseek.models import CausalLM, build_model
-from llamaseek.models.checkpoint import load_config, load_model
+from llamaseek.models.checkpoint import load_model
 from llamaseek.recipe import Recipe
 from llamaseek.text.special import SPECIAL_TOKENS
 from llamaseek.text.tokenizer import Tokenizer
@@ -135,7 +136,7 @@ def _start_from(recipe: Recipe) -> tuple[Tokenizer, CausalLM]:
     if not recipe.model.init_from:
         raise UserError("model.init_from: is empty; give the folder of a pre-trained model")
     folder = Path(recipe.model.init_from)
-    load_config(folder)
+    read_config(folder)
     tokenizer = Tokenizer.load(Path(recipe.tokenizer.path or folder))
     model = load_model(folder)
     check_vocabulary(model, tokenizer)
