@@ -254,3 +254,7 @@ def _refuse_unsupported(data: dict[str, Any]) -> None:
     for key, value in wanted.items():
         if key in data and data[key] != value:
             raise bad_value(f"config.json {key}", data[key], repr(value))
+    quantized = data.get("quantization_config")
+    blocks = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    if quantized and any(quantized.get(key) != value for key, value in blocks.items()):
+        raise bad_value("config.json quantization_config", quantized, f"none, or {blocks}")

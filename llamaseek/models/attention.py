@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from llamaseek.herd import DeepseekV3Config, Llama3Config
 from llamaseek.models.cache import Cache, LayerShape
-from llamaseek.models.layers import RMSNorm
+from llamaseek.models.layers import RMSNorm, dense_weight
 from llamaseek.models.rope import rotate_halves, rotate_interleaved, softmax_scale
 
 # transformers and DeepSeek's own code leave the latent norms at this eps whatever the config says.
@@ -212,8 +212,9 @@ class LatentAttention(nn.Module):
         positions: Tensor,
         cache: Cache,
     ) -> Tensor:
-        kv_b = self.kv_b_proj.weight.unflatten(0, (self.heads, self.nope + self.value))
-        w_uk, w_uv = kv_b.to(q_nope.dtype).split((self.nope, self.value), dim=1)
+        kv_b = dense_weight(self.kv_b_proj, q_nope.dtype)
+        kv_b = kv_b.unflatten(0, (self.heads, self.nope + self.value))
+        w_uk, w_uv = kv_b.split((self.nope, self.value), dim=1)
         q = torch.cat((torch.einsum("bthp,hpc->bthc", q_nope, w_uk), q_rope), dim=-1)
         new = torch.cat((latent[:, :, None], k_rope), dim=-1)
         seen = cache.attend(self.layer, q, (new,), positions, self.scale)

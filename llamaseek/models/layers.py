@@ -38,3 +38,11 @@ class GatedMLP(nn.Module):
         """x (..., D) → (..., D)."""
         out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
         return out
+
+
+def dense_weight(layer: nn.Module, dtype: torch.dtype) -> Tensor:
+    """A linear layer's weight (N, K) in `dtype`, also where it is kept in a smaller form."""
+    if isinstance(layer, nn.Linear):
+        return layer.weight.to(dtype)
+    weight: Tensor = layer.dense(dtype)  # type: ignore[operator]
+    return weight

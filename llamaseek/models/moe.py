@@ -66,15 +66,24 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, chosen: Tensor, gates: Tensor, load: Tensor) -> Tensor:
         """x (N, D), chosen and gates (N, K), load (E) tokens an expert → (N, D). Dropless."""
-        order = chosen.flatten().argsort(stable=True)
-        tokens = order // chosen.shape[1]
-        ends = load.cumsum(0, dtype=torch.int32)
-        dtype = x.dtype
-        gate_up = F.grouped_mm(x[tokens], self.gate_up_proj.to(dtype).transpose(1, 2), offs=ends)
-        gate, up = gate_up.chunk(2, dim=-1)
-        inner = F.silu(gate) * up * gates.flatten()[order, None].to(dtype)
-        out = F.grouped_mm(inner, self.down_proj.to(dtype).transpose(1, 2), offs=ends)
-        return torch.zeros_like(x).index_add(0, tokens, out)
+        gate_up, down = self.gate_up_proj.to(x.dtype), self.down_proj.to(x.dtype)
+        return run_experts(x, chosen, gates, load, gate_up, down)
+
+
+def run_experts(
+    x: Tensor, chosen: Tensor, gates: Tensor, load: Tensor, gate_up: Tensor, down: Tensor
+) -> Tensor:
+    """`Experts.forward` with weights gate_up (E, 2F, D) and down (E, D, F) in x's dtype.
+
+    Experts that no token chose may be left out of load and weights alike.
+    """
+    order = chosen.flatten().argsort(stable=True)
+    tokens = order // chosen.shape[1]
+    ends = load.cumsum(0, dtype=torch.int32)
+    gate, up = F.grouped_mm(x[tokens], gate_up.transpose(1, 2), offs=ends).chunk(2, dim=-1)
+    inner = F.silu(gate) * up * gates.flatten()[order, None].to(x.dtype)
+    out = F.grouped_mm(inner, down.transpose(1, 2), offs=ends)
+    return torch.zeros_like(x).index_add(0, tokens, out)
 
 
 class MoE(nn.Module):
