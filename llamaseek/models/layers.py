@@ -41,8 +41,7 @@ class GatedMLP(nn.Module):
 
 
 def dense_weight(layer: nn.Module, dtype: torch.dtype) -> Tensor:
-    """A linear layer's weight (N, K) in `dtype`, also where it is kept in a smaller form."""
-    if isinstance(layer, nn.Linear):
-        return layer.weight.to(dtype)
-    weight: Tensor = layer.dense(dtype)  # type: ignore[operator]
+    """The weight (N, K) in `dtype` that a linear layer multiplies by, whatever it keeps."""
+    dense = getattr(layer, "dense", None)
+    weight: Tensor = dense(dtype) if dense else layer.get_parameter("weight").to(dtype)
     return weight

@@ -1,0 +1,89 @@
+"""Low-rank adapters on linear layers (Hu et al. 2021): y = W x + (α / r) B A x, W frozen.
+
+O output width, I input width, r rank. Names stay Hugging Face's: the base weight of an adapted
+layer is still `….q_proj.weight`, and `….q_proj.lora_A.weight` is PEFT's
+`base_model.model.….q_proj.lora_A.weight`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llamaseek.errors import UserError, bad_value, unknown_name
+
+
+class LoRALinear(nn.Linear):
+    """A linear layer without bias that keeps its weight and adds a trained product of rank r."""
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
+        super().__init__(base.in_features, base.out_features, bias=False, device="meta")
+        self.weight = base.weight
+        self.scaling = alpha / rank
+        # Adapters are trained, so they stay float32 on whatever the base is stored in.
+        place = {"device": base.weight.device, "dtype": torch.float32}
+        self.lora_A = nn.Linear(base.in_features, rank, bias=False, **place)
+        self.lora_B = nn.Linear(rank, base.out_features, bias=False, **place)
+        nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.lora_B.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., I) → (..., O), in x's dtype."""
+        inner = F.linear(x, self.lora_A.weight.to(x.dtype))
+        return F.linear(x, self.weight) + self.scaling * F.linear(
+            inner, self.lora_B.weight.to(x.dtype)
+        )
+
+    def merged(self) -> Tensor:
+        """W + (α / r) B A, (O, I) in the base's dtype; the product is taken in float32."""
+        product = self.scaling * (self.lora_B.weight @ self.lora_A.weight)
+        return (self.weight + product).to(self.weight.dtype)
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The same in `dtype`, for code that takes the matrix apart."""
+        return self.merged().to(dtype)
+
+
+def add_lora(model: nn.Module, rank: int, alpha: float, targets: Sequence[str]) -> list[str]:
+    """Freeze `model` and adapt every linear layer whose last name is in `targets`.
+
+    Returns the full names of the adapted layers. `UserError` for a rank below 1, for a target
+    that names no linear layer, and for `lm_head`, whose weight the chunked loss reads directly.
+    """
+    if rank < 1:
+        raise bad_value("lora.rank", rank, "an integer of at least 1")
+    if "lm_head" in targets:
+        raise UserError("lora.targets: 'lm_head' cannot be adapted; allowed: the layers' own")
+    linears = {name: m for name, m in model.named_modules() if type(m) is nn.Linear}
+    known = sorted({_last(name) for name in linears} - {"lm_head"})
+    for target in targets:
+        if target not in known:
+            raise unknown_name("lora target", target, known)
+    model.requires_grad_(False)
+    chosen = [name for name in linears if _last(name) in targets]
+    for name in chosen:
+        _replace(model, name, LoRALinear(linears[name], rank, alpha))
+    return chosen
+
+
+@torch.no_grad()
+def merge(model: nn.Module) -> None:
+    """Fold every adapter into its layer, which is a plain linear layer again. In place."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoRALinear):
+            plain = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+            plain.weight = nn.Parameter(module.merged(), requires_grad=False)
+            _replace(model, name, plain)
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, own = name.rpartition(".")
+    setattr(model.get_submodule(parent), own, module)
