@@ -10,6 +10,7 @@ import typer
 from llamaseek import __version__
 from llamaseek.cli import herd
 from llamaseek.cli.chat import chat
+from llamaseek.cli.convert import convert
 from llamaseek.cli.generate import generate
 from llamaseek.cli.quickstart import quickstart
 from llamaseek.cli.report import report
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (quickstart, tokenize, pretrain, sft, dpo, generate, chat, report):
+for verb in (quickstart, tokenize, pretrain, sft, dpo, generate, chat, report, convert):
     app.command()(verb)
 app.add_typer(herd.app, name="herd")
 

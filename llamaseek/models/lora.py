@@ -63,11 +63,18 @@ def add_lora(model: nn.Module, rank: int, alpha: float, targets: Sequence[str]) 
     for target in targets:
         if target not in known:
             raise unknown_name("lora target", target, known)
-    model.requires_grad_(False)
     chosen = [name for name in linears if _last(name) in targets]
-    for name in chosen:
-        _replace(model, name, LoRALinear(linears[name], rank, alpha))
+    adapt(model, chosen, rank, alpha)
     return chosen
+
+
+def adapt(model: nn.Module, layers: Sequence[str], rank: int, alpha: float) -> None:
+    """Freeze `model` and adapt the linear layers of these full names."""
+    model.requires_grad_(False)
+    for name in layers:
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        _replace(model, name, LoRALinear(linear, rank, alpha))
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,9 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+
+Watch = Callable[[int], object]
 
 
 def open_tensors(stored: dict[str, Stored]) -> dict[str, Lazy]:
@@ -64,19 +66,26 @@ def _mapped(file: Any, entry: Stored) -> Lazy:
     return Lazy(DTYPES[entry.dtype], entry.shape, rows)
 
 
-def write_tensors(folder: Path, tensors: dict[str, Lazy], shard_bytes: int = SHARD_BYTES) -> None:
-    """Write a folder's safetensors files: one, or numbered shards and their index.
+def write_tensors(
+    folder: Path,
+    tensors: dict[str, Lazy],
+    shard_bytes: int = SHARD_BYTES,
+    single: str = SINGLE,
+    watch: Watch = lambda written: None,
+) -> None:
+    """Write a folder's safetensors files: one called `single`, or numbered shards and an index.
 
-    Raises OSError where the disk is full or cannot be written.
+    `watch` is told of the bytes written as they are. Raises OSError where the disk is full or
+    cannot be written.
     """
     shards = _split(tensors, shard_bytes)
     if len(shards) == 1:
-        _write_shard(folder / SINGLE, shards[0])
+        _write_shard(folder / single, shards[0], watch)
         return
     index: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_shard(folder / name, shard)
+        _write_shard(folder / name, shard, watch)
         index |= dict.fromkeys(shard, name)
     size = sum(tensor.nbytes for tensor in tensors.values())
     write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": index})
@@ -95,7 +104,7 @@ def _split(tensors: dict[str, Lazy], shard_bytes: int) -> list[dict[str, Lazy]]:
     return shards
 
 
-def _write_shard(path: Path, tensors: dict[str, Lazy]) -> None:
+def _write_shard(path: Path, tensors: dict[str, Lazy], watch: Watch) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     reached = 0
     for name, tensor in tensors.items():
@@ -112,12 +121,14 @@ def _write_shard(path: Path, tensors: dict[str, Lazy]) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
             for start, stop in tensor.pieces():
-                file.write(_bytes(tensor.rows(start, stop), tensor.dtype))
+                watch(file.write(_bytes(tensor.rows(start, stop), tensor.dtype)))
 
 
 def _bytes(rows: Tensor, dtype: torch.dtype) -> Any:
     """Rows as a buffer; fp8 has no numpy type, so every dtype goes out as bytes."""
     plain = rows.detach().to("cpu", dtype).contiguous()
+    if dtype == torch.float16 and plain.isinf().any() and not rows.isinf().any():
+        raise UserError("--dtype float16: a weight is too large for it; allowed: bfloat16, float32")
     return plain.flatten().view(torch.uint8).numpy().data
 
 

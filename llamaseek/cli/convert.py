@@ -1,0 +1,51 @@
+"""`convert`: any checkpoint that we read, as a Hugging Face folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+DTYPES = ("keep", "bfloat16", "float16", "float32")
+SOURCE = typer.Argument(..., help="A Hugging Face folder, or Meta's with consolidated.*.pth.")
+TARGET = typer.Argument(..., help="The folder to make.")
+DTYPE = typer.Option("keep", help=f"{', '.join(DTYPES)}; keep leaves fp8 blocks as they are.")
+ADAPTER = typer.Option(None, help="A PEFT folder whose LoRA is folded into the weights.")
+SHARD = typer.Option(5.0, help="The largest file, in GB.")
+OVERWRITE = typer.Option(False, "--overwrite", help="Replace a folder that exists.")
+
+
+def convert(
+    source: Path = SOURCE,
+    target: Path = TARGET,
+    dtype: str = DTYPE,
+    adapter: Path = ADAPTER,
+    shard_gb: float = SHARD,
+    overwrite: bool = OVERWRITE,
+) -> None:
+    """Rewrite a checkpoint in another format, dtype or shard size, or with an adapter merged."""
+    from llamaseek.errors import bad_value
+
+    if dtype not in DTYPES:
+        raise bad_value("--dtype", dtype, ", ".join(DTYPES))
+    if shard_gb <= 0:
+        raise bad_value("--shard-gb", shard_gb, "a number above 0")
+
+    import torch
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    from llamaseek.models.convert import Conversion
+
+    kind = None if dtype == "keep" else getattr(torch, dtype)
+    conversion = Conversion(source, target, kind, adapter, int(shard_gb * 1e9))
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task("", total=conversion.nbytes)
+        conversion.run(overwrite, lambda written: progress.advance(task, written))
+    print(f"wrote {target}: {len(conversion.tensors):,} tensors, {conversion.nbytes / 1e9:.2f} GB")

@@ -1,0 +1,84 @@
+"""Any folder that we read → a Hugging Face folder, a few rows of one tensor at a time."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llamaseek.errors import UserError
+from llamaseek.files import write_json
+from llamaseek.herd.folder import read_config, read_json_object
+from llamaseek.models.adapter import merged, read_adapter
+from llamaseek.models.checkpoint import cast_weights, config_json, read_folder
+from llamaseek.models.fp8 import dequantised
+from llamaseek.models.lazy import Lazy
+from llamaseek.models.meta import is_meta_folder, read_meta
+from llamaseek.models.shards import SHARD_BYTES, Watch, new_folder, write_tensors
+
+# What a model folder holds beside its weights and config; nothing else is copied.
+BESIDE = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "LICENSE",
+)
+
+
+class Conversion:
+    """A checked conversion: made before anything is written, then run."""
+
+    def __init__(
+        self,
+        source: Path,
+        target: Path,
+        dtype: torch.dtype | None = None,
+        adapter: Path | None = None,
+        shard_bytes: int = SHARD_BYTES,
+    ) -> None:
+        """`dtype` None keeps what is stored, fp8 blocks too; `adapter` is folded in.
+
+        Raises `UserError` for a source, target or adapter that cannot be used.
+        """
+        if target.resolve().is_relative_to(source.resolve()):
+            raise UserError(f"{target}: is inside the folder it is made from")
+        self.source, self.target, self.shard_bytes = source, target, shard_bytes
+        config, tensors = read_any(source)
+        if adapter is not None:
+            widened = dequantised(tensors, torch.bfloat16)
+            tensors = merged(widened, read_adapter(adapter), adapter)
+        if dtype is not None:
+            tensors = cast_weights(dequantised(tensors, dtype), dtype)
+        if all(tensor.dtype != torch.float8_e4m3fn for tensor in tensors.values()):
+            config.pop("quantization_config", None)
+        config.pop("torch_dtype", None)  # the old name; a reader must not find two answers
+        self.config, self.tensors = config_json(config, tensors), tensors
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors to be written."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def run(self, overwrite: bool = False, watch: Watch = lambda written: None) -> None:
+        """Write the target, which appears only when it is whole; `watch` counts its bytes."""
+        with new_folder(self.target, self.nbytes, overwrite) as folder:
+            write_tensors(folder, self.tensors, self.shard_bytes, watch=watch)
+            for name in BESIDE:
+                if (self.source / name).is_file():
+                    shutil.copyfile(self.source / name, folder / name)
+            write_json(folder / "config.json", self.config)
+
+
+def read_any(source: Path) -> tuple[dict[str, Any], dict[str, Lazy]]:
+    """Config (as in `config.json`) and tensors of a Hugging Face folder or of Meta's."""
+    if is_meta_folder(source):
+        config, tensors = read_meta(source)
+        return config.to_dict(), tensors
+    if not source.is_dir():
+        raise UserError(f"{source}: no such folder")
+    return read_json_object(source / "config.json"), read_folder(source, read_config(source))
