@@ -11,7 +11,9 @@ from llamaseek import __version__
 from llamaseek.cli import herd
 from llamaseek.cli.chat import chat
 from llamaseek.cli.convert import convert
+from llamaseek.cli.download import download
 from llamaseek.cli.generate import generate
+from llamaseek.cli.inspect import inspect
 from llamaseek.cli.quickstart import quickstart
 from llamaseek.cli.report import report
 from llamaseek.cli.tokenize import tokenize
@@ -26,7 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (quickstart, tokenize, pretrain, sft, dpo, generate, chat, report, convert):
+VERBS = (quickstart, tokenize, pretrain, sft, dpo, generate, chat, report)
+for verb in (*VERBS, inspect, convert, download):
     app.command()(verb)
 app.add_typer(herd.app, name="herd")
 

@@ -16,11 +16,11 @@ from torch import Tensor
 from llamaseek.errors import UserError
 from llamaseek.files import write_json
 from llamaseek.herd import ModelConfig
-from llamaseek.herd.check import is_second_copy, problems
+from llamaseek.herd.check import SCALE, is_second_copy, problems
 from llamaseek.herd.folder import read_config
 from llamaseek.herd.stored import stored_tensors
 from llamaseek.models import CausalLM, build_model
-from llamaseek.models.fp8 import dequantised, keep_fp8
+from llamaseek.models.fp8 import check_scale, dequantised, keep_fp8
 from llamaseek.models.lazy import Lazy, lazy
 from llamaseek.models.rope import Rotary
 from llamaseek.models.shards import SHARD_BYTES, open_tensors, write_tensors
@@ -132,4 +132,7 @@ def fill_model(model: CausalLM, folder: Path) -> None:
 def _fill(model: CausalLM, tensors: dict[str, Lazy]) -> None:
     wanted = model.state_dict(keep_vars=False)
     for name, tensor in tensors.items():
-        tensor.copy_to(from_hf(name, wanted))
+        target = from_hf(name, wanted)
+        tensor.copy_to(target)
+        if name.endswith(SCALE):
+            check_scale(name, target)

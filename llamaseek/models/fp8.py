@@ -50,7 +50,7 @@ def dequantised(tensors: dict[str, Lazy], dtype: torch.dtype) -> dict[str, Lazy]
 def _lazily(name: str, weight: Lazy, scale: Lazy, dtype: torch.dtype) -> Lazy:
     def rows(start: int, stop: int) -> Tensor:
         needed = scale.rows(start // BLOCK, -(-stop // BLOCK)).float()
-        check_scale(name, needed)
+        check_scale(name + SCALE, needed)
         return dequantise(weight.rows(start, stop), needed, dtype)
 
     return Lazy(dtype, weight.shape, rows)
@@ -59,7 +59,7 @@ def _lazily(name: str, weight: Lazy, scale: Lazy, dtype: torch.dtype) -> Lazy:
 def check_scale(name: str, scale: Tensor) -> None:
     """`UserError` for a scale that is not a finite number."""
     if not scale.isfinite().all():
-        raise UserError(f"{name}{SCALE}: holds a scale that is not a finite number")
+        raise UserError(f"{name}: holds a scale that is not a finite number")
 
 
 class Fp8Linear(nn.Module):

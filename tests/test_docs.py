@@ -1,0 +1,74 @@
+"""Console blocks in the docs are what the commands print; their sh blocks run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from llamaseek.herd.published import ENTRIES
+from llamaseek.models import build_model
+from llamaseek.models.checkpoint import save_model
+from tests.cli.run import process
+
+ROOT = Path(__file__).parents[1]
+DOCS = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+CONSOLE = re.compile(r"```console\n\$ (.*?)\n(.*?)```", re.DOTALL)
+WIDTH = "100"  # columns, as the blocks are written
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with the folders that the docs speak of."""
+    folder = tmp_path_factory.mktemp("docs")
+    for name in ("tiny-llama3", "tiny-deepseek-v3"):
+        save_model(build_model(ENTRIES[name].config), folder / "models" / name)
+    return folder
+
+
+def printed(command: str, place: Path) -> str:
+    """What a command prints, without the blanks that pad a table's lines."""
+    program, *words = shlex.split(command)
+    assert program == "llamaseek"
+    done = process(*words, cwd=place)
+    assert done.code == 0, f"{command}\n{done.err}"
+    return "".join(line.rstrip() + "\n" for line in done.out.splitlines())
+
+
+@pytest.mark.parametrize("document", DOCS)
+def test_console_blocks_are_what_is_printed(
+    document: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", WIDTH)
+    path = ROOT / "docs" / document
+    text = path.read_text()
+    renewed = CONSOLE.sub(
+        lambda found: f"```console\n$ {found[1]}\n{printed(found[1], place)}```", text
+    )
+    if os.environ.get("LLAMASEEK_WRITE_DOCS"):
+        path.write_text(renewed)
+    assert renewed == text, "LLAMASEEK_WRITE_DOCS=1 writes the blocks anew"
+
+
+@pytest.mark.parametrize("document", DOCS)
+def test_sh_blocks_run(document: str, place: Path) -> None:
+    for block in re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / document).read_text(), re.DOTALL):
+        for line in block.splitlines():
+            printed(line.partition("   #")[0], place)
+
+
+@pytest.mark.parametrize("document", DOCS)
+def test_links_lead_somewhere(document: str) -> None:
+    path = ROOT / "docs" / document
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
+        assert "://" in target or (path.parent / target).exists(), target
+
+
+def test_the_drawn_diagram_is_the_command_s(place: Path) -> None:
+    target = place / "again.svg"
+    done = process("herd", "show", "deepseek-v3", "--diagram", str(target))
+    assert done.code == 0
+    assert target.read_text() == (ROOT / "docs" / "deepseek-v3.svg").read_text()
