@@ -23,19 +23,6 @@ ROLES = ("system", "user", "assistant", "ipython")
 PROMPT, ANSWER, END = 0, 1, 2
 """Kinds of token: what the model is given, what it says, and the end of what it says."""
 
-CHAT_TEMPLATE = (
-    "{{- '<|begin_of_text|>' -}}\n"
-    "{%- for turn in messages -%}\n"
-    "{{- '<|start_header_id|>' + turn['role'] + '<|end_header_id|>\\n\\n' -}}\n"
-    "{{- turn['content'] | trim + '<|eot_id|>' -}}\n"
-    "{%- endfor -%}\n"
-    "{%- if add_generation_prompt -%}\n"
-    "{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}\n"
-    "{%- endif -%}\n"
-)
-"""The same format as a jinja template, for the tools that read a checkpoint folder."""
-
-
 @dataclass(frozen=True)
 class ChatIds:
     """A conversation as token ids, and for each of them its kind: PROMPT, ANSWER or END."""

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from llamaseek.data.machine import web_documents
 from llamaseek.errors import UserError
+from llamaseek.text.llama3_library import SPLIT_PATTERN
 from llamaseek.text.special import SPECIAL_TOKENS
 from llamaseek.text.table import token_table
 from llamaseek.text.tokenizer import StreamDecoder, Tokenizer
-from llamaseek.text.train_bpe import SMALLEST, SPLIT_PATTERN, train_bpe
+from llamaseek.text.train_bpe import SMALLEST, train_bpe
 
 VOCAB = 600
 CORPUS = [document.text for document in islice(web_documents(), 40)]
@@ -217,12 +218,12 @@ def test_transformers_reads_the_folder(tmp_path: Path, model_type: str | None) -
 
 def test_padding_is_never_the_end_token() -> None:
     config = {"eos_token": "<|eot_id|>", "pad_token": "<|eot_id|>"}
-    loaded = Tokenizer(TOKENIZER._source, config)
+    loaded = Tokenizer(TOKENIZER.to_json(), config)
     assert loaded.pad_id == TOKENIZER.pad_id != loaded.eos_id == TOKENIZER.eot_id
 
 
 def test_added_tokens_marked_ordinary_are_special_too() -> None:
-    source = json.loads(TOKENIZER._source)
+    source = json.loads(TOKENIZER.to_json())
     for token in source["added_tokens"]:
         token["special"] = False
     loaded = Tokenizer(json.dumps(source))
@@ -231,7 +232,7 @@ def test_added_tokens_marked_ordinary_are_special_too() -> None:
 
 
 def test_a_special_token_that_text_can_reach_is_refused() -> None:
-    source = json.loads(TOKENIZER._source)
+    source = json.loads(TOKENIZER.to_json())
     word = TOKENIZER.token_text(300)
     source["added_tokens"].append(source["added_tokens"][0] | {"id": 300, "content": word})
     with pytest.raises(UserError, match="becomes that special token"):
@@ -262,13 +263,13 @@ def test_a_broken_file_is_named(tmp_path: Path, name: str, content: bytes, messa
 
 
 def test_a_tokenizer_that_is_not_byte_level_is_refused() -> None:
-    source = json.loads(TOKENIZER._source) | {"decoder": None}
+    source = json.loads(TOKENIZER.to_json()) | {"decoder": None}
     with pytest.raises(UserError, match="not a byte-level tokenizer"):
         Tokenizer(json.dumps(source))
 
 
 def test_a_token_the_vocabulary_lacks_is_named() -> None:
-    source = json.loads(TOKENIZER._source)
+    source = json.loads(TOKENIZER.to_json())
     source["added_tokens"] = source["added_tokens"][:2]
     loaded = Tokenizer(json.dumps(source))
     assert loaded.chat_template is None
