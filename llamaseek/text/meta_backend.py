@@ -107,6 +107,8 @@ def _parts(text: str) -> Iterator[str]:
     for start in range(0, len(text), LONGEST):
         chunk = text[start : start + LONGEST]
         runs = re.finditer(r"\s+|\S+", chunk)
-        cuts = [at for run in runs for at in range(run.start() + LONGEST_RUN, run.end(), LONGEST_RUN)]
+        cuts = [
+            at for run in runs for at in range(run.start() + LONGEST_RUN, run.end(), LONGEST_RUN)
+        ]
         for begin, end in pairwise([0, *cuts, len(chunk)]):
             yield chunk[begin:end]

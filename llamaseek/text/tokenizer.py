@@ -18,6 +18,7 @@ from llamaseek.text import special
 from llamaseek.text.backend import Backend
 from llamaseek.text.folder_template import CHAT_TEMPLATE
 from llamaseek.text.json_backend import JsonBackend
+from llamaseek.text.template import TemplateRunner
 
 TOKENIZER_FILE = "tokenizer.json"
 META_FILE = "tokenizer.model"
@@ -51,7 +52,7 @@ class Tokenizer:
         config: dict[str, Any] | None = None,
         chat_template: str | None = None,
     ) -> None:
-        """`source` is the text of a tokenizer.json or an engine, `config` its config file's content.
+        """`source` is a tokenizer.json's text or an engine, `config` the config file's content.
 
         Raises UserError if the source is broken, or would let plain text turn into a special
         token.
@@ -189,6 +190,17 @@ class Tokenizer:
         ends = (special.END_OF_TEXT, special.END_OF_MESSAGE, special.END_OF_TURN)
         ids = [self.eos_id, *(self.id_of(name) for name in ends if self._has(name))]
         return tuple(dict.fromkeys(ids))
+
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        """The special tokens that the config file names, as `bos_token`."""
+        keys = [key for key in self._config if key.endswith("_token")]
+        return {key: name for key in keys if (name := self._configured(key, ""))}
+
+    @cached_property
+    def templates(self) -> TemplateRunner:
+        """What renders its chat template, where that is none of the known formats."""
+        return TemplateRunner()
 
     def _configured(self, key: str, default: str) -> str:
         """A token's name in the config file, where it is a string or an object with `content`."""
