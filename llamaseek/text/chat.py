@@ -16,10 +16,8 @@ from llamaseek.text.folder_template import CHAT_TEMPLATE
 from llamaseek.text.llama3_chat import VARIANTS, llama3_pieces
 from llamaseek.text.messages import (
     ROLES,
-    Call,
     Message,
     Turn,
-    call_message,
     read_messages,
     read_tools,
 )
@@ -37,11 +35,9 @@ __all__ = [
     "FORMATS",
     "PROMPT",
     "ROLES",
-    "Call",
     "ChatIds",
     "ChatOptions",
     "Message",
-    "call_message",
     "check_messages",
     "encode_chat",
     "format_of",

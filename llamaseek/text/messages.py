@@ -43,15 +43,6 @@ def to_json(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
-def call_message(content: str, calls: Sequence[Call]) -> Message:
-    """An assistant's message in the form above."""
-    message: Message = {"role": "assistant", "content": content}
-    if calls:
-        named = [{"name": call.name, "arguments": call.arguments} for call in calls]
-        message["tool_calls"] = [{"type": "function", "function": each} for each in named]
-    return message
-
-
 def read_messages(messages: Sequence[Message]) -> list[Turn]:
     """The turns of a conversation.
 
