@@ -8,7 +8,7 @@ import sys
 import typer
 
 from llamaseek import __version__
-from llamaseek.cli import herd
+from llamaseek.cli import herd, tokenizer
 from llamaseek.cli.chat import chat
 from llamaseek.cli.generate import generate
 from llamaseek.cli.quickstart import quickstart
@@ -28,6 +28,7 @@ app = typer.Typer(
 for verb in (quickstart, tokenize, pretrain, sft, dpo, generate, chat, report):
     app.command()(verb)
 app.add_typer(herd.app, name="herd")
+app.add_typer(tokenizer.app, name="tokenizer")
 
 
 def _show_version(wanted: bool) -> None:

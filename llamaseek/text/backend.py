@@ -20,10 +20,15 @@ class TokenStream(Protocol):
 
 
 class Backend(Protocol):
-    """An engine without state. Every added token of its file is in `specials`."""
+    """An engine without state. Every added token of its file is in `specials`.
+
+    `unknown` is the one that stands for text which the vocabulary cannot spell; byte-level
+    engines have none.
+    """
 
     specials: dict[int, str]
     size: int
+    unknown: str | None
 
     def id_of(self, name: str) -> int | None:
         """The id of a token by its name, or None."""

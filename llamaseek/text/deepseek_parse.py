@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llamaseek.text.events import Control, Event, ToolCall, said
-from llamaseek.text.llama3_parse import read_object
+from llamaseek.text.llama3_parse import is_name, read_object
 from llamaseek.text.special import (
     CALL_BEGIN,
     CALL_END,
@@ -70,7 +70,7 @@ def read_call(text: str) -> ToolCall | None:
     name, fence, body = (part.strip() for part in rest.partition("```json"))
     arguments = read_object(body.removesuffix("```"))
     whole = kind.strip() == "function" and fence and body.endswith("```")
-    if not whole or not name or "\n" in name or arguments is None:
+    if not whole or not is_name(name) or arguments is None:
         return None
     return ToolCall(name, arguments)
 

@@ -24,6 +24,7 @@ class JsonBackend:
         added = self._library.get_added_tokens_decoder()
         self.specials = {i: token.content for i, token in sorted(added.items())}
         self.size = max(self._library.get_vocab_size(), max(self.specials, default=-1) + 1)
+        self.unknown: str | None = getattr(self._library.model, "unk_token", None)
         self._byte_level = isinstance(self._library.decoder, ByteLevel)
 
     def id_of(self, name: str) -> int | None:

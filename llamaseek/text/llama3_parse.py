@@ -124,9 +124,14 @@ def _json_call(value: Any) -> ToolCall | None:
     fields = {key: each for key, each in value.items() if key != "type"}
     name = fields.pop("name", None)
     arguments = fields.popitem()[1] if fields.keys() in ({"parameters"}, {"arguments"}) else None
-    if not isinstance(name, str) or not name or not isinstance(arguments, dict):
+    if not is_name(name) or not isinstance(arguments, dict):
         return None
     return ToolCall(name, arguments) if _is_sound(value) else None
+
+
+def is_name(value: Any) -> bool:
+    """Whether a conversation can hold a call by this name."""
+    return isinstance(value, str) and bool(value.strip()) and "\n" not in value
 
 
 def _list_calls(body: str) -> list[ToolCall]:

@@ -28,6 +28,8 @@ class MetaBackend:
     Raises UserError, naming the line, for a file that is not Meta's.
     """
 
+    unknown: str | None = None
+
     def __init__(self, content: bytes, names: Sequence[str]) -> None:
         self._ranks = _read_ranks(content)
         base = len(self._ranks)

@@ -234,8 +234,9 @@ class Tokenizer:
 
     def _refuse_reachable_specials(self) -> None:
         texts = list(self._special_texts.values())
+        unknown = {i for i, text in self._special_texts.items() if text == self._backend.unknown}
         for text, ids in zip(texts, self.encode_batch(texts), strict=True):
-            if not self._special_ids.isdisjoint(ids):
+            if not (self._special_ids - unknown).isdisjoint(ids):
                 raise UserError(f"plain text that spells {text!r} becomes that special token")
 
 
