@@ -8,7 +8,7 @@ import sys
 import typer
 
 from llamaseek import __version__
-from llamaseek.cli import herd
+from llamaseek.cli import herd, tokenizer
 from llamaseek.cli.chat import chat
 from llamaseek.cli.convert import convert
 from llamaseek.cli.download import download
@@ -32,6 +32,7 @@ VERBS = (quickstart, tokenize, pretrain, sft, dpo, generate, chat, report)
 for verb in (*VERBS, inspect, convert, download):
     app.command()(verb)
 app.add_typer(herd.app, name="herd")
+app.add_typer(tokenizer.app, name="tokenizer")
 
 
 def _show_version(wanted: bool) -> None:

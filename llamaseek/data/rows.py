@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -176,7 +177,7 @@ def _side(chat: ChatIds, sequence: int, form: str) -> Packable:
     """One answer; only the last assistant turn is learnt."""
     last = max(i for i, kind in enumerate(chat.kinds) if kind == PROMPT)
     learnt = [kind if i > last else PROMPT for i, kind in enumerate(chat.kinds)]
-    chat = ChatIds(chat.ids, learnt)
+    chat = replace(chat, kinds=learnt)
     counted = _shifted(chat, lambda kind: kind == ANSWER or (form == "plain" and kind != PROMPT))
     targets = _shifted(chat, lambda kind: kind != PROMPT)
     extra = {

@@ -1,109 +1,136 @@
-"""Llama 3's chat format: messages to token ids, with what each token is to training.
+"""Conversations as token ids, in the format of the tokenizer at hand.
 
-Format: `models/llama3/prompt_format.md` and `ChatFormat` of meta-llama/llama-models.
+The two families' formats are `llama3_chat.py` and `deepseek_chat.py`; any other tokenizer's own
+template runs through `template_chat.py`.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llamaseek.errors import UserError, bad_value
-from llamaseek.text.special import BEGIN_OF_TEXT, END_HEADER, END_OF_TURN, START_HEADER
+from llamaseek.errors import UserError, unknown_name
+from llamaseek.text.deepseek_chat import deepseek_pieces
+from llamaseek.text.folder_template import CHAT_TEMPLATE
+from llamaseek.text.llama3_chat import VARIANTS, llama3_pieces
+from llamaseek.text.messages import (
+    ROLES,
+    Message,
+    Turn,
+    read_messages,
+    read_tools,
+)
+from llamaseek.text.options import ChatOptions
+from llamaseek.text.pieces import ANSWER, END, PROMPT, ChatIds, Piece, to_ids, to_text
+from llamaseek.text.special import START_HEADER, USER
 
 if TYPE_CHECKING:
     from llamaseek.text.tokenizer import Tokenizer
 
-Message = dict[str, Any]
-"""One turn: `role`, one of ROLES, and `content`, a string."""
+__all__ = [
+    "ANSWER",
+    "CHAT_TEMPLATE",
+    "END",
+    "FORMATS",
+    "PROMPT",
+    "ROLES",
+    "ChatIds",
+    "ChatOptions",
+    "Message",
+    "check_messages",
+    "encode_chat",
+    "format_of",
+    "render",
+]
 
-ROLES = ("system", "user", "assistant", "ipython")
+Tools = Sequence[Mapping[str, Any]]
 
-PROMPT, ANSWER, END = 0, 1, 2
-"""Kinds of token: what the model is given, what it says, and the end of what it says."""
+TEMPLATE = "template"
+"""The format of a tokenizer whose template is none of those known here: the template itself."""
 
-CHAT_TEMPLATE = (
-    "{{- '<|begin_of_text|>' -}}\n"
-    "{%- for turn in messages -%}\n"
-    "{{- '<|start_header_id|>' + turn['role'] + '<|end_header_id|>\\n\\n' -}}\n"
-    "{{- turn['content'] | trim + '<|eot_id|>' -}}\n"
-    "{%- endfor -%}\n"
-    "{%- if add_generation_prompt -%}\n"
-    "{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}\n"
-    "{%- endif -%}\n"
-)
-"""The same format as a jinja template, for the tools that read a checkpoint folder."""
+FORMATS = (*VARIANTS, "deepseek_v3", TEMPLATE)
 
-
-@dataclass(frozen=True)
-class ChatIds:
-    """A conversation as token ids, and for each of them its kind: PROMPT, ANSWER or END."""
-
-    ids: list[int]
-    kinds: list[int]
+KNOWN_TEMPLATES = {
+    "2700e963b7f7ca1b": "llama3",  # this package's before it knew tools
+    "ba03a121d097859c": "llama3",
+    "bc213ef03ac49e40": "llama3",  # TRL's, with generation marks
+    "93c0e9aa3629bbd7": "llama3.1",
+    "d82792f95932f1c9": "llama3.2",
+    "3a3036eeb96ca0e4": "deepseek_v3",  # DeepSeek's API documentation
+    "563b1ce7d61d50a9": "deepseek_v3",  # the one that circulates
+}
+"""Published templates by the beginning of their SHA-256, and the format that each means."""
 
 
 def encode_chat(
-    tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool = False
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    add_generation_prompt: bool = False,
+    tools: Tools | None = None,
+    options: ChatOptions | None = None,
 ) -> ChatIds:
-    """The conversation as ids: one begin-of-text, then each turn with its header and end.
+    """The conversation as ids, with the kind of each: what is given, what is said, its end.
 
     Contents are encoded apart from special tokens, so whatever they spell stays text.
-    `add_generation_prompt` opens an assistant's turn at the end.
-    Raises UserError for a message without a known role or with content that is not a string.
+    `add_generation_prompt` opens an assistant's turn at the end. `tools` are definitions as in
+    OpenAI's API. Raises UserError, naming the field, for messages, tools and options that the
+    format cannot say.
     """
-    check_messages(messages)
-    ids, kinds = [tokenizer.bos_id], [PROMPT]
-    for message in messages:
-        answers = message["role"] == "assistant"
-        header = _header_ids(tokenizer, message["role"])
-        content = tokenizer.encode(message["content"].strip())
-        ids += [*header, *content, tokenizer.eot_id]
-        kinds += [PROMPT] * len(header) + [ANSWER if answers else PROMPT] * len(content)
-        kinds.append(END if answers else PROMPT)
-    if add_generation_prompt:
-        header = _header_ids(tokenizer, "assistant")
-        ids += header
-        kinds += [PROMPT] * len(header)
-    return ChatIds(ids, kinds)
+    options = options or ChatOptions()
+    name = options.format or format_of(tokenizer)
+    turns, definitions = read_messages(messages), read_tools(tools)
+    if name == TEMPLATE:
+        from llamaseek.text.template_chat import encode_by_template
+
+        return encode_by_template(tokenizer, messages, definitions, add_generation_prompt, options)
+    pieces = _pieces(name, turns, definitions, options, add_generation_prompt)
+    return to_ids(tokenizer, pieces)
 
 
-def render(messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
-    """The conversation as text. To show it, not to encode it: use `encode_chat` for ids.
+def render(
+    messages: Sequence[Message],
+    add_generation_prompt: bool = False,
+    tools: Tools | None = None,
+    options: ChatOptions | None = None,
+) -> str:
+    """The conversation as text, in the format `llama3` unless the options name another.
 
-    Raises UserError as `encode_chat` does.
+    To show it, not to encode it: use `encode_chat` for ids. Raises UserError as that does.
     """
-    check_messages(messages)
-    turns = [f"{_header(m['role'])}{m['content'].strip()}{END_OF_TURN}" for m in messages]
-    opening = _header("assistant") if add_generation_prompt else ""
-    return BEGIN_OF_TEXT + "".join(turns) + opening
+    options = options or ChatOptions()
+    turns, definitions = read_messages(messages), read_tools(tools)
+    name = options.format or "llama3"
+    return to_text(_pieces(name, turns, definitions, options, add_generation_prompt))
 
 
 def check_messages(messages: Sequence[Message]) -> None:
     """Raises UserError, naming index and field, unless `messages` is a list of whole messages."""
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise bad_value("messages", messages, "a list of at least one message")
-    for index, message in enumerate(messages):
-        _check_message(f"messages[{index}]", message)
+    read_messages(messages)
 
 
-def _check_message(where: str, message: Any) -> None:
-    if not isinstance(message, Mapping):
-        raise bad_value(where, message, "an object with role and content")
-    for field in ("role", "content"):
-        if field not in message:
-            raise UserError(f"{where}.{field}: missing; a message has a role and a content")
-    if message["role"] not in ROLES:
-        raise bad_value(f"{where}.role", message["role"], ", ".join(ROLES))
-    if not isinstance(message["content"], str):
-        raise bad_value(f"{where}.content", message["content"], "a string")
+def format_of(tokenizer: Tokenizer) -> str:
+    """The name of the format that the tokenizer's template, or else its special tokens, mean.
+
+    Raises UserError for a tokenizer without either.
+    """
+    names = set(tokenizer.specials.values())
+    template = tokenizer.chat_template
+    if template is not None and template != CHAT_TEMPLATE:
+        digest = hashlib.sha256(template.strip().encode("utf-8", "replace")).hexdigest()
+        return KNOWN_TEMPLATES.get(digest[:16], TEMPLATE)
+    if USER in names:
+        return "deepseek_v3"
+    if START_HEADER in names:
+        return "llama3"
+    raise UserError("tokenizer: it has no chat template, and no special tokens of a known format")
 
 
-def _header(role: str) -> str:
-    return f"{START_HEADER}{role}{END_HEADER}\n\n"
-
-
-def _header_ids(tokenizer: Tokenizer, role: str) -> list[int]:
-    name, blank = tokenizer.encode(role), tokenizer.encode("\n\n")
-    return [tokenizer.start_header_id, *name, tokenizer.end_header_id, *blank]
+def _pieces(
+    name: str, turns: list[Turn], tools: Tools, options: ChatOptions, add_generation_prompt: bool
+) -> list[Piece]:
+    if name == "deepseek_v3":
+        return deepseek_pieces(turns, tools, add_generation_prompt)
+    if name not in VARIANTS:
+        raise unknown_name("chat format", name, list(FORMATS))
+    return llama3_pieces(turns, tools, options, VARIANTS[name], add_generation_prompt)

@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer that keeps what a user typed apart from what the format means.
+"""A tokenizer that keeps what a user typed apart from what the format means.
 
 `encode` never yields a special id, whatever the text spells; the special tokens of a
 conversation are put between encoded pieces by `llamaseek.text.chat`, one id at a time.
@@ -6,22 +6,22 @@ conversation are put between encoded pieces by `llamaseek.text.chat`, one id at 
 
 from __future__ import annotations
 
-import codecs
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer as Backend
-from tokenizers.decoders import ByteLevel
-
-from llamaseek.errors import UserError, shorten
+from llamaseek.errors import UserError
 from llamaseek.text import special
-from llamaseek.text.chat import CHAT_TEMPLATE
+from llamaseek.text.backend import Backend
+from llamaseek.text.folder_template import CHAT_TEMPLATE
+from llamaseek.text.json_backend import JsonBackend
+from llamaseek.text.template import TemplateRunner
 
 TOKENIZER_FILE = "tokenizer.json"
+META_FILE = "tokenizer.model"
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
 
@@ -48,20 +48,18 @@ class Tokenizer:
 
     def __init__(
         self,
-        source: str,
+        source: str | Backend,
         config: dict[str, Any] | None = None,
         chat_template: str | None = None,
     ) -> None:
-        """`source` is the text of a tokenizer.json, `config` the content of its config file.
+        """`source` is a tokenizer.json's text or an engine, `config` the config file's content.
 
-        Raises UserError if the source is broken, is not byte-level, or would let plain text
-        turn into a special token.
+        Raises UserError if the source is broken, or would let plain text turn into a special
+        token.
         """
-        self._source = source
+        self._backend: Backend = JsonBackend(source) if isinstance(source, str) else source
         self._config = DEFAULT_CONFIG if config is None else config
-        self._backend = _backend(source)
-        added = self._backend.get_added_tokens_decoder()
-        self._special_texts = {i: token.content for i, token in sorted(added.items())}
+        self._special_texts = self._backend.specials
         self._special_ids = frozenset(self._special_texts)
         self._refuse_reachable_specials()
         if chat_template is None and special.START_HEADER in self._special_texts.values():
@@ -70,18 +68,22 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """The tokenizer of a Hugging Face model folder.
+        """The tokenizer of a Hugging Face model folder, or of a folder with Meta's own file.
 
         Raises UserError, naming the file, if it is missing or broken.
         """
-        path = Path(folder) / TOKENIZER_FILE
-        if not path.is_file():
-            raise UserError(f"{path}: not found; a tokenizer's folder holds {TOKENIZER_FILE}")
-        source = _read(path)
         config = _read_config(Path(folder) / CONFIG_FILE)
         template = _read_template(Path(folder), config or {})
+        path = Path(folder) / TOKENIZER_FILE
+        if not path.is_file() and (Path(folder) / META_FILE).is_file():
+            backend, default = _read_meta(Path(folder))
+            return cls(backend, config or default, template)
+        if not path.is_file():
+            raise UserError(
+                f"{path}: not found; a tokenizer's folder holds {TOKENIZER_FILE} or {META_FILE}"
+            )
         try:
-            return cls(source, config, template)
+            return cls(_read(path), config, template)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
@@ -89,11 +91,15 @@ class Tokenizer:
         """Writes the three files that transformers, vLLM and `load` read; makes the folder."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        _write(target / TOKENIZER_FILE, self._source)
+        _write(target / TOKENIZER_FILE, self.to_json())
         config = json.dumps(self._config, indent=2, ensure_ascii=False)
         _write(target / CONFIG_FILE, config + "\n")
         if self.chat_template is not None:
             _write(target / TEMPLATE_FILE, self.chat_template)
+
+    def to_json(self) -> str:
+        """The text of its tokenizer.json; a tokenizer.model is converted (a second or two)."""
+        return self._backend.to_json()
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text` as plain text: `<|eot_id|>` typed by a user stays what it spells.
@@ -104,11 +110,7 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, on all processors."""
-        try:
-            found = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-        except TypeError as error:
-            raise _not_unicode(texts) from error
-        return [encoding.ids for encoding in found]
+        return self._backend.encode_batch(texts)
 
     def encode_special(self, text: str) -> list[int]:
         """The ids of `text` where a spelled special token is that token; never for user text."""
@@ -117,17 +119,12 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD, unknown ids nothing."""
-        return self._backend.decode(ids, skip_special_tokens=skip_special)
+        hidden = self._special_ids if skip_special else frozenset()
+        return self._backend.decode([i for i in ids if i not in hidden])
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that one id stands for; none for an id beyond the vocabulary."""
-        if token_id in self._special_texts:
-            return self._special_texts[token_id].encode()
-        piece = self._backend.id_to_token(token_id) or ""
-        try:
-            return bytes(_BYTE_OF[character] for character in piece)
-        except KeyError:  # an entry outside the byte alphabet is its own text
-            return piece.encode()
+        return self._backend.token_bytes(token_id)
 
     def token_text(self, token_id: int) -> str:
         """One id's text to show: half characters as `\\xe2`, line breaks as `\\n`."""
@@ -137,8 +134,12 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         """How many ids there are, special ones included: the classes of the model's head."""
-        highest = max(self._special_ids, default=-1)
-        return max(self._backend.get_vocab_size(), highest + 1)
+        return self._backend.size
+
+    @property
+    def specials(self) -> dict[int, str]:
+        """The text of every special id, in the order of the ids."""
+        return dict(self._special_texts)
 
     @property
     def special_ids(self) -> frozenset[int]:
@@ -148,12 +149,12 @@ class Tokenizer:
     @property
     def bos_id(self) -> int:
         """Begins a document or conversation."""
-        return self._id(self._configured("bos_token", special.BEGIN_OF_TEXT))
+        return self.id_of(self._configured("bos_token", special.BEGIN_OF_TEXT))
 
     @property
     def eos_id(self) -> int:
         """Ends a document; the config file's `eos_token`, which in chat models ends a turn."""
-        return self._id(self._configured("eos_token", special.END_OF_TEXT))
+        return self.id_of(self._configured("eos_token", special.END_OF_TEXT))
 
     @property
     def pad_id(self) -> int:
@@ -161,34 +162,45 @@ class Tokenizer:
         configured = self._configured("pad_token", special.PAD)
         eos = self._configured("eos_token", special.END_OF_TEXT)
         names = [name for name in (configured, *PAD_NAMES) if name != eos and self._has(name)]
-        return self._id(names[0] if names else special.PAD)
+        return self.id_of(names[0] if names else special.PAD)
 
     @property
     def eot_id(self) -> int:
         """Ends a turn."""
-        return self._id(special.END_OF_TURN)
+        return self.id_of(special.END_OF_TURN)
 
     @property
     def mask_id(self) -> int:
         """Hides a token in masked-language-model training."""
-        return self._id(special.MASK)
+        return self.id_of(special.MASK)
 
     @property
     def start_header_id(self) -> int:
         """Opens the header that names a turn's role."""
-        return self._id(special.START_HEADER)
+        return self.id_of(special.START_HEADER)
 
     @property
     def end_header_id(self) -> int:
         """Closes the header that names a turn's role."""
-        return self._id(special.END_HEADER)
+        return self.id_of(special.END_HEADER)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """The ids after which generation ends: document, message and turn, those there are."""
         ends = (special.END_OF_TEXT, special.END_OF_MESSAGE, special.END_OF_TURN)
-        ids = [self.eos_id, *(self._id(name) for name in ends if self._has(name))]
+        ids = [self.eos_id, *(self.id_of(name) for name in ends if self._has(name))]
         return tuple(dict.fromkeys(ids))
+
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        """The special tokens that the config file names, as `bos_token`."""
+        keys = [key for key in self._config if key.endswith("_token")]
+        return {key: name for key in keys if (name := self._configured(key, ""))}
+
+    @cached_property
+    def templates(self) -> TemplateRunner:
+        """What renders its chat template, where that is none of the known formats."""
+        return TemplateRunner()
 
     def _configured(self, key: str, default: str) -> str:
         """A token's name in the config file, where it is a string or an object with `content`."""
@@ -196,14 +208,15 @@ class Tokenizer:
         name = value.get("content") if isinstance(value, dict) else value
         return name if isinstance(name, str) else default
 
-    def _has(self, name: str) -> bool:
-        return self._backend.token_to_id(name) is not None
-
-    def _id(self, name: str) -> int:
-        found = self._backend.token_to_id(name)
+    def id_of(self, name: str) -> int:
+        """The id of a token by its name; UserError where there is none."""
+        found = self._backend.id_of(name)
         if found is None:
             raise UserError(f"tokenizer: it has no token {name}")
         return found
+
+    def _has(self, name: str) -> bool:
+        return self._backend.id_of(name) is not None
 
     @cached_property
     def _special_pattern(self) -> re.Pattern[str]:
@@ -221,8 +234,9 @@ class Tokenizer:
 
     def _refuse_reachable_specials(self) -> None:
         texts = list(self._special_texts.values())
+        unknown = {i for i, text in self._special_texts.items() if text == self._backend.unknown}
         for text, ids in zip(texts, self.encode_batch(texts), strict=True):
-            if not self._special_ids.isdisjoint(ids):
+            if not (self._special_ids - unknown).isdisjoint(ids):
                 raise UserError(f"plain text that spells {text!r} becomes that special token")
 
 
@@ -233,49 +247,30 @@ class StreamDecoder:
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special: bool = True) -> None:
-        self._tokenizer = tokenizer
         self._hidden = tokenizer.special_ids if skip_special else frozenset()
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._stream = tokenizer._backend.stream()
 
     def push(self, token_id: int) -> str:
         """The text this id completes; empty while a character is not whole."""
-        if token_id in self._hidden:
-            return ""
-        return self._utf8.decode(self._tokenizer.token_bytes(token_id))
+        return "" if token_id in self._hidden else self._stream.push(token_id)
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD if a character never became whole, else nothing."""
-        rest = self._utf8.decode(b"", final=True)
-        self._utf8.reset()
-        return rest
+        return self._stream.flush()
 
 
-def _backend(source: str) -> Backend:
-    """The library's tokenizer, set so that the text of special tokens is text to it."""
-    backend = _parse(source)
-    if not isinstance(backend.decoder, ByteLevel):
-        raise UserError("not a byte-level tokenizer; Llama 3 and DeepSeek-V3 have byte-level BPE")
-    if not all(token.special for token in backend.get_added_tokens_decoder().values()):
-        backend = _parse(_all_special(source))
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = True
-    return backend
+def _read_meta(folder: Path) -> tuple[Backend, dict[str, Any]]:
+    """The engine of Meta's file, and the config to go with it.
 
+    The file is the same in every release; the names come from `params.json` beside it, where
+    3.1 and later have `use_scaled_rope`. Without one they are those of 3.1.
+    """
+    from llamaseek.text.meta_backend import read_model
 
-def _parse(source: str) -> Backend:
-    try:
-        return Backend.from_str(source)
-    except Exception as error:  # the library raises nothing narrower
-        raise UserError(f"not a tokenizer: {shorten(str(error))}") from error
-
-
-def _all_special(source: str) -> str:
-    """The source with every added token marked special: the library keeps only those from text."""
-    content = json.loads(source)
-    for token in content["added_tokens"]:
-        token["special"] = True
-    return json.dumps(content)
+    params = _read_config(folder / "params.json")
+    old = params is not None and not params.get("use_scaled_rope")
+    backend = read_model(folder / META_FILE, special.llama3_names("3.0" if old else "3.1"))
+    return backend, DEFAULT_CONFIG | ({"pad_token": PAD_NAMES[-1]} if old else {})
 
 
 def _read(path: Path) -> str:
@@ -310,29 +305,5 @@ def _read_template(folder: Path, config: dict[str, Any]) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _not_unicode(texts: Iterable[str]) -> UserError:
-    """The error for the text that the library refused."""
-    for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            return UserError(f"text: lone surrogate {text[error.start]!r} at {error.start}")
-    return UserError("text: not a string")
-
-
 def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
-
-
-def _byte_characters() -> dict[str, int]:
-    """The byte behind each character of a byte-level vocabulary, as GPT-2 laid them out.
-
-    Bytes that print in Latin-1 stand for themselves; the rest count up from U+0100.
-    """
-    printing = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in printing]
-    shown = {chr(byte): byte for byte in printing}
-    return shown | {chr(256 + n): byte for n, byte in enumerate(hidden)}
-
-
-_BYTE_OF = _byte_characters()

@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Library
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from llamaseek.data.machine import web_documents
 from llamaseek.errors import UserError
+from llamaseek.text.llama3_library import SPLIT_PATTERN
 from llamaseek.text.special import SPECIAL_TOKENS
 from llamaseek.text.table import token_table
 from llamaseek.text.tokenizer import StreamDecoder, Tokenizer
-from llamaseek.text.train_bpe import SMALLEST, SPLIT_PATTERN, train_bpe
+from llamaseek.text.train_bpe import SMALLEST, train_bpe
 
 VOCAB = 600
 CORPUS = [document.text for document in islice(web_documents(), 40)]
@@ -217,12 +220,12 @@ def test_transformers_reads_the_folder(tmp_path: Path, model_type: str | None) -
 
 def test_padding_is_never_the_end_token() -> None:
     config = {"eos_token": "<|eot_id|>", "pad_token": "<|eot_id|>"}
-    loaded = Tokenizer(TOKENIZER._source, config)
+    loaded = Tokenizer(TOKENIZER.to_json(), config)
     assert loaded.pad_id == TOKENIZER.pad_id != loaded.eos_id == TOKENIZER.eot_id
 
 
 def test_added_tokens_marked_ordinary_are_special_too() -> None:
-    source = json.loads(TOKENIZER._source)
+    source = json.loads(TOKENIZER.to_json())
     for token in source["added_tokens"]:
         token["special"] = False
     loaded = Tokenizer(json.dumps(source))
@@ -231,7 +234,7 @@ def test_added_tokens_marked_ordinary_are_special_too() -> None:
 
 
 def test_a_special_token_that_text_can_reach_is_refused() -> None:
-    source = json.loads(TOKENIZER._source)
+    source = json.loads(TOKENIZER.to_json())
     word = TOKENIZER.token_text(300)
     source["added_tokens"].append(source["added_tokens"][0] | {"id": 300, "content": word})
     with pytest.raises(UserError, match="becomes that special token"):
@@ -261,14 +264,57 @@ def test_a_broken_file_is_named(tmp_path: Path, name: str, content: bytes, messa
     assert "\n" not in str(error.value)
 
 
-def test_a_tokenizer_that_is_not_byte_level_is_refused() -> None:
-    source = json.loads(TOKENIZER._source) | {"decoder": None}
-    with pytest.raises(UserError, match="not a byte-level tokenizer"):
-        Tokenizer(json.dumps(source))
+def sentence_piece() -> Library:
+    """A tokenizer in the form of Llama 2's: blanks as U+2581, unknown letters as bytes."""
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    vocabulary = {name: i for i, name in enumerate([*names, *"▁helo", "▁h", "el", "▁hel"])}
+    merges = [("▁", "h"), ("e", "l"), ("▁h", "el")]
+    library: Library = Library(
+        models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    )
+    library.normalizer = normalizers.Sequence(  # type: ignore[assignment]
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    library.decoder = decoders.Sequence(  # type: ignore[assignment]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(content=" ", left=1),
+        ]
+    )
+    library.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return library
+
+
+def word_piece() -> Library:
+    """A tokenizer in the form of BERT's."""
+    words = ["[UNK]", "[CLS]", "hel", "##lo", "he", "!"]
+    model = models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]")
+    library: Library = Library(model)
+    library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
+    library.decoder = decoders.WordPiece()  # type: ignore[assignment]
+    library.add_special_tokens(["[UNK]", "[CLS]"])
+    return library
+
+
+@pytest.mark.parametrize("made", [sentence_piece(), word_piece()])
+@pytest.mark.parametrize("text", ["hello", "hello he!  hello", "é🙂h", "", "hel🙂", " <s>[CLS] h"])
+def test_tokenizers_that_are_not_byte_level_are_as_in_their_library(
+    made: Library, text: str
+) -> None:
+    ours = Tokenizer(made.to_str(), {})
+    ids = ours.encode(text)
+    if "<s>" not in text:
+        assert ids == made.encode(text, add_special_tokens=False).ids
+    assert ours.id_of("<s>" if "<s>" in ours.specials.values() else "[CLS]") not in ids
+    assert ours.decode(ids) == made.decode(ids, skip_special_tokens=True)
+    stream = StreamDecoder(ours)
+    assert "".join(map(stream.push, ids)) + stream.flush() == ours.decode(ids)
 
 
 def test_a_token_the_vocabulary_lacks_is_named() -> None:
-    source = json.loads(TOKENIZER._source)
+    source = json.loads(TOKENIZER.to_json())
     source["added_tokens"] = source["added_tokens"][:2]
     loaded = Tokenizer(json.dumps(source))
     assert loaded.chat_template is None

@@ -1,0 +1,126 @@
+"""How Llama 3 writes calls of tools, and how it is told of them: three forms, all published.
+
+`models/llama3_1/prompt_format.md` and `models/llama3_2/text_prompt_format.md` of llama-models;
+`json` also as in the chat templates of the checkpoints on Hugging Face.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llamaseek.errors import UserError
+from llamaseek.text.messages import Call, to_json
+
+FORMS = ("json", "python_list", "function_tag")
+
+HF_FORMAT = (
+    'Respond in the format {"name": function name, "parameters": dictionary of argument name'
+    " and its value}.Do not use variables.\n\n"
+)
+HF_IN_USER = (
+    "Given the following functions, please respond with a JSON for a function call with its"
+    " proper arguments that best answers the given prompt.\n\n" + HF_FORMAT
+)
+HF_IN_SYSTEM = (
+    "You have access to the following functions. To call a function, please respond with JSON"
+    " for a function call." + HF_FORMAT
+)
+JSON_PROMPT = """\
+Answer the user's question by making use of the following functions if needed.
+If none of the function can be used, please say so.
+Here is a list of functions in JSON format:
+{tools}
+
+Return function calls in JSON format."""
+LIST_PROMPT = """\
+You are an expert in composing functions. You are given a question and a set of possible functions.
+Based on the question, you will need to make one or more function/tool calls to achieve the purpose.
+If none of the function can be used, point it out. If the given question lacks the parameters \
+required by the function,
+also point it out. You should only return the function call in tools call sections.
+
+If you decide to invoke any of the function(s), you MUST put it in the format of \
+[func_name1(params_name1=params_value1, params_name2=params_value2...), func_name2(params)]
+You SHOULD NOT include any other text in the response.
+
+Here is a list of functions in JSON format that you can invoke.
+
+{tools}"""
+TAG_PROMPT = """\
+You have access to the following functions:
+
+{tools}
+
+Think very carefully before calling functions.
+If you choose to call a function ONLY reply in the following format with no prefix or suffix:
+
+<function=example_function_name>{{"example_name": "example_value"}}</function>
+
+Reminder:
+- If looking for real time information use relevant functions before falling back to brave_search
+- Function calls MUST follow the specified format, start with <function= and end with </function>
+- Required parameters MUST be specified
+- Only call one function at a time
+- Put the entire function call reply on one line"""
+
+
+def hf_tools(tools: Sequence[Mapping[str, Any]], in_user_message: bool) -> str:
+    """The definitions as the templates on Hugging Face put them before a message."""
+    listed = "".join(to_json(tool, indent=4) + "\n\n" for tool in tools)
+    return (HF_IN_USER if in_user_message else HF_IN_SYSTEM) + listed
+
+
+def meta_tools(tools: Sequence[Mapping[str, Any]], form: str) -> str:
+    """The definitions in the words of Meta's documentation of `form`."""
+    if form == "json":
+        return JSON_PROMPT.format(tools="\n".join(to_json(tool, indent=4) for tool in tools))
+    inner = [tool.get("function", tool) for tool in tools]
+    if form == "python_list":
+        return LIST_PROMPT.format(tools=to_json(inner, indent=4))
+    uses = [f"Use the function '{f['name']}' to '{f.get('description', '')}':" for f in inner]
+    listed = [f"{use}\n{to_json(f)}" for use, f in zip(uses, inner, strict=True)]
+    return TAG_PROMPT.format(tools="\n\n".join(listed))
+
+
+def write_calls(calls: Sequence[Call], form: str, typed: bool) -> str:
+    """Calls of tools that a user defined. `typed` is Meta's own spelling of JSON calls.
+
+    Raises UserError for more than one call where the form holds but one.
+    """
+    if form == "python_list":
+        return "[" + ", ".join(_python(call) for call in calls) + "]"
+    if len(calls) > 1:
+        raise UserError(
+            f"tool_calls: {len(calls)} calls in one message; Llama 3's {form} form holds one,"
+            " its python_list form several"
+        )
+    if form == "function_tag":
+        return f"<function={calls[0].name}>{json.dumps(calls[0].arguments)}</function>"
+    if typed:
+        named = {"type": "function", "name": calls[0].name, "parameters": calls[0].arguments}
+        return json.dumps(named)
+    return to_json({"name": calls[0].name, "parameters": calls[0].arguments})
+
+
+def write_built_in(call: Call) -> str:
+    """`brave_search.call(query="…")`; the code interpreter's call is its code."""
+    given = call.arguments
+    if call.name == "code_interpreter":
+        code = given.get("code")
+        if not isinstance(code, str):
+            raise UserError("tool_calls: code_interpreter takes one argument, code, a string")
+        return code
+    values = [(k, v if isinstance(v, str) else to_json(v)) for k, v in given.items()]
+    return f"{call.name}.call(" + ", ".join(f'{k}="{v}"' for k, v in values) + ")"
+
+
+def _python(call: Call) -> str:
+    given = ", ".join(f"{name}={_literal(value)}" for name, value in call.arguments.items())
+    return f"{call.name}({given})"
+
+
+def _literal(value: Any) -> str:
+    """A value in Python, strings in double quotes as Meta writes them."""
+    return to_json(value) if isinstance(value, str) else repr(value)

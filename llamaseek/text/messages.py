@@ -1,0 +1,149 @@
+"""Messages as users write them, checked and made plain.
+
+A message is `{"role", "content"}`; an assistant's may have `tool_calls`, each
+`{"type": "function", "function": {"name", "arguments"}}` with the arguments as an object or, as
+in OpenAI's API, as JSON text; the result of a call has role `tool` (Llama calls it `ipython`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llamaseek.errors import UserError, bad_value
+
+Message = dict[str, Any]
+
+ROLES = ("system", "user", "assistant", "ipython", "tool")
+RESULTS = ("ipython", "tool")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a tool. `text` is the arguments as JSON, as they were written."""
+
+    name: str
+    arguments: dict[str, Any]
+    text: str
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message. A result's role is `tool`, whichever name it came by."""
+
+    role: str
+    content: str
+    calls: tuple[Call, ...] = ()
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON as chat templates write it: letters as they are, keys in their order."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def read_messages(messages: Sequence[Message]) -> list[Turn]:
+    """The turns of a conversation.
+
+    Raises UserError, naming index and field, unless `messages` is a list of whole messages.
+    """
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise bad_value("messages", messages, "a list of at least one message")
+    return [_read_message(f"messages[{i}]", message) for i, message in enumerate(messages)]
+
+
+def read_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
+    """The tools' definitions; UserError unless each is an object with a name.
+
+    As in OpenAI's API, `{"type": "function", "function": {"name", "description", "parameters"}}`;
+    the inner object alone is taken too. Either is shown to the model as it is given.
+    """
+    if tools is None:
+        return []
+    if not isinstance(tools, Sequence) or isinstance(tools, str):
+        raise bad_value("tools", tools, "a list of objects")
+    for index, tool in enumerate(tools):
+        inner = tool.get("function", tool) if isinstance(tool, Mapping) else None
+        if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
+            raise bad_value(f"tools[{index}]", tool, "an object whose function has a name")
+        _as_json(f"tools[{index}]", tool)
+    return [dict(tool) for tool in tools]
+
+
+def _read_message(where: str, message: Any) -> Turn:
+    if not isinstance(message, Mapping):
+        raise bad_value(where, message, "an object with role and content")
+    if "role" not in message:
+        raise UserError(f"{where}.role: missing; a message has a role and a content")
+    role = message["role"]
+    if role not in ROLES:
+        raise bad_value(f"{where}.role", role, ", ".join(ROLES))
+    calls = _read_calls(f"{where}.tool_calls", message)
+    if calls and role != "assistant":
+        raise UserError(f"{where}.tool_calls: only an assistant calls tools, not {role!r}")
+    role = "tool" if role in RESULTS else role
+    return Turn(role, _read_content(where, message, role, bool(calls)), calls)
+
+
+def _read_content(where: str, message: Mapping[str, Any], role: str, calls: bool) -> str:
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    if content is None and calls:
+        return ""
+    if "content" not in message:
+        raise UserError(f"{where}.content: missing; a message has a role and a content")
+    if isinstance(content, list) and content and all(map(_is_text_part, content)):
+        return "".join(part["text"] for part in content)
+    if role == "tool" and isinstance(content, (dict, list)):
+        return _as_json(f"{where}.content", content)
+    raise bad_value(f"{where}.content", content, "a string")
+
+
+def _is_text_part(part: Any) -> bool:
+    """OpenAI's content parts; those of other types are no text."""
+    return isinstance(part, Mapping) and part.get("type") == "text" and _is_text(part.get("text"))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _read_calls(where: str, message: Mapping[str, Any]) -> tuple[Call, ...]:
+    calls = message.get("tool_calls")
+    if calls is None:
+        return ()
+    if not isinstance(calls, Sequence) or isinstance(calls, str):
+        raise bad_value(where, calls, "a list of calls")
+    return tuple(_read_call(f"{where}[{index}]", call) for index, call in enumerate(calls))
+
+
+def _read_call(where: str, call: Any) -> Call:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping):
+        raise bad_value(where, call, "an object with a function")
+    name = function.get("name")
+    if not isinstance(name, str) or not name.strip() or "\n" in name:
+        raise bad_value(f"{where}.function.name", name, "a name on one line")
+    return _read_arguments(f"{where}.function.arguments", name, function.get("arguments"))
+
+
+def _read_arguments(where: str, name: str, given: Any) -> Call:
+    arguments, text = given, given
+    if isinstance(given, str):
+        try:
+            arguments = json.loads(given)
+        except (ValueError, RecursionError):
+            arguments = None
+    if not isinstance(arguments, dict):
+        raise bad_value(where, given, "an object, or JSON text of one")
+    return Call(name, arguments, text if isinstance(text, str) else _as_json(where, arguments))
+
+
+def _as_json(where: str, value: Any) -> str:
+    try:
+        json.dumps(value, allow_nan=False)
+        return to_json(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{where}: cannot be written as JSON ({error})") from None

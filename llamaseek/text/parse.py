@@ -1,0 +1,168 @@
+"""What a model said, read back: its content, and its calls of tools.
+
+One reader a family (`llama3_parse.py`, `deepseek_parse.py`) takes a stream of text and control
+tokens and gives events; however the stream is cut, the events add up to the same message. What
+cannot be read as a call is content, as the model wrote it; nothing raises.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Protocol
+
+from llamaseek.errors import unknown_name
+from llamaseek.text.chat import FORMATS, TEMPLATE, format_of
+from llamaseek.text.deepseek_parse import DeepSeekReader
+from llamaseek.text.events import Content, Control, Event, ToolCall
+from llamaseek.text.llama3_parse import LlamaReader
+from llamaseek.text.messages import Message
+from llamaseek.text.special import CALLS_BEGIN, PYTHON_TAG
+from llamaseek.text.tokenizer import StreamDecoder
+
+if TYPE_CHECKING:
+    from llamaseek.text.tokenizer import Tokenizer
+
+__all__ = ["Content", "IdStream", "TextStream", "ToolCall", "message_of", "parse_ids", "parse_text"]
+
+
+class Reader(Protocol):
+    """Reads one message. `ends` and `marks` name the control tokens that mean something."""
+
+    ends: frozenset[str]
+    marks: frozenset[str]
+
+    def read(self, item: str | Control) -> list[Event]:
+        """What this text or control token tells."""
+
+    def finish(self) -> list[Event]:
+        """What was held, now that the message has ended; afterwards it reads another."""
+
+
+class PlainReader:
+    """Where no tool was offered there are no calls: all is content, up to the end."""
+
+    def __init__(self, ends: frozenset[str]) -> None:
+        self.ends, self.marks = ends, ends
+
+    def read(self, item: str | Control) -> list[Event]:
+        text = item if isinstance(item, str) else item.name
+        return [Content(text)] if text else []
+
+    def finish(self) -> list[Event]:
+        return []
+
+
+def reader(family: str, calls: bool = True) -> Reader:
+    """The reader of a chat format; without `calls` everything is content.
+
+    A template that is not known tells nothing of its calls: there, too, everything is content.
+    Raises UserError for a format that does not exist.
+    """
+    if family not in FORMATS:
+        raise unknown_name("chat format", family, list(FORMATS))
+    if family == TEMPLATE:
+        return PlainReader(frozenset())
+    made: Reader = DeepSeekReader() if family == "deepseek_v3" else LlamaReader()
+    return made if calls else PlainReader(made.ends)
+
+
+class TextStream:
+    """Events from a model's output as text, in which control tokens are spelled."""
+
+    def __init__(self, family: str, calls: bool = True) -> None:
+        self._reader = reader(family, calls)
+        self._marks = re.compile(
+            "(" + ("|".join(map(re.escape, self._reader.marks)) or "(?!)") + ")"
+        )
+        self._held, self._ended = "", False
+
+    def feed(self, text: str) -> list[Event]:
+        """What this much more of the output tells."""
+        *whole, self._held = self._marks.split(self._held + text)
+        kept = _begun_mark(self._held, self._reader.marks)
+        whole.append(self._held[: len(self._held) - kept])
+        self._held = self._held[len(self._held) - kept :]
+        return [event for piece in whole for event in self._read(piece)]
+
+    def finish(self) -> list[Event]:
+        """What is left at the end; the stream is then ready for another output."""
+        events = [*self._read(self._held), *self._reader.finish()]
+        self._held, self._ended = "", False
+        return events
+
+    def _read(self, piece: str) -> list[Event]:
+        self._ended = self._ended or piece in self._reader.ends
+        if self._ended or not piece:
+            return []
+        return self._reader.read(Control(piece) if piece in self._reader.marks else piece)
+
+
+class IdStream:
+    """Events from a model's output as token ids: text that spells a control token is text."""
+
+    def __init__(self, tokenizer: Tokenizer, calls: bool = True) -> None:
+        self._names = tokenizer.specials
+        self._reader = reader(family_of(tokenizer), calls)
+        self._decoder = StreamDecoder(tokenizer)
+        self._ended = False
+
+    def push(self, token_id: int) -> list[Event]:
+        """What this token tells. Control tokens that mean nothing here are left out."""
+        name = self._names.get(token_id)
+        if name is None:
+            return self._read(self._decoder.push(token_id))
+        if name not in self._reader.marks:
+            return []
+        events = self._read(self._decoder.flush())
+        self._ended = self._ended or name in self._reader.ends
+        return events if self._ended else [*events, *self._reader.read(Control(name))]
+
+    def finish(self) -> list[Event]:
+        """What is left at the end; the stream is then ready for another output."""
+        events = [*self._read(self._decoder.flush()), *self._reader.finish()]
+        self._ended = False
+        return events
+
+    def _read(self, text: str) -> list[Event]:
+        return self._reader.read(text) if text and not self._ended else []
+
+
+def parse_text(family: str, text: str, calls: bool = True) -> Message:
+    """A whole output as a message; `family` is a name of `chat.FORMATS`."""
+    stream = TextStream(family, calls)
+    return message_of([*stream.feed(text), *stream.finish()])
+
+
+def parse_ids(tokenizer: Tokenizer, ids: Iterable[int], calls: bool = True) -> Message:
+    """A whole output as a message."""
+    stream = IdStream(tokenizer, calls)
+    events = [event for token_id in ids for event in stream.push(token_id)]
+    return message_of([*events, *stream.finish()])
+
+
+def message_of(events: Iterable[Event]) -> Message:
+    """The events as an assistant's message, as `encode_chat` takes it."""
+    events = list(events)
+    content = "".join(event.text for event in events if isinstance(event, Content))
+    message: Message = {"role": "assistant", "content": content}
+    calls = [event for event in events if isinstance(event, ToolCall)]
+    if calls:
+        named = [{"name": call.name, "arguments": call.arguments} for call in calls]
+        message["tool_calls"] = [{"type": "function", "function": each} for each in named]
+    return message
+
+
+def family_of(tokenizer: Tokenizer) -> str:
+    """The format whose control tokens the tokenizer has, whatever template it came with."""
+    names = set(tokenizer.specials.values())
+    if CALLS_BEGIN in names:
+        return "deepseek_v3"
+    return "llama3" if PYTHON_TAG in names else format_of(tokenizer)
+
+
+def _begun_mark(text: str, marks: frozenset[str]) -> int:
+    """How many characters at the end of the text may begin a mark."""
+    longest = min(len(text), max(map(len, marks), default=1) - 1)
+    sizes = range(longest, 0, -1)
+    return next((n for n in sizes if any(mark.startswith(text[-n:]) for mark in marks)), 0)
