@@ -278,6 +278,11 @@ def test_options_reach_a_template(llama: Tokenizer) -> None:
     tokenizer.templates.close()
 
 
+def test_messages_that_json_cannot_hold_are_named(unknown: Tokenizer) -> None:
+    with pytest.raises(UserError, match="messages: cannot be written as JSON"):
+        encode_chat(unknown, [{"role": "user", "content": "a", "extra": {1}}])
+
+
 def test_a_hostile_template_is_one_line_on_the_command_line(
     cli: Cli, llama_folder: Path, tmp_path: Path
 ) -> None:
