@@ -85,7 +85,7 @@ def conversations(
 
 
 def _conversation(place: str, row: dict[str, Any], tokenizer: Tokenizer, length: int) -> Packable:
-    chat = _encode(place, _messages(place, row), tokenizer)
+    chat = _encode(place, _messages(place, row), tokenizer, row.get("tools"))
     _check_length(place, chat, length)
     targets = _shifted(chat, lambda kind: kind != PROMPT)
     if all(target == IGNORE for target in targets):
@@ -107,9 +107,11 @@ def _as_messages(value: Any, role: str) -> list[dict[str, Any]]:
     return list(value) if isinstance(value, list) else [turn(role, value)]
 
 
-def _encode(place: str, messages: list[dict[str, Any]], tokenizer: Tokenizer) -> ChatIds:
+def _encode(
+    place: str, messages: list[dict[str, Any]], tokenizer: Tokenizer, tools: Any = None
+) -> ChatIds:
     try:
-        return encode_chat(tokenizer, messages)
+        return encode_chat(tokenizer, messages, tools=tools)
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
 

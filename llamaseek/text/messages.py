@@ -67,7 +67,7 @@ def read_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]
         inner = tool.get("function", tool) if isinstance(tool, Mapping) else None
         if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
             raise bad_value(f"tools[{index}]", tool, "an object whose function has a name")
-        _as_json(f"tools[{index}]", tool)
+        json_of(f"tools[{index}]", tool)
     return [dict(tool) for tool in tools]
 
 
@@ -97,7 +97,7 @@ def _read_content(where: str, message: Mapping[str, Any], role: str, calls: bool
     if isinstance(content, list) and content and all(map(_is_text_part, content)):
         return "".join(part["text"] for part in content)
     if role == "tool" and isinstance(content, (dict, list)):
-        return _as_json(f"{where}.content", content)
+        return json_of(f"{where}.content", content)
     raise bad_value(f"{where}.content", content, "a string")
 
 
@@ -138,10 +138,11 @@ def _read_arguments(where: str, name: str, given: Any) -> Call:
             arguments = None
     if not isinstance(arguments, dict):
         raise bad_value(where, given, "an object, or JSON text of one")
-    return Call(name, arguments, text if isinstance(text, str) else _as_json(where, arguments))
+    return Call(name, arguments, text if isinstance(text, str) else json_of(where, arguments))
 
 
-def _as_json(where: str, value: Any) -> str:
+def json_of(where: str, value: Any) -> str:
+    """The value as JSON; UserError, naming the place, where it has none."""
     try:
         json.dumps(value, allow_nan=False)
         return to_json(value)

@@ -60,12 +60,16 @@ class TemplateRunner:
             self._child = None
 
     def _ask(self, request: str) -> dict[str, Any]:
+        child = self._child
         ours = self._owner == os.getpid()  # after a fork the child is another's
-        if self._child is None or not ours or self._child.poll() is not None:
-            self._child, self._owner = _start(), os.getpid()
-            weakref.finalize(self, _end, self._child)
-            self._exchange(self._child, None, START_SECONDS)
-        return self._exchange(self._child, request, self._seconds)
+        if child is None or not ours or child.poll() is not None:
+            child = self._child = _start()
+            self._owner = os.getpid()
+            weakref.finalize(self, _end, child)
+            ready = self._exchange(child, None, START_SECONDS)
+            if "error" in ready:
+                return ready
+        return self._exchange(child, request, self._seconds)
 
     def _exchange(
         self, child: subprocess.Popen[str], request: str | None, seconds: float

@@ -7,13 +7,13 @@ is text.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from llamaseek.errors import UserError
-from llamaseek.text.messages import Message
+from llamaseek.text.messages import Message, json_of
 from llamaseek.text.options import ChatOptions
 from llamaseek.text.pieces import ANSWER, END, PROMPT, ChatIds, Piece, to_ids
 from llamaseek.text.special import END_OF_MESSAGE, END_OF_TURN, SENTENCE_END
@@ -29,10 +29,8 @@ class Guard:
 
     def __init__(self, names: Sequence[str], mark: str) -> None:
         self.mark = mark
-        longest_first = sorted(names, key=len, reverse=True)
-        self._any = "|".join(map(re.escape, longest_first)) or "(?!)"
-        self._begins = {name[:size] for name in names for size in range(1, len(name))}
-        self._longest = max(map(len, names), default=0)
+        self._names = sorted(filter(None, names), key=len, reverse=True)  # the longest match wins
+        self._any = "|".join(map(re.escape, self._names)) or "(?!)"
 
     def put(self, value: Any) -> Any:
         """The value with marks in all its strings."""
@@ -44,9 +42,10 @@ class Guard:
 
     def _mark_end(self, text: str) -> str:
         """Marks an end that would be a special token if the right text came after it."""
-        for size in range(min(self._longest, len(text)), 0, -1):
-            if text[-size:] in self._begins:
-                return text[:-size] + self.mark + text[-size:]
+        longest = len(self._names[0]) if self._names else 0
+        for at in range(max(0, len(text) - longest), len(text)):
+            if any(name.startswith(text[at:]) for name in self._names if name[0] == text[at]):
+                return text[:at] + self.mark + text[at:]
         return text
 
     def split(self, text: str) -> Iterator[tuple[str, bool]]:
@@ -76,10 +75,13 @@ def encode_by_template(
     if template is None:
         raise UserError("tokenizer: it has no chat template")
     given = {"messages": list(messages), "tools": list(tools) or None, "documents": None}
-    mark, begin, end = _unused(json.dumps(given, ensure_ascii=False) + template)
+    mark, begin, end = _unused(json_of("messages", given) + template)
     guard = Guard(list(tokenizer.specials.values()), mark)
+    guarded = guard.put(given)
+    for before, after in zip(messages, guarded["messages"], strict=True):
+        after["role"] = before["role"]  # one of ROLES, which templates compare
     variables = {
-        **guard.put(given),
+        **guarded,
         **tokenizer.named_tokens,
         **_asked(options),
         "add_generation_prompt": add_generation_prompt,
@@ -107,10 +109,10 @@ def _pieces(
 def _unused(text: str) -> list[str]:
     """Three characters of private use that do not occur in `text`."""
     taken = set(text)
-    free = [chr(code) for code in PRIVATE_USE if chr(code) not in taken]
+    free = list(islice((chr(code) for code in PRIVATE_USE if chr(code) not in taken), 3))
     if len(free) < 3:
         raise UserError("messages: they use every private character of Unicode")
-    return free[:3]
+    return free
 
 
 def _asked(options: ChatOptions) -> dict[str, Any]:

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
-from jinja2 import nodes
+from jinja2 import Template, nodes
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+Compiler = Callable[[str], Template]
 
 MEMORY = 1 << 30
 """Bytes of address space."""
@@ -63,10 +67,10 @@ def raise_exception(message: str) -> None:
     raise TemplateError(message)
 
 
-def answer(sandbox: ImmutableSandboxedEnvironment, request: dict[str, Any]) -> dict[str, str]:
+def answer(compiled: Compiler, request: dict[str, Any]) -> dict[str, str]:
     """The rendered text, or what is wrong with the template."""
     try:
-        return {"text": render(sandbox, request)}
+        return {"text": render(compiled(request["source"]), request)}
     except TemplateSyntaxError as error:
         return {"error": f"line {error.lineno}: {error.message}"}
     except MemoryError:
@@ -77,9 +81,9 @@ def answer(sandbox: ImmutableSandboxedEnvironment, request: dict[str, Any]) -> d
         return {"error": str(error) or type(error).__name__}
 
 
-def render(sandbox: ImmutableSandboxedEnvironment, request: dict[str, Any]) -> str:
+def render(template: Template, request: dict[str, Any]) -> str:
     pieces, size = [], 0
-    for piece in sandbox.from_string(request["source"]).generate(request["variables"]):
+    for piece in template.generate(request["variables"]):
         pieces.append(piece)
         size += len(piece)
         if size > request["limit"]:
@@ -97,10 +101,10 @@ def bound_memory() -> None:
 
 def main() -> None:
     bound_memory()
-    sandbox = environment()
+    compiled = lru_cache(maxsize=8)(environment().from_string)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
-        print(json.dumps(answer(sandbox, json.loads(line))), flush=True)
+        print(json.dumps(answer(compiled, json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,23 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from llamaseek.data.machine import web_documents
 from llamaseek.errors import UserError
-from llamaseek.text.chat import ANSWER, END, PROMPT, ROLES, encode_chat, render
+from llamaseek.text.chat import (
+    ANSWER,
+    CHAT_TEMPLATE,
+    END,
+    PROMPT,
+    ROLES,
+    ChatOptions,
+    encode_chat,
+    render,
+)
 from llamaseek.text.special import SPECIAL_TOKENS
-from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.text.train_bpe import SMALLEST, train_bpe
+from tests.text.conversations import calling, conversation, definitions, text, turn
 
 TOKENIZER = train_bpe([d.text for d in islice(web_documents(), 20)], 500)
 BYTES = train_bpe(["a"], SMALLEST)
@@ -58,13 +67,13 @@ message = st.fixed_dictionaries(
 def test_golden_ids_of_a_tokenizer_of_bytes() -> None:
     bos, header, closed, eot = (256 + n for n in (0, 6, 7, 9))
 
-    def text(spelled: str) -> list[int]:
+    def spell(spelled: str) -> list[int]:
         return [BYTES.encode(c)[0] for c in spelled]
 
     found = encode_chat(BYTES, CONVERSATION[1:3], add_generation_prompt=True)
-    user = [header, *text("user"), closed, *text("\n\nHi"), eot]
-    head = [header, *text("assistant"), closed, *text("\n\n")]
-    assert found.ids == [bos, *user, *head, *text("Yes?"), eot, *head]
+    user = [header, *spell("user"), closed, *spell("\n\nHi"), eot]
+    head = [header, *spell("assistant"), closed, *spell("\n\n")]
+    assert found.ids == [bos, *user, *head, *spell("Yes?"), eot, *head]
     asked = [PROMPT] * (1 + len(user) + len(head))
     assert found.kinds == [*asked, *[ANSWER] * 4, END, *[PROMPT] * len(head)]
 
@@ -138,20 +147,80 @@ def test_a_bad_message_is_named(messages: Any, where: str) -> None:
             use()
 
 
-@pytest.mark.skipif(find_spec("llama_models") is None, reason="llama-models is not installed")
-def test_the_lectures_ids_with_metas_tokenizer(tmp_path: Path) -> None:
-    tokenizer = metas_tokenizer(tmp_path)
-    found = encode_chat(tokenizer, LECTURE, add_generation_prompt=True)
-    assert found.ids == LECTURE_IDS[1:]
-    twice = [tokenizer.bos_id, *tokenizer.encode_special(render(LECTURE, True))]
-    assert twice == LECTURE_IDS
+@given(
+    conversation(*(turn(role) for role in ROLES), calling(text)),
+    st.booleans(),
+    st.one_of(st.none(), definitions),
+)
+def test_the_folders_template_is_the_same_format(
+    messages: list[Any], open: bool, tools: list[Any] | None
+) -> None:
+    if tools:
+        start = messages[: int(messages[0]["role"] == "system")]
+        messages = [*start, CONVERSATION[1], *messages[len(start) :]]
+    found = render_jinja_template(
+        [messages], chat_template=CHAT_TEMPLATE, tools=tools, add_generation_prompt=open
+    )
+    assert found[0][0] == render(messages, open, tools)
 
 
-def metas_tokenizer(folder: Path) -> Tokenizer:
-    """Meta's tokenizer.model, converted by transformers."""
-    convert = pytest.importorskip("transformers.convert_slow_tokenizer")
-    places = find_spec("llama_models").submodule_search_locations  # type: ignore[union-attr]
-    found = [path for place in places or [] for path in Path(place).rglob("llama3/tokenizer.model")]
-    made = convert.TikTokenConverter(str(found[0]), extra_special_tokens=SPECIAL_TOKENS)
-    made.converted().save(str(folder / "tokenizer.json"))
-    return Tokenizer.load(folder)
+TOOL_CALL = {"function": {"name": "f", "arguments": {"x": 1}}}
+
+
+@pytest.mark.parametrize(
+    ("message", "where"),
+    [
+        ({"content": None}, r"content: None .* a string"),
+        ({"content": [{"type": "image_url"}]}, r"content: \[.* a string"),
+        ({"tool_calls": {}}, r"tool_calls: \{\} .* a list"),
+        ({"tool_calls": [{}]}, r"tool_calls\[0\]: .* an object with a function"),
+        ({"tool_calls": [{"function": {"name": ""}}]}, r"tool_calls\[0\]\.function\.name: ''"),
+        ({"tool_calls": [{"function": {"name": "a\nb"}}]}, r"function\.name: .* on one line"),
+        ({"tool_calls": [{"function": {"name": "f"}}]}, r"function\.arguments: None .* an object"),
+        (
+            {"tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]},
+            r"function\.arguments: '\[1\]' .* JSON text of one",
+        ),
+        (
+            {"tool_calls": [{"function": {"name": "f", "arguments": {"x": {1}}}}]},
+            r"function\.arguments: cannot be written as JSON",
+        ),
+        ({"role": "user", "tool_calls": [TOOL_CALL]}, r"only an assistant calls tools, not 'user'"),
+    ],
+)
+def test_a_bad_call_is_named(message: dict[str, Any], where: str) -> None:
+    messages = [CONVERSATION[1], {"role": "assistant", "content": ""} | message]
+    with pytest.raises(UserError, match=r"messages\[1\]\..*" + where) as error:
+        render(messages)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("tools", "where"),
+    [
+        ({"name": "f"}, "tools: "),
+        (["f"], r"tools\[0\]: 'f'"),
+        ([{"function": {}}], r"tools\[0\]: .* has a name"),
+        ([{"name": "f", "parameters": {1, 2}}], r"tools\[0\]: cannot be written as JSON"),
+    ],
+)
+def test_a_bad_definition_is_named(tools: Any, where: str) -> None:
+    with pytest.raises(UserError, match=where):
+        render(CONVERSATION[1:2], tools=tools)
+
+
+def test_openai_forms_are_taken() -> None:
+    as_text = {"type": "function", "id": "1", "function": {"name": "f", "arguments": '{"x":  1}'}}
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    for format in ("llama3", "deepseek_v3"):
+        asked = ChatOptions(format=format)
+        given = [{"role": "user", "content": parts}, calling_f := call_message(as_text)]
+        plain = [{"role": "user", "content": "ab"}, calling_f]
+        assert render(given, options=asked) == render(plain, options=asked)
+    assert render([call_message(as_text)]) == render([call_message(TOOL_CALL)])
+    assert '```json\n{"x":  1}\n```' in render([calling_f], options=asked)
+    assert render([CONVERSATION[1]], tools=[]) == render([CONVERSATION[1]])
+
+
+def call_message(call: dict[str, Any]) -> dict[str, Any]:
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
