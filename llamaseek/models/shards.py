@@ -139,19 +139,23 @@ def new_folder(folder: Path, size: int, overwrite: bool) -> Iterator[Path]:
     Raises `UserError` where `folder` exists (unless `overwrite`), where `size` bytes do not fit,
     and where writing fails; nothing is left then. What a killed run left is removed.
     """
-    if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: exists and is not empty; --overwrite replaces it")
-    partial = folder.parent / f".{folder.name}.partial"
+    partial, old = (folder.parent / f".{folder.name}.{kind}" for kind in ("partial", "old"))
     try:
+        if old.is_dir() and not folder.exists():
+            os.replace(old, folder)  # a run was killed between its two renames
+        if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder}: exists and is not empty; --overwrite replaces it")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         free = shutil.disk_usage(partial).free
         if size > free:
             raise UserError(f"{folder}: needs {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
         yield partial
-        if folder.is_dir():
-            shutil.rmtree(folder)
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            os.replace(folder, old)  # taking a tree away is slow; a name changes at once
         os.replace(partial, folder)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
     finally:
