@@ -1,0 +1,157 @@
+"""What a layer keeps for its backward pass, as llamaseek's own models run it.
+
+Counted operation by operation after `models/` and held to what autograd really saves by
+`tests/plan/test_activations.py`. D width, F feed-forward width, H heads, K key-value heads,
+W query width, N tokens, T time, c bytes of a number in matrix products (2 in bf16, 4 in fp32).
+Norms, the softmax of blocked attention and the router compute in fp32 whatever c is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llamaseek.herd.configs import DeepseekV3Config, Llama3Config, ModelConfig
+
+FLOAT, INTEGER = 4, 8
+BLOCK, BLOCKED_LENGTH = 128, 1024  # `models/attention.py` on CPUs
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward and backward of `rows` × `length` tokens on one device.
+
+    `number` is c; `blocked` says that attention keeps its weights (short rows on a CPU);
+    `adapters` names the linear layers that LoRA of `rank` trains, None that everything trains.
+    """
+
+    rows: int
+    length: int
+    number: int = 2
+    blocked: bool = False
+    adapters: frozenset[str] | None = None
+    rank: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Rows × length."""
+        return self.rows * self.length
+
+    def trains(self, name: str) -> bool:
+        """Whether the layer called `name` has weights that need their input again."""
+        return self.adapters is None or name in self.adapters
+
+    def kept(self, width: int, *names: str) -> int:
+        """Bytes a token of an input of `width` that the layers `names` share."""
+        adapted = 0 if self.adapters is None else len(self.adapters.intersection(names))
+        whole = self.number * width if any(map(self.trains, names)) else 0
+        return whole + self.number * self.rank * adapted
+
+    def norm(self, width: int) -> int:
+        """Bytes a token of an RMSNorm: its fp32 input, the scaled input, the scale."""
+        return FLOAT * (width * (1 if self.adapters is not None else 2) + 1)
+
+
+def layer_saved(config: ModelConfig, layer: int, run: Pass) -> int:
+    """Bytes that layer `layer` keeps from forward to backward, copies of weights apart."""
+    width = config.hidden_size
+    token = 2 * run.norm(width)
+    if isinstance(config, DeepseekV3Config):
+        token += _latent_attention(config, run)
+        mixture = is_mixture(config, layer)
+        token += _mixture(config, run) if mixture else _gated(width, config.intermediate_size, run)
+    else:
+        assert isinstance(config, Llama3Config)
+        queries = config.num_attention_heads * config.head_dim
+        token += run.kept(width, "q_proj", "k_proj", "v_proj")
+        # The fused kernel's output is what the output projection reads.
+        token += run.kept(queries, "o_proj") if run.blocked else 0
+        token += _gated(width, config.intermediate_size, run)
+    if layer >= config.num_hidden_layers:
+        token += 2 * run.norm(width) + run.kept(2 * width, "eh_proj")
+    return token * run.tokens + attention_core(config, run)
+
+
+def attention_core(config: ModelConfig, run: Pass) -> int:
+    """Bytes kept by softmax(q k) v itself, all rows."""
+    heads = config.num_attention_heads
+    if isinstance(config, DeepseekV3Config):
+        key_heads, query = heads, config.qk_head_dim  # values are padded to the keys' width
+    else:
+        assert isinstance(config, Llama3Config)
+        key_heads, query = config.num_key_value_heads, config.head_dim
+    if not run.blocked:
+        widths = 2 * heads * query + 2 * key_heads * query  # query, output; key, value
+        return run.tokens * (run.number * widths + FLOAT * heads)
+    seen = pairs(run.length, keys_only=False)
+    # Each block copies its keys and values, unless there is one row, where they are views.
+    copies = pairs(run.length, keys_only=True) if run.rows > 1 else run.length
+    weights = FLOAT + (run.number if run.number < FLOAT else 0)
+    row = seen * heads * weights + run.number * query * (
+        run.length * heads + 2 * copies * key_heads
+    )
+    return run.rows * row + seen  # the mask: one byte a pair, shared by rows and heads
+
+
+def rotary_tables(config: ModelConfig, run: Pass) -> int:
+    """Bytes of the cosines and sines that all layers share."""
+    latent = isinstance(config, DeepseekV3Config)
+    width = config.qk_rope_head_dim if latent else config.head_dim  # type: ignore[attr-defined]
+    return run.number * width * run.tokens
+
+
+def widest_gradient(config: ModelConfig, layer: int, run: Pass) -> int:
+    """Bytes of activation gradients alive when the backward pass enters a layer: the residual
+    stream's, and those of both halves of the gated product or of the experts' outputs and inputs.
+    """
+    width, inner = config.hidden_size, 2 * config.intermediate_size
+    if is_mixture(config, layer):
+        assert isinstance(config, DeepseekV3Config)
+        inner = config.num_experts_per_tok * (width + config.moe_intermediate_size)
+    return run.number * run.tokens * (width + inner)
+
+
+def is_mixture(config: ModelConfig, layer: int) -> bool:
+    """Whether the layer routes tokens to experts."""
+    return isinstance(config, DeepseekV3Config) and layer >= config.first_k_dense_replace
+
+
+def pairs(length: int, keys_only: bool) -> int:
+    """Query-key pairs that blocked causal attention computes, or keys summed over its blocks."""
+    total = 0
+    for start in range(0, length, BLOCK):
+        stop = min(start + BLOCK, length)
+        total += stop if keys_only else (stop - start) * stop
+    return total
+
+
+def _latent_attention(config: DeepseekV3Config, run: Pass) -> int:
+    """Projections and latent norms; a token."""
+    width, rank, rope = config.hidden_size, config.kv_lora_rank, config.qk_rope_head_dim
+    values = config.num_attention_heads * config.v_head_dim
+    query = "q_proj" if config.q_lora_rank is None else "q_a_proj"
+    token = run.kept(width, query, "kv_a_proj_with_mqa") + run.kept(values, "o_proj")
+    # In fp32 the norm's input is a view of the projection, whose rotary part stays with it.
+    token += run.norm(rank) + (FLOAT * rope if run.number == FLOAT else 0)
+    token += run.kept(rank, "kv_b_proj")
+    if config.q_lora_rank is not None:
+        token += run.norm(config.q_lora_rank) + run.kept(config.q_lora_rank, "q_b_proj")
+    return token
+
+
+def _gated(width: int, inner: int, run: Pass) -> int:
+    """SwiGLU: its input, gate, silu(gate), up, and the product; a token."""
+    token = run.kept(width, "gate_proj", "up_proj") + 3 * run.number * inner
+    return token + run.kept(inner, "down_proj")
+
+
+def _mixture(config: DeepseekV3Config, run: Pass) -> int:
+    """Router, routed experts (never adapted) and shared experts; a token."""
+    width, inner = config.hidden_size, config.moe_intermediate_size
+    chosen, full = config.num_experts_per_tok, run.adapters is None
+    router = FLOAT * (config.n_routed_experts + chosen + 2) + INTEGER * 3 * chosen
+    if full and run.number < FLOAT:
+        router += FLOAT * width  # the router's fp32 copy of its input
+    # gate and up, silu, their product, the product with the gates; outputs, gates; inputs.
+    expert = run.number * (4 * inner + width + 1) + (run.number * (inner + width) if full else 0)
+    shared = _gated(width, inner * config.n_shared_experts, run) if config.n_shared_experts else 0
+    return router + chosen * expert + shared

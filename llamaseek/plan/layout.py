@@ -1,0 +1,48 @@
+"""How a model is laid over GPUs: the recipe's degrees, and the layers of a pipeline's stages."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Layout:
+    """World size = data × shard × tensor × pipeline × context; expert divides data × shard.
+
+    `data` copies the model and splits rows; `shard` splits rows and weights, gradients and
+    optimizer (FSDP); `tensor` splits every matrix, head and activation; `pipeline` splits layers;
+    `context` splits each row; `expert` splits the routed experts.
+    """
+
+    data: int = 1
+    shard: int = 1
+    tensor: int = 1
+    pipeline: int = 1
+    context: int = 1
+    expert: int = 1
+
+    @property
+    def gpus(self) -> int:
+        """The world size."""
+        return self.replicas * self.tensor * self.pipeline * self.context
+
+    @property
+    def replicas(self) -> int:
+        """Ranks that see different rows."""
+        return self.data * self.shard
+
+    def to_dict(self) -> dict[str, int]:
+        """The degrees, under the recipe's names."""
+        return asdict(self)
+
+
+def stage_layers(layers: int, pipeline: int, stage: int) -> range:
+    """The layers of one stage. Where they do not divide, the first and last stage, which also
+    hold the embedding and the head, get fewer.
+    """
+    each, extra = divmod(layers, pipeline)
+    # Stages 1, 2, … take the extra layers first, then the last, then stage 0.
+    order = [*range(1, pipeline), 0]
+    larger = set(order[:extra])
+    start = sum(each + (s in larger) for s in range(stage))
+    return range(start, start + each + (stage in larger))

@@ -1,0 +1,101 @@
+"""Memory of the fullest GPU, stacked by part, against the number of GPUs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+
+from llamaseek.errors import UserError, bad_value  # noqa: E402
+from llamaseek.plan.memory import Memory  # noqa: E402
+from llamaseek.plan.planner import Planner  # noqa: E402
+from llamaseek.plan.question import Question  # noqa: E402
+from llamaseek.plan.text import size, title  # noqa: E402
+
+# Okabe and Ito's palette, told apart with every kind of colour vision; light and dark alternate.
+COLOURS = {
+    "weights": "#0072B2",
+    "gradients": "#F0E442",
+    "optimizer": "#D55E00",
+    "activations": "#56B4E9",
+    "cache": "#009E73",
+    "working": "#CC79A7",
+}
+LABELS = {"working": "working memory"}
+FORMATS = (".png", ".svg", ".pdf")
+GIGA = 1e9
+
+
+def draw(question: Question, answer: dict[str, Any], path: Path) -> None:
+    """Write the plot; UserError for another ending, a plan without a model, or a bad path."""
+    if path.suffix not in FORMATS:
+        raise bad_value("plot", str(path), "a name that ends in .png, .svg or .pdf")
+    if question.config is None:
+        raise UserError("plot: needs a model; --params alone has no layout to draw")
+    planner = Planner(question)
+    bars = {gpus: smallest_memory(planner, gpus) for gpus in gpu_counts(answer)}
+    found = {gpus: memory for gpus, memory in bars.items() if memory is not None}
+    style: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    with plt.rc_context(style):
+        figure, axis = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
+        _bars(axis, found, question.gpu.memory)
+        _limits(axis, question, planner.usable, answer)
+        try:
+            figure.savefig(path, dpi=150)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+        finally:
+            plt.close(figure)
+
+
+def gpu_counts(answer: dict[str, Any]) -> list[int]:
+    """The numbers of GPUs worth a bar: from a quarter of what is needed to eight times that."""
+    needed = answer["gpus_for_task"]
+    around = [needed // 4, needed // 2, needed, 2 * needed, 4 * needed, 8 * needed]
+    return sorted({gpus for gpus in (*around, answer["gpus"]) if gpus > 0})
+
+
+def smallest_memory(planner: Planner, gpus: int) -> Memory | None:
+    """The least that the fullest of `gpus` has to hold, over all layouts; None without one."""
+    memories = (planner.memory(layout) for layout in planner.layouts(gpus))
+    return min(memories, key=lambda memory: memory.total, default=None)
+
+
+def _bars(axis: Axes, found: dict[int, Memory], memory: float) -> None:
+    top = 1.6 * memory / GIGA
+    places = range(len(found))
+    below = [0.0] * len(found)
+    for part, colour in COLOURS.items():
+        heights = [memory_.to_dict()[part] / GIGA for memory_ in found.values()]
+        if any(heights):
+            label = LABELS.get(part, part)
+            axis.bar(places, heights, 0.7, below, color=colour, label=label, edgecolor="white")
+            below = [low + height for low, height in zip(below, heights, strict=True)]
+    for place, height in zip(places, below, strict=True):
+        # A bar that leaves the picture says how high it is at the edge.
+        cut = height > 0.94 * top
+        text, at = f"{size(height * GIGA)}" + (" ↑" if cut else ""), min(height, 0.94 * top)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5} if cut else None
+        axis.text(place, at, text, ha="center", va="bottom", bbox=box)
+    axis.set_xticks(list(places), [f"{gpus:,}" for gpus in found])
+    axis.set_ylim(0, top)
+
+
+def _limits(axis: Axes, question: Question, usable: float, answer: dict[str, Any]) -> None:
+    gpu = question.gpu
+    axis.axhline(gpu.memory / GIGA, color="black", linewidth=1)
+    axis.axhline(usable / GIGA, color="black", linewidth=1, linestyle=(0, (4, 3)))
+    right = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "left"}
+    for text, height in ((size(gpu.memory), gpu.memory), (f"{size(usable)}\nused", usable)):
+        axis.annotate(text, (1.0, height / GIGA), (4, 0), va="center", **right)  # type: ignore[arg-type]
+    axis.set_xlabel(f"{gpu.title} GPUs ({answer['gpus_for_task']:,} are enough)")
+    axis.set_ylabel("GB on the fullest GPU")
+    axis.set_title(f"{title(answer)}\nthe layout that needs least memory", loc="left", fontsize=9)
+    handles, labels = axis.get_legend_handles_labels()
+    axis.legend(handles[::-1], labels[::-1], loc="upper right", frameon=False)

@@ -1,0 +1,114 @@
+"""What is asked of the planner: checked, with a default for whatever was left open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llamaseek.errors import UserError, bad_value, unknown_name
+from llamaseek.herd.configs import ModelConfig
+from llamaseek.herd.folder import find_or_read
+from llamaseek.plan.formats import Format, find_format
+from llamaseek.plan.gpus import Gpu, find_gpu
+from llamaseek.plan.published import published_run
+
+TASKS = ("inference", "lora", "sft", "pretrain")
+CHECKPOINTING = ("full", "none")
+CONTEXT = 8192
+STEP_TOKENS = 2**22  # of pre-training: Llama 3 began with 4M tokens a step (§3.4.1)
+ROWS = {"inference": 1, "lora": 16, "sft": 64}
+# Shares of the peak that published work reached: Llama 3 38 to 43% (table 4), DeepSeek-V3 22% of
+# the fp8 peak (`published.py`); gpt-fast 72% of the memory bandwidth when it decodes.
+TRAINING_SHARE, FP8_SHARE, SERVING_SHARE = 0.40, 0.22, 0.60
+
+
+@dataclass(frozen=True)
+class Question:
+    """One request. `config` is None where only a number of parameters is known."""
+
+    name: str
+    title: str
+    config: ModelConfig | None
+    parameters: float | None
+    gpu: Gpu
+    task: str
+    form: Format
+    context: int
+    batch: int
+    checkpoint: bool
+    utilisation: float
+    assumed: bool  # the utilisation is a default
+    gpus: int | None = None
+    tokens: float | None = None
+    price: float | None = None
+
+    @property
+    def trains(self) -> bool:
+        """Every task but inference."""
+        return self.task != "inference"
+
+
+def ask(
+    model: str | None,
+    gpu: str,
+    task: str = "inference",
+    dtype: str = "bf16",
+    context: int | None = None,
+    batch: int | None = None,
+    gpus: int | None = None,
+    params: float | None = None,
+    tokens: float | None = None,
+    price: float | None = None,
+    utilisation: float | None = None,
+    checkpointing: str = "full",
+) -> Question:
+    """A checked question; UserError names the field, its value and what is allowed."""
+    if task not in TASKS:
+        raise unknown_name("task", task, list(TASKS))
+    if checkpointing not in CHECKPOINTING:
+        raise unknown_name("checkpointing", checkpointing, list(CHECKPOINTING))
+    positive = {"context": context, "batch": batch, "gpus": gpus, "params": params}
+    for field, value in {**positive, "tokens": tokens, "price": price}.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise bad_value(field, value, "a number above 0")
+    if utilisation is not None and not 0 < utilisation <= 1:
+        raise bad_value("utilisation", utilisation, "above 0, up to 1")
+    if (model is None) == (params is None):
+        raise UserError("model: give a model or --params, one of them")
+    entry = find_or_read(model) if model else None
+    config = entry.config if entry else None
+    form, found = find_format(dtype, task), find_gpu(gpu)
+    found.peak(form.rate)
+    length = context or _context(config, task)
+    if config and length > config.max_position_embeddings:
+        raise bad_value("context", length, f"up to {config.max_position_embeddings:,} tokens")
+    return Question(
+        name=entry.name if entry else "",
+        title=entry.title if entry else f"{params:.4g} parameters",
+        config=config,
+        parameters=params,
+        gpu=found,
+        task=task,
+        form=form,
+        context=length,
+        batch=batch or ROWS.get(task) or max(STEP_TOKENS // length, 1),
+        checkpoint=checkpointing == "full",
+        utilisation=utilisation or _share(task, form),
+        assumed=utilisation is None,
+        gpus=gpus,
+        tokens=tokens,
+        price=price,
+    )
+
+
+def _context(config: ModelConfig | None, task: str) -> int:
+    """The published run's rows for pre-training, else 8,192 or what the model has."""
+    if config is None:
+        return CONTEXT
+    run = published_run(config) if task == "pretrain" else None
+    return run.context if run else min(CONTEXT, config.max_position_embeddings)
+
+
+def _share(task: str, form: Format) -> float:
+    if task == "inference":
+        return SERVING_SHARE
+    return FP8_SHARE if form.rate == "fp8" else TRAINING_SHARE

@@ -1,0 +1,112 @@
+"""Bytes on one GPU while it answers: weights, cache, and the fullest moment of one layer.
+
+Heads H, key-value heads K, tokens of a step N, cached tokens of a row S; c bytes of a number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+
+from llamaseek.herd.configs import DeepseekV3Config, Llama3Config, ModelConfig
+from llamaseek.plan.activations import FLOAT, is_mixture
+from llamaseek.plan.formats import Format
+from llamaseek.plan.layout import Layout, stage_layers
+from llamaseek.plan.memory import Memory
+from llamaseek.plan.weights import cache_numbers, kind, layer_size, table_size
+
+STEP_TOKENS = 2048  # of prompts, in one step of the engine: longer ones are read in pieces
+
+
+@dataclass(frozen=True)
+class Serving:
+    """`rows` conversations of `length` tokens, each step reading `step` tokens of each row.
+
+    `scores` says that attention makes its matrix of scores, as the contiguous cache does
+    (`models/cache.py`), instead of running a fused kernel.
+    """
+
+    rows: int
+    length: int
+    step: int
+    scores: bool = False
+
+
+def serving_memory(
+    config: ModelConfig, form: Format, serving: Serving, layout: Layout = Layout()
+) -> Memory:
+    """One rank of the fullest stage; rows are split over `data`, the layers over `pipeline`."""
+    stages = {0, min(1, layout.pipeline - 1), layout.pipeline - 1}
+    return max(
+        (_stage(config, form, serving, layout, stage) for stage in stages), key=lambda m: m.total
+    )
+
+
+def weight_bytes(config: ModelConfig, form: Format) -> float:
+    """Bytes of the whole model's weights, multi-token modules apart."""
+    return _stage(config, form, Serving(0, 0, 0), Layout(), 0).weights
+
+
+def _stage(
+    config: ModelConfig, form: Format, serving: Serving, layout: Layout, stage: int
+) -> Memory:
+    layers = stage_layers(config.num_hidden_layers, layout.pipeline, stage)
+    first, last = stage == 0, stage == layout.pipeline - 1
+    tables = first + last - (config.tie_word_embeddings and first and last)
+    weights = tables * table_size(config) * form.other / layout.tensor
+    for like, group in groupby(kind(config, layer) for layer in layers):
+        weights += len(list(group)) * _layer_bytes(config, form, layout, like)
+    rows = -(-serving.rows // layout.data)
+    cached = cache_numbers(config, layout.tensor) * len(layers)
+    working = max(
+        working_bytes(config, layer, serving, rows, form.number) for layer in {*map_kinds(config)}
+    )
+    logits = last * rows * config.vocab_size * FLOAT
+    return Memory(
+        weights=weights + last * config.hidden_size * form.other,
+        cache=rows * serving.length * cached * form.number,
+        working=max(working, logits) / layout.tensor,
+    )
+
+
+def _layer_bytes(config: ModelConfig, form: Format, layout: Layout, layer: int) -> float:
+    size = layer_size(config, layer)
+    plain = size.matrices * form.matrix + size.small * form.other
+    return (plain + size.routed * form.matrix / layout.expert) / layout.tensor
+
+
+def map_kinds(config: ModelConfig) -> set[int]:
+    """One layer of each kind among the main ones."""
+    return {kind(config, 0), kind(config, config.num_hidden_layers - 1)}
+
+
+def working_bytes(
+    config: ModelConfig, layer: int, serving: Serving, rows: int, number: int
+) -> float:
+    """The larger of attention's and the feed-forward's moment in `layer`; residual included."""
+    width, heads = config.hidden_size, config.num_attention_heads
+    if isinstance(config, DeepseekV3Config):
+        cached, share = config.kv_lora_rank + config.qk_rope_head_dim, heads
+        # The query, the query against the latent, the latent three times over.
+        inner = heads * (config.qk_head_dim + cached) + 3 * cached
+    else:
+        assert isinstance(config, Llama3Config)
+        share = heads // config.num_key_value_heads
+        inner = 2 * (heads + config.num_key_value_heads) * config.head_dim
+    tokens = rows * serving.step
+    attention = number * tokens * (2 * width + inner)
+    if serving.scores:
+        # Scores, then in fp32 the masked ones and their softmax; masks of one byte.
+        seen = tokens * serving.length
+        attention += seen * ((number + 2 * FLOAT) * heads + share + 1)
+    forward = number * tokens * (3 * width + _feed_forward(config, layer))
+    return max(attention, forward)
+
+
+def _feed_forward(config: ModelConfig, layer: int) -> int:
+    """Numbers a token of the gated product, or of the experts' inner and outer ones."""
+    if not is_mixture(config, layer):
+        return 3 * config.intermediate_size
+    assert isinstance(config, DeepseekV3Config)
+    expert = 3 * config.moe_intermediate_size + config.hidden_size
+    return config.num_experts_per_tok * expert + 2 * config.hidden_size

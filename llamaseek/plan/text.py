@@ -1,0 +1,172 @@
+"""The answer in words and units for people: a table of bytes, and lines below it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+PARTS = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimizer",
+    "activations": "activations",
+    "cache": "cache",
+    "working": "working memory",
+    "total": "total",
+}
+TASKS = {"inference": "inference", "lora": "LoRA", "sft": "fine-tuning", "pretrain": "pre-training"}
+DEGREES = {
+    "data": "copies",
+    "shard": "shards",
+    "tensor": "tensor",
+    "pipeline": "pipeline",
+    "context": "context",
+    "expert": "expert",
+}
+
+
+def title(answer: dict[str, Any]) -> str:
+    """What was asked, on one line."""
+    rows = f"{answer['batch']:,} row{'s' * (answer['batch'] > 1)}"
+    said = [TASKS[answer["task"]], answer["dtype"], f"{rows} of {answer['context']:,} tokens"]
+    if answer["checkpointing"]:
+        said.append(f"checkpointing {answer['checkpointing']}")
+    return f"{answer['title']}: " + ", ".join(said)
+
+
+def byte_rows(answer: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Part, bytes unsplit, bytes of the fullest GPU; parts that are nothing are left out."""
+    alone, rank = answer["bytes"], answer["layout"]["bytes_per_gpu"]
+    return [
+        (label, size(alone[part]), size(rank[part])) for part, label in PARTS.items() if alone[part]
+    ]
+
+
+def lines(answer: dict[str, Any]) -> list[tuple[str, str]]:
+    """Label and value of everything that is no part of the memory."""
+    found = [
+        ("parameters", _parameters(answer)),
+        ("cache a token", _cache(answer)),
+        ("activations a row", _activations(answer)),
+        ("GPUs for weights alone", f"{answer['gpus_for_weights']:,}"),
+        ("GPUs for this task", _gpus(answer)),
+        ("layout", layout(answer)),
+        ("step", _step(answer)),
+        ("speed", _speed(answer)),
+        ("training", _training(answer)),
+        ("cost", _cost(answer)),
+        ("calibration", _calibration(answer)),
+    ]
+    return [(label, value) for label, value in found if value]
+
+
+def layout(answer: dict[str, Any]) -> str:
+    """The degrees above one, in words."""
+    degrees = answer["layout"]
+    used = [
+        f"{label} {degrees[key]:,}" for key, label in DEGREES.items() if degrees.get(key, 1) > 1
+    ]
+    text = " × ".join(part for part in used if not part.startswith("expert")) or "one GPU"
+    spread = f"; experts over {degrees['expert']:,}" if degrees.get("expert", 1) > 1 else ""
+    steps = degrees.get("micro_batches", 1)
+    passes = f"; {steps:,} passes a step" if steps > 1 else ""
+    idle = degrees.get("bubble", 0)
+    return text + spread + passes + (f", pipeline idle {idle:.0%}" if idle else "")
+
+
+def size(number: float) -> str:
+    """16060522496 → 16.1 GB, in decimal units."""
+    for unit, scale in (("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= scale:
+            return f"{number / scale:.{_digits(number / scale)}f} {unit}"
+    return f"{number:.0f} B"
+
+
+def _digits(value: float) -> int:
+    return 2 if value < 10 else 1 if value < 100 else 0
+
+
+def short(number: float) -> str:
+    """2743021 → 2.74M."""
+    for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
+        if number >= scale:
+            return f"{number / scale:.4g}{unit}"
+    return f"{number:,.{0 if number >= 100 else _digits(number)}f}"
+
+
+def seconds(number: float) -> str:
+    """0.0085 → 8.5 ms."""
+    if number < 1:
+        return f"{number * 1e3:.{_digits(number * 1e3)}f} ms"
+    return f"{number:,.1f} s"
+
+
+def _parameters(answer: dict[str, Any]) -> str:
+    all_of_them = f"{answer['parameters']:,}"
+    if answer["activated_parameters"] == answer["parameters"]:
+        return all_of_them
+    return f"{all_of_them}, {answer['activated_parameters']:,} activated a token"
+
+
+def _cache(answer: dict[str, Any]) -> str:
+    if answer["cache_bytes_per_token"] is None:
+        return ""
+    return f"{answer['cache_bytes_per_token']:,} B"
+
+
+def _activations(answer: dict[str, Any]) -> str:
+    both = answer["activation_bytes"]
+    if not both:
+        return ""
+    full, none = both["checkpointing_full"], both["checkpointing_none"]
+    return f"{size(full)} with checkpointing, {size(none)} without"
+
+
+def _gpus(answer: dict[str, Any]) -> str:
+    usable = size(answer["gpu_memory"] * answer["usable_share"])
+    each = f"{answer['gpu']}, {usable} of {size(answer['gpu_memory'])} used at most"
+    chosen = f"; planned on {answer['gpus']:,}"
+    return f"{answer['gpus_for_task']:,} × {each}" + (
+        chosen if answer["gpus"] != answer["gpus_for_task"] else ""
+    )
+
+
+def _step(answer: dict[str, Any]) -> str:
+    share = f"{answer['utilisation']:.0%} of the peak"
+    share += " (assumed)" if answer["utilisation_is_assumed"] else ""
+    return f"{seconds(answer['step_seconds'])}, bound by {answer['bound']} at {share}"
+
+
+def _speed(answer: dict[str, Any]) -> str:
+    rate = f"{short(answer['tokens_per_second'])} tokens/s"
+    if answer["task"] != "inference":
+        return rate
+    prompts = answer["prefill_tokens_per_second"]
+    return f"{rate} written" + (f", {short(prompts)} tokens/s of prompt read" if prompts else "")
+
+
+def _training(answer: dict[str, Any]) -> str:
+    if not answer["tokens"]:
+        return ""
+    took = f"{answer['days']:,.{_digits(answer['days'])}f} days"
+    return f"{short(answer['tokens'])} tokens in {took}, {short(answer['gpu_hours'])} GPU-hours"
+
+
+def _cost(answer: dict[str, Any]) -> str:
+    if not answer["price_per_gpu_hour"]:
+        return ""
+    at = f"at {answer['price_per_gpu_hour']:,.2f} a GPU-hour"
+    million = f"{answer['cost_per_million_tokens']:,.4g} a million tokens"
+    if answer["cost"]:
+        return f"{answer['cost']:,.0f}, {million}, {at}"
+    return f"{million}, {at}"
+
+
+def _calibration(answer: dict[str, Any]) -> str:
+    found = answer["calibration"]
+    if not found:
+        return ""
+    return (
+        f"the published {short(found['gpu_hours'])} {found['gpu']} hours for "
+        f"{short(found['tokens'])} tokens are {found['utilisation_of_bf16_peak']:.1%} of the bf16 "
+        f"peak, {found['utilisation_of_fp8_peak']:.1%} of the fp8 peak ({found['source']})"
+    )

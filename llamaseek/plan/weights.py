@@ -1,0 +1,93 @@
+"""How many numbers a layer holds, and how many of them train: what memory and links are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+
+from llamaseek.herd.configs import DeepseekV3Config, Llama3Config, ModelConfig
+from llamaseek.herd.count import layer_parts
+from llamaseek.herd.tensors import layer_tensors
+from llamaseek.plan.activations import is_mixture
+
+
+@dataclass(frozen=True)
+class LayerSize:
+    """Parameters of one layer: `plain` and `routed` (all experts); `small` of them are norms and
+    router. `last` is the matrix, or experts' stack, that the backward pass meets first, `largest`
+    the largest. `matrices` are plain ones that autocast copies.
+    """
+
+    plain: int
+    routed: int
+    small: int
+    last: int
+    largest: int
+
+    @property
+    def matrices(self) -> int:
+        """Parameters in plain matrices."""
+        return self.plain - self.small
+
+
+def kind(config: ModelConfig, layer: int) -> int:
+    """The first layer that is like this one, so that like layers are counted once."""
+    if layer >= config.num_hidden_layers:
+        return config.num_hidden_layers
+    if isinstance(config, DeepseekV3Config) and layer >= config.first_k_dense_replace:
+        return config.first_k_dense_replace
+    return 0
+
+
+@lru_cache(maxsize=64)
+def layer_size(config: ModelConfig, layer: int) -> LayerSize:
+    """The sizes of `layer`, one that `kind` returns."""
+    parts = layer_parts(config, layer)
+    plain = sum(parts.values()) - parts["routed"]
+    if is_mixture(config, layer):
+        assert isinstance(config, DeepseekV3Config)
+        last = config.n_routed_experts * config.hidden_size * config.moe_intermediate_size
+        largest = 2 * last
+    else:
+        last = largest = config.hidden_size * config.intermediate_size
+    small = parts["norms"] + parts["router"]
+    return LayerSize(plain, parts["routed"], small, last, largest)
+
+
+@lru_cache(maxsize=64)
+def adapter_size(config: ModelConfig, layer: int, names: frozenset[str], rank: int) -> int:
+    """Parameters that LoRA of `rank` adds to `layer` on the linear layers `names`."""
+    return sum(
+        rank * sum(shape)
+        for name, shape in layer_tensors(config, layer).items()
+        if name.split(".")[-2] in names and ".experts." not in name
+    )
+
+
+def cache_numbers(config: ModelConfig, tensor: int = 1) -> float:
+    """Numbers a layer caches a token, on one of `tensor` ranks.
+
+    Key-value heads are split over them; a latent has one head, which every rank keeps whole.
+    """
+    if isinstance(config, DeepseekV3Config):
+        return config.kv_lora_rank + config.qk_rope_head_dim
+    assert isinstance(config, Llama3Config)
+    return (
+        2 * config.num_key_value_heads * config.head_dim / min(tensor, config.num_key_value_heads)
+    )
+
+
+def linear_names(config: ModelConfig) -> frozenset[str]:
+    """The linear layers that LoRA may adapt: all but the head, the router and routed experts."""
+    found = set()
+    for layer in {kind(config, index) for index in range(config.num_hidden_layers)}:
+        for name, shape in layer_tensors(config, layer).items():
+            if len(shape) == 2 and ".experts." not in name and not name.startswith("mlp.gate."):
+                found.add(name.split(".")[-2])
+    return frozenset(found)
+
+
+def table_size(config: ModelConfig) -> int:
+    """Parameters of the embedding, and of a head of its own."""
+    return prod((config.vocab_size, config.hidden_size))
