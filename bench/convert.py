@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -20,15 +22,17 @@ from typing import Any
 
 import torch
 
-from bench.common import Row, installed, report
-from llamaseek.files import write_json
-from llamaseek.herd import Llama3Config
-from llamaseek.herd.count import count_parameters
-from llamaseek.herd.published import ENTRIES
-from llamaseek.herd.tensors import model_tensors
-from llamaseek.models.convert import Conversion
-from llamaseek.models.lazy import Lazy
-from llamaseek.models.shards import write_tensors
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.common import Row, installed, report  # noqa: E402
+from llamaseek.files import write_json  # noqa: E402
+from llamaseek.herd import Llama3Config  # noqa: E402
+from llamaseek.herd.count import count_parameters  # noqa: E402
+from llamaseek.herd.published import ENTRIES  # noqa: E402
+from llamaseek.herd.tensors import model_tensors  # noqa: E402
+from llamaseek.models.convert import Conversion  # noqa: E402
+from llamaseek.models.lazy import Lazy  # noqa: E402
+from llamaseek.models.shards import write_tensors  # noqa: E402
 
 ALLOWED_GB = 1.3
 
@@ -59,15 +63,27 @@ def random(shape: tuple[int, ...]) -> Lazy:
 
 def anonymous_bytes() -> int:
     """This process's RssAnon."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    return read_anonymous(Path("/proc/self/status").read_text())
+
+
+def read_anonymous(status: str) -> int:
+    """The bytes of RssAnon in a process's status."""
+    for line in status.splitlines():
         if line.startswith("RssAnon"):
             return int(line.split()[1]) * 1024
     raise RuntimeError("/proc/self/status has no RssAnon; this bench needs Linux")
 
 
+def bare_torch() -> int:
+    """RssAnon of a process that has only imported torch."""
+    code = "import torch; print(open('/proc/self/status').read())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return read_anonymous(done.stdout)
+
+
 def measured(work: Callable[[Path, Path], None], source: Path, target: Path, queue: Any) -> None:
-    """Run `work` and report seconds and the peak above the start, sampled every 2 ms."""
-    base, peak, done = anonymous_bytes(), 0, threading.Event()
+    """Run `work` and report seconds and the peak above a bare torch, sampled every 2 ms."""
+    base, peak, done = bare_torch(), 0, threading.Event()
 
     def watch() -> None:
         nonlocal peak
@@ -131,9 +147,10 @@ def main() -> None:
             limit = f"{asked.gb:g} GB, {name}"
             print(f"{limit}: {seconds:.1f} s, peak {memory:.2f} GB (allowed {ALLOWED_GB})")
             ratio = round(theirs[1] / memory, 2) if theirs else None
-            peak = theirs[1] if theirs else None
+            peak = round(1000 * theirs[1]) if theirs else None
             peer_name = "transformers load and save"
-            rows.append(Row(limit, "GB RssAnon", round(memory, 3), peer_name, peak, ratio, None))
+            row = Row(limit, "MB RssAnon", round(1000 * memory), peer_name, peak, ratio, None)
+            rows.append(row)
     report(rows, skipped, asked.json)
 
 
