@@ -20,7 +20,7 @@ from tests.text.conversations import (
     calling,
     clean,
     conversation,
-    one_thousand,
+    hundreds,
     ten_thousand,
     text,
     turn,
@@ -174,7 +174,7 @@ def test_ten_thousand_conversations_as_transformers_has_them(messages: list[Mess
     assert v3(unthinking) == theirs(unthinking)
 
 
-@one_thousand
+@hundreds
 @given(conversation(*plain), conversation(calling(text, most=3)))
 def test_one_turn_of_calls_as_transformers_has_it(
     messages: list[Message], called: list[Message]
@@ -191,7 +191,7 @@ def test_one_turn_of_calls_as_transformers_has_it(
         assert v3(talk) == theirs(talk)
 
 
-@one_thousand
+@hundreds
 @given(conversation(*(turn(role, clean) for role in ("system", "user", "assistant"))))
 def test_ids_as_transformers_has_them(
     deepseek: Tokenizer, library: Any, messages: list[Message]
@@ -223,7 +223,7 @@ def test_kinds_of_a_calling_turn(deepseek: Tokenizer) -> None:
     assert [i in deepseek.special_ids for i in chat.ids] == chat.control
 
 
-@one_thousand
+@hundreds
 @given(conversation(*plain, turn("tool"), calling(text, most=2)))
 def test_no_text_becomes_a_control_token(deepseek: Tokenizer, messages: list[Message]) -> None:
     chat = encode_chat(deepseek, messages, add_generation_prompt=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from tests.text.conversations import (
     clean,
     conversation,
     definitions,
-    one_thousand,
+    hundreds,
     pool,
     scalar,
     ten_thousand,
@@ -85,7 +87,7 @@ def test_ten_thousand_conversations_as_llama_models_has_them(
     assert ours.ids == metas_ids(messages)
 
 
-@one_thousand
+@hundreds
 @given(conversation(turn("user"), calling(text, value=scalar)), st.booleans())
 def test_other_forms_of_calls_as_llama_models_has_them(
     llama: Tokenizer, messages: list[Message], python: bool
@@ -118,38 +120,40 @@ def test_built_in_calls_and_eom_as_llama_models_has_them(llama: Tokenizer) -> No
 # The templates of the checkpoints, as transformers runs them
 
 
+@cache
+def template(name: str) -> str:
+    return (TEMPLATES / f"{name}.jinja").read_text()
+
+
 def templates_text(name: str, messages: list[Message], **variables: Any) -> str:
-    source = (TEMPLATES / f"{name}.jinja").read_text()
-    found = render_jinja_template([messages], chat_template=source, **variables)[0]
+    found = render_jinja_template([messages], chat_template=template(name), **variables)[0]
     return str(found[0])
 
 
 SPOKEN = tuple(turn(role) for role in ("system", "user", "assistant"))
 
 
+CASES = list(product(["llama3_1", "llama3_2"], [False, True], ["no tools", "in user", "in system"]))
+
+
 @ten_thousand
-@given(
-    conversation(*SPOKEN, calling()),
-    st.sampled_from(["llama3_1", "llama3_2"]),
-    st.booleans(),
-    st.sampled_from(["none", "user", "system"]),
-    definitions,
-)
+@given(conversation(*SPOKEN, calling()), st.sampled_from(CASES), definitions)
 def test_ten_thousand_conversations_as_transformers_has_them(
-    messages: list[Message], name: str, open: bool, place: str, tools: list[Message]
+    messages: list[Message], case: tuple[str, bool, str], tools: list[Message]
 ) -> None:
+    name, open, place = case
     asked: dict[str, Any] = {}
-    if place != "none":  # the template takes what follows the system message for a user's
+    if place != "no tools":  # the template takes what follows the system message for a user's
         after_system = int(messages[0]["role"] == "system")
         messages = [*messages[:after_system], QUESTION, *messages[after_system:]]
-        asked = {"tools_in_user_message": place == "user"}
+        asked = {"tools_in_user_message": place == "in user"}
     given_tools = tools if asked else None
     ours = render(messages, open, given_tools, options(name.replace("_", "."), date=DATE, **asked))
     known = {"bos_token": BEGIN_OF_TEXT, "date_string": DATE, "tools": given_tools, **asked}
     assert ours == templates_text(name, messages, add_generation_prompt=open, **known)
 
 
-@one_thousand
+@hundreds
 @given(conversation(*SPOKEN), st.booleans())
 def test_llama_3_0_as_transformers_has_it(messages: list[Message], open: bool) -> None:
     theirs = templates_text("llama3", messages, bos_token=BEGIN_OF_TEXT, add_generation_prompt=open)
@@ -187,12 +191,12 @@ def theirs(llama: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.parametrize("name", ["llama3", "llama3_1", "llama3_2"])
 def test_ids_as_transformers_has_them(llama: Tokenizer, theirs: Any, name: str) -> None:
-    source = (TEMPLATES / f"{name}.jinja").read_text()
+    source = template(name)
     makers = [turn(role, clean) for role in ("system", "user", "assistant")]
     makers += [] if name == "llama3" else [calling(value=scalar)]
     asked = options(name.replace("_", "."), date=None if name == "llama3" else DATE)
 
-    @one_thousand
+    @hundreds
     @given(st.lists(pool(*makers, count=600), min_size=1, max_size=5))
     def check(messages: list[Message]) -> None:
         ours = encode_chat(llama, [QUESTION, *messages], True, options=asked)
@@ -208,10 +212,10 @@ def test_ids_as_transformers_has_them(llama: Tokenizer, theirs: Any, name: str) 
     check()
 
 
-@one_thousand
+@hundreds
 @given(conversation(*(turn(role, clean) for role in ("user", "assistant"))))
 def test_what_is_learnt_as_trl_marks_it(llama: Tokenizer, theirs: Any, messages: Any) -> None:
-    source = (TEMPLATES / "llama3_training.jinja").read_text()
+    source = template("llama3_training")
     made = theirs.apply_chat_template(
         messages, chat_template=source, return_dict=True, return_assistant_tokens_mask=True
     )
@@ -404,7 +408,7 @@ def test_the_date_of_llama_3_1_is_fixed_and_of_3_2_is_today() -> None:
     ],
 )
 def test_published_templates_are_known(llama: Tokenizer, name: str, format: str) -> None:
-    llama_with = Tokenizer(llama._backend, None, (TEMPLATES / f"{name}.jinja").read_text())
+    llama_with = Tokenizer(llama._backend, None, template(name))
     assert format_of(llama_with) == format
     assert format_of(llama) == "llama3"
 

@@ -25,7 +25,7 @@ from llamaseek.text.parse import (
 )
 from llamaseek.text.special import BUILT_IN_TOOLS
 from llamaseek.text.tokenizer import Tokenizer
-from tests.text.conversations import Message, calling, one_thousand, pool, text, turn
+from tests.text.conversations import Message, calling, hundreds, pool, text, turn
 
 FAMILIES = ("llama3", "deepseek_v3")
 ASKED = {"role": "user", "content": "?"}
@@ -309,7 +309,7 @@ def test_the_cut_of_a_stream_changes_nothing(
     json.dumps(whole)
 
 
-@one_thousand
+@hundreds
 @given(st.lists(st.integers(0, 128_255), max_size=12), outputs)
 def test_no_ids_raise(llama: Tokenizer, ids: list[int], output: str) -> None:
     mixed = [*ids[:6], *llama.encode_special(output), *ids[6:]]
