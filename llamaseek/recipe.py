@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llamaseek.errors import UserError, shorten, unknown_name
 
+Checked = TypeVar("Checked", bound=BaseModel)
 Stage = Literal["pretrain", "sft", "dpo"]
 ObjectiveName = Literal["next_token", "multi_token", "masked", "sft", "dpo"]
 
@@ -104,6 +105,11 @@ def load_recipe(path: Path, overrides: list[str]) -> Recipe:
 
     Raises `UserError` naming the key, its value and what is allowed.
     """
+    return make_recipe(read_mapping(path, overrides))
+
+
+def read_mapping(path: Path, overrides: list[str]) -> dict[str, Any]:
+    """The plain data of a YAML file with its overrides, not checked yet."""
     try:
         data = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -114,15 +120,20 @@ def load_recipe(path: Path, overrides: list[str]) -> Recipe:
         raise UserError(f"{path}: is not a recipe (a YAML mapping of keys)")
     for override in overrides:
         apply_override(data, override)
-    return make_recipe(data)
+    return data
 
 
 def make_recipe(data: dict[str, Any]) -> Recipe:
     """A checked recipe from plain data; one line for the first thing that is wrong."""
+    return validated(Recipe, data)
+
+
+def validated(kind: type[Checked], data: dict[str, Any], within: str = "") -> Checked:
+    """A section of a recipe from plain data; `within` is where it stands, for the error."""
     try:
-        return Recipe.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
-        raise _one_line(error) from None
+        raise _one_line(error, kind, within) from None
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
@@ -155,12 +166,12 @@ def _number(text: str) -> Any:
         return text
 
 
-def _one_line(error: ValidationError) -> UserError:
+def _one_line(error: ValidationError, kind: type[BaseModel], within: str) -> UserError:
     first = error.errors()[0]
     where = [str(part) for part in first["loc"]]
-    key = ".".join(where)
+    key = ".".join([within, *where] if within else where)
     if first["type"] == "extra_forbidden":
-        section: Any = Recipe
+        section: Any = kind
         for part in where[:-1]:
             section = section.model_fields[part].annotation
         return UserError(

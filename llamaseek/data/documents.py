@@ -1,4 +1,4 @@
-"""Documents from files: plain text, JSON lines and parquet, each also as .gz or .zst.
+"""Documents from files: text, web pages, JSON lines and parquet, each also as .gz or .zst.
 
 Files are read as a stream. What is in memory is one document, or for parquet one batch of rows.
 """
@@ -19,12 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from llamaseek.data.html import page_text
 from llamaseek.errors import UserError, shorten
 
 TEXT_ENDINGS = (".txt", ".md", ".py")
+PAGE_ENDINGS = (".html", ".htm")
 ROW_ENDINGS = (".jsonl", ".parquet")
 PACKED_ENDINGS = (".gz", ".zst")
-ALLOWED = f"{', '.join(TEXT_ENDINGS + ROW_ENDINGS)}, each also with {' or '.join(PACKED_ENDINGS)}"
+ENDINGS = TEXT_ENDINGS + PAGE_ENDINGS + ROW_ENDINGS
+ALLOWED = f"{', '.join(ENDINGS)}, each also with {' or '.join(PACKED_ENDINGS)}"
 
 PARQUET_ROWS = 1024
 """Rows read at once: 5 MB where a document has 5 kB."""
@@ -47,7 +50,8 @@ class Document:
 def read_documents(sources: Sequence[str | Path]) -> Iterator[Document]:
     """The documents of files, folders (with all below them) and globs, always in one order.
 
-    A text file is one document, passed over if blank; a row is one by its string field `text`.
+    A text file is one document, passed over if blank; so is the main text of a web page; a row is
+    one by its string field `text`.
     In folders and globs, hidden files and files of other kinds are passed over.
 
     Raises UserError at once for a source that is missing, of another kind or without files, and
@@ -55,6 +59,31 @@ def read_documents(sources: Sequence[str | Path]) -> Iterator[Document]:
     """
     files = [path for source in sources for path in _files(source)]
     return _documents(files, sources)
+
+
+def list_files(source: str | Path) -> list[Path]:
+    """The files of one file, folder or glob, in the order `read_documents` reads them."""
+    return _files(source)
+
+
+def read_file(path: Path) -> Iterator[Document]:
+    """The documents of one file."""
+    return _of_file(path)
+
+
+def read_lines(path: Path, start: int, stop: int, number: int) -> Iterator[Document]:
+    """Documents of the lines of a plain .jsonl file from byte `start`, where line `number` begins.
+
+    Lines that begin at byte `stop` or later are left to the next part.
+    """
+    with _naming(path), path.open("rb") as stream:
+        stream.seek(start)
+        while stream.tell() < stop:
+            line = stream.readline()
+            if line.strip():
+                place = f"{path}:{number}"
+                yield row_document(place, _json_row(place, line))
+            number += 1
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[str, Row]]:
@@ -93,14 +122,15 @@ def _documents(files: Sequence[Path], sources: Sequence[str | Path]) -> Iterator
 
 def _of_file(path: Path) -> Iterator[Document]:
     if _kind(path) in ROW_ENDINGS:
-        yield from (_row_document(place, row) for place, row in _rows(path))
+        yield from (row_document(place, row) for place, row in _rows(path))
         return
     text = _whole_text(path)
     if text.strip():
         yield Document(text, str(path), {"place": str(path)})
 
 
-def _row_document(place: str, row: Row) -> Document:
+def row_document(place: str, row: Row) -> Document:
+    """The document of a row, by its string field `text`; raises UserError where there is none."""
     text = row.get("text")
     if "text" not in row:
         raise UserError(f"{place}: no field 'text'; fields: {shorten(', '.join(row)) or 'none'}")
@@ -158,7 +188,7 @@ def _kind(path: Path) -> str | None:
     """The ending that says how to read a file, without .gz or .zst; None if it cannot be."""
     packed = path.suffix.lower() in PACKED_ENDINGS
     ending = Path(path.stem if packed else path.name).suffix.lower()
-    return ending if ending in TEXT_ENDINGS + ROW_ENDINGS else None
+    return ending if ending in ENDINGS else None
 
 
 # What is in them
@@ -166,6 +196,8 @@ def _kind(path: Path) -> str | None:
 
 def _whole_text(path: Path) -> str:
     with _naming(path), _opened(path) as stream:
+        if _kind(path) in PAGE_ENDINGS:
+            return page_text(stream.read())
         return stream.read().decode("utf-8-sig").replace("\r\n", "\n")
 
 

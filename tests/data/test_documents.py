@@ -149,7 +149,7 @@ def test_sources_are_checked_before_reading(tmp_path: Path) -> None:
 def test_a_source_that_cannot_be_documents_is_named(tmp_path: Path) -> None:
     write(tmp_path / "a.png", b"x")
     write(tmp_path / "b.json.gz", b"{}")
-    allowed = r"allowed: \.txt, \.md, \.py, \.jsonl, \.parquet, each also with \.gz or \.zst"
+    allowed = r"allowed: \.txt, \.md, \.py, \.html, \.htm, \.jsonl, \.parquet, each also with"
     fails(rf"a\.png: cannot be read as documents; {allowed}", tmp_path / "a.png")
     fails(r"b\.json\.gz: cannot be read as documents", tmp_path / "b.json.gz")
     fails("no file to read there", tmp_path)

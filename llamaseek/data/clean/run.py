@@ -1,0 +1,120 @@
+"""A cleaning run from its recipe to the folder: documents, the removed, statistics.
+
+Until it is done everything lies in a hidden folder inside, named by recipe and files, which a
+later run of the same recipe continues.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import yaml
+
+from llamaseek.data.clean.engine import POLL, Crew
+from llamaseek.data.clean.plan import fingerprint, make_plan, save_plan
+from llamaseek.data.clean.recipe import CleanRecipe, dump
+from llamaseek.data.clean.steps import Pass, Work, passes, run_pass
+from llamaseek.data.clean.tally import total
+from llamaseek.data.dedup.stage import CorpusStage
+from llamaseek.errors import UserError
+from llamaseek.files import write_json, write_text
+
+OnStep = Callable[[str, int], None]
+
+
+def clean(
+    recipe: CleanRecipe, crew: Crew, overwrite: bool = False, on_step: OnStep | None = None
+) -> Path:
+    """Run or continue a recipe; returns its folder. A run that is complete is left as it is.
+
+    Raises UserError if the folder holds another run, and for sources that cannot be read.
+    """
+    mark = fingerprint(recipe.sources, dump(recipe))
+    folder = recipe.folder
+    if _done(folder, mark, overwrite):
+        return folder
+    work = _prepare(recipe, folder / f".work-{mark}", crew)
+    count = len(work.plan())
+    steps = passes(recipe.stages)
+    for step in steps:
+        _one_pass(work, step, count, crew, on_step or (lambda name, tasks: None))
+    if crew.machine == 0:
+        _finish(recipe, work, steps, count, mark)
+    return folder
+
+
+def _done(folder: Path, mark: str, overwrite: bool) -> bool:
+    try:
+        found = json.loads((folder / "stats.json").read_text())["fingerprint"]
+    except (OSError, ValueError, KeyError):
+        return False
+    if overwrite:
+        return False
+    if found != mark:
+        raise UserError(f"{folder}: holds another run; --overwrite replaces it, out=… leaves it")
+    return True
+
+
+def _prepare(recipe: CleanRecipe, folder: Path, crew: Crew) -> Work:
+    work, plan = Work(folder), folder / "plan.json"
+    while crew.machine and not plan.is_file():
+        time.sleep(POLL)
+    if not plan.is_file():
+        shards = make_plan(recipe.sources, recipe.shard_bytes)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be made ({error.strerror})") from None
+        write_text(plan, save_plan(shards))
+    for step in passes(recipe.stages):
+        for kind in ("documents", "removed", "tally", "notes"):
+            work.of_pass(step.number, kind).mkdir(parents=True, exist_ok=True)
+    return work
+
+
+def _one_pass(work: Work, step: Pass, count: int, crew: Crew, on_step: OnStep) -> None:
+    """The shards of a pass, then what its last stage decides; then the pass before may go."""
+    on_step(_title(step), count)
+    crew.run(count, partial(run_pass, work, step), work.folder, f"pass-{step.number}")
+    if step.after is not None:
+        assert isinstance(step.after.settings, CorpusStage)
+        shards = work.shards(step.number, count)
+        for number, part in enumerate(step.after.settings.rounds(shards)):
+            on_step(f"{step.after.name}: decide {number + 1}", part.tasks)
+            name = f"pass-{step.number}-{number}"
+            crew.run(part.tasks, partial(part.run, shards), work.folder, name)
+    if step.number and crew.machines == 1:
+        for kind in ("documents", "notes"):  # no step to come reads them
+            shutil.rmtree(work.of_pass(step.number - 1, kind), ignore_errors=True)
+
+
+def _title(step: Pass) -> str:
+    stages = [s.name for s in (step.before, *step.stages) if s is not None]
+    return ", ".join(stages) or "read"
+
+
+def _finish(recipe: CleanRecipe, work: Work, steps: list[Pass], count: int, mark: str) -> None:
+    """Move the last pass's documents and all removed into place; the statistics come last."""
+    folder = recipe.folder
+    (folder / "stats.json").unlink(missing_ok=True)
+    tallies = []
+    for step in steps:
+        for shard in range(count):
+            path = work.of_pass(step.number, "tally") / f"{shard:06d}.json"
+            tallies.append(json.loads(path.read_text())["tally"])
+    shutil.rmtree(folder / "documents", ignore_errors=True)
+    shutil.rmtree(folder / "removed", ignore_errors=True)
+    shutil.move(work.of_pass(steps[-1].number, "documents"), folder / "documents")
+    for step in steps:
+        place = folder / "removed" / f"pass-{step.number}"
+        shutil.copytree(work.of_pass(step.number, "removed"), place)
+    write_text(folder / "recipe.yaml", yaml.safe_dump(dump(recipe), sort_keys=False))
+    stats = {"fingerprint": mark, "stages": [s.name for s in recipe.stages], "shards": count}
+    write_json(folder / "stats.json", stats | asdict(total(tallies)))
+    shutil.rmtree(work.folder)

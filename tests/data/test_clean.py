@@ -1,0 +1,153 @@
+"""A corpus with planted defects through the whole pipeline: what goes, what stays, and why."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import pytest
+
+from llamaseek.data.clean.engine import Crew
+from llamaseek.data.clean.recipe import CleanRecipe
+from llamaseek.data.clean.run import clean
+from llamaseek.data.documents import read_documents
+from tests.data.planted import BOILERPLATE, write_planted, write_rows
+
+STAGES = [
+    "url_dedup",
+    "exact_dedup",
+    {"line_dedup": {"bucket": 5000}},
+    "language",
+    "gopher_repetition",
+    "gopher_quality",
+    "c4",
+    "fineweb",
+    "minhash",
+    {"decontaminate": {"files": ["benchmark.jsonl"]}},
+    "personal",
+]
+
+
+class Outcome:
+    """The planted rows and what became of them."""
+
+    def __init__(self, folder: Path, rows: list[dict[str, Any]]) -> None:
+        self.folder = folder
+        self.rows = {row["id"]: row for row in rows}
+        kept = pq.read_table(folder / "documents").to_pylist()
+        self.kept = {row["id"]: row["text"] for row in kept}
+        removed = pq.read_table(folder / "removed").to_pylist()
+        self.removed = {row["id"]: row for row in removed}
+        self.stats = json.loads((folder / "stats.json").read_text())
+
+    def of_kind(self, kind: str) -> list[str]:
+        return [name for name in self.rows if name.startswith(f"{kind}-")]
+
+    def survivors(self, kind: str) -> int:
+        """Pairs of a document of this kind and the one it was made of that are both left."""
+        return sum(n in self.kept and self.rows[n]["of"] in self.kept for n in self.of_kind(kind))
+
+
+def recipe_of(folder: Path, out: Path, **changes: Any) -> CleanRecipe:
+    stages = json.loads(json.dumps(STAGES).replace("benchmark.jsonl", f"{folder}/benchmark.jsonl"))
+    fields = {"sources": {"web": f"{folder}/corpus"}, "stages": stages, "shard_bytes": 2_000_000}
+    return CleanRecipe.model_validate({"name": "planted", "out": str(out), **fields, **changes})
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    folder = tmp_path_factory.mktemp("planted")
+    rows = write_planted(folder)
+    assert len(rows) == 20_000
+    return Outcome(clean(recipe_of(folder, folder / "out"), Crew(2)), rows)
+
+
+def test_exact_duplicates_leave(outcome: Outcome) -> None:
+    assert outcome.survivors("exact") <= 0.01 * len(outcome.of_kind("exact"))
+
+
+def test_near_duplicates_leave(outcome: Outcome) -> None:
+    def left(low: float, high: float) -> float:
+        names = [n for n in outcome.of_kind("near") if low <= outcome.rows[n]["similarity"] < high]
+        assert len(names) > 500
+        both = sum(n in outcome.kept and outcome.rows[n]["of"] in outcome.kept for n in names)
+        return both / len(names)
+
+    assert left(0.85, 1.0) <= 0.05
+    assert left(0.8, 0.85) <= 0.1  # 14 bands of 8 find 92.4% at 0.8
+
+
+def test_of_one_url_the_newest_stays(outcome: Outcome) -> None:
+    assert not set(outcome.of_kind("oldurl")) & set(outcome.kept)
+    assert {outcome.removed[name]["stage"] for name in outcome.of_kind("oldurl")} == {"url_dedup"}
+
+
+def test_footers_leave_and_their_documents_stay(outcome: Outcome) -> None:
+    assert sum(name in outcome.kept for name in outcome.of_kind("footer")) >= 0.99 * 1500
+    assert not any(line in text for text in outcome.kept.values() for line in BOILERPLATE)
+    shown = outcome.rows[outcome.of_kind("footer")[0]]
+    lines = [line for line in shown["text"].split("\n") if line not in BOILERPLATE]
+    assert outcome.kept[shown["id"]] == "\n".join(lines)
+
+
+@pytest.mark.parametrize("kind", ["gibberish", "foreign", "leaked"])
+def test_bad_documents_leave(outcome: Outcome, kind: str) -> None:
+    assert not set(outcome.of_kind(kind)) & set(outcome.kept)
+
+
+def test_leaks_leave_for_the_item_they_hold(outcome: Outcome) -> None:
+    reasons = [outcome.removed[name]["reason"] for name in outcome.of_kind("leaked")]
+    found = [reason for reason in reasons if "benchmark.jsonl:" in reason]
+    assert len(found) >= 0.98 * len(reasons)
+
+
+def test_clean_documents_stay(outcome: Outcome) -> None:
+    """A clean document is lost if neither it nor one made of it is left."""
+    left = set(outcome.kept) | {
+        outcome.rows[name]["of"] for name in outcome.kept if "of" in outcome.rows[name]
+    }
+    lost = set(outcome.of_kind("clean")) - left
+    assert len(lost) <= 0.01 * len(outcome.of_kind("clean"))
+
+
+def test_everything_is_kept_or_removed_for_a_reason(outcome: Outcome) -> None:
+    assert set(outcome.kept) | set(outcome.removed) == set(outcome.rows)
+    assert not set(outcome.kept) & set(outcome.removed)
+    assert all("allowed: " in row["reason"] for row in outcome.removed.values())
+    counts = {stage: sum(rules.values()) for stage, rules in outcome.stats["removed"].items()}
+    assert counts == Counter(row["stage"] for row in outcome.removed.values())
+    assert outcome.stats["read"] == {"web": 20_000}
+    assert outcome.stats["kept"]["web"]["documents"] == len(outcome.kept)
+
+
+def test_the_result_can_be_read_again(outcome: Outcome) -> None:
+    found = {document.id for document in read_documents([outcome.folder / "documents"])}
+    assert found == set(outcome.kept)
+
+
+# The bytes of a result
+
+
+def small(folder: Path, out: str, **changes: Any) -> CleanRecipe:
+    """A recipe of 400 documents in shards of different make: parts of a file, files, gz."""
+    if not (folder / "corpus").exists():
+        rows = write_planted(folder)
+        for path in (folder / "corpus").iterdir():
+            path.unlink()
+        write_rows(folder / "corpus" / "a.jsonl", rows[:300])
+        write_rows(folder / "corpus" / "b.jsonl", rows[300:380])
+        write_rows(folder / "corpus" / "c.jsonl", rows[200:220])
+    return recipe_of(folder, folder / out, shard_bytes=20_000, **changes)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "recipe.yaml"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("small")
