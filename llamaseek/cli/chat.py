@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,15 +37,20 @@ def chat(
 ) -> None:
     """Talk to a model; /help lists what can be changed on the way."""
     from llamaseek.cli.conversation import Conversation
-    from llamaseek.engine.sampler import Sampling
+    from llamaseek.engine.engine import Engine
+    from llamaseek.engine.options import EngineOptions
+    from llamaseek.engine.request import SamplingParams
     from llamaseek.models.checkpoint import load_model
     from llamaseek.text.tokenizer import Tokenizer
     from llamaseek.train.machine import pick_device
 
-    sampling = Sampling(temperature, 0, top_p, max_tokens, seed)
+    sampling = SamplingParams(
+        temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed, stop=stop
+    )
     tokenizer = Tokenizer.load(model)
     loaded = load_model(model).to(pick_device("auto"))
-    talk = Conversation(loaded, tokenizer, sampling, system, list(stop))
+    engine = Engine(loaded, tokenizer, EngineOptions(most_running=1))
+    talk = Conversation(engine, tokenizer, replace(sampling, stop_ids=tokenizer.stop_ids), system)
     if sys.stdin.isatty():
         print(f"{model}  ·  /help for commands, Ctrl-D to leave")
     run(talk, reader())

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from llamaseek.engine.generate import stream
-from llamaseek.engine.sampler import Sampling
+from llamaseek.engine.engine import Engine
+from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.errors import UserError, unknown_name
-from llamaseek.models import CausalLM
 from llamaseek.text.chat import encode_chat
-from llamaseek.text.tokenizer import StreamDecoder, Tokenizer
+from llamaseek.text.tokenizer import Tokenizer
 
 HELP = """\
 /help               this list
@@ -37,11 +36,10 @@ class Quit(Exception):
 class Conversation:
     """Turns so far and how answers are drawn."""
 
-    model: CausalLM
+    engine: Engine
     tokenizer: Tokenizer
-    sampling: Sampling
+    sampling: SamplingParams
     system: str = ""
-    stops: list[str] = field(default_factory=list)
     turns: list[dict[str, str]] = field(default_factory=list)
 
     def command(self, line: str) -> str | None:
@@ -68,57 +66,30 @@ class Conversation:
         ids = self._prompt()
         said: list[str] = []
         try:
-            for piece in until(self._pieces(ids), self.stops):
-                said.append(piece)
-                yield piece
+            for delta in self.engine.stream(Request(prompt=ids, params=self.sampling)):
+                if delta.error is not None:
+                    raise RuntimeError(delta.error)
+                said.append(delta.text)
+                yield delta.text
         finally:
             self.turns.append({"role": "assistant", "content": "".join(said)})
 
-    def _pieces(self, ids: list[int]) -> Iterator[str]:
-        decoder = StreamDecoder(self.tokenizer)
-        for token in stream(self.model, ids, self.tokenizer.stop_ids, self.sampling):
-            yield decoder.push(token)
-        yield decoder.flush()
-
     def _prompt(self) -> list[int]:
         """The conversation as ids; the oldest turns go where the context is too short."""
-        room = self.model.config.max_position_embeddings - 1
+        engine, wanted = self.engine, self.sampling.max_tokens or 1
+        room = min(engine.context - 1, engine.capacity - wanted)
         while True:
             ids = encode_chat(self.tokenizer, self._messages(), add_generation_prompt=True).ids
             if len(ids) <= room:
                 return ids
             if len(self.turns) == 1:
                 self.turns.clear()
-                raise UserError(f"message: has {len(ids)} tokens; the model's context is {room}")
+                raise UserError(f"message: has {len(ids)} tokens; the context leaves {room}")
             del self.turns[:2]
 
     def _messages(self) -> list[dict[str, str]]:
         start = [{"role": "system", "content": self.system}] if self.system else []
         return [*start, *self.turns]
-
-
-def until(pieces: Iterable[str], stops: list[str]) -> Iterator[str]:
-    """The text up to the first stop string; what may become one is held back."""
-    if not stops:
-        yield from pieces
-        return
-    held = ""
-    for piece in pieces:
-        held += piece
-        found = [held.index(stop) for stop in stops if stop in held]
-        if found:
-            yield held[: min(found)]
-            return
-        keep = max(overlap(held, stop) for stop in stops)
-        yield held[: len(held) - keep]
-        held = held[len(held) - keep :]
-    yield held
-
-
-def overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` begin `stop`."""
-    sizes = range(min(len(stop) - 1, len(text)), 0, -1)
-    return next((size for size in sizes if text.endswith(stop[:size])), 0)
 
 
 def _setting(
@@ -147,15 +118,16 @@ def _system(talk: Conversation, value: str) -> str:
 
 
 def _stop(talk: Conversation, value: str) -> str:
-    talk.stops = [*talk.stops, value] if value else []
-    return f"stops: {talk.stops}" if talk.stops else "no stop texts"
+    stops = [*talk.sampling.stop, value] if value else []
+    talk.sampling = replace(talk.sampling, stop=stops)
+    return f"stops: {stops}" if stops else "no stop texts"
 
 
 def _settings(talk: Conversation, value: str) -> str:
     s = talk.sampling
     return (
         f"temperature {s.temperature}  top_p {s.top_p}  top_k {s.top_k}  "
-        f"max_tokens {s.max_tokens}  seed {s.seed}\nsystem {talk.system!r}  stops {talk.stops}"
+        f"max_tokens {s.max_tokens}  seed {s.seed}\nsystem {talk.system!r}  stops {list(s.stop)}"
     )
 
 

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    from llamaseek.engine.options import Speculation
+    from llamaseek.engine.statistics import Statistics
 
 MODEL = typer.Argument(help="A model folder.")
 CHAT = typer.Option(False, "--chat", help="Answer the prompt as a user's message.")
@@ -14,6 +20,13 @@ TOP_P = typer.Option(1.0, help="Keep the likeliest tokens up to this much probab
 TOP_K = typer.Option(0, help="Keep this many tokens; 0 keeps all.")
 MAX_TOKENS = typer.Option(128, help="Stop after this many tokens.")
 SEED = typer.Option(0, help="For temperatures above 0.")
+STATS = typer.Option(False, "--stats", help="Say afterwards how fast it was, on standard error.")
+SPECULATE = typer.Option(
+    "none",
+    help="Draft tokens ahead: mtp (DeepSeek-V3's own module), lookup (what the text said before), "
+    "or the folder of a smaller model. The answer stays the same.",
+)
+DRAFT_TOKENS = typer.Option(1, help="How many tokens to draft ahead.")
 
 
 def generate(
@@ -25,26 +38,68 @@ def generate(
     top_k: int = TOP_K,
     max_tokens: int = MAX_TOKENS,
     seed: int = SEED,
+    stats: bool = STATS,
+    speculate: str = SPECULATE,
+    draft_tokens: int = DRAFT_TOKENS,
 ) -> None:
     """Continue a text, streaming; with --chat, answer a message."""
-    from llamaseek.engine.generate import stream
-    from llamaseek.engine.sampler import Sampling
+    from llamaseek.engine.engine import Engine
+    from llamaseek.engine.options import EngineOptions
+    from llamaseek.engine.request import Request, SamplingParams
     from llamaseek.models.checkpoint import load_model
     from llamaseek.text.chat import encode_chat
-    from llamaseek.text.tokenizer import StreamDecoder, Tokenizer
+    from llamaseek.text.tokenizer import Tokenizer
     from llamaseek.train.machine import pick_device
 
-    sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
     text = sys.stdin.read() if prompt == "-" else prompt
     tokenizer = Tokenizer.load(model)
-    loaded = load_model(model).to(pick_device("auto"))
+    params = SamplingParams(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        max_tokens=max_tokens,
+        seed=seed,
+        stop_ids=tokenizer.stop_ids,
+    )
+    options = EngineOptions(most_running=1, speculation=speculation(speculate, draft_tokens))
+    engine = Engine(load_model(model).to(pick_device("auto")), tokenizer, options)
     if chat:
         messages = [{"role": "user", "content": text}]
         ids = encode_chat(tokenizer, messages, add_generation_prompt=True).ids
     else:
         ids = [tokenizer.bos_id, *tokenizer.encode(text)]
-        print(text, end="")
-    decoder = StreamDecoder(tokenizer)
-    for token in stream(loaded, ids, tokenizer.stop_ids, sampling):
-        print(decoder.push(token), end="", flush=True)
-    print(decoder.flush())
+    request = Request(prompt=ids, params=params)
+    engine.check(request)
+    print("" if chat else text, end="")
+    start = time.perf_counter()
+    for delta in engine.stream(request):
+        if delta.error is not None:
+            raise RuntimeError(delta.error)
+        print(delta.text, end="", flush=True)
+    print()
+    if stats:
+        print(describe(engine.statistics, time.perf_counter() - start), file=sys.stderr)
+
+
+def speculation(source: str, depth: int) -> Speculation:
+    """What `--speculate` asks for; a name that is no method is the folder of a draft model."""
+    from llamaseek.engine.options import DRAFTERS, Speculation
+    from llamaseek.models.checkpoint import load_model
+    from llamaseek.train.machine import pick_device
+
+    if source in DRAFTERS:
+        return Speculation(kind=source, depth=depth)
+    draft = load_model(source).to(pick_device("auto"))
+    return Speculation(kind="model", depth=depth, draft_model=draft)
+
+
+def describe(statistics: Statistics, seconds: float) -> str:
+    """One line: tokens, speed, and how drafts fared."""
+    parts = [
+        f"{statistics.output} tokens in {seconds:.2f} s",
+        f"{statistics.output / max(seconds, 1e-9):.1f} a second",
+        f"{statistics.tokens_per_forward:.2f} tokens per forward",
+    ]
+    if statistics.drafted:
+        parts.append(f"{statistics.acceptance:.1%} of {statistics.drafted} drafts accepted")
+    return "  ·  ".join(parts)

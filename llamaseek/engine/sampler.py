@@ -1,52 +1,244 @@
-"""From logits to the next token."""
+"""From logits to tokens: penalties, distributions, draws, log-probabilities.
+
+Draws are the inverse of the cumulative distribution at a number that depends only on a request's
+seed and the token's place, so an answer is the same alone, batched, preempted or resumed.
+
+R rows (one a token to draw), V vocabulary.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from llamaseek.errors import bad_value
+from llamaseek.engine.request import Answer, Logprob, SamplingParams
+
+HOTTEST = 1e30  # float32 holds it
+FEW = 256  # candidates looked at before a whole row is sorted
+DRAWN, ACCEPTED, DRAFTED = range(3)  # what a random number is for
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn: temperature 0 is greedy; top_k 0 and top_p 1 keep everything."""
+def uniforms(seeds: Sequence[int], places: Sequence[int], purpose: int) -> NDArray[np.float32]:
+    """A number in [0, 1) for each seed and place, float32 of shape (R).
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    max_tokens: int = 128
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise bad_value("temperature", self.temperature, "a number of at least 0")
-        if not 0 < self.top_p <= 1:
-            raise bad_value("top_p", self.top_p, "a number above 0 and at most 1")
-        if self.top_k < 0:
-            raise bad_value("top_k", self.top_k, "0 (all) or a number of tokens")
-        if self.max_tokens < 1:
-            raise bad_value("max_tokens", self.max_tokens, "a number of at least 1")
+    splitmix64's finaliser (Steele et al. 2014) over the seed, then over the place.
+    """
+    with np.errstate(over="ignore"):
+        mixed = _mix(np.asarray(seeds, np.uint64) + np.uint64(purpose) * _GOLDEN)
+        mixed = _mix(mixed + np.asarray(places, np.uint64) * _GOLDEN)
+    return ((mixed >> np.uint64(40)) / np.float64(1 << 24)).astype(np.float32)
 
 
-def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
-    """logits (B, V) → token ids (B)."""
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    logits = logits.float() / sampling.temperature
-    if sampling.top_k:
-        least = logits.topk(min(sampling.top_k, logits.shape[-1])).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
+def derive_seed(seed: int, index: int) -> int:
+    """The seed of a request's answer number `index`; the first keeps the request's."""
+    if not index:
+        return seed
+    with np.errstate(over="ignore"):
+        return int(_mix(np.asarray([seed], np.uint64) ^ _mix(np.asarray([index], np.uint64)))[0])
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    x = x + _GOLDEN
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def shape_logits(logits: Tensor, answers: Sequence[Answer]) -> Tensor:
+    """Logits (R, V) after penalties, bias and grammar; see `decide` for whose rows they are.
+
+    What goes wrong for one answer (a grammar that fails) ends that answer alone.
+    """
+    logits = logits.clone()
+    start = 0
+    for answer in answers:
+        if answer.params.shaped:  # such answers have no drafts
+            try:
+                _shape_row(logits[start], answer)
+            except Exception as error:
+                answer.error = error
+        start += 1 + len(answer.drafts)
+    return logits
+
+
+def _shape_row(row: Tensor, answer: Answer) -> None:
+    penalize(row, answer.tokens, answer.prompt_length, answer.params)
+    for token, bias in answer.params.logit_bias.items():
+        row[token] += bias
+    if answer.matcher is not None:
+        answer.matcher.mask(row)
+
+
+def penalize(row: Tensor, tokens: Sequence[int], prompt: int, params: SamplingParams) -> None:
+    """Change logits (V) in place by what was said; the first `prompt` tokens were given."""
+    if params.repetition_penalty != 1:
+        seen = torch.tensor(sorted(set(tokens)), device=row.device)
+        scores = row[seen]
+        factor = params.repetition_penalty
+        row[seen] = torch.where(scores < 0, scores * factor, scores / factor)
+    if (params.presence_penalty or params.frequency_penalty) and len(tokens) > prompt:
+        said, counts = np.unique(np.asarray(tokens[prompt:], np.int64), return_counts=True)
+        penalty = torch.from_numpy(counts * params.frequency_penalty + params.presence_penalty)
+        row[torch.from_numpy(said).to(row.device)] -= penalty.to(row)
+
+
+def distributions(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    """Logits (R, V) → the probabilities (R, V) that tokens are drawn with, float32.
+
+    Temperature, then top_k, then top_p over what that leaves, then min_p. Tokens as likely as
+    the last one kept are kept.
+    """
+    heat = [min(p.temperature, HOTTEST) for p in params]
+    logits = logits.float()
+    logits = (logits - logits.amax(-1, keepdim=True)) / _column(heat, logits)
     probabilities = logits.softmax(-1)
-    if sampling.top_p < 1:
-        probabilities = _nucleus(probabilities, sampling.top_p)
-    return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+    if any(p.top_k or p.top_p < 1 or p.min_p for p in params):
+        least = _least_kept(probabilities, params)
+        probabilities = probabilities.masked_fill(probabilities < least, 0)
+        probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+    return probabilities
 
 
-def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
-    """Keep the likeliest tokens until they reach top_p together (Holtzman et al. 2020)."""
-    ranked, order = probabilities.sort(-1, descending=True)
-    before = ranked.cumsum(-1) - ranked
-    return torch.zeros_like(probabilities).scatter(1, order, ranked.masked_fill(before >= top_p, 0))
+def _least_kept(probabilities: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    """The smallest probability that each row keeps (R, 1)."""
+    vocabulary = probabilities.shape[-1]
+    least = probabilities.amax(-1, keepdim=True) * _column([p.min_p for p in params], probabilities)
+    top_k = _column([p.top_k or vocabulary for p in params], probabilities).clamp(max=vocabulary)
+    top_p = _column([p.top_p for p in params], probabilities)
+    all_k, all_p = top_k == vocabulary, top_p == 1
+    for look in (min(FEW, vocabulary), vocabulary):
+        ranked = probabilities.topk(look, dim=-1).values
+        places = torch.arange(look, device=probabilities.device)
+        ranked = ranked.masked_fill(places >= top_k, 0)
+        reached = ranked.cumsum(-1)
+        in_sight = (top_k <= look) | (all_k & (all_p | (reached[:, -1:] > top_p)))
+        if bool(in_sight.all()):
+            break
+    # top_p is a share of the mass that top_k leaves; a top_p of 1 must not lose what rounds away.
+    mass = torch.where(all_k, torch.ones_like(top_p), reached[:, -1:])
+    wanted = torch.where(all_p, torch.full_like(top_p, torch.inf), top_p * mass)
+    kept = (reached - ranked < wanted) & (places < top_k)
+    last = kept.sum(-1, keepdim=True) - 1
+    return least.maximum(ranked.gather(1, last).masked_fill(all_k & all_p, 0))
+
+
+def draw(probabilities: Tensor, numbers: NDArray[np.float32]) -> Tensor:
+    """Probabilities (R, V), rows of any sum above 0, and a number in [0, 1) each → ids (R)."""
+    reached = probabilities.cumsum(-1)
+    total = reached[:, -1:]
+    wanted = torch.from_numpy(numbers).to(total.device)[:, None] * total
+    wanted = wanted.minimum(total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(reached, wanted, right=True).squeeze(1)
+
+
+def decide(logits: Tensor, answers: Sequence[Answer]) -> list[list[int]]:
+    """What each answer says next: the drafts that stand, then one token of its own.
+
+    Logits (R, V) has, answer after answer, a row for its last token and one for each draft. A
+    greedy answer keeps drafts while they are the likeliest token. A drawn one keeps them by
+    rejection sampling, so that its distribution is the model's (Leviathan et al. 2023 §2.3).
+    """
+    if any(answer.params.shaped for answer in answers):
+        logits = shape_logits(logits.float(), answers)
+    best = logits.argmax(-1).tolist()
+    if len(best) == len(answers) and all(answer.params.greedy for answer in answers):
+        return [[token] for token in best]
+    says: list[list[int]] = []
+    drawn, first, start = [], [], 0
+    for place, answer in enumerate(answers):
+        kept = 0
+        if answer.params.greedy:
+            while kept < len(answer.drafts) and answer.drafts[kept] == best[start + kept]:
+                kept += 1
+        else:
+            drawn.append(place)
+            first.append(start)
+        says.append([*answer.drafts[:kept], best[start + kept]])
+        start += 1 + len(answer.drafts)
+    if drawn:
+        found = _draw_or_keep(logits, [answers[place] for place in drawn], first)
+        for place, said in zip(drawn, found, strict=True):
+            says[place] = said
+    return says
+
+
+def _draw_or_keep(logits: Tensor, answers: Sequence[Answer], first: list[int]) -> list[list[int]]:
+    """`decide` for answers that are drawn, each with its first row in `logits`."""
+    sizes = [1 + len(answer.drafts) for answer in answers]
+    rows = [at + ahead for at, size in zip(first, sizes, strict=True) for ahead in range(size)]
+    params = [a.params for a, size in zip(answers, sizes, strict=True) for _ in range(size)]
+    chances = distributions(logits[rows], params)
+    starts = (np.cumsum(sizes) - sizes).tolist()
+    kept = _kept_drafts(chances, answers, starts)
+    last = chances[[start + count for start, count in zip(starts, kept, strict=True)]]
+    fallen = [row for row, answer in enumerate(answers) if kept[row] < len(answer.drafts)]
+    if fallen:
+        fell = [answers[row].drafts[kept[row]] for row in fallen]
+        given = [answers[row].draft_probs[kept[row] :] for row in fallen]
+        last[fallen] = _without(last[fallen], fell, [q[0] for q in given if q])
+    places = [len(answer.tokens) + count for answer, count in zip(answers, kept, strict=True)]
+    numbers = uniforms([answer.seed for answer in answers], places, DRAWN)
+    own = draw(last, numbers).tolist()
+    return [[*a.drafts[:k], token] for a, k, token in zip(answers, kept, own, strict=True)]
+
+
+def _kept_drafts(chances: Tensor, answers: Sequence[Answer], starts: list[int]) -> list[int]:
+    """How many drafts of each answer stand: draft x with probability min(1, p(x) / q(x)).
+
+    A draft that was not drawn has q = 1.
+    """
+    drafts = [token for answer in answers for token in answer.drafts]
+    if not drafts:
+        return [0] * len(answers)
+    spots = [(a, ahead) for a, answer in enumerate(answers) for ahead in range(len(answer.drafts))]
+    p = chances[[starts[a] + ahead for a, ahead in spots], drafts]
+    q = [probs for answer in answers for probs in answer.draft_probs]
+    seeds = [answers[a].seed for a, _ in spots]
+    places = [len(answers[a].tokens) + ahead for a, ahead in spots]
+    numbers = torch.from_numpy(uniforms(seeds, places, ACCEPTED)).to(p.device)
+    if q:
+        numbers = numbers * torch.stack(q)[range(len(q)), drafts]
+    stands = iter((numbers < p).tolist())
+    mine = ([next(stands) for _ in answer.drafts] for answer in answers)
+    return [one.index(False) if False in one else len(one) for one in mine]
+
+
+def _without(chances: Tensor, fell: list[int], given: list[Tensor]) -> Tensor:
+    """What to draw from where a draft fell: what the model gives more, max(p - q, 0).
+
+    Chances p (R, V), the drafts (R) and the q (V) each they were drawn from; none if they were not
+    drawn, which is all of q on the draft. Where p and q differ by rounding alone, p.
+    """
+    if given:
+        rest = (chances - torch.stack(given)).clamp(min=0)
+    else:
+        rest = chances.scatter(1, torch.tensor(fell, device=chances.device)[:, None], 0)
+    return torch.where(rest.sum(-1, keepdim=True) > 0, rest, chances)
+
+
+def log_probabilities(logits: Tensor, tokens: Sequence[int], most: Sequence[int]) -> list[Logprob]:
+    """Logits (R, V), the tokens (R) that stand there and how many alternatives to name (R).
+
+    One float32 log-softmax serves both a token's own figure and the list of the likeliest.
+    """
+    scores = logits.float().log_softmax(-1)
+    own = scores.gather(1, torch.tensor(tokens, device=scores.device)[:, None])[:, 0].tolist()
+    top = scores.topk(min(max(most), scores.shape[-1]), dim=-1)
+    ranked = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    found = zip(tokens, own, ranked, most, strict=True)
+    return [
+        Logprob(token, value, list(zip(ids[:count], values[:count], strict=True)))
+        for token, value, (ids, values), count in found
+    ]
+
+
+def _column(numbers: Sequence[float], like: Tensor) -> Tensor:
+    """One number a row (R, 1), in the dtype and on the device of `like`."""
+    return torch.tensor(numbers, dtype=like.dtype, device=like.device)[:, None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import TypeVar
@@ -16,8 +16,9 @@ from llamaseek.data.synthetic.instructions import KINDS, followed, instruction_i
 from llamaseek.data.synthetic.splits import Keyed
 from llamaseek.data.synthetic.stories import parses, prompt
 from llamaseek.data.synthetic.tasks import TASKS, exact_match, task_item
-from llamaseek.engine.generate import generate
-from llamaseek.engine.sampler import Sampling
+from llamaseek.engine.engine import Engine
+from llamaseek.engine.options import EngineOptions
+from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.models import CausalLM, DeepseekV3
 from llamaseek.text.chat import encode_chat
 from llamaseek.text.tokenizer import Tokenizer
@@ -25,7 +26,7 @@ from llamaseek.train.objectives.dpo import sum_by_sequence, target_log_probs
 
 K = TypeVar("K", bound=Keyed)
 SEED = "held out"  # one fixed set of items, whatever a run's seed
-GREEDY = Sampling(max_tokens=40)
+MOST_TOKENS = 40  # of an answer
 ROWS = 128  # answered or scored at once
 
 
@@ -44,6 +45,14 @@ class Speaker:
         ]
         return self._decoded(prompts)
 
+    def _ids(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """The greedy answer to each prompt. A new engine each time: the weights may change."""
+        params = SamplingParams(max_tokens=MOST_TOKENS, stop_ids=self.tokenizer.stop_ids)
+        options = EngineOptions(most_running=ROWS, step_tokens=ROWS * MOST_TOKENS)
+        engine = Engine(self.model, options=options)
+        outputs = engine.generate(Request(prompt=prompt, params=params) for prompt in prompts)
+        return [output.answers[0].tokens for output in outputs]
+
     def continuations(self, texts: Iterable[str]) -> list[str]:
         """What follows each text in a document."""
         return self._decoded([self._document(text) for text in texts])
@@ -52,15 +61,12 @@ class Speaker:
         return [self.tokenizer.bos_id, *self.tokenizer.encode(text)]
 
     def _decoded(self, prompts: list[list[int]]) -> list[str]:
-        stops = self.tokenizer.stop_ids
-        return [
-            self.tokenizer.decode(ids) for ids in generate(self.model, prompts, stops, GREEDY, ROWS)
-        ]
+        return [self.tokenizer.decode(ids) for ids in self._ids(prompts)]
 
     def documents(self, texts: Iterable[str]) -> list[list[int]]:
         """Each text with its greedy continuation, as ids."""
         prompts = [self._document(text) for text in texts]
-        answers = generate(self.model, prompts, self.tokenizer.stop_ids, GREEDY, ROWS)
+        answers = self._ids(prompts)
         return [start + answer for start, answer in zip(prompts, answers, strict=True)]
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from llamaseek.cli import conversation
-from llamaseek.cli.conversation import Conversation, overlap, until
-from llamaseek.engine.sampler import Sampling
+from llamaseek.cli.conversation import Conversation
+from llamaseek.engine.engine import Engine
+from llamaseek.engine.request import SamplingParams
 from llamaseek.errors import UserError
 from llamaseek.models.checkpoint import load_model
 from llamaseek.text.tokenizer import Tokenizer
@@ -78,7 +79,9 @@ def test_chat_answers_from_a_pipe(model: Path) -> None:
 
 @pytest.fixture
 def talk(model: Path) -> Conversation:
-    return Conversation(load_model(model), Tokenizer.load(model), Sampling(max_tokens=4))
+    tokenizer = Tokenizer.load(model)
+    params = SamplingParams(max_tokens=4, stop_ids=tokenizer.stop_ids)
+    return Conversation(Engine(load_model(model), tokenizer), tokenizer, params)
 
 
 def test_a_conversation_keeps_its_turns(talk: Conversation) -> None:
@@ -107,12 +110,28 @@ def test_a_long_conversation_forgets_its_oldest_turns(talk: Conversation) -> Non
         "".join(talk.ask("word " * 400))
 
 
-def test_stop_texts_never_show() -> None:
-    pieces = ["Once", " upon", " a t", "ime", " the", " end"]
-    assert "".join(until(pieces, [" a time"])) == "Once upon"
-    assert "".join(until(pieces, ["nothing like it", "ends"])) == "Once upon a time the end"
-    assert overlap("abc a t", " a time") == 4
-    assert overlap("abc", "x") == 0
+def test_stop_texts_end_answers(talk: Conversation) -> None:
+    talk.command("/max_tokens 20")
+    talk.command("/temperature 1")
+    talk.command("/seed 0")
+    whole = "".join(talk.ask("hello"))
+    stop = whole.split()[-1]
+    talk.command("/reset")
+    assert talk.command(f"/stop {stop}") == f"stops: {[stop]}"
+    assert "".join(talk.ask("hello")) == whole[: whole.index(stop)]
+    assert talk.command("/stop") == "no stop texts"
+
+
+def test_generate_tells_how_drafts_fared(cli: Cli, model: Path) -> None:
+    words = ("generate", str(model), "The red fox", "--max-tokens", "12")
+    plain = cli(*words, "--stats")
+    assert "12 tokens" in plain.err and "1.00 tokens per forward" in plain.err
+    for source in ("lookup", str(model)):
+        done = cli(*words, "--stats", "--speculate", source, "--draft-tokens", "3")
+        assert done.out == plain.out
+    assert "100.0% of" in done.err and "drafts accepted" in done.err
+    refused = cli(*words, "--speculate", "mtp")
+    assert refused.code == 2 and "multi-token module" in refused.err
 
 
 def test_quickstart_at_smoke_size(cli: Cli, tmp_path: Path) -> None:

@@ -1,0 +1,423 @@
+"""The engine: requests in, tokens out, one step after another.
+
+N tokens of a step, D width, R rows whose logits are wanted, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from random import SystemRandom
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from llamaseek.engine.blocks import BlockPool
+from llamaseek.engine.layout import Layout
+from llamaseek.engine.options import EngineOptions
+from llamaseek.engine.paged import build_cache, bytes_per_token
+from llamaseek.engine.request import (
+    Answer,
+    Completion,
+    Delta,
+    Output,
+    Request,
+    check_request,
+)
+from llamaseek.engine.runner import Runner, home
+from llamaseek.engine.sampler import decide, derive_seed, log_probabilities
+from llamaseek.engine.scheduler import Chunk, Scheduler
+from llamaseek.engine.speculate import make_drafter
+from llamaseek.engine.statistics import Statistics
+from llamaseek.engine.text_out import TextOut
+from llamaseek.errors import UserError
+from llamaseek.models import CausalLM
+from llamaseek.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llamaseek.engine.constrain import Grammars, Matcher
+
+PROMPT_LOGITS = 1 << 24  # of a prompt that is scored, held at once
+_entropy = SystemRandom()
+
+
+@dataclass
+class Work:
+    """A request in the engine's hands."""
+
+    request: Request
+    seed: int
+    answers: list[Answer]
+    texts: list[str]
+    arrived: float
+    closed: int = 0
+    finished: float = 0.0
+
+    @property
+    def done(self) -> bool:
+        """Whether all of its answers are."""
+        return self.closed == self.request.params.n
+
+    def output(self) -> Output:
+        """What came of it; RuntimeError if an answer failed."""
+        for answer in self.answers:
+            if answer.error is not None:
+                raise RuntimeError(f"request {self.request.id} failed") from answer.error
+        wanted = self.request.params.logprobs is not None
+        answers = [
+            Completion(a.index, a.said, text, a.finish or "", a.logprobs if wanted else None)
+            for a, text in zip(self.answers, self.texts, strict=True)
+        ]
+        first = self.answers[0]
+        scores = first.prompt_logprobs if self.request.params.prompt_logprobs is not None else None
+        moments = (self.arrived, first.first_token, self.finished)
+        return Output(self.request, answers, scores, first.cached or 0, *moments)
+
+
+class Engine:
+    """Runs requests on a model. Not for several threads at once; see `background`.
+
+    With a tokenizer answers have texts, and requests may have stop strings and constraints.
+    """
+
+    def __init__(
+        self,
+        model: CausalLM,
+        tokenizer: Tokenizer | None = None,
+        options: EngineOptions | None = None,
+    ) -> None:
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.options = options = options or EngineOptions()
+        self.context = model.config.max_position_embeddings
+        self.pool = BlockPool(self._blocks(), options.block_size)
+        ahead = options.speculation.ahead
+        self.scheduler = Scheduler(
+            self.pool,
+            longest=self.context,
+            most_running=options.most_running,
+            most_waiting=options.most_waiting,
+            budget=max(options.step_tokens, options.most_running * (1 + ahead)),
+            share_prefixes=options.share_prefixes,
+        )
+        self.runner = self._runner(model)
+        self.drafter = make_drafter(options.speculation, self.runner, self.scheduler, self._runner)
+        self.statistics = Statistics()
+        self._work: dict[int, Work] = {}
+        self._grammars: Grammars | None = None
+
+    def _blocks(self) -> int:
+        """How many blocks the allowed memory holds, as far as they could all be of use."""
+        options, draft = self.options, self.options.speculation.draft_model
+        token = sum(
+            bytes_per_token(m.cache_shapes(), home(m)[0], options.cache_dtype)
+            for m in (self.model, draft)
+            if m is not None
+        )
+        size = options.block_size
+        blocks = options.cache_bytes // (token * size)
+        if not blocks:
+            raise UserError(
+                f"cache_bytes: {options.cache_bytes} is less than one block of {size} tokens "
+                f"takes ({token * size})"
+            )
+        return min(blocks, options.most_running * -(-self.context // size))
+
+    def _runner(self, model: CausalLM) -> Runner:
+        """A model with a cache of its own, in the same blocks."""
+        options, (dtype, device) = self.options, home(model)
+        size, count = options.block_size, self.pool.count
+        shapes = model.cache_shapes()
+        cache = build_cache(shapes, count, size, dtype, options.cache_dtype, device)
+        return Runner(model, cache, self.scheduler.tables, size)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything runs or waits."""
+        return bool(self.scheduler.running or self.scheduler.waiting)
+
+    @property
+    def capacity(self) -> int:
+        """The tokens that the cache holds."""
+        return self.pool.count * self.pool.size
+
+    def check(self, request: Request) -> None:
+        """Raise UserError for a request that can never be answered."""
+        check_request(request, self.context, self.model.config.vocab_size)
+        params = request.params
+        if self.tokenizer is None and (params.stop or params.constraint is not None):
+            raise UserError("stop, constraint: need an engine that has a tokenizer")
+        self.scheduler.check(self._limit(request))
+        self._matcher(request)
+
+    def _matcher(self, request: Request) -> Matcher | None:
+        """What holds an answer to the request's constraint."""
+        if request.params.constraint is None or self.tokenizer is None:
+            return None
+        if self._grammars is None:
+            from llamaseek.engine.constrain import Grammars  # an extra, for those who use it
+
+            self._grammars = Grammars(self.tokenizer)
+        return self._grammars.matcher(request.params.constraint)
+
+    def _limit(self, request: Request) -> int:
+        most, given = request.params.max_tokens, len(request.prompt)
+        if most is None:
+            return max(min(self.context, self.capacity), given + 1)
+        return min(given + most, self.context)
+
+    def add(self, request: Request) -> Work:
+        """Queue a request. UserError if it can never be answered, `QueueFull` if too many wait."""
+        self.check(request)
+        return self._queue(request)
+
+    def _queue(self, request: Request) -> Work:
+        if request.id in self._work:
+            raise UserError(f"request: id {request.id} is in use")
+        seed = request.params.seed
+        seed = _entropy.getrandbits(64) if seed is None else seed
+        work = Work(request, seed, [], [], time.monotonic())
+        self.scheduler.add(self._answer(work))
+        self._work[request.id] = work
+        self.statistics.prompt += len(request.prompt)
+        return work
+
+    def _answer(self, work: Work) -> Answer:
+        """The next answer of a request."""
+        request, index = work.request, len(work.answers)
+        answer = Answer(
+            request=request,
+            index=index,
+            seed=derive_seed(work.seed, index),
+            limit=self._limit(request),
+            tokens=list(request.prompt),
+        )
+        if self.tokenizer is not None:
+            answer.text = TextOut(self.tokenizer, request.params.stop)
+        answer.matcher = self._matcher(request)
+        work.answers.append(answer)
+        work.texts.append("")
+        return answer
+
+    def cancel(self, request: int) -> bool:
+        """Drop a request and free its blocks at once; False if it is not under way."""
+        work = self._work.pop(request, None)
+        if work is None:
+            return False
+        for answer in work.answers:
+            if answer.finish is None:
+                self.scheduler.remove(answer)
+        self.statistics.cancelled += 1
+        return True
+
+    def generate(self, requests: Iterable[Request]) -> list[Output]:
+        """Answer all requests, in their order. UserError for one that can never be answered.
+
+        RuntimeError where an answer fails; the others are dropped then.
+        """
+        requests = list(requests)
+        for request in requests:
+            self.check(request)
+        self.model.eval()
+        waiting, works = deque(requests), []
+        try:
+            while waiting or self.busy:
+                while waiting and self.scheduler.room:
+                    works.append(self._queue(waiting.popleft()))
+                self.step()
+            return [work.output() for work in works]
+        finally:
+            for work in works:
+                self.cancel(work.request.id)
+
+    def stream(self, request: Request) -> Iterator[Delta]:
+        """The answers of one request as they come; closing the iterator cancels it."""
+        work = self.add(request)
+        try:
+            while not work.done:
+                yield from (delta for delta in self.step() if delta.request == request.id)
+        finally:
+            self.cancel(request.id)
+
+    @torch.inference_mode()
+    def step(self) -> list[Delta]:
+        """One forward over whatever is ready; what it added to each answer.
+
+        If the model fails, the answers of this step fail, and the engine goes on.
+        """
+        plan = self.scheduler.schedule()
+        if not plan:
+            return []
+        try:
+            return self._step(plan)
+        except Exception as error:
+            return [self._fail(chunk.answer, error) for chunk in plan if not chunk.answer.finish]
+
+    def _step(self, plan: list[Chunk]) -> list[Delta]:
+        hidden, layout = self.runner.run(plan)
+        self.statistics.steps += 1
+        self.statistics.computed += hidden.shape[0]
+        for place, chunk in enumerate(plan):
+            if chunk.answer.unscored:
+                self._score_prompt(chunk, hidden[layout.ends[place] - chunk.count :])
+        deltas = self._say(plan, hidden, layout)
+        self.drafter.propose(plan, hidden, layout)
+        for chunk in plan:
+            if chunk.answer.finish is None:
+                self.scheduler.publish(chunk.answer)
+        return deltas
+
+    def _score_prompt(self, chunk: Chunk, hidden: Tensor) -> None:
+        """Log-probabilities of prompt tokens from hidden (at least the chunk's, D).
+
+        The logits are made for some places at a time: whole, they would be (N, V).
+        """
+        answer = chunk.answer
+        scores = answer.prompt_logprobs
+        scores += [None] if not scores else []
+        wanted = answer.params.prompt_logprobs or 0
+        rows = max(1, PROMPT_LOGITS // self.model.config.vocab_size)
+        first = max(chunk.start, len(scores) - 1)
+        last = min(chunk.start + chunk.count, answer.prompt_length - 1)
+        for at in range(first, last, rows):
+            end = min(at + rows, last)
+            logits = self.model.logits(hidden[at - chunk.start : end - chunk.start])
+            scores += log_probabilities(
+                logits, answer.tokens[at + 1 : end + 1], [wanted] * (end - at)
+            )
+
+    def _say(self, plan: list[Chunk], hidden: Tensor, layout: Layout) -> list[Delta]:
+        """Draw the next tokens of every answer whose last token is computed."""
+        drawing: list[Answer] = []
+        rows: list[int] = []
+        for chunk, end in zip(plan, layout.ends.tolist(), strict=True):
+            if chunk.samples:
+                drawing.append(chunk.answer)
+                rows += range(end - 1 - len(chunk.answer.drafts), end)
+            else:
+                chunk.answer.computed += chunk.count
+        if not drawing:
+            return []
+        if len(rows) < len(hidden):
+            hidden = hidden[torch.tensor(rows, device=hidden.device)]
+        logits = self.model.logits(hidden)
+        now = time.monotonic()
+        deltas, scored, start = [], [], 0
+        for answer, said in zip(drawing, decide(logits, drawing), strict=True):
+            drafts = len(answer.drafts)
+            delta = self._add(answer, said, now)
+            deltas.append(delta)
+            if answer.params.logprobs is not None:
+                scored.append((answer, delta, start))
+            start += 1 + drafts
+        if scored:
+            _score(logits, scored)
+        return deltas
+
+    def _add(self, answer: Answer, said: list[int], now: float) -> Delta:
+        """Append what an answer says, up to where it ends; then it is done."""
+        statistics = self.statistics
+        statistics.rounds += 1
+        statistics.drafted += len(answer.drafts)
+        statistics.accepted += len(said) - 1
+        first = answer.first_token is None
+        delta = Delta(answer.request.id, answer.index, [])
+        try:
+            if answer.error is not None:
+                raise answer.error
+            finish = _append(answer, said, delta)
+        except Exception as error:
+            return self._fail(answer, error)
+        statistics.output += len(delta.tokens)
+        answer.computed = len(answer.tokens) - 1
+        answer.drafts, answer.draft_probs = [], []
+        if first:
+            answer.first_token = now
+            if answer.index == 0:
+                self._first(answer, delta)
+        if delta.text:
+            self._work[answer.request.id].texts[answer.index] += delta.text
+        if finish is not None:
+            statistics.finished += 1
+            self._close(answer, finish, delta)
+        return delta
+
+    def _first(self, answer: Answer, delta: Delta) -> None:
+        """The prompt is computed: its scores are told, and its other answers share it."""
+        self.statistics.cached += answer.cached or 0
+        if answer.params.prompt_logprobs is not None:
+            delta.prompt_logprobs = answer.prompt_logprobs
+        self._others(answer)
+
+    def _others(self, answer: Answer) -> None:
+        work = self._work[answer.request.id]
+        others = [self._answer(work) for _ in range(len(work.answers), answer.params.n)]
+        self.scheduler.add_next(others)
+
+    def _close(self, answer: Answer, finish: str, delta: Delta) -> None:
+        answer.finish = delta.finish = finish
+        if finish != "error":
+            answer.computed = min(answer.computed, len(answer.tokens))
+            self.scheduler.publish(answer)
+        self.scheduler.remove(answer)
+        work = self._work[answer.request.id]
+        work.closed += 1
+        if work.done:
+            work.finished = time.monotonic()
+            del self._work[answer.request.id]
+
+    def _fail(self, answer: Answer, error: Exception) -> Delta:
+        """End one answer because of an error of its own."""
+        answer.error = error
+        delta = Delta(answer.request.id, answer.index, [], error=f"{type(error).__name__}: {error}")
+        if answer.index == 0 and answer.first_token is None:
+            self._others(answer)  # they may fare better
+        self.statistics.failed += 1
+        self._close(answer, "error", delta)
+        return delta
+
+
+def _append(answer: Answer, said: list[int], delta: Delta) -> str | None:
+    """Move tokens from `said` into the answer and its delta; why it ended, if it did."""
+    finish = None
+    tokens, new, stops = answer.tokens, delta.tokens, answer.params.stop_ids
+    for token in said:
+        if token in stops:
+            finish = "stop"
+        elif len(tokens) < answer.limit:
+            tokens.append(token)
+            new.append(token)
+            if answer.matcher is not None and answer.matcher.accept(token):
+                finish = "stop"
+        if finish is None and len(tokens) >= answer.limit:
+            finish = "length"
+        if finish is not None:
+            break
+    if answer.text is not None:
+        delta.text = answer.text.push(new)
+        if answer.text.stopped:
+            finish = "stop"
+        elif finish is not None:
+            delta.text += answer.text.flush()
+            finish = "stop" if answer.text.stopped else finish
+    return finish
+
+
+def _score(logits: Tensor, scored: Sequence[tuple[Answer, Delta, int]]) -> None:
+    """Give deltas the log-probabilities of their tokens; each starts at its row of logits."""
+    rows: list[int] = []
+    tokens: list[int] = []
+    most: list[int] = []
+    for answer, delta, start in scored:
+        rows += range(start, start + len(delta.tokens))
+        tokens += delta.tokens
+        most += repeat(answer.params.logprobs or 0, len(delta.tokens))
+    if not rows:
+        return
+    found = iter(log_probabilities(logits[torch.tensor(rows, device=logits.device)], tokens, most))
+    for answer, delta, _ in scored:
+        delta.logprobs = [next(found) for _ in delta.tokens]
+        answer.logprobs += delta.logprobs

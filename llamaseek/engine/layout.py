@@ -1,0 +1,127 @@
+"""Where the tokens of one step stand: in the row the model sees, and in the cache's slots.
+
+A step's chunks lie end to end in one row of N tokens. Attention wants rectangles, so sequences of
+like sizes are padded together into groups.
+
+N tokens of the step, b sequences of a group, T most queries, S most keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Ints = NDArray[np.int64]
+FINEST = 64  # keys; sequences shorter than this share a group
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sequences of like sizes as one rectangle.
+
+    `places` (b × T) are its queries in the step's row, None where they are the row itself;
+    padding repeats a sequence's last query. `real` picks the queries that are no padding, None
+    where all are. `blocks` (b × n) are block ids, or `run` the slots where they are one run.
+    `hidden` (1, b, T, 1, S) marks keys that a query may not see, None where it sees all.
+    `before` is the most keys that any sequence has in front of its first query.
+    """
+
+    sequences: int
+    queries: int
+    keys: int
+    before: int
+    places: Tensor | None
+    real: Tensor | None
+    blocks: Tensor | None
+    run: slice | None
+    hidden: Tensor | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One step: `positions` and `slots` (N) of its tokens, and the groups they attend in."""
+
+    positions: Tensor
+    slots: Tensor
+    ends: Ints  # (B) where each chunk ends in the row
+    groups: list[Group]
+
+
+def lay_out(
+    tables: Ints, starts: Ints, counts: Ints, size: int, device: torch.device | str = "cpu"
+) -> Layout:
+    """tables (B, blocks of the longest), starts and counts (B) of the chunks → the layout."""
+    ends = counts.cumsum()
+    first = ends - counts
+    total = int(ends[-1])
+    sequence = np.repeat(np.arange(len(counts)), counts)
+    positions = np.arange(total) + (starts - first)[sequence]
+    block, offset = np.divmod(positions, size)
+    slots = tables[sequence, block] * size + offset
+    lengths = starts + counts
+    groups = []
+    for members in like_sizes(counts, lengths):
+        whole = len(members) == len(counts)
+        groups.append(_group(tables, starts, counts, first, members, whole, size, device))
+    return Layout(_tensor(positions, device), _tensor(slots, device), ends, groups)
+
+
+def like_sizes(counts: Ints, lengths: Ints) -> list[Ints]:
+    """Indices of the sequences, apart where queries or keys differ by more than a factor two."""
+    if len(counts) == 1:
+        return [np.zeros(1, np.int64)]
+    keys = np.ceil(np.log2(np.maximum(lengths / FINEST, 1)))
+    kinds = np.ceil(np.log2(counts)) * 64 + keys
+    return [np.flatnonzero(kinds == kind) for kind in np.unique(kinds)]
+
+
+def _group(
+    tables: Ints,
+    starts: Ints,
+    counts: Ints,
+    first: Ints,
+    members: Ints,
+    whole: bool,
+    size: int,
+    device: torch.device | str,
+) -> Group:
+    start, count = starts[members], counts[members]
+    queries, length = int(count.max()), int((start + count).max())
+    blocks = tables[members, : -(-length // size)]
+    run = _run(blocks, length, size) if len(members) == 1 else None
+    keys = length if run else blocks.shape[1] * size
+    even = bool((count == queries).all())
+    ahead = np.minimum(np.arange(queries), count[:, None] - 1)  # (b, T)
+    places = None if whole and even else _tensor((first[members, None] + ahead).ravel(), device)
+    real = None if even else _tensor(np.flatnonzero(np.arange(queries) < count[:, None]), device)
+    hidden = None
+    if not run or queries > 1:
+        last = _tensor(start[:, None] + ahead, device)
+        hidden = torch.arange(keys, device=device) > last[None, :, :, None, None]
+    return Group(
+        sequences=len(members),
+        queries=queries,
+        keys=keys,
+        before=int(start.max()),
+        places=places,
+        real=real,
+        blocks=None if run else _tensor(blocks.ravel(), device),
+        run=run,
+        hidden=hidden,
+    )
+
+
+def _run(blocks: Ints, length: int, size: int) -> slice | None:
+    """The slots of one sequence where its blocks lie end to end, so that none need be moved."""
+    first = int(blocks[0, 0])
+    if blocks[0, -1] - first != blocks.shape[1] - 1 or (np.diff(blocks[0]) != 1).any():
+        return None
+    return slice(first * size, first * size + length)
+
+
+def _tensor(numbers: Ints, device: torch.device | str) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(numbers)).to(device)

@@ -1,0 +1,64 @@
+"""What an engine may use: memory, tokens a step, requests at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from llamaseek.errors import bad_value
+
+if TYPE_CHECKING:
+    from llamaseek.models import CausalLM
+
+DRAFTERS = ("none", "mtp", "lookup", "model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speculation:
+    """Where drafts come from, and how many tokens ahead.
+
+    `mtp` is the model's own multi-token module (DeepSeek-V3), `lookup` finds the last words
+    earlier in the text, `model` asks a smaller model of the same vocabulary, `draft_model`.
+    """
+
+    kind: str = "none"
+    depth: int = 1
+    draft_model: CausalLM | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in DRAFTERS:
+            raise bad_value("speculate", self.kind, ", ".join(DRAFTERS))
+        if not 1 <= self.depth <= 16:
+            raise bad_value("draft_tokens", self.depth, "a number from 1 to 16")
+        if (self.kind == "model") != (self.draft_model is not None):
+            raise bad_value("speculate", self.kind, "model, where a draft model is given")
+
+    @property
+    def ahead(self) -> int:
+        """Drafts an answer may have in a step."""
+        return 0 if self.kind == "none" else self.depth
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """The knobs of an engine.
+
+    `cache_bytes` bounds the cache, of which no more is made than `most_running` answers of full
+    length could fill. `step_tokens` bounds the tokens of one forward: more makes prompts faster,
+    fewer make running answers steadier. `most_waiting` bounds the queue. `cache_dtype` "int8"
+    halves the cache of a bf16 model.
+    """
+
+    cache_bytes: int = 1 << 30
+    cache_dtype: str = "auto"
+    block_size: int = 16
+    most_running: int = 64
+    most_waiting: int = 4096
+    step_tokens: int = 512
+    share_prefixes: bool = True
+    speculation: Speculation = field(default_factory=Speculation)
+
+    def __post_init__(self) -> None:
+        for name in ("cache_bytes", "block_size", "most_running", "most_waiting", "step_tokens"):
+            if getattr(self, name) < 1:
+                raise bad_value(name, getattr(self, name), "a number of at least 1")

@@ -1,0 +1,51 @@
+"""One forward of a model over the chunks of a step.
+
+N tokens of the step, B chunks, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llamaseek.engine.layout import Ints, Layout, lay_out
+from llamaseek.engine.paged import PagedCache
+from llamaseek.engine.scheduler import Chunk
+from llamaseek.models import CausalLM
+
+
+def home(model: CausalLM) -> tuple[torch.dtype, torch.device]:
+    """What a model computes in, and where; the final norm is never quantized."""
+    weight = model.model.norm.weight
+    return weight.dtype, weight.device
+
+
+class Runner:
+    """A model and its cache; `tables` holds each answer's blocks of `size` tokens in its row."""
+
+    def __init__(self, model: CausalLM, cache: PagedCache, tables: Ints, size: int) -> None:
+        self.model, self.cache, self.tables, self.size = model, cache, tables, size
+        self.device = home(model)[1]
+
+    def begin(self, chunks: Sequence[Chunk]) -> Layout:
+        """Lay out the chunks and make the cache ready for a forward over them."""
+        starts = np.array([chunk.start for chunk in chunks], np.int64)
+        counts = np.array([chunk.count for chunk in chunks], np.int64)
+        rows = [chunk.answer.row for chunk in chunks]
+        used = -(-int((starts + counts).max()) // self.size)
+        layout = lay_out(self.tables[rows, :used], starts, counts, self.size, self.device)
+        self.cache.begin(layout)
+        return layout
+
+    def run(self, chunks: Sequence[Chunk]) -> tuple[Tensor, Layout]:
+        """Compute the chunks' tokens and drafts: hidden (N, D), and where they stand."""
+        layout = self.begin(chunks)
+        row: list[int] = []
+        for chunk in chunks:
+            row += chunk.tokens
+        tokens = torch.tensor(row, device=self.device)[None]
+        hidden: Tensor = self.model(tokens, layout.positions[None], self.cache)[0]
+        return hidden, layout

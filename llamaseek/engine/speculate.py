@@ -1,0 +1,238 @@
+"""Drafts: guesses at the next tokens, which the model then judges in one forward.
+
+What is kept is decided in `sampler.decide`; wherever drafts come from, greedy answers are the
+same tokens and drawn ones have the same distribution as without.
+
+N tokens of a step, A answers, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llamaseek.engine.layout import Layout
+from llamaseek.engine.options import Speculation
+from llamaseek.engine.request import Answer
+from llamaseek.engine.runner import Runner
+from llamaseek.engine.sampler import DRAFTED, distributions, draw, uniforms
+from llamaseek.engine.scheduler import Chunk, Scheduler
+from llamaseek.errors import UserError
+from llamaseek.models import CausalLM, DeepseekV3
+
+LONGEST, SHORTEST = 3, 2  # words of the text that prompt look-up seeks again
+
+
+class Drafter(Protocol):
+    """Where drafts come from."""
+
+    def propose(self, plan: Sequence[Chunk], hidden: Tensor, layout: Layout) -> None:
+        """After a step over `plan` with outcome hidden (N, D): set its answers' drafts."""
+        ...
+
+
+class NoDrafter:
+    """Plain decoding."""
+
+    def propose(self, plan: Sequence[Chunk], hidden: Tensor, layout: Layout) -> None:
+        """See `Drafter.propose`."""
+
+
+def make_drafter(
+    wanted: Speculation,
+    runner: Runner,
+    scheduler: Scheduler,
+    make_runner: Callable[[CausalLM], Runner],
+) -> Drafter:
+    """The drafter that is asked for. UserError where the models do not allow it."""
+    model = runner.model
+    if wanted.kind == "mtp":
+        if not isinstance(model, DeepseekV3) or not model.config.num_nextn_predict_layers:
+            raise UserError("speculate: mtp needs a model with a multi-token module")
+        return MultiTokenDrafter(runner, model, scheduler, wanted.depth)
+    if wanted.kind == "lookup":
+        return LookupDrafter(wanted.depth)
+    if wanted.draft_model is not None:
+        theirs, ours = wanted.draft_model.config, model.config
+        if theirs.vocab_size != ours.vocab_size:
+            raise UserError(
+                f"speculate: the draft model has {theirs.vocab_size} tokens, "
+                f"the model {ours.vocab_size}"
+            )
+        return ModelDrafter(make_runner(wanted.draft_model.eval()), scheduler, wanted.depth)
+    return NoDrafter()
+
+
+def room(answer: Answer, depth: int) -> int:
+    """How many drafts an answer may have: none if finished, not drawing yet, or shaped.
+
+    Penalties and grammars change with every token, so such answers go on one by one. One token
+    always comes on top of the drafts.
+    """
+    if answer.finish is not None or answer.params.shaped:
+        return 0
+    if answer.computed != len(answer.tokens) - 1 or len(answer.tokens) == answer.prompt_length:
+        return 0
+    return max(min(depth, answer.limit - len(answer.tokens) - 1), 0)
+
+
+def guess(logits: Tensor, answers: Sequence[Answer]) -> None:
+    """Add one draft to each answer from logits (A, V): the likeliest, or drawn as it draws."""
+    best = logits.argmax(-1).tolist()
+    for answer, token in zip(answers, best, strict=True):
+        if answer.params.greedy:
+            answer.drafts.append(token)
+    drawn = [row for row, answer in enumerate(answers) if not answer.params.greedy]
+    if not drawn:
+        return
+    some = [answers[row] for row in drawn]
+    chances = distributions(logits[drawn], [answer.params for answer in some])
+    places = [len(answer.tokens) + len(answer.drafts) for answer in some]
+    tokens = draw(chances, uniforms([answer.seed for answer in some], places, DRAFTED)).tolist()
+    for answer, token, row in zip(some, tokens, chances, strict=True):
+        answer.draft_probs.append(row)
+        answer.drafts.append(token)
+
+
+def draft_on(
+    answers: list[Answer],
+    hidden: Tensor,
+    model: CausalLM,
+    scheduler: Scheduler,
+    depth: int,
+    run: Callable[[list[Answer], Tensor], Tensor],
+) -> None:
+    """Draft token after token from hidden (A, D), where the first draft of each answer is read.
+
+    `run` computes the place that an answer's newest draft leads to: (answers, hidden) → hidden.
+    """
+    while answers:
+        guess(model.logits(hidden), answers)
+        more = [
+            row
+            for row, answer in enumerate(answers)
+            if len(answer.drafts) < room(answer, depth)
+            and scheduler.extend(answer, len(answer.tokens) + len(answer.drafts))
+        ]
+        answers = [answers[row] for row in more]
+        if answers:
+            hidden = run(answers, hidden[more])
+
+
+class MultiTokenDrafter:
+    """DeepSeek-V3's own module (report §2.2): from a place's hidden state and the next token, the
+    one after it. For more drafts it runs again on what it made, as if the model had made it.
+
+    The module's slots at the end of a shared block were made with another request's next token;
+    that may cost a draft, never a token.
+    """
+
+    def __init__(self, runner: Runner, model: DeepseekV3, scheduler: Scheduler, depth: int) -> None:
+        self.runner, self.model, self.scheduler, self.depth = runner, model, scheduler, depth
+
+    def propose(self, plan: Sequence[Chunk], hidden: Tensor, layout: Layout) -> None:
+        """See `Drafter.propose`."""
+        chunks: list[Chunk] = []
+        rows: list[int] = []
+        following: list[int] = []
+        for chunk, end in zip(plan, layout.ends.tolist(), strict=True):
+            answer, start = chunk.answer, chunk.start
+            if answer.finish is None:
+                settled, first = answer.computed - start, end - chunk.count
+                chunks.append(Chunk(answer, start, settled))
+                rows += range(first, first + settled)
+                following += answer.tokens[start + 1 : start + settled + 1]
+        if not chunks:
+            return
+        ahead, ends = self._run(chunks, _rows(hidden, rows), following)
+        drawing = [n for n, chunk in enumerate(chunks) if room(chunk.answer, self.depth)]
+        last = _rows(ahead, [ends[n] for n in drawing])
+        answers = [chunks[n].answer for n in drawing]
+        draft_on(answers, last, self.model, self.scheduler, self.depth, self._on)
+
+    def _on(self, answers: list[Answer], hidden: Tensor) -> Tensor:
+        chunks = [Chunk(a, a.computed + len(a.drafts) - 1, 1) for a in answers]
+        return self._run(chunks, hidden, [answer.drafts[-1] for answer in answers])[0]
+
+    def _run(
+        self, chunks: Sequence[Chunk], hidden: Tensor, following: list[int]
+    ) -> tuple[Tensor, list[int]]:
+        """Hidden (N, D) and what follows each (N) → the module's, and the chunks' last rows."""
+        layout = self.runner.begin(chunks)
+        tokens = torch.tensor(following, device=hidden.device)[None]
+        where, cache = layout.positions[None], self.runner.cache
+        ahead = self.model.mtp(0, hidden[None], tokens, where, cache)[0]
+        return ahead, (layout.ends - 1).tolist()
+
+
+class ModelDrafter:
+    """A smaller model of the same vocabulary, with its own cache in the same blocks."""
+
+    def __init__(self, runner: Runner, scheduler: Scheduler, depth: int) -> None:
+        self.runner, self.scheduler, self.depth = runner, scheduler, depth
+
+    def propose(self, plan: Sequence[Chunk], hidden: Tensor, layout: Layout) -> None:
+        """See `Drafter.propose`. It reads what the model has read, and the newest token too."""
+        chunks: list[Chunk] = []
+        drawing: list[int] = []
+        for answer in (chunk.answer for chunk in plan):
+            if answer.finish is not None:
+                continue
+            start, end = min(answer.draft_computed, answer.computed), answer.computed
+            if room(answer, self.depth) and self.scheduler.extend(answer, len(answer.tokens)):
+                end = len(answer.tokens)
+                drawing.append(len(chunks))
+            if start < end:
+                chunks.append(Chunk(answer, start, end - start))
+                answer.draft_computed = end
+        if not chunks:
+            return
+        ahead, theirs = self.runner.run(chunks)
+        last = _rows(ahead, [int(theirs.ends[n]) - 1 for n in drawing])
+        answers = [chunks[n].answer for n in drawing]
+        draft_on(answers, last, self.runner.model, self.scheduler, self.depth, self._on)
+
+    def _on(self, answers: list[Answer], hidden: Tensor) -> Tensor:
+        chunks = [Chunk(a, len(a.tokens) + len(a.drafts) - 1, 1) for a in answers]
+        for chunk in chunks:
+            chunk.answer.draft_computed = chunk.start + 1
+        return self.runner.run(chunks)[0]
+
+
+class LookupDrafter:
+    """What followed the last few tokens where they stood before in prompt or answer."""
+
+    def __init__(self, depth: int) -> None:
+        self.depth = depth
+
+    def propose(self, plan: Sequence[Chunk], hidden: Tensor, layout: Layout) -> None:
+        """See `Drafter.propose`."""
+        for answer in (chunk.answer for chunk in plan):
+            if wanted := room(answer, self.depth):
+                answer.drafts = look_up(answer.tokens, wanted)
+
+
+def look_up(tokens: Sequence[int], most: int) -> list[int]:
+    """Up to `most` tokens that followed the newest earlier place of the longest known ending."""
+    text = np.asarray(tokens)
+    for length in range(LONGEST, SHORTEST - 1, -1):
+        if len(text) <= length:
+            continue
+        windows = np.lib.stride_tricks.sliding_window_view(text[:-1], length)
+        places = np.flatnonzero((windows == text[-length:]).all(1))
+        if len(places):
+            start = int(places[-1]) + length
+            found: list[int] = text[start : start + most].tolist()
+            return found
+    return []
+
+
+def _rows(hidden: Tensor, rows: list[int]) -> Tensor:
+    """Some rows of hidden (N, D), in ascending order; itself where they are all."""
+    if len(rows) == len(hidden):
+        return hidden
+    return hidden[torch.tensor(rows, dtype=torch.int64, device=hidden.device)]
