@@ -63,8 +63,8 @@ def layer_saved(config: ModelConfig, layer: int, run: Pass) -> int:
         assert isinstance(config, Llama3Config)
         queries = config.num_attention_heads * config.head_dim
         token += run.kept(width, "q_proj", "k_proj", "v_proj")
-        # The fused kernel's output is what the output projection reads.
-        token += run.kept(queries, "o_proj") if run.blocked else 0
+        # What the output projection reads is the fused kernel's output, counted there.
+        token += run.kept(queries if run.blocked else 0, "o_proj")
         token += _gated(width, config.intermediate_size, run)
     if layer >= config.num_hidden_layers:
         token += 2 * run.norm(width) + run.kept(2 * width, "eh_proj")
@@ -149,8 +149,8 @@ def _mixture(config: DeepseekV3Config, run: Pass) -> int:
     width, inner = config.hidden_size, config.moe_intermediate_size
     chosen, full = config.num_experts_per_tok, run.adapters is None
     router = FLOAT * (config.n_routed_experts + chosen + 2) + INTEGER * 3 * chosen
-    if full and run.number < FLOAT:
-        router += FLOAT * width  # the router's fp32 copy of its input
+    if full and (run.number < FLOAT or not config.n_shared_experts):
+        router += FLOAT * width  # the router's fp32 input, in fp32 also the shared experts'
     # gate and up, silu, their product, the product with the gates; outputs, gates; inputs.
     expert = run.number * (4 * inner + width + 1) + (run.number * (inner + width) if full else 0)
     shared = _gated(width, inner * config.n_shared_experts, run) if config.n_shared_experts else 0

@@ -8,12 +8,15 @@ backward pass does the same twice: once for its inputs, once for its weights.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from llamaseek.herd.configs import DeepseekV3Config, Llama3Config, ModelConfig
 from llamaseek.herd.count import count_parameters
 
 ACCUMULATE = 2  # a multiplication and an addition
 
 
+@lru_cache(maxsize=64)
 def matrix_flops(config: ModelConfig, multi_token: bool = False) -> int:
     """FLOPs of one token's matrix products in a forward pass; looking up a row is none.
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-
-from llamaseek.errors import UserError, bad_value  # noqa: E402
-from llamaseek.plan.memory import Memory  # noqa: E402
-from llamaseek.plan.planner import Planner  # noqa: E402
-from llamaseek.plan.question import Question  # noqa: E402
-from llamaseek.plan.text import size, title  # noqa: E402
+from llamaseek.errors import UserError, bad_value
+from llamaseek.plan.memory import Memory
+from llamaseek.plan.planner import Planner
+from llamaseek.plan.question import Question
+from llamaseek.plan.text import size, title
 
 # Okabe and Ito's palette, told apart with every kind of colour vision; light and dark alternate.
 COLOURS = {
@@ -42,16 +40,23 @@ def draw(question: Question, answer: dict[str, Any], path: Path) -> None:
     bars = {gpus: smallest_memory(planner, gpus) for gpus in gpu_counts(answer)}
     found = {gpus: memory for gpus, memory in bars.items() if memory is not None}
     style: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-    with plt.rc_context(style):
-        figure, axis = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
+    with rc_context(style):
+        figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+        axis = figure.subplots()
         _bars(axis, found, question.gpu.memory)
         _limits(axis, question, planner.usable, answer)
-        try:
-            figure.savefig(path, dpi=150)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror})") from None
-        finally:
-            plt.close(figure)
+        _write(figure, path)
+
+
+def _write(figure: Figure, path: Path) -> None:
+    """Beside `path`, then renamed into place."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        figure.savefig(partial, dpi=150, format=path.suffix[1:])
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def gpu_counts(answer: dict[str, Any]) -> list[int]:
@@ -75,13 +80,12 @@ def _bars(axis: Axes, found: dict[int, Memory], memory: float) -> None:
         heights = [memory_.to_dict()[part] / GIGA for memory_ in found.values()]
         if any(heights):
             label = LABELS.get(part, part)
-            axis.bar(places, heights, 0.7, below, color=colour, label=label, edgecolor="white")
+            axis.bar(places, heights, 0.7, below, color=colour, label=label)
             below = [low + height for low, height in zip(below, heights, strict=True)]
     for place, height in zip(places, below, strict=True):
-        # A bar that leaves the picture says how high it is at the edge.
-        cut = height > 0.94 * top
-        text, at = f"{size(height * GIGA)}" + (" ↑" if cut else ""), min(height, 0.94 * top)
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5} if cut else None
+        # A bar that leaves the picture says at its edge how high it is.
+        text, at = size(height * GIGA) + (" ↑" if height > top else ""), min(height, 0.94 * top)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.9}
         axis.text(place, at, text, ha="center", va="bottom", bbox=box)
     axis.set_xticks(list(places), [f"{gpus:,}" for gpus in found])
     axis.set_ylim(0, top)
@@ -92,7 +96,8 @@ def _limits(axis: Axes, question: Question, usable: float, answer: dict[str, Any
     axis.axhline(gpu.memory / GIGA, color="black", linewidth=1)
     axis.axhline(usable / GIGA, color="black", linewidth=1, linestyle=(0, (4, 3)))
     right = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "left"}
-    for text, height in ((size(gpu.memory), gpu.memory), (f"{size(usable)}\nused", usable)):
+    for height in (gpu.memory, usable):
+        text = f"{height / GIGA:.0f} GB" + ("\nat most" if height == usable else "")
         axis.annotate(text, (1.0, height / GIGA), (4, 0), va="center", **right)  # type: ignore[arg-type]
     axis.set_xlabel(f"{gpu.title} GPUs ({answer['gpus_for_task']:,} are enough)")
     axis.set_ylabel("GB on the fullest GPU")
