@@ -1,7 +1,7 @@
 """Our folders through llama.cpp: its own converter, then its own engine, the same greedy tokens.
 
-`make test-peers` builds what this needs: llama-cpp-python, whose source distribution carries the
-converter. Elsewhere it is skipped.
+It needs llama-cpp-python, which takes minutes to build, and in LLAMA_CPP_SOURCE the folder
+`vendor/llama.cpp` of its source distribution, which carries the converter. Elsewhere it is skipped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from llamaseek.herd import config_from_sizes
 from llamaseek.models import CausalLM, build_model
 from llamaseek.models.checkpoint import save_model
 
-llama_cpp = pytest.importorskip("llama_cpp", reason="make test-peers installs llama-cpp-python")
+llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 SOURCE = os.environ.get("LLAMA_CPP_SOURCE", "")
 pytestmark = pytest.mark.skipif(not SOURCE, reason="LLAMA_CPP_SOURCE names no llama.cpp source")
 
