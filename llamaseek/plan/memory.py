@@ -92,6 +92,7 @@ def training_memory(
     first, last = stage == 0, stage == layout.pipeline - 1
     tables = first + last - (config.tie_word_embeddings and first and last)
     owned = tables * table_size(config) / (layout.tensor * layout.shard)
+    owned += last * config.hidden_size / layout.shard  # the final norm
     owned += sum(s.count * s.parameters for s in stretches)
     adapters = sum(s.count * s.adapters for s in stretches)
     trained = owned if training.run.adapters is None else adapters
