@@ -14,6 +14,7 @@ from llamaseek.data.documents import read_rows
 from llamaseek.data.pack import Packable, pack_whole
 from llamaseek.data.synthetic.instructions import KINDS, instruction_item
 from llamaseek.data.synthetic.preferences import preference_item
+from llamaseek.data.synthetic.reviews import review_item
 from llamaseek.data.synthetic.splits import Split
 from llamaseek.data.synthetic.tasks import TASKS, task_item
 from llamaseek.errors import UserError, shorten, unknown_name
@@ -29,7 +30,7 @@ def turn(role: str, content: str) -> dict[str, str]:
 
 
 def generated_rows(wanted: dict[str, int], seed: int | str, split: Split) -> Iterator[Row]:
-    """Rows of the built-in generators: `tasks`, `instructions`, `preferences`."""
+    """Rows of the built-in generators: `tasks`, `instructions`, `preferences`, `reviews`."""
     for name, count in wanted.items():
         if name not in GENERATORS:
             raise unknown_name("data.rows generator", name, list(GENERATORS))
@@ -48,6 +49,11 @@ def _instruction_row(rng: Random, split: Split) -> dict[str, Any]:
     return {"messages": [turn("user", item.input), turn("assistant", item.output)]}
 
 
+def _review_row(rng: Random, split: Split) -> dict[str, Any]:
+    item = review_item(rng, split)
+    return {"messages": [turn("user", item.input), turn("assistant", item.output)]}
+
+
 def _preference_row(rng: Random, split: Split) -> dict[str, Any]:
     item = preference_item(rng, split)
     return {"prompt": item.prompt, "chosen": item.chosen, "rejected": item.rejected}
@@ -57,6 +63,7 @@ GENERATORS = {
     "tasks": _task_row,
     "instructions": _instruction_row,
     "preferences": _preference_row,
+    "reviews": _review_row,
 }
 
 

@@ -80,19 +80,20 @@ def _pretrain_job(recipe: Recipe) -> Job:
     else:
         tokenizer = train_bpe(text.train, recipe.tokenizer.vocab_size)
     model = _new_model(recipe, tokenizer)
-    held_out = _text_rows(recipe, tokenizer, text.held_out) if text.held_out else None
+    held_out = pack_documents(recipe, tokenizer, text.held_out) if text.held_out else None
     return Job(
         recipe,
         model,
         tokenizer,
         make_objective(recipe, model, tokenizer),
-        Rows(_text_rows(recipe, tokenizer, text.train), recipe.seed),
+        Rows(pack_documents(recipe, tokenizer, text.train), recipe.seed),
         held_out,
         sum(len(document.encode()) for document in text.held_out),
     )
 
 
-def _text_rows(recipe: Recipe, tokenizer: Tokenizer, documents: list[str]) -> Batch:
+def pack_documents(recipe: Recipe, tokenizer: Tokenizer, documents: list[str]) -> Batch:
+    """Rows of whole text, each document between its begin and its end token."""
     encoded = tokenizer.encode_batch(documents)
     begin, end = [tokenizer.bos_id], [tokenizer.eos_id]
     return pack_text(

@@ -1,0 +1,52 @@
+"""`study`: one of the lecture's questions, answered by training small models."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+import typer
+
+from llamaseek.cli.program import this_command
+from llamaseek.errors import UserError, bad_value
+
+Name = Literal["data-scaling", "size", "mix", "stages", "start"]
+NAME = typer.Argument(help="data-scaling, size, mix, stages or start.")
+OVERRIDES = typer.Argument(
+    None, metavar="[KEY=VALUE]...", help="Changes to the study recipe, as in train.steps=500."
+)
+OUT = typer.Option(None, help="The folder; runs/study-NAME unless told.")
+SEEDS = typer.Option(2, help="How many seeds each training is repeated with.")
+SMOKE = typer.Option(False, "--smoke", help="A rehearsal in seconds; its figures mean nothing.")
+
+
+def study(
+    name: Name = NAME,
+    overrides: list[str] = OVERRIDES,
+    out: Path = OUT,
+    seeds: int = SEEDS,
+    smoke: bool = SMOKE,
+) -> None:
+    """Answer one of the lecture's questions by training small models; a few minutes and a plot."""
+    if seeds < 1:
+        raise bad_value("seeds", seeds, "a number of at least 1")
+    from llamaseek.study.answer import answer
+    from llamaseek.study.runs import Settings
+    from llamaseek.train.loop import Interrupted
+
+    folder = out or Path(f"runs/study-{name}")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"out: {folder} is a file; a folder is allowed")
+    items = 8 if smoke else 200
+    settings = Settings(folder, tuple(range(seeds)), tuple(overrides or ()), smoke, items)
+    started = time.perf_counter()
+    try:
+        figures = answer(name, settings)
+    except Interrupted as stop:
+        print(f"{stop}; to go on:\n  {this_command()}", file=sys.stderr)
+        sys.exit(128 + stop.signum)
+    print(f"{figures['question']}\n{figures['says']}")
+    print(f"took     {(time.perf_counter() - started) / 60:.1f} minutes")
+    print(f"plot     {folder / 'plot.png'}\nfigures  {folder / 'figures.json'}")

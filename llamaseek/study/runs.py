@@ -1,0 +1,98 @@
+"""What the studies share: settings, trainings that are not done twice, held-out figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from llamaseek.data.batch import Batch, Rows
+from llamaseek.files import write_text
+from llamaseek.models.checkpoint import load_model
+from llamaseek.recipe import Recipe, load_recipe
+from llamaseek.recipe_files import find_recipe
+from llamaseek.text.tokenizer import Tokenizer
+from llamaseek.train.build import build_job
+from llamaseek.train.evaluate import evaluate
+from llamaseek.train.loop import Job, train
+from llamaseek.train.objectives.next_token import NextToken
+
+SMOKE = ("train.steps=2", "train.batch=4", "train.warmup=1")
+SMOKE_CORPUS = ("data.mix_bytes=150000", "tokenizer.vocab_size=400")
+Prepare = Callable[[Job], None]
+"""Changes a job that a recipe alone cannot describe, before it is trained."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where a study writes, which seeds it repeats, what it changes in its recipes."""
+
+    folder: Path
+    seeds: Sequence[int] = (0, 1)
+    overrides: Sequence[str] = ()
+    smoke: bool = False
+    items: int = 200  # held-out items behind an accuracy
+
+    @property
+    def chain(self) -> Settings:
+        """Where the models of the three stages are, which two studies begin with."""
+        return replace(self, folder=self.folder.parent / "study-chain")
+
+    def recipe(self, base: str, name: str, *extra: str) -> Recipe:
+        """A bundled recipe whose run folder is `name` in the study's."""
+        place = [f"name={self.folder.name}/{name}", f"out={self.folder / name}"]
+        small = SMOKE if self.smoke else ()
+        user = self.overrides if base == "study" else ()
+        return load_recipe(find_recipe(base), [*user, *place, *extra, *small])
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a study showed: a sentence, its figures, and the picture of them."""
+
+    says: str
+    rows: list[dict[str, Any]]
+    draw: Callable[[Figure], None]
+
+
+def trained(recipe: Recipe, prepare: Prepare | None = None) -> Path:
+    """The model's folder of a recipe; trained unless the same recipe was, continued if cut off."""
+    saved, model = recipe.folder / "recipe.yaml", recipe.folder / "model"
+    same = saved.is_file() and load_recipe(saved, []) == recipe
+    if same and model.is_dir():
+        return model
+    job = build_job(recipe)
+    if prepare is not None:
+        prepare(job)
+    train(job, resume=same)
+    return model
+
+
+def held_out_loss(folder: Path, rows: Batch, recipe: Recipe) -> float:
+    """Mean next-token loss of a trained model on packed rows, in nats a token."""
+    model = load_model(folder)
+    tokenizer = Tokenizer.load(folder)
+    job = Job(recipe, model, tokenizer, NextToken(0.0), Rows(rows, 0), rows)
+    return evaluate(job, model, recipe.train, next(model.parameters()).device)["val_loss"]
+
+
+def write_documents(path: Path, texts: Iterable[str]) -> Path:
+    """Texts as a jsonl file that a recipe can name as its source."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def steps_for(tokens: int, recipe: Recipe) -> int:
+    """Steps that read `tokens` once."""
+    return max(tokens // (recipe.train.batch * recipe.data.length), 1)
+
+
+def mean(values: Iterable[float]) -> float:
+    """Of at least one value."""
+    found = list(values)
+    return sum(found) / len(found)
