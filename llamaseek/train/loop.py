@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from llamaseek.data.batch import Batch, Rows
+from llamaseek.data.batch import Batch, RowStream
 from llamaseek.models import CausalLM
 from llamaseek.recipe import Recipe, save_recipe
 from llamaseek.text.tokenizer import Tokenizer
@@ -30,7 +30,13 @@ from llamaseek.train.optimizer import WeightAverage, make_optimizer, update_rout
 from llamaseek.train.progress import Progress
 from llamaseek.train.run_folder import RunFolder
 from llamaseek.train.schedule import learning_rate
-from llamaseek.train.state import load_state, save_folder, save_state
+from llamaseek.train.state import (
+    load_data_state,
+    load_state,
+    save_data_state,
+    save_folder,
+    save_state,
+)
 
 
 class Interrupted(Exception):
@@ -50,7 +56,7 @@ class Job:
     model: CausalLM
     tokenizer: Tokenizer
     objective: Objective
-    train: Rows
+    train: RowStream
     held_out: Batch | None = None
     held_out_bytes: int = 0
     extra_metrics: dict[str, Any] = field(default_factory=dict)
@@ -89,7 +95,7 @@ class Trainer:
         self.folder.create()
         done = self._start(resume)
         dtype = pick_dtype(self.recipe.precision, self.device)
-        length = self.job.train.batch.tokens.shape[1]
+        length = self.job.train.length
         flops = training_flops_per_token(self.model, length)
         peak = matrix_peak(dtype, self.device)
         progress = Progress(self.job.recipe.name, self.recipe.steps, done, flops, peak)
@@ -110,6 +116,7 @@ class Trainer:
         if resume and steps:
             folder = self.folder.checkpoint(steps[-1])
             done = load_state(folder, self.model, self.optimizer, self.average)
+            self.job.train.restore(load_data_state(folder))
             self.folder.rewind(done)
             return done
         self.folder.clear()
@@ -180,10 +187,18 @@ class Trainer:
         done, last = step + 1, step + 1 == self.recipe.steps
         if self.job.held_out is not None and (done % self.recipe.eval_every == 0 or last):
             scores = self._evaluate()
-            self._log({"step": done, **scores})
+            self._log({"step": done, **scores, **self._shares()})
             progress.evaluated(scores)
         if done % self.recipe.save_every == 0 and not last:
             self._save(done)
+
+    def _shares(self) -> dict[str, float]:
+        """What share of the tokens so far each source of a mix gave, and was asked for."""
+        return {
+            f"mix/{name}/{key}": round(found[key], 5)
+            for name, found in self.job.train.shares().items()
+            for key in ("share", "asked")
+        }
 
     def _log(self, line: dict[str, Any]) -> None:
         self.folder.log(line)
@@ -210,6 +225,7 @@ class Trainer:
         def write(folder: Any) -> None:
             save_folder(folder, self.model, self.job.tokenizer)
             save_state(folder, self.model, self.optimizer, self.average, done)
+            save_data_state(folder, self.job.train.state())
 
         self.folder.save(self.folder.checkpoint(done), write)
         self.folder.prune(self.recipe.keep)
