@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -45,29 +44,6 @@ class Batch:
         return Batch(tokens, positions, self.targets.to(device), extra)
 
 
-class RowStream(Protocol):
-    """What the loop reads: rows of `length` tokens, the same for the same step."""
-
-    @property
-    def length(self) -> int: ...
-
-    def step(self, step: int, rows: int) -> Batch:
-        """The rows of one training step."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """Where the next step begins, as JSON; a checkpoint keeps it."""
-        ...
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
-        ...
-
-    def shares(self) -> dict[str, dict[str, float]]:
-        """Of each named source so far: tokens, its share of them, the share asked for."""
-        ...
-
-
 @dataclass(frozen=True)
 class Rows:
     """A packed data set in memory, and the order a run reads it in."""
@@ -82,17 +58,6 @@ class Rows:
     def length(self) -> int:
         """Tokens a row."""
         return int(self.batch.tokens.shape[1])
-
-    def state(self) -> dict[str, Any]:
-        """Nothing: a step's number says all."""
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Nothing to do."""
-
-    def shares(self) -> dict[str, dict[str, float]]:
-        """No sources are told apart."""
-        return {}
 
     def step(self, step: int, rows: int) -> Batch:
         """The rows of one training step, a function of seed and step alone.

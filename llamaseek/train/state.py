@@ -44,17 +44,32 @@ def save_state(
     (state / "progress.json").write_text(json.dumps(steps) + "\n")
 
 
-def save_data_state(folder: Path, state: dict[str, Any]) -> None:
+def save_position(folder: Path, state: dict[str, Any]) -> None:
     """Write where in its data the next step begins."""
     (folder / "state" / "data.json").write_text(json.dumps(state) + "\n")
 
 
-def load_data_state(folder: Path) -> dict[str, Any]:
-    """What `save_data_state` wrote."""
+def load_position(folder: Path) -> dict[str, Any]:
+    """What `save_position` wrote."""
     path = folder / "state" / "data.json"
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be resumed from ({error})") from None
+
+
+def save_tensors(folder: Path, name: str, tensors: dict[str, Tensor]) -> None:
+    """More of `state/`: what goes with a step beside model and optimizer."""
+    if tensors:
+        save_file(_plain(tensors), folder / "state" / f"{name}.safetensors")
+
+
+def load_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    """What `save_tensors` wrote; nothing where there was nothing."""
+    path = folder / "state" / f"{name}.safetensors"
+    try:
+        return load_file(path) if path.is_file() else {}
+    except SafetensorError as error:
         raise UserError(f"{path}: cannot be resumed from ({error})") from None
 
 
