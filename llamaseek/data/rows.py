@@ -12,6 +12,7 @@ import torch
 from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.data.documents import read_rows
 from llamaseek.data.pack import Packable, pack_whole
+from llamaseek.data.synthetic.guard import guard_item
 from llamaseek.data.synthetic.instructions import KINDS, instruction_item
 from llamaseek.data.synthetic.preferences import preference_item
 from llamaseek.data.synthetic.splits import Split
@@ -29,7 +30,7 @@ def turn(role: str, content: str) -> dict[str, str]:
 
 
 def generated_rows(wanted: dict[str, int], seed: int | str, split: Split) -> Iterator[Row]:
-    """Rows of the built-in generators: `tasks`, `instructions`, `preferences`."""
+    """Rows of the built-in generators: `tasks`, `instructions`, `preferences`, `guard`."""
     for name, count in wanted.items():
         if name not in GENERATORS:
             raise unknown_name("data.rows generator", name, list(GENERATORS))
@@ -53,10 +54,16 @@ def _preference_row(rng: Random, split: Split) -> dict[str, Any]:
     return {"prompt": item.prompt, "chosen": item.chosen, "rejected": item.rejected}
 
 
+def _guard_row(rng: Random, split: Split) -> dict[str, Any]:
+    item = guard_item(rng, split)
+    return {"messages": [turn("user", item.prompt), turn("assistant", item.verdict)]}
+
+
 GENERATORS = {
     "tasks": _task_row,
     "instructions": _instruction_row,
     "preferences": _preference_row,
+    "guard": _guard_row,
 }
 
 
