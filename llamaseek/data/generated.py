@@ -8,6 +8,7 @@ from typing import Any
 
 from llamaseek.data.bad_rows import Row
 from llamaseek.data.synthetic.arithmetic import problem
+from llamaseek.data.synthetic.guard import guard_item
 from llamaseek.data.synthetic.instructions import KINDS, instruction_item
 from llamaseek.data.synthetic.preferences import preference_item
 from llamaseek.data.synthetic.splits import Split
@@ -21,7 +22,7 @@ def turn(role: str, content: str) -> dict[str, str]:
 
 
 def generated_rows(wanted: dict[str, int], seed: int | str, split: Split) -> Iterator[Row]:
-    """Rows of `tasks`, `instructions`, `preferences` and `arithmetic`, each so many."""
+    """Rows of the built-in generators, each so many: the names are `GENERATORS`."""
     for name, count in wanted.items():
         if name not in GENERATORS:
             raise unknown_name("data.rows generator", name, list(GENERATORS))
@@ -50,9 +51,15 @@ def _arithmetic_row(rng: Random, split: Split) -> dict[str, Any]:
     return {"prompt": item.question, "completion": item.answer, "answer": item.answer}
 
 
+def _guard_row(rng: Random, split: Split) -> dict[str, Any]:
+    item = guard_item(rng, split)
+    return {"messages": [turn("user", item.prompt), turn("assistant", item.verdict)]}
+
+
 GENERATORS = {
     "tasks": _task_row,
     "instructions": _instruction_row,
     "preferences": _preference_row,
     "arithmetic": _arithmetic_row,
+    "guard": _guard_row,
 }
