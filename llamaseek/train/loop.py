@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from llamaseek.data.bad_rows import BadRows
 from llamaseek.data.batch import Batch
 from llamaseek.models import CausalLM
 from llamaseek.recipe import Recipe, save_recipe
@@ -64,7 +65,7 @@ class Job:
     held_out_bytes: int = 0
     # Figures of the model itself at each evaluation, as `val_NAME`.
     examine: Callable[[CausalLM], dict[str, float]] | None = None
-    extra_metrics: dict[str, Any] = field(default_factory=dict)  # of the run, in its first line
+    bad_rows: BadRows = field(default_factory=BadRows)  # what was left out of the data
 
     @property
     def tested(self) -> bool:
@@ -110,6 +111,7 @@ class Trainer:
         peak = matrix_peak(dtype, self.device)
         progress = Progress(self.job.recipe.name, self.recipe.steps, done, flops, peak)
         self.curves = Curves(self.folder.path / "tensorboard", done)
+        progress.say(self.job.bad_rows.told())
         with progress, closing(self.curves), stop_signals() as asked:
             for step in range(done, self.recipe.steps):
                 self._after(step, self.step(step), progress)
@@ -166,7 +168,7 @@ class Trainer:
             "tokens_per_second": tokens / seconds,
             **self._expert_metrics(step),
             **(self.job.train.metrics() if isinstance(self.job.train, Sampled) else {}),
-            **(self.job.extra_metrics if step == 0 else {}),
+            **({"rows_skipped": self.job.bad_rows.skipped} if step == 0 else {}),
         }
 
     def _gradients(self, batch: Batch) -> dict[str, float]:

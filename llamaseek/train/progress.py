@@ -48,6 +48,11 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
 
+    def say(self, lines: list[str]) -> None:
+        """Lines of their own, above the bar."""
+        for line in lines:
+            self.console.print(line, highlight=False, markup=False)
+
     def update(self, line: dict[str, Any]) -> None:
         """One step done."""
         self.line = line
