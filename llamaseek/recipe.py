@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from llamaseek.errors import UserError, shorten, unknown_name
+from llamaseek.recipe_post import (
+    DistillRecipe,
+    GrpoRecipe,
+    LoraRecipe,
+    PpoRecipe,
+    RolloutRecipe,
+    SamplingRecipe,
+)
+from llamaseek.section import Section
 
 Checked = TypeVar("Checked", bound=BaseModel)
-Stage = Literal["pretrain", "sft", "dpo"]
+Stage = Literal["pretrain", "sft", "dpo", "reward", "grpo", "ppo"]
+RowFormat = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "preference"]
 ObjectiveName = Literal["next_token", "multi_token", "masked", "sft", "dpo"]
 
 
-class Section(BaseModel):
-    """A part of a recipe: unknown keys are errors, and nothing changes after loading."""
+class ExtendRecipe(Section):
+    """A longer context for `model.init_from`: rotary frequencies stretched `factor` times.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Without a factor it is `to` over the length the model was first trained on.
+    """
+
+    to: int = Field(ge=2)  # tokens
+    rope: Literal["yarn", "llama3"] = "yarn"
+    factor: float | None = Field(default=None, ge=1)
 
 
 class ModelRecipe(Section):
@@ -27,6 +42,7 @@ class ModelRecipe(Section):
     family: Literal["llama3", "deepseek_v3"] = "llama3"
     config: dict[str, Any] = Field(default_factory=dict)
     init_from: str | None = None
+    extend: ExtendRecipe | None = None
 
 
 class TokenizerRecipe(Section):
@@ -36,17 +52,44 @@ class TokenizerRecipe(Section):
     vocab_size: int = Field(default=2048, ge=267)
 
 
+class PhaseRecipe(Section):
+    """Another mix from a share of the steps on, as in annealing on the best sources."""
+
+    start: float = Field(gt=0, lt=1)  # share of the steps
+    mix: dict[str, float] = Field(min_length=1)
+
+
+class LongRecipe(Section):
+    """Documents of at least `tokens` tokens are read `times` times an epoch."""
+
+    tokens: int = Field(ge=1)
+    times: int = Field(ge=2)
+
+
 class DataRecipe(Section):
-    """Where text or rows come from, and how they become rows of `length` tokens."""
+    """Where text or rows come from, and how they become rows of `length` tokens.
+
+    A mix weighs named `corpora` and built-in sources by tokens; without one, corpora weigh their
+    size to the power of 1 / `temperature`. `budgets` cap the tokens a source gives in all.
+    """
 
     sources: list[str] = Field(default_factory=list)
-    mix: dict[str, float] = Field(default_factory=dict)  # built-in sources → weight
-    mix_bytes: int = Field(default=8_000_000, ge=1)
+    corpora: dict[str, list[str]] = Field(default_factory=dict)
+    mix: dict[str, float] = Field(default_factory=dict)
+    temperature: float = Field(default=1.0, gt=0)
+    budgets: dict[str, int] = Field(default_factory=dict)
+    phases: list[PhaseRecipe] = Field(default_factory=list)
+    fim: float = Field(default=0.0, ge=0, le=1)  # share of documents; DeepSeek-V3 §4.1 has 0.1
+    long: LongRecipe | None = None
+    mix_bytes: int = Field(default=8_000_000, ge=1)  # of the built-in sources together
     rows: dict[str, int] = Field(default_factory=dict)  # built-in row generators → rows
     holdout: float = Field(default=0.02, ge=0, lt=1)
     length: int = Field(default=256, ge=2)
     isolate: bool = True
     bad_rows: Literal["error", "skip"] = "error"
+    # Rows of files: their format where it is not obvious, and our column names → the files' own.
+    format: RowFormat = "auto"
+    columns: dict[str, str] = Field(default_factory=dict)
 
 
 class TrainRecipe(Section):
@@ -68,6 +111,7 @@ class TrainRecipe(Section):
     compile: bool = False
     checkpoint_activations: bool = False
     ema: float | None = Field(default=None, gt=0, lt=1)
+    neftune: float = Field(default=0.0, ge=0)  # noise on embeddings (Jain et al. 2023); 0 is none
     eval_every: int = Field(default=200, ge=1)
     save_every: int = Field(default=500, ge=1)
     keep: int = Field(default=2, ge=1)
@@ -93,6 +137,12 @@ class Recipe(Section):
     tokenizer: TokenizerRecipe = TokenizerRecipe()
     data: DataRecipe = DataRecipe()
     train: TrainRecipe = TrainRecipe()
+    lora: LoraRecipe | None = None
+    rollout: RolloutRecipe = RolloutRecipe()
+    grpo: GrpoRecipe = GrpoRecipe()
+    ppo: PpoRecipe = PpoRecipe()
+    sampling: SamplingRecipe | None = None
+    distill: DistillRecipe | None = None
 
     @property
     def folder(self) -> Path:
@@ -167,14 +217,23 @@ def _number(text: str) -> Any:
 
 
 def _one_line(error: ValidationError, kind: type[BaseModel], within: str) -> UserError:
-    first = error.errors()[0]
+    found = error.errors()
+    # A misspelt key often leaves another one missing; the spelling is what to say.
+    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
     where = [str(part) for part in first["loc"]]
     key = ".".join([within, *where] if within else where)
     if first["type"] == "extra_forbidden":
-        section: Any = kind
-        for part in where[:-1]:
-            section = section.model_fields[part].annotation
-        return UserError(
-            str(unknown_name(f"recipe key {key}:", where[-1], [*section.model_fields]))
-        )
+        known = [*_section_at(kind, where[:-1]).model_fields]
+        return UserError(str(unknown_name(f"recipe key {key}:", where[-1], known)))
     return UserError(f"{key}: {shorten(repr(first['input']))} is not allowed; {first['msg']}")
+
+
+def _section_at(kind: Any, where: list[str]) -> Any:
+    """The section that a path leads to, through optional sections and lists of them."""
+    for part in where:
+        if part.isdigit():
+            continue
+        kind = kind.model_fields[part].annotation
+        inner = [one for one in get_args(kind) if isinstance(one, type) and one is not type(None)]
+        kind = inner[0] if inner else kind
+    return kind

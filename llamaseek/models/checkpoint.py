@@ -39,7 +39,8 @@ def to_hf(model: CausalLM) -> Iterator[tuple[str, Tensor]]:
             continue
         prefix, parts, suffix = found[1], found[2].split("_"), found[3] or ""
         for expert, matrix in enumerate(tensor):
-            for part, piece in zip(parts, matrix.chunk(len(parts)), strict=True):
+            pieces = matrix.view(len(parts), -1, matrix.shape[-1])
+            for part, piece in zip(parts, pieces, strict=True):
                 yield f"{prefix}.{expert}.{part}_proj.weight{suffix}", piece
 
 
@@ -50,7 +51,8 @@ def from_hf(name: str, wanted: dict[str, Tensor]) -> Tensor:
     prefix, expert, part, suffix = found[1], int(found[2]), found[3], found[4] or ""
     if part == "down":
         return wanted[f"{prefix}.down_proj{suffix}"][expert]
-    return wanted[f"{prefix}.gate_up_proj{suffix}"][expert].chunk(2)[part == "up"]
+    pair = wanted[f"{prefix}.gate_up_proj{suffix}"][expert]
+    return pair.view(2, -1, pair.shape[-1])[int(part == "up")]
 
 
 def save_model(
@@ -99,15 +101,19 @@ def read_folder(folder: Path, config: ModelConfig) -> dict[str, Lazy]:
 
 
 def load_model(
-    folder: str | Path, dtype: torch.dtype = torch.float32, fp8: bool = False
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    fp8: bool = False,
+    config: ModelConfig | None = None,
 ) -> CausalLM:
     """The model of a Hugging Face folder, in `dtype`; each tensor is in memory once.
 
-    Weights stored in fp8 blocks are widened to `dtype`, or with `fp8` kept as they are.
+    Weights stored in fp8 blocks are widened to `dtype`, or with `fp8` kept as they are. `config`
+    takes the place of the folder's, as where a context is extended.
     Raises `UserError` as `read_folder` does, and for a scale that is not a number.
     """
     folder = Path(folder)
-    config = read_config(folder)
+    config = config or read_config(folder)
     tensors = read_folder(folder, config)
     with torch.device("meta"):
         model = build_model(config).to(dtype)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import accumulate
 from pathlib import Path
+from random import Random
 
 from llamaseek.data.batch import Batch
-from llamaseek.study.runs import SMOKE_CORPUS, Settings, write_documents
+from llamaseek.data.mix.sources import open_sources
+from llamaseek.study.runs import SMOKE_CORPUS, Settings, packed, write_documents
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.text.train_bpe import train_bpe
-from llamaseek.train.build import pack_documents, read_text
 
 HELD_OUT = 400_000  # characters
 
@@ -45,15 +47,14 @@ def make_corpus(settings: Settings) -> Corpus:
     """The study recipe's text; the same for every seed of the model."""
     extra = SMOKE_CORPUS if settings.smoke else ()
     recipe = settings.recipe("study", "corpus", *extra)
-    text = read_text(recipe)
-    tokenizer = train_bpe(text.train, recipe.tokenizer.vocab_size)
+    sources = open_sources(recipe)
+    train = [text for source in sources for text in source.train()]
+    held_out = [text for source in sources for text in source.held_out()]
+    for texts in (train, held_out):
+        Random(0).shuffle(texts)
+    tokenizer = train_bpe(train, recipe.tokenizer.vocab_size)
     tokenizer.save(recipe.folder)
-    tokens = [len(ids) + 2 for ids in tokenizer.encode_batch(text.train)]  # begin and end
-    held_out, size = [], 0
-    for document in text.held_out:
-        if size > HELD_OUT:
-            break
-        held_out.append(document)
-        size += len(document)
-    rows = pack_documents(recipe, tokenizer, held_out)
-    return Corpus(recipe.folder, tokenizer, text.train, tokens, rows)
+    tokens = [len(ids) + 2 for ids in tokenizer.encode_batch(train)]  # begin and end
+    sizes = accumulate(map(len, held_out))
+    few = [text for text, size in zip(held_out, sizes, strict=True) if size <= HELD_OUT]
+    return Corpus(recipe.folder, tokenizer, train, tokens, packed(recipe, tokenizer, few))

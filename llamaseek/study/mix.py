@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from llamaseek.data.batch import Batch
-from llamaseek.data.mixture import mixed_documents
+from llamaseek.data.builtin import builtin_documents
 from llamaseek.data.synthetic.tasks import TASKS
 from llamaseek.evals.generated import Speaker, task_exact_match
 from llamaseek.models.checkpoint import load_model
@@ -21,12 +21,12 @@ from llamaseek.study.runs import (
     Settings,
     held_out_loss,
     mean,
+    packed,
     trained,
     write_documents,
 )
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.text.train_bpe import train_bpe
-from llamaseek.train.build import pack_documents
 
 MIXES = {
     "web and code": {"web": 0.6, "code": 0.4},
@@ -52,10 +52,7 @@ def mix(settings: Settings) -> Finding:
     kept, held_out = split_sources(recipe.data.mix_bytes)
     tokenizer = train_bpe((text for name in SOURCES for text in kept[name]), 2048)
     tokenizer.save(recipe.folder)
-    scored = {
-        name: pack_documents(recipe, tokenizer, texts[:HELD_OUT])
-        for name, texts in held_out.items()
-    }
+    scored = {name: packed(recipe, tokenizer, texts[:HELD_OUT]) for name, texts in held_out.items()}
     rows = []
     for name, weights in MIXES.items():
         path = recipe.folder / f"{name.replace(' ', '-')}.jsonl"
@@ -70,7 +67,7 @@ def split_sources(size: int) -> tuple[dict[str, list[str]], dict[str, list[str]]
     """Each source's documents, no two alike: those to train on, those held out."""
     kept, held_out = {}, {}
     for name in SOURCES:
-        texts = list(dict.fromkeys(mixed_documents({name: 1.0}, size // 2, seed=0)))
+        texts = list(dict.fromkeys(builtin_documents(name, size // 2, seed=0)))
         held_out[name] = texts[::EVERY]
         kept[name] = [text for place, text in enumerate(texts) if place % EVERY]
     return kept, held_out

@@ -11,6 +11,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from llamaseek.data.batch import Batch, Rows
+from llamaseek.data.mix.encode import Encoder
+from llamaseek.data.pack import pack_text
 from llamaseek.files import write_text
 from llamaseek.models.checkpoint import load_model
 from llamaseek.recipe import Recipe, load_recipe
@@ -85,6 +87,11 @@ def write_documents(path: Path, texts: Iterable[str]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(json.dumps({"text": text}) + "\n" for text in texts))
     return path
+
+
+def packed(recipe: Recipe, tokenizer: Tokenizer, texts: Iterable[str]) -> Batch:
+    """Whole texts as the recipe's rows."""
+    return pack_text(Encoder(tokenizer)(iter(texts)), recipe.data.length, recipe.data.isolate)
 
 
 def steps_for(tokens: int, recipe: Recipe) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 from matplotlib.figure import Figure
 
 from llamaseek.data.batch import Batch, Rows
-from llamaseek.data.rows import conversations, generated_rows
+from llamaseek.data.generated import generated_rows
+from llamaseek.data.rows import conversations
 from llamaseek.evals.generated import (
     Speaker,
     instruction_following,
@@ -22,6 +24,33 @@ from llamaseek.study.plot import grouped_bars
 from llamaseek.study.runs import SMOKE_CORPUS, Finding, Settings, mean, trained
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.loop import Job
+from llamaseek.train.source import Source
+
+
+@dataclass(frozen=True)
+class Together:
+    """Batches that hold rows of text and rows of chats, as a single training sees both."""
+
+    text: Source
+    chats: Rows
+    text_rows: int
+
+    @property
+    def length(self) -> int:
+        """Tokens a row, at most."""
+        return self.chats.length
+
+    def step(self, step: int, rows: int) -> Batch:
+        """See `Source.step`."""
+        parts = [self.chats.step(step, rows - self.text_rows)]
+        if self.text_rows:
+            parts.append(self.text.step(step, self.text_rows))
+        return Batch(
+            torch.cat([part.tokens for part in parts]),
+            torch.cat([part.positions for part in parts]),
+            torch.cat([part.targets for part in parts]),
+        )
+
 
 WAYS = ("stages", "one training", "instructions only")
 MEASURES = ("stories", "tasks", "instructions")
@@ -76,28 +105,15 @@ def single(settings: Settings, seed: int, with_text: bool) -> Path:
     steps = base.train.steps + SFT_STEPS + INSTRUCT_STEPS
     recipe = pretraining(settings, place, seed, f"train.steps={steps}")
 
+    text_rows = round(base.train.batch * base.train.steps / steps) if with_text else 0
+
     def mixed(job: Job) -> None:
         wanted = {"tasks": TASK_ROWS, "instructions": INSTRUCTION_ROWS}
         rows = generated_rows(wanted, seed, "train")
-        chats = conversations(rows, job.tokenizer, recipe.data.length)
-        parts = [chats]
-        if with_text:
-            text = job.train.batch
-            # As many rows of each kind as the stages see, so that one pass is the same diet.
-            share = base.train.steps / (SFT_STEPS + INSTRUCT_STEPS)
-            parts += [text.select(slice(0, round(len(chats.tokens) * share)))]
-        job.train = Rows(joined(parts), seed)
+        chats = Rows(conversations(rows, job.tokenizer, recipe.data.length), seed)
+        job.train = Together(job.train, chats, text_rows)
 
     return trained(recipe, mixed)
-
-
-def joined(parts: list[Batch]) -> Batch:
-    """Rows of one length, one after another."""
-    return Batch(
-        torch.cat([part.tokens for part in parts]),
-        torch.cat([part.positions for part in parts]),
-        torch.cat([part.targets for part in parts]),
-    )
 
 
 def measure(folder: Path, items: int) -> dict[str, float]:
