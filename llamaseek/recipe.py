@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from llamaseek.errors import UserError, shorten, unknown_name
+from llamaseek.recipe_parallel import ParallelRecipe
 from llamaseek.recipe_post import (
     DistillRecipe,
     GrpoRecipe,
@@ -143,6 +144,7 @@ class Recipe(Section):
     ppo: PpoRecipe = PpoRecipe()
     sampling: SamplingRecipe | None = None
     distill: DistillRecipe | None = None
+    parallel: ParallelRecipe = ParallelRecipe()
 
     @property
     def folder(self) -> Path:
