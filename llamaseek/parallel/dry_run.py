@@ -1,0 +1,286 @@
+"""A rank of any layout, built and run once in this process, without the memory it would need.
+
+The real model is cut by the real `parallelize` under torch's fake process group, its weights are
+fake tensors, and one micro-batch goes forward and backward. What differs from a run: rows are one
+document, every expert gets as many tokens, and the first rank of each pipeline place stands for
+all ranks there.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from llamaseek.data.batch import Batch
+from llamaseek.herd import ModelConfig
+from llamaseek.models import CausalLM, DeepseekV3, build_model
+from llamaseek.models.head import Softmax
+from llamaseek.models.moe import run_experts
+from llamaseek.parallel.apply import Parallel, parallelize
+from llamaseek.parallel.collectives import exchange
+from llamaseek.parallel.expert import SplitExperts
+from llamaseek.parallel.mesh import Mesh
+from llamaseek.parallel.trace import Work, counted
+from llamaseek.plan.layout import Layout
+from llamaseek.recipe_parallel import ParallelRecipe
+from llamaseek.train.loss import _CrossEntropySum, softmax_and_gradient
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained how: rows of `length` tokens, `rows` of them a micro-batch, so many
+    micro-batches a step on every rank."""
+
+    config: ModelConfig
+    plan: ParallelRecipe
+    length: int
+    rows: int
+    micro_batches: int
+    checkpoint: bool = False
+    depth: int = 0  # multi-token modules trained
+
+    @property
+    def layout(self) -> Layout:
+        """The degrees alone."""
+        plan = self.plan
+        return Layout(
+            data=plan.data,
+            shard=plan.shard,
+            tensor=plan.tensor,
+            pipeline=plan.pipeline,
+            context=plan.context,
+            expert=plan.expert,
+        )
+
+
+@dataclass
+class Part:
+    """One stage of a rank: its layers, and the work of a micro-batch forward and backward."""
+
+    layers: list[int]
+    forward: Work
+    backward: Work
+    kept: int  # bytes of activations between forward and backward
+
+
+@dataclass
+class Report:
+    """One rank. Bytes of its state at rest and of the fullest moment, and its parts' work."""
+
+    rank: int
+    parameters: int
+    weights: int
+    gradients: int
+    optimizer: int
+    peak_beyond: int  # activations and working memory at the fullest moment of one micro-batch
+    in_flight: int  # forwards of parts that wait for their backward at once
+    parts: list[Part] = field(default_factory=list)
+    groups: dict[str, str] = field(default_factory=dict)  # process group → the mesh's name
+
+    @property
+    def activations(self) -> int:
+        """Of what is in flight beyond the first micro-batch, and the fullest moment of that."""
+        each = max(part.kept for part in self.parts)
+        return self.peak_beyond + each * (self.in_flight - 1)
+
+    @property
+    def total(self) -> int:
+        """The fullest moment of a step."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def places(layout: Layout) -> list[int]:
+    """A rank of each pipeline place: its first."""
+    each = layout.gpus // layout.pipeline
+    return [place * each for place in range(layout.pipeline)]
+
+
+def dry_run(setting: Setting, rank: int) -> Report:
+    """Build and run one rank of the setting's layout."""
+    with fake_ranks(rank, setting.layout.gpus):
+        mesh = Mesh(setting.layout, "cpu")
+        with torch.device("meta"):
+            model = build_model(setting.config)
+        model.checkpoint_activations = setting.checkpoint
+        parallel = parallelize(model, mesh, setting.plan, torch.bfloat16)
+        for part in parallel.parts:
+            prepare(part.train())
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            return run(setting, rank, mesh, parallel)
+
+
+@contextmanager
+def fake_ranks(rank: int, ranks: int) -> Iterator[None]:
+    """This process as one of `ranks`, whose collectives return at once."""
+    dist.init_process_group("fake", rank=rank, world_size=ranks, store=FakeStore())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        dist.destroy_process_group()
+
+
+class BalancedExperts(SplitExperts):
+    """The experts of a rank when every rank is sent as many rows: counts need no numbers."""
+
+    def _elsewhere(
+        self,
+        x: Tensor,
+        chosen: Tensor,
+        gates: Tensor,
+        load: Tensor,
+        weights: tuple[Tensor, Tensor],
+        group: dist.ProcessGroup,
+    ) -> Tensor:
+        ranks, experts = group.size(), weights[0].shape[0]
+        tokens = torch.arange(chosen.numel()) // chosen.shape[1]
+        even = [len(tokens) // ranks] * ranks
+        rows = exchange(x[tokens], even, even, group)
+        shares = exchange(gates.flatten()[tokens], even, even, group)
+        ids = torch.arange(len(rows)) % experts
+        load = torch.full((experts,), len(rows) // experts)
+        out = run_experts(rows, ids[:, None], shares[:, None], load, *weights)
+        return torch.zeros_like(x).index_add(0, tokens, exchange(out, even, even, group))
+
+
+def prepare(part: CausalLM) -> None:
+    """Let a part run on tensors without numbers: one document a row, experts loaded alike."""
+    if getattr(part.mask, "__func__", None) is CausalLM.mask:  # not a split row's own
+        part.mask = lambda positions: None  # type: ignore[method-assign]
+    for moe in part.moe_layers().values():
+        if isinstance(moe.experts, SplitExperts):
+            moe.experts.__class__ = BalancedExperts
+
+
+def run(setting: Setting, rank: int, mesh: Mesh, parallel: Parallel) -> Report:
+    """One micro-batch through every part of a rank, under the fake mode."""
+    holders = parallel.stages or parallel.parts
+    for holder in holders:
+        holder.to_empty(device="cpu")
+    report = at_rest(setting, rank, mesh, parallel.parts)
+    tracker = MemTracker()
+    tracker.track_external(*holders)
+    with tracker:
+        for part in parallel.parts:
+            report.parts.append(run_part(setting, part, tracker))
+    peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
+    report.peak_beyond = max(int(peak) - report.weights, 0)
+    return report
+
+
+def at_rest(setting: Setting, rank: int, mesh: Mesh, parts: list[CausalLM]) -> Report:
+    """Weights, gradients and AdamW's two moments in float32; moments shared out where asked."""
+    own = [local(p) for part in parts for p in part.parameters()]
+    numbers = sum(p.numel() for p in own)
+    plan = setting.plan
+    moments = 8 * numbers // (plan.data if plan.zero else 1)
+    return Report(
+        rank=rank,
+        parameters=numbers,
+        weights=4 * numbers,
+        gradients=4 * numbers,
+        optimizer=moments,
+        peak_beyond=0,
+        in_flight=in_flight(setting, mesh.rank("pipeline")),
+        groups=group_names(mesh),
+    )
+
+
+def local(parameter: nn.Parameter) -> Tensor:
+    """The numbers of a weight that this rank has."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
+def group_names(mesh: Mesh) -> dict[str, str]:
+    """What each process group is for."""
+    wide = [dim for dim, size in mesh.sizes.items() if size > 1]
+    named = {mesh.root.get_group(dim).group_name: dim for dim in wide}
+    if mesh.expert is not None:
+        named[mesh.expert.group_name] = "expert"
+    return named
+
+
+def in_flight(setting: Setting, place: int) -> int:
+    """Forwards that wait for their backward at once on a pipeline place (Narayanan et al. 2021)."""
+    plan = setting.plan
+    each = plan.stages // plan.pipeline
+    most = setting.micro_batches * each
+    if plan.pipeline == 1:
+        return 1
+    if each == 1:
+        return min(plan.pipeline - place, most)
+    return min((each - 1) * plan.pipeline + 2 * (plan.pipeline - 1 - place) + 1, most)
+
+
+def run_part(setting: Setting, part: CausalLM, tracker: MemTracker) -> Part:
+    """Forward and backward of one micro-batch through a part."""
+    layers = [n for n, layer in enumerate(part.model.layers) if any(True for _ in layer.parameters())]
+    batch = rows_of(setting)
+    before = live(tracker)
+    first = isinstance(part.model.embed_tokens, nn.Embedding)
+    received = None if first else hidden_rows(setting)
+    if received is not None:
+        part.model.embed_tokens.value = received  # type: ignore[union-attr, assignment]
+    with torch.autocast("cpu", torch.bfloat16):
+        with counted() as forward:
+            out = outcome(setting, part, batch)
+        kept = max(live(tracker) - before, 0)
+        with counted() as backward:
+            out.backward(torch.ones_like(out))
+    return Part(layers, forward, backward, kept)
+
+
+def live(tracker: MemTracker) -> int:
+    """Bytes that exist now."""
+    return int(tracker.get_tracker_snapshot()[torch.device("cpu")]["Total"])
+
+
+def rows_of(setting: Setting) -> Batch:
+    """A micro-batch of whole rows."""
+    shape = (setting.rows, setting.length)
+    tokens = torch.zeros(shape, dtype=torch.int64)
+    positions = torch.arange(setting.length).expand(shape).contiguous()
+    return Batch(tokens, positions, tokens)
+
+
+def hidden_rows(setting: Setting) -> Tensor:
+    """What the stage before sends."""
+    share = setting.length // (setting.plan.context * setting.plan.tensor)
+    shape = (setting.rows, share, setting.config.hidden_size)
+    return torch.empty(shape, dtype=torch.bfloat16, requires_grad=True)
+
+
+def outcome(setting: Setting, part: CausalLM, batch: Batch) -> Tensor:
+    """Hidden states for the next stage, or the loss with its multi-token modules."""
+    hidden: Tensor = part(batch.tokens, batch.positions)
+    if isinstance(part.lm_head, nn.Identity):
+        return hidden
+    loss = head_loss(part, hidden, batch.targets)
+    if isinstance(part, DeepseekV3):
+        for k in range(setting.depth):
+            hidden = part.mtp(k, hidden, batch.tokens, batch.positions)
+            loss = loss + head_loss(part, hidden, batch.targets)
+    return loss
+
+
+def head_loss(part: CausalLM, hidden: Tensor, targets: Tensor) -> Tensor:
+    """The loss of `train/loss.py` where every token counts, which cannot be seen in fake ones."""
+
+    def read(h: Tensor, weight: Tensor, t: Tensor, softmax: Softmax | None = None) -> Tensor:
+        kernel = softmax.gradient if softmax else softmax_and_gradient
+        loss: Tensor = _CrossEntropySum.apply(h.flatten(0, -2), weight, t.flatten(), kernel)
+        return loss
+
+    loss: Tensor = part.lm_head(hidden, targets, read)
+    return loss

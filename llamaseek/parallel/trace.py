@@ -1,0 +1,101 @@
+"""Counting what a rank does: products, attention, bytes written, and what it sends to whom.
+
+Works on fake tensors, so that a rank of any cluster can be counted on any machine.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+aten, c10d = torch.ops.aten, torch.ops.c10d
+GATHERS = {c10d._allgather_base_.default, c10d._reduce_scatter_base_.default}
+COLLECTIVES = GATHERS | {c10d.allreduce_.default, c10d.alltoall_base_.default}
+
+
+@dataclass
+class Work:
+    """Of a stretch of a step on one rank. `sent` is by process group, in bytes that leave the
+    rank once, and `calls` how many collectives that took.
+    """
+
+    product_flops: float = 0.0
+    attention_flops: float = 0.0  # all keys; causality leaves half of them
+    written: float = 0.0  # bytes of results that are no products
+    sent: Counter[str] = field(default_factory=Counter)
+    calls: Counter[str] = field(default_factory=Counter)
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.product_flops + other.product_flops,
+            self.attention_flops + other.attention_flops,
+            self.written + other.written,
+            self.sent + other.sent,
+            self.calls + other.calls,
+        )
+
+
+class Counting(TorchDispatchMode):
+    """Adds what runs under it to `work`."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__()
+        self.work = work
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func in COLLECTIVES:
+            self._collective(func, args)
+        elif func._overloadpacket in flop_registry:
+            flops = float(flop_registry[func._overloadpacket](*args, **kwargs, out_val=out))
+            if "attention" in func._overloadpacket.__name__:
+                self.work.attention_flops += flops
+            else:
+                self.work.product_flops += flops
+        elif not func.is_view:
+            self.work.written += sum(t.numel() * t.itemsize for t in tensors(out))
+        return out
+
+    def _collective(self, func: Any, args: Any) -> None:
+        group = next(ProcessGroup.unbox(a) for a in args if isinstance(a, torch.ScriptObject))
+        others = (group.size() - 1) / group.size()
+        if func in GATHERS:
+            whole = args[0] if func == c10d._allgather_base_.default else args[1]
+            size = bytes_of([whole])
+        elif func == c10d.allreduce_.default:
+            size = 2 * bytes_of(args[0])  # scattered, then gathered
+        else:
+            size = bytes_of([args[1]])
+        self.work.sent[group.group_name] += int(size * others)
+        self.work.calls[group.group_name] += 1
+
+
+def bytes_of(found: list[Tensor]) -> int:
+    """Memory of tensors' numbers."""
+    return sum(t.numel() * t.itemsize for t in found)
+
+
+def tensors(out: Any) -> Iterator[Tensor]:
+    """The tensors in what an operator returned."""
+    return (leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
+
+
+@contextmanager
+def counted() -> Iterator[Work]:
+    """The work of what runs inside."""
+    work = Work()
+    with Counting(work):
+        yield work
