@@ -18,6 +18,7 @@ from llamaseek.cli.inspect import inspect
 from llamaseek.cli.plan import plan
 from llamaseek.cli.quickstart import quickstart
 from llamaseek.cli.report import report
+from llamaseek.cli.serve import serve
 from llamaseek.cli.tokenize import tokenize
 from llamaseek.cli.train import dpo, pretrain, sft
 from llamaseek.errors import UserError
@@ -31,7 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 VERBS = (quickstart, tokenize, pretrain, sft, dpo, generate, chat, report)
-for verb in (*VERBS, inspect, convert, download, plan, guard):
+for verb in (*VERBS, serve, inspect, convert, download, plan, guard):
     app.command()(verb)
 app.add_typer(herd.app, name="herd")
 app.add_typer(tokenizer.app, name="tokenizer")
