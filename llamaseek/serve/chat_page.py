@@ -6,7 +6,6 @@ from importlib.resources import files
 
 from fastapi import APIRouter, HTTPException, Response
 
-
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -24,6 +23,8 @@ KINDS = {
     "svg": "image/svg+xml",
 }
 FILES = {entry.name: entry for entry in (files("llamaseek.serve") / "page").iterdir()}
+PATHS = frozenset({"/", *(f"/page/{name}" for name in FILES)})
+"""Open without a key: the page asks for it."""
 router = APIRouter(include_in_schema=False)
 
 

@@ -97,20 +97,20 @@ class GuardItem:
 def guard_item(rng: Random, split: Split) -> GuardItem:
     """An item of the split: held-out ones have wordings and pairs of words never trained on."""
     last, messages = rng.choice(SHAPES)(rng, split)
-    return GuardItem(messages, last.hazards, policy(rng, last.hazards))
+    return GuardItem(messages, last.hazards, policy(rng))
 
 
-def policy(rng: Random, hazards: tuple[str, ...]) -> tuple[Category, ...]:
-    """Published or shuffled categories, often some left out, sometimes those of `hazards`."""
-    kept = list(PUBLISHED)
-    if rng.random() < 0.6:
-        gone = dict.fromkeys(hazards, 0.4)
-        share = rng.random() * 0.7
-        kept = [c for c in kept if rng.random() >= gone.get(c.name, share)] or kept[:1]
-    if rng.random() < 0.6:
+def policy(rng: Random, whole: float = 0.25, in_order: float = 0.6) -> tuple[Category, ...]:
+    """All categories or any of them, under their own codes or in a new order under new ones.
+
+    `whole` and `in_order` are the shares of policies that are as published in either way.
+    """
+    count = len(PUBLISHED) if rng.random() < whole else rng.randint(1, len(PUBLISHED) - 1)
+    kept = sorted(rng.sample(PUBLISHED, count), key=PUBLISHED.index)
+    if rng.random() < in_order:
         return tuple(kept)
     rng.shuffle(kept)
-    return tuple(Category(f"S{n}", c.name, c.description) for n, c in enumerate(kept, start=1))
+    return tuple(Category(f"S{n}", c.name) for n, c in enumerate(kept, start=1))
 
 
 def _act(rng: Random, split: Split, verbs: tuple[str, ...], objects: tuple[str, ...]) -> str:
@@ -211,16 +211,34 @@ SHAPES: tuple[Callable[[Random, Split], Shape], ...] = (
 """How conversations go; the last turn is what is judged, whatever was said before."""
 
 
+def _named(rng: Random, split: Split) -> Said:
+    """A category by its own name: looking it up needs nothing else."""
+    name = rng.choice(PUBLISHED).name
+    return Said(name, (name,))
+
+
+TURNS: tuple[tuple[str, Callable[[Random, Split], Said]], ...] = (
+    *[("User", _named)] * 8,
+    *[("User", _bad_ask)] * 3,
+    *[("Agent", _bad_answer)] * 2,
+    ("User", _good_ask),
+    ("Agent", _good_answer),
+    ("Agent", _refusal),
+)
+
+
 def policy_text(rng: Random) -> str:
-    """A document for pre-training: a policy, and many short verdicts by it."""
-    drawn = [guard_item(rng, "train") for _ in range(6)]
-    listed = policy(rng, tuple({name for item in drawn for name in item.hazards}))
+    """A document for pre-training: a policy, and many short verdicts by it.
+
+    Half of what its turns violate is not listed, so that there is much to learn from looking.
+    """
+    listed = policy(rng, whole=0.0, in_order=0.3)
     lines = ["<BEGIN UNSAFE CONTENT CATEGORIES>", *(c.text for c in listed)]
     lines += ["<END UNSAFE CONTENT CATEGORIES>", ""]
-    for item in drawn:
-        judged = GuardItem(item.messages[-1:], item.hazards, listed)
-        speaker = "User" if item.messages[-1]["role"] == "user" else "Agent"
-        lines += [f"{speaker}: {item.messages[-1]['content']}", judged.verdict, ""]
+    for _ in range(18):
+        speaker, make = rng.choice(TURNS)
+        said = make(rng, "train")
+        lines += [f"{speaker}: {said.text}", GuardItem((), said.hazards, listed).verdict, ""]
     return "\n".join(lines)
 
 

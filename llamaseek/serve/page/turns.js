@@ -60,10 +60,10 @@ export const now = () => performance.now();
 
 // Add what one event tells; true where there is something new to show.
 export function grow(message, event) {
-  if (event.guard) message.guard = { ...message.guard, ...event.guard };
   if (event.usage) message.count = event.usage.completion_tokens;
   const choice = event.choices?.[0];
-  if (!choice) return Boolean(event.guard || event.usage);
+  if (!choice) return Boolean(event.usage);
+  if (choice.guard) message.guard = choice.guard;
   const { delta = {} } = choice;
   if (delta.content || choice.logprobs || delta.tool_calls) tick(message, choice);
   if (delta.content) message.content += delta.content;
