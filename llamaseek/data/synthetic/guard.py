@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from random import Random
 
 from llamaseek.data.synthetic.hazards import CALM, HAZARDS, SAFE, SMALL_TALK
-from llamaseek.data.synthetic.splits import Split, split_of
+from llamaseek.data.synthetic.splits import Split
 from llamaseek.data.synthetic.stories import story
 from llamaseek.data.synthetic.tasks import TASKS, task_item
 from llamaseek.text.guard_prompt import PUBLISHED, Category, guard_prompt
@@ -111,10 +111,14 @@ def policy(rng: Random, whole: float = 0.25) -> tuple[Category, ...]:
 
 
 def _act(rng: Random, split: Split, verbs: tuple[str, ...], objects: tuple[str, ...]) -> str:
-    while True:
-        act = f"{rng.choice(verbs)} {rng.choice(objects)}"
-        if split_of(act) == split:
-            return act
+    """A verb with an object. Every sixth pair is held out, along the table's diagonals."""
+    pairs = [
+        f"{verb} {thing}"
+        for at, verb in enumerate(verbs)
+        for place, thing in enumerate(objects)
+        if ((at + place) % 6 == 0) == (split == "test")
+    ]
+    return rng.choice(pairs)
 
 
 def _hazardous(rng: Random, split: Split) -> tuple[str, tuple[str, ...]]:
