@@ -52,7 +52,9 @@ class Speech:
 
 def spoken_service(speech: Speech, guard: Guard | None = None, **options: Any) -> Service:
     """A service whose model says what `speech` does, behind a guard if there is one."""
-    model: CausalLM = tiny_model("llama3", vocab_size=TOKENIZER.vocab_size)
+    model: CausalLM = tiny_model(
+        "llama3", vocab_size=TOKENIZER.vocab_size, max_position_embeddings=2048
+    )
     model.logits = speech.logits  # type: ignore[method-assign,assignment]
     service = make_service(model, options=options, most_running=1)
     speech.engine = service.engine

@@ -273,7 +273,7 @@ def test_offline_is_told_and_nothing_is_lost(page: Tab) -> None:
 
 def test_the_server_s_refusals_are_shown(page: Tab, server: Running) -> None:
     page.page.click("#open-settings")
-    page.page.get_by_label("System message").fill("fox " * 300)
+    page.page.get_by_label("System message").fill("fox " * 3000)
     page.page.keyboard.press("Escape")
     page.say(QUESTION)
     page.page.locator("#notice", has_text="context").wait_for()
@@ -355,12 +355,15 @@ def test_nothing_can_be_asked_of_another_host(page: Tab, server: Running) -> Non
         "fetch('http://127.0.0.1:9/').then(() => '', (error) => error.message)"
     )
     assert "Failed to fetch" in refused
-    assert page.page.evaluate(
-        """() => new Promise((tell) => {
+    assert (
+        page.page.evaluate(
+            """() => new Promise((tell) => {
           addEventListener("securitypolicyviolation", (event) => tell(event.effectiveDirective));
           fetch("http://127.0.0.1:9/").catch(() => {});
         })"""
-    ) == "connect-src"
+        )
+        == "connect-src"
+    )
     for name in ("../options.py", "..%2foptions.py", "missing.js", "__init__.py"):
         assert server.client.get(f"/page/{name}").status_code == 404
 

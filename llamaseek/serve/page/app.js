@@ -53,6 +53,7 @@ async function respond(chat) {
     return notify(`Settings, Tools: ${error.message}`);
   }
   working = control;
+  save();
   chat.messages.push(message);
   show();
   announce("The model answers.");
@@ -247,7 +248,9 @@ function setUp() {
   settings.setUp(() => document.body.classList.toggle("warm", state.settings.heat));
   settings.theme();
   inspector.setUp();
-  for (const message of state.chats.flatMap((chat) => chat.messages)) finish(message);
+  for (const message of state.chats.flatMap((chat) => chat.messages)) {
+    if (message.started !== undefined) finish(Object.assign(message, { finish: "broken" }));
+  }
   show();
   prompt.focus();
   listModels();
