@@ -38,6 +38,8 @@ def verb(stage: str, summary: str) -> Callable[..., None]:
 pretrain = verb("pretrain", "Train a new model on text: next-token, multi-token or masked.")
 sft = verb("sft", "Fine-tune a model on conversations; the loss is on the answers.")
 dpo = verb("dpo", "Align a model with pairs of a better and a worse answer.")
+grpo = verb("grpo", "Reinforce what programs or a reward model find right, within groups.")
+ppo = verb("ppo", "Reinforce what a reward model likes, with a value head, near a reference.")
 reward = verb("reward", "Train a reward model on ranked answers.")
 
 

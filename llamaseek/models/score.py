@@ -44,8 +44,9 @@ def add_value_head(model: CausalLM) -> None:
     nn.init.zeros_(model.value_head.bias)
 
 
-def scores(head: nn.Module, hidden: Tensor) -> Tensor:
+def scores(head: nn.Module | Tensor, hidden: Tensor) -> Tensor:
     """hidden (..., D) → one number each (...), in at least float32."""
+    assert isinstance(head, nn.Module)
     with torch.autocast(hidden.device.type, enabled=False):
         out: Tensor = head(widen(hidden)).squeeze(-1)
     return out

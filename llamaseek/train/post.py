@@ -22,6 +22,7 @@ from llamaseek.train.machine import autocast, pick_device
 from llamaseek.train.objectives.choose import make_objective
 from llamaseek.train.objectives.dpo import sum_by_sequence, target_log_probs
 from llamaseek.train.objectives.reward import BradleyTerry
+from llamaseek.train.reinforce import grpo_job, ppo_job
 from llamaseek.train.start import start_from
 
 HELD_OUT = 200  # rows of each generator that evaluations use
@@ -78,7 +79,9 @@ def reward_job(recipe: Recipe) -> Job:
     return Job(recipe, scorer, tokenizer, objective, rows, held_out, bad_rows=bad)
 
 
-JOBS = {"sft": sft_job, "dpo": dpo_job, "reward": reward_job}
+JOBS = {
+    "sft": sft_job, "dpo": dpo_job, "reward": reward_job, "grpo": grpo_job, "ppo": ppo_job,
+}  # fmt: skip
 
 
 def read_data(recipe: Recipe, pack: Pack) -> tuple[Batch, Batch | None, BadRows]:
