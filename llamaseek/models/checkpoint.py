@@ -105,15 +105,19 @@ def read_folder(folder: Path, config: ModelConfig) -> dict[str, Lazy]:
 
 
 def load_model(
-    folder: str | Path, dtype: torch.dtype = torch.float32, fp8: bool = False
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    fp8: bool = False,
+    config: ModelConfig | None = None,
 ) -> CausalLM:
     """The model of a Hugging Face folder, in `dtype`; each tensor is in memory once.
 
-    Weights stored in fp8 blocks are widened to `dtype`, or with `fp8` kept as they are.
+    Weights stored in fp8 blocks are widened to `dtype`, or with `fp8` kept as they are. `config`
+    takes the place of the folder's, as where a context is extended.
     Raises `UserError` as `read_folder` does, and for a scale that is not a number.
     """
     folder = Path(folder)
-    config = read_config(folder)
+    config = config or read_config(folder)
     tensors = read_folder(folder, config)
     with torch.device("meta"):
         model = build_model(config).to(dtype)

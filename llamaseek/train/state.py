@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -48,6 +49,20 @@ def value_head(model: CausalLM) -> dict[str, Tensor]:
     """PPO's value head by name, which the model's folder leaves out; nothing elsewhere."""
     state = model.state_dict()
     return {name: tensor for name, tensor in state.items() if name.startswith(VALUE_HEAD)}
+
+
+def save_position(folder: Path, state: dict[str, Any]) -> None:
+    """Write where in its data the next step begins."""
+    (folder / "state" / "data.json").write_text(json.dumps(state) + "\n")
+
+
+def load_position(folder: Path) -> dict[str, Any]:
+    """What `save_position` wrote."""
+    path = folder / "state" / "data.json"
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be resumed from ({error})") from None
 
 
 def save_tensors(folder: Path, name: str, tensors: dict[str, Tensor]) -> None:
