@@ -104,7 +104,7 @@ async def begin(service: Service, fields: ChatFields) -> Chat | Refusal:
     limits, tokenizer = service.options.limits, service.tokenizer
     at_most("messages", len(fields.messages), limits.messages)
     tools = shown_tools(fields, tokenizer, limits)
-    constraint = await service.compile(constraint_for(service, fields))
+    constraint = await constraint_for(service, fields)
     params = params_of(service, fields, constraint)
     prompt = await encode(service, fields.messages, tools)
     if service.guard is not None:
@@ -143,13 +143,13 @@ async def encode(
     return ids() if size + len(str(tools)) < SHORT else await asyncio.to_thread(ids)
 
 
-def constraint_for(service: Service, fields: ChatFields) -> Constraint | None:
+async def constraint_for(service: Service, fields: ChatFields) -> Constraint | None:
     """What the answer has to be: a call, or what `response_format` says."""
     call = call_constraint(fields, service.tokenizer)
     wanted = constraint_of(fields.response_format)
     if call is not None and wanted is not None:
         raise UserError("response_format: cannot be asked for together with a tool_choice")
-    return call or wanted
+    return await service.compile(call, "tools") or await service.compile(wanted)
 
 
 def params_of(
