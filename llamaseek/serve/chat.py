@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from llamaseek.engine.background import Stream
 from llamaseek.engine.constrain import Constraint
 from llamaseek.engine.request import SamplingParams
-from llamaseek.errors import UserError, bad_value
+from llamaseek.errors import UserError, bad_value, shorten
 from llamaseek.serve.bodies import StrictRoute
 from llamaseek.serve.chat_choice import ChatChoice, Reader, verdict
 from llamaseek.serve.fields import ChatFields
@@ -27,6 +27,7 @@ from llamaseek.serve.streaming import as_events, deltas_of, unless_gone
 from llamaseek.serve.tools import call_constraint, shown_tools
 from llamaseek.text.chat import encode_chat
 
+MESSAGE_KEYS = frozenset({"role", "content", "tool_calls", "tool_call_id", "refusal"})
 router = APIRouter(route_class=StrictRoute)
 
 
@@ -103,6 +104,7 @@ async def begin(service: Service, fields: ChatFields) -> Chat | Refusal:
     adapter = service.adapter(fields.model)
     limits, tokenizer = service.options.limits, service.tokenizer
     at_most("messages", len(fields.messages), limits.messages)
+    check_keys(fields.messages)
     tools = shown_tools(fields, tokenizer, limits)
     constraint = await constraint_for(service, fields)
     params = params_of(service, fields, constraint)
@@ -124,6 +126,15 @@ async def begin(service: Service, fields: ChatFields) -> Chat | Refusal:
         for index in range(params.n)
     ]
     return Chat(service, fields, len(prompt), stream, clock, choices)
+
+
+def check_keys(messages: list[dict[str, Any]]) -> None:
+    """UserError for a part of a message that means nothing here, unless it is empty."""
+    for index, message in enumerate(messages):
+        known = MESSAGE_KEYS | ({"name"} if message.get("role") == "tool" else set())
+        for key, value in message.items():
+            if key not in known and value not in (None, [], {}):
+                raise UserError(f"messages[{index}].{shorten(key, 60)}: is not supported")
 
 
 async def encode(

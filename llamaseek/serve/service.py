@@ -60,6 +60,14 @@ class Service:
         sizes = map(len, map(self.tokenizer.token_bytes, range(self.tokenizer.vocab_size)))
         return max(1, *sizes)
 
+    def special_id(self, name: str) -> int | None:
+        """The id of the special token of exactly this name, if there is one."""
+        return self._special_ids.get(name)
+
+    @cached_property
+    def _special_ids(self) -> dict[str, int]:
+        return {name: token for token, name in self.tokenizer.specials.items()}
+
     async def encode(self, text: str, name: str = "prompt") -> list[int]:
         """A text's ids. UserError, before any work, for one that cannot fit the context."""
         if len(text) > self.longest_token * self.engine.context:
