@@ -72,7 +72,9 @@ class Work:
                 raise RuntimeError(f"request {self.request.id} failed") from answer.error
         wanted = self.request.params.logprobs is not None
         answers = [
-            Completion(a.index, a.said, text, a.finish or "", a.logprobs if wanted else None)
+            Completion(
+                a.index, a.said, text, a.finish or "", a.logprobs if wanted else None, a.stop_id
+            )
             for a, text in zip(self.answers, self.texts, strict=True)
         ]
         first = self.answers[0]
@@ -402,7 +404,7 @@ def _append(answer: Answer, said: list[int], delta: Delta) -> str | None:
     tokens, new, stops = answer.tokens, delta.tokens, answer.params.stop_ids
     for token in said:
         if token in stops:
-            finish = "stop"
+            finish, answer.stop_id = "stop", token
         elif len(tokens) < answer.limit:
             tokens.append(token)
             new.append(token)

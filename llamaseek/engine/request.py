@@ -124,13 +124,14 @@ class Logprob(NamedTuple):
 
 @dataclass
 class Completion:
-    """One answer. `finish` is stop or length."""
+    """One answer. `finish` is stop or length; `stop_id` is the id that ended it, if one did."""
 
     index: int
     tokens: list[int]
     text: str
     finish: str
     logprobs: list[Logprob] | None = None
+    stop_id: int | None = None
 
 
 @dataclass
@@ -199,6 +200,7 @@ class Answer:
     arrived: float = 0.0
     first_token: float | None = None
     finish: str | None = None
+    stop_id: int | None = None
     error: Exception | None = None
 
     @property

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from llamaseek.data.bad_rows import BadRows
 from llamaseek.data.batch import Batch
 from llamaseek.models import CausalLM
 from llamaseek.recipe import Recipe, save_recipe
@@ -30,11 +31,13 @@ from llamaseek.train.optimizer import WeightAverage, make_optimizer, update_rout
 from llamaseek.train.progress import Progress
 from llamaseek.train.run_folder import RunFolder
 from llamaseek.train.schedule import learning_rate
-from llamaseek.train.source import Sampled, Source
+from llamaseek.train.source import Mixed, Sampled, Source
 from llamaseek.train.state import (
+    load_position,
     load_state,
     load_tensors,
     save_folder,
+    save_position,
     save_state,
     save_tensors,
 )
@@ -62,7 +65,7 @@ class Job:
     held_out_bytes: int = 0
     # Figures of the model itself at each evaluation, as `val_NAME`.
     examine: Callable[[CausalLM], dict[str, float]] | None = None
-    extra_metrics: dict[str, Any] = field(default_factory=dict)  # of the run, in its first line
+    bad_rows: BadRows = field(default_factory=BadRows)  # what was left out of the data
 
     @property
     def tested(self) -> bool:
@@ -108,6 +111,7 @@ class Trainer:
         peak = matrix_peak(dtype, self.device)
         progress = Progress(self.job.recipe.name, self.recipe.steps, done, flops, peak)
         self.curves = Curves(self.folder.path / "tensorboard", done)
+        progress.say(self.job.bad_rows.told())
         with progress, closing(self.curves), stop_signals() as asked:
             for step in range(done, self.recipe.steps):
                 self._after(step, self.step(step), progress)
@@ -127,6 +131,8 @@ class Trainer:
             self.tokens = self.folder.rewind(done).get("tokens", 0)
             if isinstance(self.job.train, Sampled):
                 self.job.train.restore(load_tensors(folder, "source"))
+            if isinstance(self.job.train, Mixed):
+                self.job.train.restore(load_position(folder))
             return done
         self.folder.clear()
         save_recipe(self.job.recipe, self.folder.path / "recipe.yaml")
@@ -162,7 +168,7 @@ class Trainer:
             "tokens_per_second": tokens / seconds,
             **self._expert_metrics(step),
             **(self.job.train.metrics() if isinstance(self.job.train, Sampled) else {}),
-            **(self.job.extra_metrics if step == 0 else {}),
+            **({"rows_skipped": self.job.bad_rows.skipped} if step == 0 else {}),
         }
 
     def _gradients(self, batch: Batch) -> dict[str, float]:
@@ -201,10 +207,19 @@ class Trainer:
         done, last = step + 1, step + 1 == self.recipe.steps
         if self.job.tested and (done % self.recipe.eval_every == 0 or last):
             scores = self._evaluate()
-            self._log({"step": done, **scores})
+            self._log({"step": done, **scores, **self._shares()})
             progress.evaluated(scores)
         if done % self.recipe.save_every == 0 and not last:
             self._save(done)
+
+    def _shares(self) -> dict[str, float]:
+        """What share of the tokens so far each source of a mix gave, and was asked for."""
+        mix = self.job.train.shares() if isinstance(self.job.train, Mixed) else {}
+        return {
+            f"mix/{name}/{key}": round(found[key], 5)
+            for name, found in mix.items()
+            for key in ("share", "asked")
+        }
 
     def _log(self, line: dict[str, Any]) -> None:
         self.folder.log(line)
@@ -232,6 +247,8 @@ class Trainer:
             save_state(folder, self.model, self.optimizer, self.average, done)
             if isinstance(self.job.train, Sampled):
                 save_tensors(folder, "source", self.job.train.state())
+            if isinstance(self.job.train, Mixed):
+                save_position(folder, self.job.train.state())
 
         self.folder.save(self.folder.checkpoint(done), write)
         self.folder.prune(self.recipe.keep)
