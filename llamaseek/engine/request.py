@@ -98,11 +98,16 @@ class SamplingParams:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A prompt and how to answer it. `salt` keeps prefix sharing among requests of one salt."""
+    """A prompt and how to answer it.
+
+    `salt` keeps prefix sharing among requests of one salt. `adapter` names one of the engine's
+    adapters, "" its base; what one has computed is never shared with another.
+    """
 
     prompt: Sequence[int]
     params: SamplingParams = field(default_factory=SamplingParams)
     salt: str = ""
+    adapter: str = ""
     id: int = field(default_factory=lambda: next(_numbers))
 
 
