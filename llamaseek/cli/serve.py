@@ -9,6 +9,9 @@ import typer
 
 MODEL = typer.Argument(help="A model folder.")
 NAME = typer.Option(None, help="What requests call the model.", show_default="the folder's name")
+ADAPTER = typer.Option(
+    [], "--adapter", help="NAME=FOLDER: a LoRA in PEFT's format, served under its own name."
+)
 HOST = typer.Option("127.0.0.1", help="The address to listen on; only this machine by default.")
 PORT = typer.Option(8000, help="The port; 0 takes a free one.")
 API_KEY = typer.Option(
@@ -30,6 +33,7 @@ DRAIN = typer.Option(30.0, help="Seconds that answers may take after a signal to
 def serve(
     model: Path = MODEL,
     name: str = NAME,
+    adapter: list[str] = ADAPTER,
     host: str = HOST,
     port: int = PORT,
     api_key: str = API_KEY,
@@ -54,7 +58,7 @@ def serve(
         raise UserError(f"serve: {error.name} is missing; pip install 'llamaseek[serve]'") from None
     from llamaseek.cli.guard import policy as read_policy
     from llamaseek.engine.options import EngineOptions
-    from llamaseek.serve.load import load_service
+    from llamaseek.serve.load import load_served_guard, load_service
     from llamaseek.serve.options import ServeOptions
 
     options = ServeOptions(
@@ -72,5 +76,9 @@ def serve(
         most_waiting=queue,
         step_tokens=step_tokens,
     )
-    policy = read_policy(guard_categories, guard_drop)
-    run(load_service(model, dtype, options, engine, guard, policy))
+    service = load_service(model, dtype, options, engine, adapter)
+    if guard is not None:
+        service.guard = load_served_guard(
+            guard, read_policy(guard_categories, guard_drop), options, engine
+        )
+    run(service)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -46,6 +48,11 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
 
+    def say(self, lines: list[str]) -> None:
+        """Lines of their own, above the bar."""
+        for line in lines:
+            self.console.print(line, highlight=False, markup=False)
+
     def update(self, line: dict[str, Any]) -> None:
         """One step done."""
         self.line = line
@@ -53,18 +60,42 @@ class Progress:
         self.rate = rate if self.rate == 0 else 0.9 * self.rate + 0.1 * rate
         self.bar.update(self.task, completed=line["step"], text=self._text())
 
-    def evaluated(self, scores: dict[str, float]) -> None:
+    def evaluated(self, done: int, scores: dict[str, float]) -> None:
         """An evaluation done; shown in the bar, or printed where there is none."""
         bits = scores.get("val_bits_per_byte")
         loss = f" val {scores['val_loss']:.3f}" if "val_loss" in scores else ""
         self.validation = loss + (f" ({bits:.3f} bpb)" if bits else "") + told(scores, "val_")
         if not self.console.is_terminal:
-            step = f"{self.line['step']}/{self.steps}"
-            self.console.print(f"{self.name} {step} {self._text()}", highlight=False)
+            step = f"{done}/{self.steps}"
+            self.console.print(
+                f"{self.name} {step} {self._text()}", highlight=False, soft_wrap=True
+            )
 
     def _text(self) -> str:
+        if not self.line:  # before the first step
+            return self.validation.strip()
         share = self.rate * self.flops / self.peak
         return (
             f"loss {self.line['loss']:.3f}{told(self.line)}{self.validation} "
             f"{self.rate:,.0f} tok/s {share:.0%} of peak"
         )
+
+
+@contextmanager
+def tokenizing(name: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for the texts that a run reads before its first step; nothing on a pipe."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.percentage:.0f}% of the text tokenized"),
+    )
+    with Bar(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def watch(source: str, done: int, total: int) -> None:
+            if source not in tasks:
+                tasks[source] = bar.add_task(f"{name} {source}", total=total)
+            bar.update(tasks[source], completed=done)
+
+        yield watch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from llamaseek.data.rows import generated_rows
+from llamaseek.data.generated import generated_rows
 from llamaseek.data.synthetic.guard import GuardItem, guard_item, guard_text, policy_text
 from llamaseek.data.synthetic.hazards import CALM, HAZARDS, SAFE
 from llamaseek.safety.verdict import read_answer
