@@ -9,6 +9,7 @@ import typer
 
 from llamaseek import __version__
 from llamaseek.cli import herd, tokenizer
+from llamaseek.cli.average import average
 from llamaseek.cli.chat import chat
 from llamaseek.cli.convert import convert
 from llamaseek.cli.download import download
@@ -21,7 +22,7 @@ from llamaseek.cli.report import report
 from llamaseek.cli.serve import serve
 from llamaseek.cli.study import study
 from llamaseek.cli.tokenize import tokenize
-from llamaseek.cli.train import dpo, pretrain, sft
+from llamaseek.cli.train import dpo, grpo, ppo, pretrain, reward, sft
 from llamaseek.errors import UserError
 
 app = typer.Typer(
@@ -32,8 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-VERBS = (quickstart, tokenize, pretrain, sft, dpo, generate, chat, report)
-for verb in (*VERBS, study, serve, inspect, convert, download, plan, guard):
+VERBS = (quickstart, tokenize, pretrain, sft, reward, dpo, grpo, ppo, generate, chat, report)
+for verb in (*VERBS, study, serve, inspect, average, convert, download, plan, guard):
     app.command()(verb)
 app.add_typer(herd.app, name="herd")
 app.add_typer(tokenizer.app, name="tokenizer")

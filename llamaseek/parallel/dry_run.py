@@ -30,6 +30,7 @@ from llamaseek.parallel.apply import Parallel, parallelize
 from llamaseek.parallel.collectives import exchange
 from llamaseek.parallel.expert import SplitExperts
 from llamaseek.parallel.mesh import Mesh
+from llamaseek.parallel.pipeline import Stage, routes
 from llamaseek.parallel.trace import Work, counted
 from llamaseek.plan.layout import Layout
 from llamaseek.recipe_parallel import ParallelRecipe
@@ -165,15 +166,15 @@ def prepare(part: CausalLM) -> None:
 
 def run(setting: Setting, rank: int, mesh: Mesh, parallel: Parallel) -> Report:
     """One micro-batch through every part of a rank, under the fake mode."""
-    holders = parallel.stages or parallel.parts
+    holders: list[Stage] | list[CausalLM] = parallel.stages or parallel.parts
     for holder in holders:
         holder.to_empty(device="cpu")
     report = at_rest(setting, rank, mesh, parallel.parts)
     tracker = MemTracker()
     tracker.track_external(*holders)
     with tracker:
-        for part in parallel.parts:
-            report.parts.append(run_part(setting, part, tracker))
+        for holder in holders:
+            report.parts.append(run_part(setting, holder, tracker))
     peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
     report.peak_beyond = max(int(peak) - report.weights, 0)
     return report
@@ -223,22 +224,31 @@ def in_flight(setting: Setting, place: int) -> int:
     return min((each - 1) * plan.pipeline + 2 * (plan.pipeline - 1 - place) + 1, most)
 
 
-def run_part(setting: Setting, part: CausalLM, tracker: MemTracker) -> Part:
-    """Forward and backward of one micro-batch through a part."""
-    layers = [n for n, layer in enumerate(part.model.layers) if any(True for _ in layer.parameters())]
-    batch = rows_of(setting)
+def run_part(setting: Setting, holder: Stage | CausalLM, tracker: MemTracker) -> Part:
+    """Forward and backward of one micro-batch through a stage, or through the whole model."""
+    part = holder.model if isinstance(holder, Stage) else holder
+    assert isinstance(part, CausalLM)
+    held = enumerate(part.model.layers)
+    layers = [number for number, layer in held if any(True for _ in layer.parameters())]
     before = live(tracker)
-    first = isinstance(part.model.embed_tokens, nn.Embedding)
-    received = None if first else hidden_rows(setting)
-    if received is not None:
-        part.model.embed_tokens.value = received  # type: ignore[union-attr, assignment]
     with torch.autocast("cpu", torch.bfloat16):
         with counted() as forward:
-            out = outcome(setting, part, batch)
+            outs = outcome(setting, holder)
         kept = max(live(tracker) - before, 0)
         with counted() as backward:
-            out.backward(torch.ones_like(out))
+            torch.autograd.backward(outs, [torch.ones_like(out) for out in outs])
     return Part(layers, forward, backward, kept)
+
+
+def outcome(setting: Setting, holder: Stage | CausalLM) -> list[Tensor]:
+    """What a micro-batch leaves: hidden states for the next stage, or the loss."""
+    batch = rows_of(setting)
+    if not isinstance(holder, Stage):
+        return [loss(setting, holder, batch)]
+    holder.batch, holder.loss = batch, lambda part, micro: loss(setting, part, micro)
+    received = [] if holder.first else hidden_rows(setting, routes(holder.model))
+    out = holder(*received, rows=torch.arange(setting.rows))
+    return [out] if isinstance(out, Tensor) else list(out)
 
 
 def live(tracker: MemTracker) -> int:
@@ -254,24 +264,24 @@ def rows_of(setting: Setting) -> Batch:
     return Batch(tokens, positions, tokens)
 
 
-def hidden_rows(setting: Setting) -> Tensor:
-    """What the stage before sends."""
+def hidden_rows(setting: Setting, routed: bool) -> list[Tensor]:
+    """What the stage before sends: hidden states, and with experts their balance loss so far."""
     share = setting.length // (setting.plan.context * setting.plan.tensor)
     shape = (setting.rows, share, setting.config.hidden_size)
-    return torch.empty(shape, dtype=torch.bfloat16, requires_grad=True)
+    hidden = torch.empty(shape, dtype=torch.bfloat16, requires_grad=True)
+    balance = torch.zeros(setting.rows, dtype=torch.bfloat16, requires_grad=True)
+    return [hidden, balance] if routed else [hidden]
 
 
-def outcome(setting: Setting, part: CausalLM, batch: Batch) -> Tensor:
-    """Hidden states for the next stage, or the loss with its multi-token modules."""
+def loss(setting: Setting, part: CausalLM, batch: Batch) -> Tensor:
+    """The model's loss and its multi-token modules'."""
     hidden: Tensor = part(batch.tokens, batch.positions)
-    if isinstance(part.lm_head, nn.Identity):
-        return hidden
-    loss = head_loss(part, hidden, batch.targets)
+    total = head_loss(part, hidden, batch.targets)
     if isinstance(part, DeepseekV3):
         for k in range(setting.depth):
             hidden = part.mtp(k, hidden, batch.tokens, batch.positions)
-            loss = loss + head_loss(part, hidden, batch.targets)
-    return loss
+            total = total + head_loss(part, hidden, batch.targets)
+    return total
 
 
 def head_loss(part: CausalLM, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -279,8 +289,8 @@ def head_loss(part: CausalLM, hidden: Tensor, targets: Tensor) -> Tensor:
 
     def read(h: Tensor, weight: Tensor, t: Tensor, softmax: Softmax | None = None) -> Tensor:
         kernel = softmax.gradient if softmax else softmax_and_gradient
-        loss: Tensor = _CrossEntropySum.apply(h.flatten(0, -2), weight, t.flatten(), kernel)
-        return loss
+        total: Tensor = _CrossEntropySum.apply(h.flatten(0, -2), weight, t.flatten(), kernel)
+        return total
 
-    loss: Tensor = part.lm_head(hidden, targets, read)
-    return loss
+    out: Tensor = part.lm_head(hidden, targets, read)
+    return out
