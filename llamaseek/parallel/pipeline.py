@@ -76,7 +76,7 @@ class Stage(nn.Module):
 
     def forward(self, *received: Tensor, rows: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Rows of the batch at hand; received: hidden (B, T, D) and, with experts, their balance
-        loss so far (B), but for the first stage. Gives the same for the next, or the loss.
+        loss so far (B), but for the first stage. Gives the same for the next, or the loss (1).
         """
         assert self.batch is not None and self.loss is not None
         micro = self.batch.select(rows)
@@ -94,7 +94,7 @@ class Stage(nn.Module):
     def _run(self, micro: Batch) -> Tensor | tuple[Tensor, ...]:
         assert self.loss is not None
         if self.last:
-            return self.loss(self.model, micro)
+            return self.loss(self.model, micro)[None]
         hidden = self.model(micro.tokens, micro.positions)
         if not routes(self.model):
             return hidden
@@ -183,7 +183,7 @@ class Pipeline:
         stages = [self._stage(stage, rows, time, dtype) for stage in self.stages]
         kind = SCHEDULES[self.plan.schedule]
         given = stages[0] if kind is Schedule1F1B else stages
-        return kind(given, micro_batches, loss_fn=lambda loss, target: loss, scale_grads=False)
+        return kind(given, micro_batches, loss_fn=lambda loss, target: loss[0], scale_grads=False)
 
     def _stage(self, stage: Stage, rows: int, time: int, dtype: torch.dtype) -> PipelineStage:
         """Shapes are known, so that nothing is run to find them."""
@@ -195,7 +195,7 @@ class Pipeline:
             index = torch.empty(rows, dtype=torch.int64)
         between = (hidden, balance) if routes(stage.model) else (hidden,)
         wide = torch.promote_types(dtype, torch.float32)
-        loss = torch.empty((), dtype=wide, device="meta", requires_grad=True)
+        loss = torch.empty(1, dtype=wide, device="meta", requires_grad=True)
         return PipelineStage(
             stage,
             stage.index,
