@@ -20,7 +20,9 @@ SERVER.set_forkserver_preload(
 )
 
 
-def on_ranks(world: int, function: Callable[..., Any], *args: Any, seconds: float = 300) -> list[Any]:
+def on_ranks(
+    world: int, function: Callable[..., Any], *args: Any, seconds: float = 300
+) -> list[Any]:
     """What `function(*args)` returns on each rank; raises the first rank's error."""
     with tempfile.TemporaryDirectory() as folder:
         pipes = [SERVER.Pipe(duplex=False) for _ in range(world)]
