@@ -26,6 +26,8 @@ from llamaseek.models.rope import Rotary
 from llamaseek.models.shards import SHARD_BYTES, open_tensors, write_tensors
 
 EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight(_scale_inv)?")
+VALUE_HEAD = "value_head."
+"""Of PPO; a folder leaves it out, `state/` keeps it."""
 STACKED = re.compile(r"(.*\.mlp\.experts)\.(gate_up|down)_proj(_scale_inv)?")
 
 
@@ -33,6 +35,8 @@ def to_hf(model: CausalLM) -> Iterator[tuple[str, Tensor]]:
     """The model's tensors under Hugging Face's names, each once, experts apart."""
     for name, tensor in model.state_dict().items():
         if model.config.tie_word_embeddings and name == "lm_head.weight":
+            continue
+        if name.startswith(VALUE_HEAD):
             continue
         if (found := STACKED.fullmatch(name)) is None:
             yield name, tensor
