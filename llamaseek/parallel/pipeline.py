@@ -7,7 +7,7 @@ sees a model as it always does. B rows of a micro-batch, T tokens a rank holds, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -71,15 +71,15 @@ class Stage(nn.Module):
         self.model = model
         self.index = index
         self.first, self.last = index == 0, index == stages - 1
-        self.batch: Batch | None = None
+        self.micro_batches: Iterator[Batch] = iter(())
         self.loss: LossOf | None = None
 
-    def forward(self, *received: Tensor, rows: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Rows of the batch at hand; received: hidden (B, T, D) and, with experts, their balance
-        loss so far (B), but for the first stage. Gives the same for the next, or the loss (1).
+    def forward(self, *received: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """The next micro-batch (every schedule takes them in order). Received: hidden (B, T, D)
+        and, with experts, their balance loss so far (B), but for the first stage, whose rows'
+        numbers are not needed. Gives the same for the next, or the loss (1).
         """
-        assert self.batch is not None and self.loss is not None
-        micro = self.batch.select(rows)
+        micro = next(self.micro_batches)
         balance = received[1] if len(received) > 1 and not self.first else None
         handle = self.model.register_forward_hook(add_balance(balance))
         if not self.first:
@@ -167,7 +167,7 @@ class Pipeline:
     ) -> None:
         """Forward, and with `backward` backward, of every micro-batch of `rows` rows."""
         for stage in self.stages:
-            stage.batch, stage.loss = batch, loss
+            stage.micro_batches, stage.loss = batch.split(rows), loss
         count, time = batch.tokens.shape
         key = (count // rows, rows, time, int(backward))
         if key not in self.schedules:
@@ -177,7 +177,7 @@ class Pipeline:
         first = (places,) if self.stages[0].first else ()
         target = places if self.stages[-1].last else None
         run = schedule.step if backward else schedule.eval
-        run(*first, rows=places, target=target)
+        run(*first, target=target)
 
     def _schedule(self, micro_batches: int, rows: int, time: int, dtype: torch.dtype) -> Any:
         stages = [self._stage(stage, rows, time, dtype) for stage in self.stages]

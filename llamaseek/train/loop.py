@@ -18,6 +18,7 @@ from llamaseek.data.bad_rows import BadRows
 from llamaseek.data.batch import Batch
 from llamaseek.models import CausalLM
 from llamaseek.parallel.ranks import Ranks
+from llamaseek.parallel.watch import at
 from llamaseek.recipe import Recipe, save_recipe
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.curves import Curves
@@ -121,6 +122,7 @@ class Trainer:
         self.guard = Guard(self.folder.path, self.recipe.max_skipped)
         self.logged: dict[str, str] = {}  # terms by the name they have in the metrics
         self.tokens = 0
+        self.place = "start"
 
     def run(self, resume: bool, on_step: StepHook | None) -> RunFolder:
         """All steps that are left, then the final model."""
@@ -175,10 +177,13 @@ class Trainer:
         A step whose loss or gradient is not finite changes nothing and is counted.
         """
         start = time.perf_counter()
+        self.place = f"step {step + 1}"
+        at(f"{self.place}, making the batch")
         torch.manual_seed(self.job.recipe.seed * 1_000_003 + step)
         batch = self.job.train.step(step, self.recipe.batch)
         batch = self.job.objective.prepare(batch, step)
         losses = self._gradients(batch)
+        at(f"{self.place}, clipping and stepping")
         norm = self.ranks.clip(self.recipe.clip)
         rate = learning_rate(self.recipe, step)
         finite = math.isfinite(norm) and math.isfinite(losses["loss"])
@@ -217,6 +222,7 @@ class Trainer:
         """Backward through every micro-batch, each term divided by its count over the step."""
         tally = Tally(self.job.objective.counts(batch))
         self._run(batch, tally, backward=True)
+        at(f"{self.place}, adding up gradients")
         self.ranks.gradients()
         loss, means = tally.totals(self.ranks)
         self.logged = self.logged or self.ranks.from_last_stage(tally.logged)
@@ -226,6 +232,7 @@ class Trainer:
         """The objective on this rank's share of a batch."""
 
         def loss(model: CausalLM, micro: Batch) -> Tensor:
+            at(f"{self.place}, {'forward and backward' if backward else 'evaluation'}")
             with autocast(self.recipe, self.device):
                 return tally.add(self.job.objective.terms(model, micro))
 
@@ -296,6 +303,7 @@ class Trainer:
             if isinstance(self.job.train, Mixed):
                 save_position(folder, position)
 
+        at(f"step {done}, checkpoint")
         self.saver.save(done, self.optimizer, self.average, extras, last)
 
     def _finish(self) -> None:
