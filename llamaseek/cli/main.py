@@ -10,6 +10,7 @@ import typer
 
 from llamaseek import __version__
 from llamaseek.cli import herd, tokenizer
+from llamaseek.cli.average import average
 from llamaseek.cli.chat import chat
 from llamaseek.cli.convert import convert
 from llamaseek.cli.download import download
@@ -35,7 +36,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 VERBS = (quickstart, tokenize, pretrain, sft, reward, dpo, grpo, ppo, generate, chat, report)
-for verb in (*VERBS, serve, inspect, convert, download, plan, guard):
+for verb in (*VERBS, serve, inspect, average, convert, download, plan, guard):
     app.command()(verb)
 app.add_typer(herd.app, name="herd")
 app.add_typer(tokenizer.app, name="tokenizer")

@@ -175,10 +175,10 @@ def _combinations(recipe: Recipe, plan: ParallelRecipe) -> Iterator[str]:
         )
     if recipe.distill is not None and splits:
         yield f"parallel.{splits[0]}: above 1 is not for distillation; allowed: data alone"
-    if recipe.lora is not None and inside:
+    if recipe.lora is not None and splits:
         yield (
-            f"parallel.{inside[0]}: above 1 is not for adapters, which are added to whole "
-            "matrices; allowed: data, shard, expert"
+            f"parallel.{splits[0]}: above 1 is not for adapters, which are added to whole "
+            "matrices; allowed: data alone"
         )
     if recipe.train.neftune and inside:
         yield (

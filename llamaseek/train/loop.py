@@ -16,7 +16,9 @@ from torch import Tensor
 
 from llamaseek.data.bad_rows import BadRows
 from llamaseek.data.batch import Batch
+from llamaseek.files import write_jsonl
 from llamaseek.models import CausalLM
+from llamaseek.models.lora import LoRALinear
 from llamaseek.parallel.ranks import Ranks
 from llamaseek.parallel.watch import at
 from llamaseek.recipe import Recipe, save_recipe
@@ -33,11 +35,12 @@ from llamaseek.train.machine import (
     pick_dtype,
     training_flops_per_token,
 )
+from llamaseek.train.neftune import add_noise
 from llamaseek.train.objectives import Objective
 from llamaseek.train.optimizer import WeightAverage, make_optimizer, update_routing_bias
 from llamaseek.train.progress import Progress
 from llamaseek.train.run_folder import RunFolder
-from llamaseek.train.saver import Saver
+from llamaseek.train.saver import Adapted, Exported, Saver
 from llamaseek.train.schedule import learning_rate
 from llamaseek.train.source import Mixed, Sampled, Source
 from llamaseek.train.state import (
@@ -73,6 +76,9 @@ class Job:
     # Figures of the model itself at each evaluation, as `val_NAME`.
     examine: Callable[[CausalLM], dict[str, float]] | None = None
     bad_rows: BadRows = field(default_factory=BadRows)  # what was left out of the data
+    # Figures of what was sampled before the run, for its first line; rows for `samples.jsonl`.
+    sampled: dict[str, float] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def tested(self) -> bool:
@@ -103,7 +109,9 @@ class Trainer:
         model = widened(job.model, dtype).to(self.device).train()
         model.checkpoint_activations = self.recipe.checkpoint_activations
         self.flops = training_flops_per_token(model, job.train.length)
-        whole = outline(model)
+        if self.recipe.neftune:
+            add_noise(model, self.recipe.neftune)
+        form = saved_form(model, job)
         self.ranks = Ranks(model, job.recipe.parallel, self.device, dtype)
         if self.recipe.compile:
             compile_layers(self.ranks)
@@ -114,8 +122,7 @@ class Trainer:
         self.saver = Saver(
             self.folder,
             self.ranks,
-            whole,
-            job.tokenizer,
+            form,
             self.recipe.keep,
             self.recipe.save_in_background,
         )
@@ -133,6 +140,8 @@ class Trainer:
         self.curves = Curves(self.folder.path / "tensorboard", done) if main else None
         progress.say(self.job.bad_rows.told())
         with progress, closing(self), stop_signals() as asked:
+            if done == 0 and self.job.examine is not None:  # where the run begins
+                self._test(0, progress)
             for step in range(done, self.recipe.steps):
                 self._after(step, self.step(step), progress)
                 if on_step is not None:
@@ -157,6 +166,8 @@ class Trainer:
         if self.ranks.main and not steps:
             self.folder.clear()
             save_recipe(self.job.recipe, self.folder.path / "recipe.yaml")
+            if self.job.samples:
+                write_jsonl(self.folder.path / "samples.jsonl", self.job.samples)
         self.ranks.barrier()
         return done
 
@@ -206,6 +217,7 @@ class Trainer:
             **self._expert_metrics(step, loads),
             **(self.job.train.metrics() if isinstance(self.job.train, Sampled) else {}),
             **({"rows_skipped": self.job.bad_rows.skipped} if step == 0 else {}),
+            **(self.job.sampled if step == 0 else {}),
         }
 
     def _update(self, rate: float, loads: dict[int, Tensor]) -> None:
@@ -213,7 +225,7 @@ class Trainer:
             group["lr"] = rate
         self.optimizer.step()
         self.ranks.after_step()
-        for part in self.ranks.parts:
+        for part in self.ranks.parts if not self.saver.adapted else []:
             update_routing_bias(part, loads, self.recipe.bias_update)
         if self.average is not None:
             self.average.update()
@@ -256,11 +268,14 @@ class Trainer:
         progress.update(line)
         done, last = step + 1, step + 1 == self.recipe.steps
         if self.job.tested and (done % self.recipe.eval_every == 0 or last):
-            scores = self._evaluate()
-            self._log({"step": done, **scores, **self._shares()})
-            progress.evaluated(scores)
+            self._test(done, progress)
         if done % self.recipe.save_every == 0 and not last:
             self._save(done)
+
+    def _test(self, done: int, progress: Progress) -> None:
+        scores = self._evaluate()
+        self._log({"step": done, **scores, **self._shares()})
+        progress.evaluated(done, scores)
 
     def _shares(self) -> dict[str, float]:
         """What share of the tokens so far each source of a mix gave, and was asked for."""
@@ -308,7 +323,15 @@ class Trainer:
 
     def _finish(self) -> None:
         self._save(self.recipe.steps, last=True)
-        self.saver.finish(self.recipe.steps, self.average is not None)
+        with self.averaged():
+            self.saver.finish(self.recipe.steps, self.average is not None)
+
+
+def saved_form(model: CausalLM, job: Job) -> Exported | Adapted:
+    """How the folders of a run are written; before the model is taken apart."""
+    if any(isinstance(module, LoRALinear) for module in model.modules()):
+        return Adapted(model, job.tokenizer, job.recipe.model.init_from or "")
+    return Exported(outline(model), job.tokenizer)
 
 
 def widened(model: CausalLM, dtype: torch.dtype) -> CausalLM:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,14 +16,51 @@ from torch.distributed.tensor import DTensor
 
 from llamaseek.errors import UserError
 from llamaseek.models import CausalLM
+from llamaseek.models.adapter import save_adapter
 from llamaseek.parallel.ranks import Ranks
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.export import export
 from llamaseek.train.optimizer import WeightAverage
 from llamaseek.train.run_folder import RunFolder
-from llamaseek.train.state import save_state, save_words, state_tensors
+from llamaseek.train.state import save_folder, save_state, save_words, state_tensors
 
 Extras = Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model whose folders are written from `state/weights`, whoever holds what of it."""
+
+    outline: CausalLM
+    tokenizer: Tokenizer
+
+    def write(self, weights: Path, folder: Path, averaged: bool) -> None:
+        """A Hugging Face folder."""
+        export(weights, self.outline, folder, averaged)
+        save_words(folder, self.tokenizer)
+
+    def finish(self, weights: Path, folder: RunFolder, averaged: bool) -> None:
+        """The final model."""
+        folder.save(folder.final, lambda f: self.write(weights, f, averaged))
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A model with adapters, whole on every rank; its folders are PEFT's, on `base`."""
+
+    model: CausalLM
+    tokenizer: Tokenizer
+    base: str
+
+    def write(self, weights: Path, folder: Path, averaged: bool) -> None:
+        """The adapters as they are now."""
+        save_adapter(self.model, folder, self.base)
+        self.tokenizer.save(folder)
+
+    def finish(self, weights: Path, folder: RunFolder, averaged: bool) -> None:
+        """The final adapters, and the model with them folded in."""
+        folder.save(folder.adapter, lambda f: save_adapter(self.model, f, self.base))
+        folder.save(folder.final, lambda f: save_folder(f, self.model, self.tokenizer))
 
 
 class Saver:
@@ -32,18 +70,17 @@ class Saver:
         self,
         folder: RunFolder,
         ranks: Ranks,
-        outline: CausalLM,
-        tokenizer: Tokenizer,
+        form: Exported | Adapted,
         keep: int,
         background: bool,
     ) -> None:
-        self.folder, self.ranks, self.outline = folder, ranks, outline
-        self.tokenizer, self.keep = tokenizer, keep
+        self.folder, self.ranks, self.form, self.keep = folder, ranks, form, keep
+        self.adapted = isinstance(form, Adapted)
         self.failed = 0  # checkpoints that could not be written
         self.seconds = 0.0  # the latest one took
         self.error: str | None = None  # why it failed
         self.pending: Future[None] | None = None
-        self.thread = ThreadPoolExecutor(1) if background else None
+        self.thread = ThreadPoolExecutor(1) if background and not self.adapted else None
         # Planning in the background must not mix with the loop's own collectives.
         self.group = dist.new_group(backend="gloo") if ranks.mesh is not None else None
 
@@ -81,7 +118,7 @@ class Saver:
         if self.ranks.main:
             weights = self.folder.checkpoint(done) / "state" / "weights"
             try:
-                self.folder.save(self.folder.final, lambda f: self._model(weights, f, averaged))
+                self.form.finish(weights, self.folder, averaged)
             except UserError as failed:
                 error = str(failed)
         self.ranks.agree(error, self.group)
@@ -110,7 +147,7 @@ class Saver:
             save_state(folder, tensors, done, steps, self.group)
             if self.ranks.main:
                 extras(folder)
-                self._model(folder / "state" / "weights", folder, averaged=False)
+                self.form.write(folder / "state" / "weights", folder, averaged=False)
 
         try:
             if self.ranks.main:
@@ -131,10 +168,6 @@ class Saver:
         except UserError as failed:
             return str(failed)
         return None
-
-    def _model(self, weights: Path, folder: Path, averaged: bool) -> None:
-        export(weights, self.outline, folder, averaged)
-        save_words(folder, self.tokenizer)
 
 
 def at_hand(tensor: Tensor) -> Tensor:

@@ -48,10 +48,15 @@ def save_words(folder: Path, tokenizer: Tokenizer) -> None:
 def state_tensors(
     ranks: Ranks, optimizer: torch.optim.AdamW, average: WeightAverage | None
 ) -> dict[str, Tensor]:
-    """This rank's numbers of weights, buffers, moments and averages, by kind and name."""
+    """This rank's numbers of weights, buffers, moments and averages, by kind and name.
+
+    What adapters are added to is not trained; it comes from its own folder again.
+    """
     weights = {weight.name: weight for weight in ranks.weights}
-    found = {MODEL + name: weight.like(weight.own.detach()) for name, weight in weights.items()}
-    found |= {MODEL + name: tensor for name, tensor in buffers(ranks)}
+    trained = {name: w for name, w in weights.items() if w.own.requires_grad}
+    found = {MODEL + name: weight.like(weight.own.detach()) for name, weight in trained.items()}
+    if len(trained) == len(weights):
+        found |= {MODEL + name: tensor for name, tensor in buffers(ranks)}
     for full, tensor in optimizer_tensors(ranks.own, optimizer).items():
         found[OPTIMIZER + full] = weights[full.split(".", 1)[1]].like(tensor)
     if average is not None:
