@@ -37,5 +37,5 @@ class ParallelRecipe(Section):
 
     @property
     def stages(self) -> int:
-        """Parts the layers are cut into: one a pipeline rank, two where the schedule interleaves."""
+        """Parts the layers are cut into: one a pipeline rank, two where they interleave."""
         return self.pipeline * (1 if self.pipeline == 1 or self.schedule == "1f1b" else 2)

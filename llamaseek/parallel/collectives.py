@@ -96,15 +96,16 @@ def exchange(x: Tensor, sent: list[int], received: list[int], group: Group) -> T
 
 def all_gather(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
     """Slices of all ranks beside each other along `dim`."""
-    slices = x.new_empty(group.size(), *x.shape)
+    slices = x.new_empty(group.size() * x.shape[0], *x.shape[1:])
     dist.all_gather_into_tensor(slices, x.contiguous(), group=group)
-    return torch.cat(slices.unbind(), dim)
+    return slices if dim == 0 else torch.cat(slices.chunk(group.size()), dim)
 
 
 def reduce_scatter(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
     """The own slice along `dim` of the sum."""
-    slices = torch.stack(x.chunk(group.size(), dim))
-    own = torch.empty_like(slices[0])
+    parts = x.chunk(group.size(), dim)
+    slices = x.contiguous() if dim == 0 else torch.cat(parts)
+    own = slices.new_empty(parts[0].shape)
     dist.reduce_scatter_tensor(own, slices, group=group)
     return own
 

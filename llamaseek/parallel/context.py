@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from llamaseek.models import CausalLM
+from llamaseek.models.attention import GroupedQueryAttention, LatentAttention
 from llamaseek.models.rope import Rotary
 from llamaseek.parallel.collectives import Group, gather, gather_whole
 
@@ -72,10 +73,10 @@ def split_rows(model: CausalLM, slices: Slices) -> None:
         return sliced_mask(positions, causal, slices)
 
     model.mask = mask  # type: ignore[method-assign]
-    for layer in model.model.layers:
-        if hasattr(layer, "self_attn"):
-            layer.self_attn.whole_row = slices.whole
-            layer.self_attn.causal = False  # the mask says it
+    for module in model.modules():
+        if isinstance(module, (GroupedQueryAttention, LatentAttention)):
+            module.whole_row = slices.whole
+            module.causal = False  # the mask says it
 
 
 def sliced_mask(positions: Tensor, causal: bool, slices: Slices) -> Tensor:

@@ -41,8 +41,8 @@ class SplitExperts(Experts):
             x, gates = gather(x, 0, self.tensor), gather(gates, 0, self.tensor)
             chosen = all_gather(chosen, 0, self.tensor)
             load = count_choices(chosen, load.shape[0])
-        weights = local(self.gate_up_proj).flatten(1, 2).to(x.dtype)
-        weights = (weights, local(self.down_proj).to(x.dtype))
+        gate_up = local(self.gate_up_proj).flatten(1, 2).to(x.dtype)
+        weights = (gate_up, local(self.down_proj).to(x.dtype))
         if self.expert is None:
             out = run_experts(x, chosen, gates, load, *weights)
         else:

@@ -27,6 +27,7 @@ class Mesh:
         self.sizes = {dim: getattr(layout, dim) for dim in DIMS}
         self.root = init_device_mesh(device, tuple(self.sizes.values()), mesh_dim_names=DIMS)
         self.tensor, self.context = self._group("tensor"), self._group("context")
+        self.data = self._group("data")
         self.pipeline, self.shard = self._group("pipeline"), self._group("shard")
         self.slices = self._group("context", "tensor")  # ranks that hold parts of the same rows
         # Ranks whose gradients of the same numbers are added up after a step's backward passes.

@@ -7,7 +7,7 @@ sees a model as it always does. B rows of a micro-batch, T tokens a rank holds, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -71,15 +71,15 @@ class Stage(nn.Module):
         self.model = model
         self.index = index
         self.first, self.last = index == 0, index == stages - 1
-        self.batch: Batch | None = None
+        self.micro_batches: Iterator[Batch] = iter(())
         self.loss: LossOf | None = None
 
-    def forward(self, *received: Tensor, rows: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Rows of the batch at hand; received: hidden (B, T, D) and, with experts, their balance
-        loss so far (B), but for the first stage. Gives the same for the next, or the loss.
+    def forward(self, *received: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """The next micro-batch (every schedule takes them in order). Received: hidden (B, T, D)
+        and, with experts, their balance loss so far (B), but for the first stage, whose rows'
+        numbers are not needed. Gives the same for the next, or the loss (1).
         """
-        assert self.batch is not None and self.loss is not None
-        micro = self.batch.select(rows)
+        micro = next(self.micro_batches)
         balance = received[1] if len(received) > 1 and not self.first else None
         handle = self.model.register_forward_hook(add_balance(balance))
         if not self.first:
@@ -94,7 +94,7 @@ class Stage(nn.Module):
     def _run(self, micro: Batch) -> Tensor | tuple[Tensor, ...]:
         assert self.loss is not None
         if self.last:
-            return self.loss(self.model, micro)
+            return self.loss(self.model, micro)[None]
         hidden = self.model(micro.tokens, micro.positions)
         if not routes(self.model):
             return hidden
@@ -167,7 +167,7 @@ class Pipeline:
     ) -> None:
         """Forward, and with `backward` backward, of every micro-batch of `rows` rows."""
         for stage in self.stages:
-            stage.batch, stage.loss = batch, loss
+            stage.micro_batches, stage.loss = batch.split(rows), loss
         count, time = batch.tokens.shape
         key = (count // rows, rows, time, int(backward))
         if key not in self.schedules:
@@ -177,13 +177,13 @@ class Pipeline:
         first = (places,) if self.stages[0].first else ()
         target = places if self.stages[-1].last else None
         run = schedule.step if backward else schedule.eval
-        run(*first, rows=places, target=target)
+        run(*first, target=target)
 
     def _schedule(self, micro_batches: int, rows: int, time: int, dtype: torch.dtype) -> Any:
         stages = [self._stage(stage, rows, time, dtype) for stage in self.stages]
         kind = SCHEDULES[self.plan.schedule]
         given = stages[0] if kind is Schedule1F1B else stages
-        return kind(given, micro_batches, loss_fn=lambda loss, target: loss, scale_grads=False)
+        return kind(given, micro_batches, loss_fn=lambda loss, target: loss[0], scale_grads=False)
 
     def _stage(self, stage: Stage, rows: int, time: int, dtype: torch.dtype) -> PipelineStage:
         """Shapes are known, so that nothing is run to find them."""
@@ -195,7 +195,7 @@ class Pipeline:
             index = torch.empty(rows, dtype=torch.int64)
         between = (hidden, balance) if routes(stage.model) else (hidden,)
         wide = torch.promote_types(dtype, torch.float32)
-        loss = torch.empty((), dtype=wide, device="meta", requires_grad=True)
+        loss = torch.empty(1, dtype=wide, device="meta", requires_grad=True)
         return PipelineStage(
             stage,
             stage.index,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn import functional as F
 
+from llamaseek.errors import UserError
 from llamaseek.models.attention import GroupedQueryAttention, LatentAttention
 from llamaseek.models.layers import GatedMLP
 from llamaseek.parallel.collectives import Group, gather, scatter
@@ -43,6 +44,9 @@ def split(parameter: nn.Parameter, mesh: Mesh, dim: int) -> nn.Parameter:
     """The parameter as a DTensor of which each tensor rank keeps its share along `dim`."""
     if mesh.tensor is None:
         return parameter
+    if parameter.shape[dim] % mesh.tensor.size():
+        size = parameter.shape[dim]
+        raise UserError(f"parallel.tensor: {mesh.tensor.size()} does not divide a width of {size}")
     # Every rank holds the same weights already, so nothing is sent.
     shared = distribute_tensor(
         parameter.data, mesh.root["tensor"], [Shard(dim)], src_data_rank=None

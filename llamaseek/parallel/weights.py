@@ -77,7 +77,9 @@ def _weight(part: CausalLM, name: str, parameter: nn.Parameter, mesh: Mesh, spre
         name = "model.embed_tokens.weight"
     own, splits, over_tensor = parameter, 1, False
     if isinstance(parameter, DTensor):
-        own = nn.Parameter(parameter.detach().to_local(), parameter.requires_grad)
+        mine = parameter.detach()
+        assert isinstance(mine, DTensor)
+        own = nn.Parameter(mine.to_local(), parameter.requires_grad)
         names, grid = parameter.device_mesh.mesh_dim_names or (), parameter.device_mesh
         dims = [i for i, kind in enumerate(parameter.placements) if not kind.is_replicate()]
         splits = prod(grid.size(i) for i in dims)
@@ -154,6 +156,6 @@ def squared_norm(weights: list[Weight], device: torch.device) -> Tensor:
     kept = [w for w in weights if w.own.grad is not None and not w.second]
     if not kept:
         return torch.zeros((), device=device)
-    norms = torch._foreach_norm([w.own.grad for w in kept])
+    norms = torch._foreach_norm([w.own.grad for w in kept if w.own.grad is not None])
     shares = torch.tensor([1 / w.copies for w in kept], dtype=norms[0].dtype)
     return (torch.stack(norms).square() * shares.to(norms[0].device)).sum().to(device)
