@@ -76,28 +76,31 @@ class Part:
 
 @dataclass
 class Report:
-    """One rank. Bytes of its state at rest and of the fullest moment, and its parts' work."""
+    """One rank. Bytes of its state at rest, of what a step adds, and its parts' work."""
 
     rank: int
+    place: int  # along the pipeline
     parameters: int
     weights: int
     gradients: int
     optimizer: int
-    peak_beyond: int  # activations and working memory at the fullest moment of one micro-batch
+    gathered: int  # weights whole in bf16, and their gradients before they are scattered
     in_flight: int  # forwards of parts that wait for their backward at once
+    fullest: int = 0  # beyond the state, of a single micro-batch
     parts: list[Part] = field(default_factory=list)
     groups: dict[str, str] = field(default_factory=dict)  # process group → the mesh's name
 
     @property
     def activations(self) -> int:
-        """Of what is in flight beyond the first micro-batch, and the fullest moment of that."""
+        """The fullest moment of one micro-batch, and the forwards that wait beside it."""
         each = max(part.kept for part in self.parts)
-        return self.peak_beyond + each * (self.in_flight - 1)
+        return self.fullest + each * (self.in_flight - 1)
 
     @property
     def total(self) -> int:
         """The fullest moment of a step."""
-        return self.weights + self.gradients + self.optimizer + self.activations
+        state = self.weights + self.gradients + self.optimizer
+        return state + self.gathered + self.activations
 
 
 def places(layout: Layout) -> list[int]:
@@ -174,26 +177,40 @@ def run(setting: Setting, rank: int, mesh: Mesh, parallel: Parallel) -> Report:
     tracker.track_external(*holders)
     with tracker:
         for holder in holders:
-            report.parts.append(run_part(setting, holder, tracker))
-    peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
-    report.peak_beyond = max(int(peak) - report.weights, 0)
+            report.parts.append(run_part(setting, holder, mesh, tracker))
+    peak = int(tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"])
+    whole = max(whole_weights(part, mesh) for part in parallel.parts)
+    report.fullest = max(peak - report.weights - whole, 0)
     return report
+
+
+def whole_weights(part: CausalLM, mesh: Mesh) -> int:
+    """Bytes in bf16 of a part's weights once they are gathered from the shard ranks."""
+    ranks = mesh.sizes["shard"]
+    if ranks == 1:
+        return 0
+    split = (p for p in part.parameters() if isinstance(p, DTensor))
+    names = ((p, p.device_mesh.mesh_dim_names or ()) for p in split)
+    return sum(2 * ranks * local(p).numel() for p, dims in names if "shard" in dims)
 
 
 def at_rest(setting: Setting, rank: int, mesh: Mesh, parts: list[CausalLM]) -> Report:
     """Weights, gradients and AdamW's two moments in float32; moments shared out where asked."""
-    own = [local(p) for part in parts for p in part.parameters()]
-    numbers = sum(p.numel() for p in own)
     plan = setting.plan
-    moments = 8 * numbers // (plan.data if plan.zero else 1)
+    numbers = sum(local(p).numel() for part in parts for p in part.parameters())
+    whole = sum(whole_weights(part, mesh) for part in parts)
+    # Micro-batches of a pipeline add up whole gradients in float32 before they are scattered.
+    added = 2 * whole if plan.pipeline > 1 and setting.micro_batches > 1 else 0
+    place = mesh.rank("pipeline")
     return Report(
         rank=rank,
+        place=place,
         parameters=numbers,
         weights=4 * numbers,
         gradients=4 * numbers,
-        optimizer=moments,
-        peak_beyond=0,
-        in_flight=in_flight(setting, mesh.rank("pipeline")),
+        optimizer=8 * numbers // (plan.data if plan.zero else 1),
+        gathered=whole + added,
+        in_flight=in_flight(setting, place),
         groups=group_names(mesh),
     )
 
@@ -224,7 +241,7 @@ def in_flight(setting: Setting, place: int) -> int:
     return min((each - 1) * plan.pipeline + 2 * (plan.pipeline - 1 - place) + 1, most)
 
 
-def run_part(setting: Setting, holder: Stage | CausalLM, tracker: MemTracker) -> Part:
+def run_part(setting: Setting, holder: Stage | CausalLM, mesh: Mesh, tracker: MemTracker) -> Part:
     """Forward and backward of one micro-batch through a stage, or through the whole model."""
     part = holder.model if isinstance(holder, Stage) else holder
     assert isinstance(part, CausalLM)
@@ -234,7 +251,7 @@ def run_part(setting: Setting, holder: Stage | CausalLM, tracker: MemTracker) ->
     with torch.autocast("cpu", torch.bfloat16):
         with counted() as forward:
             outs = outcome(setting, holder)
-        kept = max(live(tracker) - before, 0)
+        kept = max(live(tracker) - before - whole_weights(part, mesh), 0)
         with counted() as backward:
             torch.autograd.backward(outs, [torch.ones_like(out) for out in outs])
     return Part(layers, forward, backward, kept)

@@ -6,7 +6,7 @@ Works on fake tensors, so that a rank of any cluster can be counted on any machi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +21,16 @@ from torch.utils.flop_counter import flop_registry
 
 aten, c10d = torch.ops.aten, torch.ops.c10d
 GATHERS = {c10d._allgather_base_.default, c10d._reduce_scatter_base_.default}
+# The counter of torch does not know the CPU's fused attention; the products are the same.
+FLOPS: dict[Any, Callable[..., float]] = {
+    **flop_registry,
+    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *rest, **kw: _attention(
+        q.shape, k.shape, v.shape
+    ),
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda out, q, k, v, *rest, **kw: 2.5 * _attention(q.shape, k.shape, v.shape)
+    ),
+}
 COLLECTIVES = GATHERS | {c10d.allreduce_.default, c10d.alltoall_base_.default}
 
 
@@ -62,8 +72,8 @@ class Counting(TorchDispatchMode):
         out = func(*args, **kwargs)
         if func in COLLECTIVES:
             self._collective(func, args)
-        elif func._overloadpacket in flop_registry:
-            flops = float(flop_registry[func._overloadpacket](*args, **kwargs, out_val=out))
+        elif func._overloadpacket in FLOPS:
+            flops = float(FLOPS[func._overloadpacket](*args, **kwargs, out_val=out))
             if "attention" in func._overloadpacket.__name__:
                 self.work.attention_flops += flops
             else:
@@ -84,6 +94,11 @@ class Counting(TorchDispatchMode):
             size = bytes_of([args[1]])
         self.work.sent[group.group_name] += int(size * others)
         self.work.calls[group.group_name] += 1
+
+
+def _attention(q: torch.Size, k: torch.Size, v: torch.Size) -> float:
+    """Both products of q (B, H, T, W), k (B, K, S, W) and v (B, K, S, V), all keys."""
+    return 2.0 * q[0] * q[1] * q[2] * k[2] * (q[3] + v[3])
 
 
 def bytes_of(found: list[Tensor]) -> int:
