@@ -24,6 +24,7 @@ from llamaseek.cli.serve import serve
 from llamaseek.cli.study import study
 from llamaseek.cli.tokenize import tokenize
 from llamaseek.cli.train import dpo, grpo, ppo, pretrain, reward, sft
+from llamaseek.cli.train_plan import train_plan
 from llamaseek.errors import UserError
 from llamaseek.parallel.check import is_first_rank
 
@@ -37,7 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 VERBS = (quickstart, tokenize, pretrain, sft, reward, dpo, grpo, ppo, generate, chat, report)
-for verb in (*VERBS, study, serve, inspect, average, convert, download, plan, guard):
+for verb in (*VERBS, study, serve, inspect, average, convert, download, plan, train_plan, guard):
     app.command()(verb)
 app.add_typer(herd.app, name="herd")
 app.add_typer(tokenizer.app, name="tokenizer")

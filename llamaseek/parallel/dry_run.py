@@ -31,8 +31,10 @@ from llamaseek.parallel.collectives import exchange
 from llamaseek.parallel.expert import SplitExperts
 from llamaseek.parallel.mesh import Mesh
 from llamaseek.parallel.pipeline import Stage, routes
+from llamaseek.parallel.ranks import layout_of
 from llamaseek.parallel.trace import Work, counted
-from llamaseek.plan.layout import Layout
+from llamaseek.plan.layout import Layout, stage_layers
+from llamaseek.recipe import Recomputed
 from llamaseek.recipe_parallel import ParallelRecipe
 from llamaseek.train.loss import _CrossEntropySum, softmax_and_gradient
 
@@ -47,21 +49,13 @@ class Setting:
     length: int
     rows: int
     micro_batches: int
-    checkpoint: bool = False
+    checkpoint: Recomputed = "none"
     depth: int = 0  # multi-token modules trained
 
     @property
     def layout(self) -> Layout:
         """The degrees alone."""
-        plan = self.plan
-        return Layout(
-            data=plan.data,
-            shard=plan.shard,
-            tensor=plan.tensor,
-            pipeline=plan.pipeline,
-            context=plan.context,
-            expert=plan.expert,
-        )
+        return layout_of(self.plan)
 
 
 @dataclass
@@ -72,6 +66,16 @@ class Part:
     forward: Work
     backward: Work
     kept: int  # bytes of activations between forward and backward
+
+
+@dataclass(frozen=True)
+class Held:
+    """A tensor of one layer: numbers in all, numbers on this rank, the dimensions that split it."""
+
+    name: str
+    whole: int
+    held: int
+    dims: tuple[str, ...]
 
 
 @dataclass
@@ -89,6 +93,7 @@ class Report:
     fullest: int = 0  # beyond the state, of a single micro-batch
     parts: list[Part] = field(default_factory=list)
     groups: dict[str, str] = field(default_factory=dict)  # process group → the mesh's name
+    tensors: list[Held] = field(default_factory=list)  # of the rank's first layer
 
     @property
     def activations(self) -> int:
@@ -103,10 +108,24 @@ class Report:
         return state + self.gathered + self.activations
 
 
-def places(layout: Layout) -> list[int]:
-    """A rank of each pipeline place: its first."""
+def kinds(setting: Setting) -> list[int]:
+    """A rank of every kind: the first one of each pipeline place that differs from those before
+    it in how many layers it holds, of which sort, and whether it holds embedding or head.
+    """
+    layout, stages = setting.layout, setting.plan.stages
+    config = setting.config
+    dense = getattr(config, "first_k_dense_replace", 0)
+    total = config.num_hidden_layers + getattr(config, "num_nextn_predict_layers", 0)
     each = layout.gpus // layout.pipeline
-    return [place * each for place in range(layout.pipeline)]
+    found: dict[tuple[object, ...], int] = {}
+    for place in range(layout.pipeline):
+        held = []
+        for stage in range(place, stages, layout.pipeline):
+            layers = stage_layers(total, stages, stage)
+            mixtures = sum(layer >= dense for layer in layers)
+            held.append((len(layers), mixtures, stage == 0, stage == stages - 1))
+        found.setdefault(tuple(held), place * each)
+    return list(found.values())
 
 
 def dry_run(setting: Setting, rank: int) -> Report:
@@ -173,13 +192,13 @@ def run(setting: Setting, rank: int, mesh: Mesh, parallel: Parallel) -> Report:
     for holder in holders:
         holder.to_empty(device="cpu")
     report = at_rest(setting, rank, mesh, parallel.parts)
+    whole = max(whole_weights(part, mesh) for part in parallel.parts)
     tracker = MemTracker()
     tracker.track_external(*holders)
     with tracker:
         for holder in holders:
             report.parts.append(run_part(setting, holder, mesh, tracker))
     peak = int(tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"])
-    whole = max(whole_weights(part, mesh) for part in parallel.parts)
     report.fullest = max(peak - report.weights - whole, 0)
     return report
 
@@ -212,7 +231,27 @@ def at_rest(setting: Setting, rank: int, mesh: Mesh, parts: list[CausalLM]) -> R
         gathered=whole + added,
         in_flight=in_flight(setting, place),
         groups=group_names(mesh),
+        tensors=first_layer(parts[0]),
     )
+
+
+def first_layer(part: CausalLM) -> list[Held]:
+    """The tensors of the first layer that a part holds."""
+    for layer in part.model.layers:
+        found = [held(name, parameter) for name, parameter in layer.named_parameters()]
+        if found:
+            return found
+    return []
+
+
+def held(name: str, parameter: nn.Parameter) -> Held:
+    """How a tensor is split; what is spread over expert ranks stands as its own part."""
+    if not isinstance(parameter, DTensor):
+        return Held(name, parameter.numel(), parameter.numel(), ())
+    names = parameter.device_mesh.mesh_dim_names or ()
+    split = zip(names, parameter.placements, strict=True)
+    dims = tuple(str(dim) for dim, kind in split if not kind.is_replicate())
+    return Held(name, parameter.numel(), local(parameter).numel(), dims)
 
 
 def local(parameter: nn.Parameter) -> Tensor:
@@ -223,9 +262,9 @@ def local(parameter: nn.Parameter) -> Tensor:
 def group_names(mesh: Mesh) -> dict[str, str]:
     """What each process group is for."""
     wide = [dim for dim, size in mesh.sizes.items() if size > 1]
-    named = {mesh.root.get_group(dim).group_name: dim for dim in wide}
+    named: dict[str, str] = {str(mesh.root.get_group(dim).group_name): dim for dim in wide}
     if mesh.expert is not None:
-        named[mesh.expert.group_name] = "expert"
+        named[str(mesh.expert.group_name)] = "expert"
     return named
 
 
@@ -247,11 +286,11 @@ def run_part(setting: Setting, holder: Stage | CausalLM, mesh: Mesh, tracker: Me
     assert isinstance(part, CausalLM)
     held = enumerate(part.model.layers)
     layers = [number for number, layer in held if any(True for _ in layer.parameters())]
-    before = live(tracker)
+    before, whole = live(tracker), whole_weights(part, mesh)
     with torch.autocast("cpu", torch.bfloat16):
         with counted() as forward:
             outs = outcome(setting, holder)
-        kept = max(live(tracker) - before - whole_weights(part, mesh), 0)
+        kept = max(live(tracker) - before - whole, 0)
         with counted() as backward:
             torch.autograd.backward(outs, [torch.ones_like(out) for out in outs])
     return Part(layers, forward, backward, kept)
@@ -262,9 +301,9 @@ def outcome(setting: Setting, holder: Stage | CausalLM) -> list[Tensor]:
     batch = rows_of(setting)
     if not isinstance(holder, Stage):
         return [loss(setting, holder, batch)]
-    holder.batch, holder.loss = batch, lambda part, micro: loss(setting, part, micro)
-    received = [] if holder.first else hidden_rows(setting, routes(holder.model))
-    out = holder(*received, rows=torch.arange(setting.rows))
+    holder.micro_batches, holder.loss = iter([batch]), lambda m, micro: loss(setting, m, micro)
+    received = hidden_rows(setting, routes(holder.model))
+    out = holder(torch.arange(setting.rows)) if holder.first else holder(*received)
     return [out] if isinstance(out, Tensor) else list(out)
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 
-from llamaseek.data.batch import Batch, Rows
+from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.data.mix.encode import Encoder
 from llamaseek.data.pack import pack_text
 from llamaseek.files import write_text
@@ -19,9 +20,9 @@ from llamaseek.recipe import Recipe, load_recipe
 from llamaseek.recipe_files import find_recipe
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.build import build_job
-from llamaseek.train.evaluate import evaluate
 from llamaseek.train.loop import Job, train
-from llamaseek.train.objectives.next_token import NextToken
+from llamaseek.train.loss import next_token_loss
+from llamaseek.train.machine import autocast, pick_device
 
 SMOKE = ("train.steps=2", "train.batch=4", "train.warmup=1")
 SMOKE_CORPUS = ("data.mix_bytes=150000", "tokenizer.vocab_size=400")
@@ -74,12 +75,17 @@ def trained(recipe: Recipe, prepare: Prepare | None = None) -> Path:
     return model
 
 
+@torch.no_grad()
 def held_out_loss(folder: Path, rows: Batch, recipe: Recipe) -> float:
     """Mean next-token loss of a trained model on packed rows, in nats a token."""
-    model = load_model(folder)
-    tokenizer = Tokenizer.load(folder)
-    job = Job(recipe, model, tokenizer, NextToken(0.0), Rows(rows, 0), rows)
-    return evaluate(job, model, recipe.train, next(model.parameters()).device)["val_loss"]
+    device = pick_device(recipe.train.device)
+    model, total = load_model(folder).to(device).eval(), 0.0
+    for part in rows.split(recipe.train.batch):
+        part = part.to(device)
+        with autocast(recipe.train, device):
+            hidden = model(part.tokens, part.positions)
+            total += float(next_token_loss(model.lm_head, hidden, part.targets))
+    return total / int((rows.targets != IGNORE).sum())
 
 
 def write_documents(path: Path, texts: Iterable[str]) -> Path:

@@ -1,0 +1,148 @@
+"""A dry run counts what a run does: bytes, products, sends, and a picture of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from llamaseek.herd import config_from_sizes
+from llamaseek.models import build_model
+from llamaseek.parallel.dry_run import Report, Setting, dry_run, in_flight, kinds
+from llamaseek.parallel.estimate import estimate
+from llamaseek.plan.flops import training_flops
+from llamaseek.plan.gpus import find_gpu
+from llamaseek.plan.layout import Layout
+from llamaseek.recipe_parallel import ParallelRecipe
+from tests.cli.run import process
+
+LLAMA = {
+    "vocab_size": 512,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 4096,
+}
+DEEPSEEK = {
+    "vocab_size": 512,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "moe_intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 16,
+    "n_routed_experts": 16,
+    "num_experts_per_tok": 4,
+    "n_group": 4,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+    "max_position_embeddings": 4096,
+}
+LENGTH = 2048  # rows as long as this go to the fused attention
+
+
+def setting(family: str, micro_batches: int = 4, **degrees: object) -> Setting:
+    sizes = LLAMA if family == "llama3" else DEEPSEEK
+    plan = ParallelRecipe.model_validate(degrees)
+    return Setting(config_from_sizes(family, sizes), plan, LENGTH, 1, micro_batches)
+
+
+def sends(report: Report) -> dict[str, int]:
+    """Bytes of one micro-batch by dimension."""
+    out: dict[str, int] = {}
+    for part in report.parts:
+        for group, size in (part.forward + part.backward).sent.items():
+            name = report.groups.get(group, "other")
+            out[name] = out.get(name, 0) + size
+    return out
+
+
+@pytest.mark.parametrize("family", ["llama3", "deepseek_v3"])
+def test_the_products_are_the_planner_s_and_split_over_ranks(family: str) -> None:
+    wanted = LENGTH * training_flops(setting(family).config, "pretrain", LENGTH)
+    for degrees in ({}, {"tensor": 2}, {"shard": 2, "tensor": 4}):
+        tried = setting(family, **degrees)
+        report = dry_run(tried, 0)
+        work = report.parts[0].forward + report.parts[0].backward
+        # The fused backward makes the scores anew: 2.5 forwards, where the convention counts 2.
+        attention = work.attention_flops * 3 / 3.5
+        found = (work.product_flops + attention) * tried.layout.tensor
+        # The router and the latents are made on every rank's own tokens.
+        assert found == pytest.approx(wanted, rel=0.02), degrees
+
+
+def test_every_number_is_on_as_many_ranks_as_the_layout_says() -> None:
+    whole = dry_run(setting("llama3"), 0).parameters
+    model = build_model(setting("llama3").config)
+    assert whole == sum(p.numel() for p in model.parameters())
+    split = [dry_run(setting("llama3", shard=2, pipeline=2), rank) for rank in range(4)]
+    assert sum(report.parameters for report in split) == whole
+    zero = dry_run(setting("llama3", data=4, zero=True), 0)
+    assert zero.parameters == whole and zero.optimizer == 8 * whole // 4
+
+
+def test_sends_are_the_formulas() -> None:
+    tensor = sends(dry_run(setting("llama3", tensor=2), 0))["tensor"]
+    hidden = LENGTH * 128 * 2  # bytes in bf16
+    # Four collectives a layer each way; embedding and head add two more each way at the most.
+    assert tensor == pytest.approx(0.5 * hidden * 8 * 4, rel=0.3)
+    routed = sends(dry_run(setting("deepseek_v3", shard=4, expert=4), 0))["expert"]
+    # Rows go and come back, and their gradients do: 4 experts a token, 3 layers that route.
+    assert routed == pytest.approx(0.75 * hidden * 4 * 4 * 3, rel=0.1)
+
+
+def test_a_rank_of_every_kind_is_built_once() -> None:
+    assert kinds(setting("llama3", pipeline=4)) == [0, 1, 3]
+    assert kinds(setting("llama3", tensor=2)) == [0]
+    assert len(kinds(setting("llama3", pipeline=2, schedule="interleaved"))) == 2
+
+
+def test_forwards_in_flight() -> None:
+    deep = setting("llama3", micro_batches=8, pipeline=4)
+    assert [in_flight(deep, place) for place in range(4)] == [4, 3, 2, 1]
+    assert in_flight(setting("llama3", micro_batches=2, pipeline=4), 0) == 2
+    twice = setting("llama3", micro_batches=8, pipeline=2, schedule="interleaved")
+    assert [in_flight(twice, place) for place in range(2)] == [5, 3]
+
+
+def test_more_micro_batches_hide_the_pipeline() -> None:
+    gpu = find_gpu("h100")
+    shares = []
+    for count in (4, 64):
+        tried = setting("llama3", micro_batches=count, pipeline=4)
+        found = estimate(tried, [dry_run(tried, rank) for rank in kinds(tried)], gpu, "bf16")
+        shares.append(found.utilisation)
+        assert found.bubble == pytest.approx(3 * found.slot.seconds)
+    assert shares[1] > 1.5 * shares[0]
+
+
+def test_a_recipe_is_planned_and_drawn(tmp_path: Path) -> None:
+    layout = ("parallel.shard=2", "parallel.tensor=2", "data.length=128")
+    done = process(
+        "train-plan", "tiny-shakespeare", *layout, "data.sources=[x.txt]", "--json", cwd=tmp_path
+    )
+    assert done.code == 0, done.err
+    answer = json.loads(done.out)
+    assert answer["ranks"] == 4 and answer["fits"]
+    assert set(answer["per_rank"][0]["sent_bytes"]) == {"shard", "tensor"}
+    picture = tmp_path / "layout.png"
+    told = process("train-plan", "tiny-shakespeare", *layout, "--draw", str(picture), cwd=tmp_path)
+    assert told.code == 0, told.err
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "tokens/s" in told.out
+
+
+def test_what_cannot_be_planned_is_one_line(tmp_path: Path) -> None:
+    for words in (("--dtype", "int3"), ("--gpu", "h9000"), ("parallel.tensor=3",)):
+        done = process("train-plan", "tiny-shakespeare", *words, cwd=tmp_path)
+        assert done.code == 2 and done.err.count("\n") == 1, done.err
+    assert torch.distributed.is_initialized() is False
+    assert Layout().gpus == 1
