@@ -304,7 +304,8 @@ def outcome(setting: Setting, holder: Stage | CausalLM) -> list[Tensor]:
     holder.micro_batches, holder.loss = iter([batch]), lambda m, micro: loss(setting, m, micro)
     received = hidden_rows(setting, routes(holder.model))
     out = holder(torch.arange(setting.rows)) if holder.first else holder(*received)
-    return [out] if isinstance(out, Tensor) else list(out)
+    outs = [out] if isinstance(out, Tensor) else list(out)
+    return [found for found in outs if found.requires_grad]  # dense layers have no balance loss
 
 
 def live(tracker: MemTracker) -> int:

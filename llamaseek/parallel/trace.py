@@ -21,9 +21,11 @@ from torch.utils.flop_counter import flop_registry
 
 aten, c10d = torch.ops.aten, torch.ops.c10d
 GATHERS = {c10d._allgather_base_.default, c10d._reduce_scatter_base_.default}
-# The counter of torch does not know the CPU's fused attention; the products are the same.
+# What the counter of torch does not know. Grouped products pair every row with one group; the CPU's
+# fused attention pads values to the keys' width, and its products are what it is given.
 FLOPS: dict[Any, Callable[..., float]] = {
     **flop_registry,
+    aten._grouped_mm: lambda a, b, *rest, **kw: 2.0 * a.shape[-2] * a.shape[-1] * b.shape[-1],
     aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *rest, **kw: _attention(
         q.shape, k.shape, v.shape
     ),

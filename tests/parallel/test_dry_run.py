@@ -38,7 +38,7 @@ DEEPSEEK = {
     "kv_lora_rank": 32,
     "qk_nope_head_dim": 16,
     "qk_rope_head_dim": 16,
-    "v_head_dim": 16,
+    "v_head_dim": 32,  # as wide as the keys: the fused attention would pad it
     "n_routed_experts": 16,
     "num_experts_per_tok": 4,
     "n_group": 4,

@@ -1,0 +1,88 @@
+"""Launch files: what they hand to torchrun, and manifests that say the same as the scripts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+RECIPE = ("recipe.yaml", "parallel.shard=8")
+
+
+def launched(script: str, place: Path, **environment: str) -> str:
+    """The command line that a script ends in, by a torchrun that only tells."""
+    for name in ("torchrun", "srun", "scontrol"):
+        said = {
+            "torchrun": 'echo "torchrun $*"',
+            "srun": 'shift; exec "$@"',
+            "scontrol": "echo node-7; echo node-8",
+        }[name]
+        fake = place / name
+        fake.write_text(f"#!/usr/bin/env bash\n{said}\n")
+        fake.chmod(0o755)
+    path = f"{place}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", str(DEPLOY / script), *RECIPE],
+        env={"PATH": path, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_one_machine(tmp_path: Path) -> None:
+    command = launched("single-node.sh", tmp_path, GPUS="4")
+    assert "--standalone --nproc-per-node 4" in command
+    assert command.endswith("-m llamaseek pretrain recipe.yaml parallel.shard=8")
+
+
+def test_several_machines_meet_at_the_head(tmp_path: Path) -> None:
+    command = launched("several-nodes.sh", tmp_path, HEAD="node-0", NODES="4", RUN="a")
+    assert "--nnodes 4" in command and "--rdzv-endpoint node-0:29500 --rdzv-id a" in command
+
+
+def test_several_machines_need_a_head() -> None:
+    script = str(DEPLOY / "several-nodes.sh")
+    done = subprocess.run(["bash", script], env={}, capture_output=True, text=True)
+    assert done.returncode != 0 and "HEAD" in done.stderr
+
+
+def test_slurm_tells_the_nodes_of_its_allocation(tmp_path: Path) -> None:
+    environment = {"SLURM_JOB_NODELIST": "node-[7-8]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "42"}
+    command = launched("slurm.sbatch", tmp_path, **environment)
+    assert "--nnodes 2" in command and "node-7:29500" in command and "--rdzv-id 42" in command
+
+
+def container(name: str) -> dict[str, Any]:
+    """The first container of a manifest."""
+    spec = yaml.safe_load((DEPLOY / name).read_text())["spec"]
+    if name == "jobset.yaml":
+        job = spec["replicatedJobs"][0]["template"]["spec"]
+        assert job["completions"] == job["parallelism"] == 4
+        pod = job["template"]["spec"]
+    else:
+        pod = spec["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
+    found: dict[str, Any] = pod["containers"][0]
+    mounted = {mount["name"] for mount in found["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in pod["volumes"]}
+    return found
+
+
+@pytest.mark.parametrize("name", ["jobset.yaml", "pytorchjob.yaml"])
+def test_manifests_ask_for_the_ranks_of_their_layout(name: str) -> None:
+    found = container(name)
+    assert found["resources"]["limits"]["nvidia.com/gpu"] * 4 == 32
+    assert "parallel.shard=32" in found["args"] and "out=/runs/llamaseek" in found["args"]
+
+
+def test_skypilot_runs_the_script_that_is_there() -> None:
+    task = yaml.safe_load((DEPLOY / "skypilot.yaml").read_text())
+    assert "deploy/several-nodes.sh" in task["run"]
+    assert os.access(DEPLOY / "several-nodes.sh", os.X_OK)
+    assert (DEPLOY.parent / task["envs"]["RECIPE"]).is_file()
