@@ -8,7 +8,7 @@ import sys
 import typer
 
 from llamaseek import __version__
-from llamaseek.cli import herd, tokenizer
+from llamaseek.cli import data, herd, tokenizer
 from llamaseek.cli.chat import chat
 from llamaseek.cli.convert import convert
 from llamaseek.cli.download import download
@@ -34,6 +34,7 @@ app = typer.Typer(
 VERBS = (quickstart, tokenize, pretrain, sft, dpo, generate, chat, report)
 for verb in (*VERBS, serve, inspect, convert, download, plan, guard):
     app.command()(verb)
+app.add_typer(data.app, name="data")
 app.add_typer(herd.app, name="herd")
 app.add_typer(tokenizer.app, name="tokenizer")
 
