@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,7 +27,7 @@ from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.machine import pick_device
 
 SECONDS = 120  # that an endpoint may take for one answer
-TRIES = 3
+TRIES = 4  # with a second, two and four between them
 
 
 def judge_prompt(rubric: str, text: str, best: int) -> str:
@@ -110,6 +111,7 @@ class EndpointJudge:
             headers["Authorization"] = f"Bearer {key}"
         request = HttpRequest(self.url, json.dumps(body).encode(), headers)
         for attempt in range(TRIES):
+            time.sleep(2 ** (attempt - 1) if attempt else 0)
             try:
                 with urlopen(request, timeout=SECONDS) as reply:
                     return json.load(reply)

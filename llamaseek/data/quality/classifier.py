@@ -30,16 +30,16 @@ Scores = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Classifier:
-    """`weights` (2^BITS) and an intercept; a score is a grade, from 0 to `best`."""
+    """`weights` (2^BITS) and an intercept; a score is a grade or between grades, or beyond them."""
 
     weights: Scores
     intercept: float
     best: int
 
     def scores(self, texts: Sequence[str]) -> Scores:
-        """The grade of each text, clipped to the scale."""
+        """The score of each text."""
         found = features().transform([text[:LONGEST] for text in texts]) @ self.weights
-        return np.clip(found + self.intercept, 0, self.best).astype(np.float32)
+        return (found + self.intercept).astype(np.float32)  # type: ignore[no-any-return]
 
     def save(self, folder: Path) -> None:
         """Write weights.safetensors and classifier.json."""
