@@ -9,6 +9,7 @@ import typer
 
 from llamaseek import __version__
 from llamaseek.cli import data, herd, tokenizer
+from llamaseek.cli.average import average
 from llamaseek.cli.chat import chat
 from llamaseek.cli.convert import convert
 from llamaseek.cli.download import download
@@ -20,7 +21,7 @@ from llamaseek.cli.quickstart import quickstart
 from llamaseek.cli.report import report
 from llamaseek.cli.serve import serve
 from llamaseek.cli.tokenize import tokenize
-from llamaseek.cli.train import dpo, pretrain, sft
+from llamaseek.cli.train import dpo, grpo, ppo, pretrain, reward, sft
 from llamaseek.errors import UserError
 
 app = typer.Typer(
@@ -31,8 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-VERBS = (quickstart, tokenize, pretrain, sft, dpo, generate, chat, report)
-for verb in (*VERBS, serve, inspect, convert, download, plan, guard):
+VERBS = (quickstart, tokenize, pretrain, sft, reward, dpo, grpo, ppo, generate, chat, report)
+for verb in (*VERBS, serve, inspect, average, convert, download, plan, guard):
     app.command()(verb)
 app.add_typer(data.app, name="data")
 app.add_typer(herd.app, name="herd")

@@ -13,7 +13,9 @@ import torch
 
 from llamaseek.data.bad_rows import BadRows
 from llamaseek.data.batch import Batch
+from llamaseek.files import write_jsonl
 from llamaseek.models import CausalLM
+from llamaseek.models.adapter import save_adapter
 from llamaseek.recipe import Recipe, save_recipe
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.curves import Curves
@@ -26,6 +28,7 @@ from llamaseek.train.machine import (
     pick_dtype,
     training_flops_per_token,
 )
+from llamaseek.train.neftune import add_noise
 from llamaseek.train.objectives import Objective
 from llamaseek.train.optimizer import WeightAverage, make_optimizer, update_routing_bias
 from llamaseek.train.progress import Progress
@@ -33,12 +36,14 @@ from llamaseek.train.run_folder import RunFolder
 from llamaseek.train.schedule import learning_rate
 from llamaseek.train.source import Mixed, Sampled, Source
 from llamaseek.train.state import (
+    is_adapted,
     load_position,
     load_state,
     load_tensors,
     save_folder,
     save_position,
     save_state,
+    save_step,
     save_tensors,
 )
 
@@ -66,6 +71,9 @@ class Job:
     # Figures of the model itself at each evaluation, as `val_NAME`.
     examine: Callable[[CausalLM], dict[str, float]] | None = None
     bad_rows: BadRows = field(default_factory=BadRows)  # what was left out of the data
+    # Figures of what was sampled before the run, for its first line; rows for `samples.jsonl`.
+    sampled: dict[str, float] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def tested(self) -> bool:
@@ -96,6 +104,8 @@ class Trainer:
         self.model.checkpoint_activations = self.recipe.checkpoint_activations
         if self.recipe.compile:
             compile_layers(self.model)
+        if self.recipe.neftune:
+            add_noise(self.model, self.recipe.neftune)
         self.optimizer = make_optimizer(self.model, self.recipe)
         decay = self.recipe.ema
         self.average = WeightAverage(self.model, decay) if decay else None
@@ -113,6 +123,8 @@ class Trainer:
         self.curves = Curves(self.folder.path / "tensorboard", done)
         progress.say(self.job.bad_rows.told())
         with progress, closing(self.curves), stop_signals() as asked:
+            if done == 0 and self.job.examine is not None:  # where the run begins
+                self._test(0, progress)
             for step in range(done, self.recipe.steps):
                 self._after(step, self.step(step), progress)
                 if on_step is not None:
@@ -136,6 +148,8 @@ class Trainer:
             return done
         self.folder.clear()
         save_recipe(self.job.recipe, self.folder.path / "recipe.yaml")
+        if self.job.samples:
+            write_jsonl(self.folder.path / "samples.jsonl", self.job.samples)
         return 0
 
     def step(self, step: int) -> dict[str, Any]:
@@ -152,7 +166,7 @@ class Trainer:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.model.expert_load:
+        if self.model.expert_load and not is_adapted(self.model):
             update_routing_bias(self.model, self.recipe.bias_update)
         if self.average is not None:
             self.average.update(self.model)
@@ -169,6 +183,7 @@ class Trainer:
             **self._expert_metrics(step),
             **(self.job.train.metrics() if isinstance(self.job.train, Sampled) else {}),
             **({"rows_skipped": self.job.bad_rows.skipped} if step == 0 else {}),
+            **(self.job.sampled if step == 0 else {}),
         }
 
     def _gradients(self, batch: Batch) -> dict[str, float]:
@@ -206,11 +221,14 @@ class Trainer:
         progress.update(line)
         done, last = step + 1, step + 1 == self.recipe.steps
         if self.job.tested and (done % self.recipe.eval_every == 0 or last):
-            scores = self._evaluate()
-            self._log({"step": done, **scores, **self._shares()})
-            progress.evaluated(scores)
+            self._test(done, progress)
         if done % self.recipe.save_every == 0 and not last:
             self._save(done)
+
+    def _test(self, done: int, progress: Progress) -> None:
+        scores = self._evaluate()
+        self._log({"step": done, **scores, **self._shares()})
+        progress.evaluated(done, scores)
 
     def _shares(self) -> dict[str, float]:
         """What share of the tokens so far each source of a mix gave, and was asked for."""
@@ -243,7 +261,7 @@ class Trainer:
 
     def _save(self, done: int) -> None:
         def write(folder: Any) -> None:
-            save_folder(folder, self.model, self.job.tokenizer)
+            save_step(folder, self.model, self.job.tokenizer, self.job.recipe.model.init_from)
             save_state(folder, self.model, self.optimizer, self.average, done)
             if isinstance(self.job.train, Sampled):
                 save_tensors(folder, "source", self.job.train.state())
@@ -256,6 +274,9 @@ class Trainer:
     def _finish(self) -> None:
         self._save(self.recipe.steps)
         with self.averaged():
+            if is_adapted(self.model):
+                base = self.job.recipe.model.init_from or ""
+                self.folder.save(self.folder.adapter, lambda f: save_adapter(self.model, f, base))
             self.folder.save(
                 self.folder.final, lambda f: save_folder(f, self.model, self.job.tokenizer)
             )

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from llamaseek.errors import UserError
 from llamaseek.models import CausalLM
-from llamaseek.models.checkpoint import fill_model, save_model
+from llamaseek.models.adapter import fill_adapter, save_adapter
+from llamaseek.models.checkpoint import VALUE_HEAD, fill_model, save_model
+from llamaseek.models.lora import LoRALinear
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.optimizer import WeightAverage, optimizer_tensors, restore_optimizer
 
@@ -27,6 +29,20 @@ def save_folder(folder: Path, model: CausalLM, tokenizer: Tokenizer) -> None:
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
 
 
+def save_step(folder: Path, model: CausalLM, tokenizer: Tokenizer, base: str | None) -> None:
+    """A step's folder: the model's, or with adapters a PEFT folder on `base`."""
+    if not is_adapted(model):
+        save_folder(folder, model, tokenizer)
+        return
+    save_adapter(model, folder, base or "")
+    tokenizer.save(folder)
+
+
+def is_adapted(model: CausalLM) -> bool:
+    """Whether adapters are what is trained."""
+    return any(isinstance(module, LoRALinear) for module in model.modules())
+
+
 def save_state(
     folder: Path,
     model: CausalLM,
@@ -38,10 +54,20 @@ def save_state(
     state = folder / "state"
     state.mkdir()
     save_file(_plain(optimizer_tensors(model, optimizer)), state / "optimizer.safetensors")
+    save_tensors(folder, "heads", heads(model))
     if average is not None:
         save_file(_plain(average.tensors), state / "average.safetensors")
     steps = {"steps_done": done, "average_steps": average.steps if average else 0}
     (state / "progress.json").write_text(json.dumps(steps) + "\n")
+
+
+def heads(model: CausalLM) -> dict[str, Tensor]:
+    """What is trained and the step's folder leaves out, by name.
+
+    PPO's value head; a reward model's score where the folder is an adapter's.
+    """
+    left_out = (VALUE_HEAD, "score.") if is_adapted(model) else (VALUE_HEAD,)
+    return {name: t for name, t in model.state_dict().items() if name.startswith(left_out)}
 
 
 def save_position(folder: Path, state: dict[str, Any]) -> None:
@@ -91,7 +117,12 @@ def load_state(
             average.steps = progress["average_steps"]
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"{state}: cannot be resumed from ({error})") from None
-    fill_model(model, folder)
+    if is_adapted(model):
+        fill_adapter(model, folder)
+    else:
+        fill_model(model, folder)
+    for name, tensor in load_tensors(folder, "heads").items():
+        heads(model)[name].copy_(tensor)
     return int(progress["steps_done"])
 
 
