@@ -9,7 +9,7 @@ import time
 import typer
 
 from llamaseek import __version__
-from llamaseek.cli import herd, tokenizer
+from llamaseek.cli import data, herd, tokenizer
 from llamaseek.cli.average import average
 from llamaseek.cli.chat import chat
 from llamaseek.cli.convert import convert
@@ -38,6 +38,7 @@ app = typer.Typer(
 VERBS = (quickstart, tokenize, pretrain, sft, reward, dpo, grpo, ppo, generate, chat, report)
 for verb in (*VERBS, serve, inspect, average, convert, download, plan, guard):
     app.command()(verb)
+app.add_typer(data.app, name="data")
 app.add_typer(herd.app, name="herd")
 app.add_typer(tokenizer.app, name="tokenizer")
 
