@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 import typer
 
 from llamaseek import __version__
-from llamaseek.cli import herd, tokenizer
+from llamaseek.cli import data, herd, tokenizer
 from llamaseek.cli.average import average
 from llamaseek.cli.chat import chat
 from llamaseek.cli.convert import convert
@@ -23,7 +24,9 @@ from llamaseek.cli.serve import serve
 from llamaseek.cli.tokenize import tokenize
 from llamaseek.cli.train import dpo, grpo, ppo, pretrain, reward, sft
 from llamaseek.errors import UserError
+from llamaseek.parallel.check import is_first_rank
 
+PATIENCE = 5.0  # seconds in which torchrun ends the other ranks once the first has spoken
 app = typer.Typer(
     name="llamaseek",
     help="Llama 3 and DeepSeek-V3, from raw text to a model you can talk to.",
@@ -35,6 +38,7 @@ app = typer.Typer(
 VERBS = (quickstart, tokenize, pretrain, sft, reward, dpo, grpo, ppo, generate, chat, report)
 for verb in (*VERBS, serve, inspect, average, convert, download, plan, guard):
     app.command()(verb)
+app.add_typer(data.app, name="data")
 app.add_typer(herd.app, name="herd")
 app.add_typer(tokenizer.app, name="tokenizer")
 
@@ -59,6 +63,8 @@ def main() -> None:
     try:
         app()
     except UserError as error:
+        if not is_first_rank():
+            time.sleep(PATIENCE)  # the first rank says it, unless the error is not its own
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # the reader has gone (`llamaseek … | head`); that is no error
