@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 import typer
 
@@ -23,7 +24,9 @@ from llamaseek.cli.serve import serve
 from llamaseek.cli.tokenize import tokenize
 from llamaseek.cli.train import dpo, grpo, ppo, pretrain, reward, sft
 from llamaseek.errors import UserError
+from llamaseek.parallel.check import is_first_rank
 
+PATIENCE = 5.0  # seconds in which torchrun ends the other ranks once the first has spoken
 app = typer.Typer(
     name="llamaseek",
     help="Llama 3 and DeepSeek-V3, from raw text to a model you can talk to.",
@@ -60,6 +63,8 @@ def main() -> None:
     try:
         app()
     except UserError as error:
+        if not is_first_rank():
+            time.sleep(PATIENCE)  # the first rank says it, unless the error is not its own
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # the reader has gone (`llamaseek … | head`); that is no error

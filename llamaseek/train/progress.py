@@ -23,9 +23,11 @@ def told(line: dict[str, Any], prefix: str = "") -> str:
 class Progress:
     """One line that lives while a run does; on a pipe, one plain line an evaluation."""
 
-    def __init__(self, name: str, steps: int, done: int, flops: float, peak: float) -> None:
+    def __init__(
+        self, name: str, steps: int, done: int, flops: float, peak: float, shown: bool = True
+    ) -> None:
         self.name, self.steps, self.flops, self.peak = name, steps, flops, peak
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, quiet=not shown)
         self.rate = 0.0
         self.line: dict[str, Any] = {}
         self.validation = ""
@@ -37,7 +39,7 @@ class Progress:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=not (shown and self.console.is_terminal),
         )
         self.task = self.bar.add_task(name, total=steps, completed=done, text="")
 

@@ -53,9 +53,13 @@ class RunFolder:
         """Where the checkpoint of a step lives."""
         return self.checkpoints / f"step-{step}"
 
+    def partial(self, target: Path) -> Path:
+        """Where `target` lies until it is whole."""
+        return target.parent / f".partial-{target.name}"
+
     def save(self, target: Path, write: Callable[[Path], None]) -> None:
         """Let `write` fill a folder beside `target`, make it durable, and rename it into place."""
-        partial = target.parent / f".partial-{target.name}"
+        partial = self.partial(target)
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir(parents=True)
