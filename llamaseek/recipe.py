@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from llamaseek.errors import UserError, shorten, unknown_name
+from llamaseek.recipe_post import (
+    DistillRecipe,
+    GrpoRecipe,
+    LoraRecipe,
+    PpoRecipe,
+    RolloutRecipe,
+    SamplingRecipe,
+)
+from llamaseek.section import Section
 
 Checked = TypeVar("Checked", bound=BaseModel)
-Stage = Literal["pretrain", "sft", "dpo"]
+Stage = Literal["pretrain", "sft", "dpo", "reward", "grpo", "ppo"]
+RowFormat = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "preference"]
 ObjectiveName = Literal["next_token", "multi_token", "masked", "sft", "dpo"]
-
-
-class Section(BaseModel):
-    """A part of a recipe: unknown keys are errors, and nothing changes after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ModelRecipe(Section):
@@ -47,6 +51,9 @@ class DataRecipe(Section):
     length: int = Field(default=256, ge=2)
     isolate: bool = True
     bad_rows: Literal["error", "skip"] = "error"
+    # Rows of files: their format where it is not obvious, and our column names → the files' own.
+    format: RowFormat = "auto"
+    columns: dict[str, str] = Field(default_factory=dict)
 
 
 class TrainRecipe(Section):
@@ -68,6 +75,7 @@ class TrainRecipe(Section):
     compile: bool = False
     checkpoint_activations: bool = False
     ema: float | None = Field(default=None, gt=0, lt=1)
+    neftune: float = Field(default=0.0, ge=0)  # noise on embeddings (Jain et al. 2023); 0 is none
     eval_every: int = Field(default=200, ge=1)
     save_every: int = Field(default=500, ge=1)
     keep: int = Field(default=2, ge=1)
@@ -93,6 +101,12 @@ class Recipe(Section):
     tokenizer: TokenizerRecipe = TokenizerRecipe()
     data: DataRecipe = DataRecipe()
     train: TrainRecipe = TrainRecipe()
+    lora: LoraRecipe | None = None
+    rollout: RolloutRecipe = RolloutRecipe()
+    grpo: GrpoRecipe = GrpoRecipe()
+    ppo: PpoRecipe = PpoRecipe()
+    sampling: SamplingRecipe | None = None
+    distill: DistillRecipe | None = None
 
     @property
     def folder(self) -> Path:
@@ -171,10 +185,17 @@ def _one_line(error: ValidationError, kind: type[BaseModel], within: str) -> Use
     where = [str(part) for part in first["loc"]]
     key = ".".join([within, *where] if within else where)
     if first["type"] == "extra_forbidden":
-        section: Any = kind
-        for part in where[:-1]:
-            section = section.model_fields[part].annotation
-        return UserError(
-            str(unknown_name(f"recipe key {key}:", where[-1], [*section.model_fields]))
-        )
+        known = [*_section_at(kind, where[:-1]).model_fields]
+        return UserError(str(unknown_name(f"recipe key {key}:", where[-1], known)))
     return UserError(f"{key}: {shorten(repr(first['input']))} is not allowed; {first['msg']}")
+
+
+def _section_at(kind: Any, where: list[str]) -> Any:
+    """The section that a path leads to, through optional sections and lists of them."""
+    for part in where:
+        if part.isdigit():
+            continue
+        kind = kind.model_fields[part].annotation
+        inner = [one for one in get_args(kind) if isinstance(one, type) and one is not type(None)]
+        kind = inner[0] if inner else kind
+    return kind

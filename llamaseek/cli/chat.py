@@ -23,6 +23,7 @@ TOP_P = typer.Option(1.0, help="Keep the likeliest tokens up to this much probab
 MAX_TOKENS = typer.Option(256, help="The longest answer.")
 STOP = typer.Option([], help="End answers before this text; may be given again.")
 SEED = typer.Option(0, help="For temperatures above 0.")
+GUARD = typer.Option(None, help="The folder of a guard model that judges both sides.")
 HISTORY = Path.home() / ".llamaseek_history"
 
 
@@ -34,6 +35,7 @@ def chat(
     max_tokens: int = MAX_TOKENS,
     stop: list[str] = STOP,
     seed: int = SEED,
+    guard: Path = GUARD,
 ) -> None:
     """Talk to a model; /help lists what can be changed on the way."""
     from llamaseek.cli.conversation import Conversation
@@ -41,6 +43,7 @@ def chat(
     from llamaseek.engine.options import EngineOptions
     from llamaseek.engine.request import SamplingParams
     from llamaseek.models.checkpoint import load_model
+    from llamaseek.safety.guard import load_guard
     from llamaseek.text.tokenizer import Tokenizer
     from llamaseek.train.machine import pick_device
 
@@ -48,9 +51,10 @@ def chat(
         temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed, stop=stop
     )
     tokenizer = Tokenizer.load(model)
-    loaded = load_model(model).to(pick_device("auto"))
-    engine = Engine(loaded, tokenizer, EngineOptions(most_running=1))
+    device = pick_device("auto")
+    engine = Engine(load_model(model).to(device), tokenizer, EngineOptions(most_running=1))
     talk = Conversation(engine, tokenizer, replace(sampling, stop_ids=tokenizer.stop_ids), system)
+    talk.guard = load_guard(guard, device=device) if guard else None
     if sys.stdin.isatty():
         print(f"{model}  ·  /help for commands, Ctrl-D to leave")
     run(talk, reader())
@@ -109,7 +113,9 @@ def respond(talk: Conversation, line: str) -> None:
 
 
 def say(pieces: Iterator[str]) -> None:
-    """Print an answer as it comes, then its speed; Ctrl-C ends it."""
+    """Print an answer as it comes, then its speed; Ctrl-C ends it, and so does the guard."""
+    from llamaseek.safety.stream import Refused
+
     start, count = time.perf_counter(), 0
     try:
         for piece in pieces:
@@ -118,6 +124,9 @@ def say(pieces: Iterator[str]) -> None:
     except KeyboardInterrupt:
         pieces.close()  # type: ignore[attr-defined]
         print(" …", end="")
+    except Refused as refused:
+        print(f"\n[{refused}]" if count else f"[{refused}]")
+        return
     rate = count / max(time.perf_counter() - start, 1e-9)
     if sys.stdout.isatty():
         print(f"\n\033[2m{count} tokens, {rate:.0f} a second\033[0m")

@@ -9,6 +9,7 @@ from typing import Any
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.errors import UserError, unknown_name
+from llamaseek.safety.stream import Judge, Refused, guarded
 from llamaseek.text.chat import encode_chat
 from llamaseek.text.tokenizer import Tokenizer
 
@@ -41,6 +42,7 @@ class Conversation:
     sampling: SamplingParams
     system: str = ""
     turns: list[dict[str, str]] = field(default_factory=list)
+    guard: Judge | None = None
 
     def command(self, line: str) -> str | None:
         """Carry out a /command and return what to show; None asks for the answer again.
@@ -62,17 +64,33 @@ class Conversation:
         return self.answer()
 
     def answer(self) -> Iterator[str]:
-        """Stream the answer to the last message; what was said is kept, even if cut short."""
-        ids = self._prompt()
+        """Stream the answer to the last message; what was said is kept, even if cut short.
+
+        An exchange that the guard refuses is forgotten, and Refused raised.
+        """
+        pieces = self._pieces(self._prompt())
+        if self.guard is not None:
+            pieces = guarded(self.guard, self._messages(), pieces)
         said: list[str] = []
+        refused = False
         try:
-            for delta in self.engine.stream(Request(prompt=ids, params=self.sampling)):
-                if delta.error is not None:
-                    raise RuntimeError(delta.error)
-                said.append(delta.text)
-                yield delta.text
+            for text in pieces:
+                said.append(text)
+                yield text
+        except Refused:
+            refused = True
+            raise
         finally:
-            self.turns.append({"role": "assistant", "content": "".join(said)})
+            if refused:
+                del self.turns[-1]
+            else:
+                self.turns.append({"role": "assistant", "content": "".join(said)})
+
+    def _pieces(self, ids: list[int]) -> Iterator[str]:
+        for delta in self.engine.stream(Request(prompt=ids, params=self.sampling)):
+            if delta.error is not None:
+                raise RuntimeError(delta.error)
+            yield delta.text
 
     def _prompt(self) -> list[int]:
         """The conversation as ids; the oldest turns go where the context is too short."""

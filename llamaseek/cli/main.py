@@ -13,10 +13,12 @@ from llamaseek.cli.chat import chat
 from llamaseek.cli.convert import convert
 from llamaseek.cli.download import download
 from llamaseek.cli.generate import generate
+from llamaseek.cli.guard import guard
 from llamaseek.cli.inspect import inspect
 from llamaseek.cli.plan import plan
 from llamaseek.cli.quickstart import quickstart
 from llamaseek.cli.report import report
+from llamaseek.cli.serve import serve
 from llamaseek.cli.tokenize import tokenize
 from llamaseek.cli.train import dpo, pretrain, sft
 from llamaseek.errors import UserError
@@ -30,7 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 VERBS = (quickstart, tokenize, pretrain, sft, dpo, generate, chat, report)
-for verb in (*VERBS, inspect, convert, download, plan):
+for verb in (*VERBS, serve, inspect, convert, download, plan, guard):
     app.command()(verb)
 app.add_typer(herd.app, name="herd")
 app.add_typer(tokenizer.app, name="tokenizer")

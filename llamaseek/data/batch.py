@@ -54,6 +54,11 @@ class Rows:
     def __len__(self) -> int:
         return int(self.batch.tokens.shape[0])
 
+    @property
+    def length(self) -> int:
+        """Tokens a row."""
+        return int(self.batch.tokens.shape[1])
+
     def step(self, step: int, rows: int) -> Batch:
         """The rows of one training step, a function of seed and step alone.
 

@@ -87,15 +87,18 @@ def pack_whole(sequences: Sequence[Packable], length: int) -> Batch:
     The caller has checked that each fits.
     """
     plan = best_fit([len(item.tokens) for item in sequences], length)
-    names = sequences[0].extra if sequences else {}
-    tokens = torch.zeros(len(plan), length, dtype=torch.int64)
+    return _fill([[sequences[index] for index in row] for row in plan], length)
+
+
+def _fill(rows: Sequence[Sequence[Packable]], length: int) -> Batch:
+    names = rows[0][0].extra if rows else {}
+    tokens = torch.zeros(len(rows), length, dtype=torch.int64)
     positions = torch.zeros_like(tokens)
     targets = torch.full_like(tokens, IGNORE)
     extra = {name: torch.full_like(tokens, -1) for name in names}
-    for row, members in enumerate(plan):
+    for row, items in enumerate(rows):
         at = 0
-        for index in members:
-            item = sequences[index]
+        for item in items:
             place = slice(at, at + len(item.tokens))
             tokens[row, place] = torch.tensor(item.tokens)
             positions[row, place] = torch.arange(len(item.tokens))
@@ -104,3 +107,9 @@ def pack_whole(sequences: Sequence[Packable], length: int) -> Batch:
                 extra[name][row, place] = torch.tensor(values)
             at = place.stop
     return Batch(tokens, positions, targets, extra)
+
+
+def pack_apart(rows: Sequence[Sequence[Packable]]) -> Batch:
+    """Each inner list in a row of its own, in its order, rows as wide as the widest."""
+    width = max(sum(len(item.tokens) for item in row) for row in rows)
+    return _fill(rows, width)

@@ -1,63 +1,21 @@
-"""Conversations and preference pairs, from users' files or the built-in generators, as tokens."""
+"""Conversations as tokens, and what to learn of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from random import Random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
+from llamaseek.data.bad_rows import BadRows, Row, RowError
 from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.data.documents import read_rows
+from llamaseek.data.formats import RowReader
 from llamaseek.data.pack import Packable, pack_whole
-from llamaseek.data.synthetic.instructions import KINDS, instruction_item
-from llamaseek.data.synthetic.preferences import preference_item
-from llamaseek.data.synthetic.splits import Split
-from llamaseek.data.synthetic.tasks import TASKS, task_item
-from llamaseek.errors import UserError, shorten, unknown_name
-from llamaseek.text.chat import ANSWER, PROMPT, ChatIds, encode_chat
+from llamaseek.data.turns import show
+from llamaseek.errors import UserError
+from llamaseek.text.chat import END, PROMPT, ChatIds, encode_chat
+from llamaseek.text.messages import Message
 from llamaseek.text.tokenizer import Tokenizer
-
-Row = tuple[str, dict[str, Any]]  # where it stands, what it says
-
-
-def turn(role: str, content: str) -> dict[str, str]:
-    """One message."""
-    return {"role": role, "content": content}
-
-
-def generated_rows(wanted: dict[str, int], seed: int | str, split: Split) -> Iterator[Row]:
-    """Rows of the built-in generators: `tasks`, `instructions`, `preferences`."""
-    for name, count in wanted.items():
-        if name not in GENERATORS:
-            raise unknown_name("data.rows generator", name, list(GENERATORS))
-        rng = Random(f"{seed}/{name}/{split}")
-        for number in range(count):
-            yield f"{name}:{number}", GENERATORS[name](rng, split)
-
-
-def _task_row(rng: Random, split: Split) -> dict[str, Any]:
-    item = task_item(rng.choice(TASKS), rng, split)
-    return {"messages": [turn("user", item.input), turn("assistant", item.output)]}
-
-
-def _instruction_row(rng: Random, split: Split) -> dict[str, Any]:
-    item = instruction_item(rng.choice(KINDS), rng, split)
-    return {"messages": [turn("user", item.input), turn("assistant", item.output)]}
-
-
-def _preference_row(rng: Random, split: Split) -> dict[str, Any]:
-    item = preference_item(rng, split)
-    return {"prompt": item.prompt, "chosen": item.chosen, "rejected": item.rejected}
-
-
-GENERATORS = {
-    "tasks": _task_row,
-    "instructions": _instruction_row,
-    "preferences": _preference_row,
-}
 
 
 def file_rows(sources: list[str]) -> Iterator[Row]:
@@ -67,139 +25,113 @@ def file_rows(sources: list[str]) -> Iterator[Row]:
 
 
 def conversations(
-    rows: Iterable[Row], tokenizer: Tokenizer, length: int, skip_bad: bool = False
+    rows: Iterable[Row],
+    tokenizer: Tokenizer,
+    length: int,
+    reader: RowReader | None = None,
+    bad: BadRows | None = None,
 ) -> Batch:
-    """`messages`, or `prompt` and `completion`, packed whole; loss on answers and their end."""
-    items: list[Packable] = []
-    skipped = 0
-    for place, row in rows:
-        try:
-            items.append(_conversation(place, row, tokenizer, length))
-        except UserError:
-            if not skip_bad:
-                raise
-            skipped += 1
-    if not items:
-        raise UserError(f"data: no usable rows ({skipped} skipped)")
-    return pack_whole(items, length)
+    """Conversations packed whole, best fit; loss on the assistant's answers and their ends.
+
+    A row that cannot be learnt from is an error that shows it, or with `bad.skip` is counted.
+    """
+    reader, bad = reader or RowReader(), bad or BadRows()
+    made = bad.keep(rows, lambda place, row: conversation(place, row, tokenizer, length, reader))
+    return pack_whole(list(made), length)
 
 
-def _conversation(place: str, row: dict[str, Any], tokenizer: Tokenizer, length: int) -> Packable:
-    chat = _encode(place, _messages(place, row), tokenizer, row.get("tools"))
-    _check_length(place, chat, length)
-    targets = _shifted(chat, lambda kind: kind != PROMPT)
+def conversation(
+    place: str, row: dict[str, Any], tokenizer: Tokenizer, length: int, reader: RowReader
+) -> Packable:
+    """One row: its tokens, and its targets where there is something to learn."""
+    found = reader.conversation(place, row)
+    chat = encode(place, found.messages, tokenizer, found.tools)
+    check_length(place, len(chat.ids), length)
+    targets = shifted(chat, lambda kind: kind != PROMPT)
     if all(target == IGNORE for target in targets):
-        raise UserError(f"{place}: nothing to learn, no assistant answer in {_show(row)}")
+        message = f"nothing to learn, no assistant answer in {show(row)}"
+        raise RowError(place, "without anything to learn", message)
     return Packable(chat.ids, targets)
 
 
-def _messages(place: str, row: dict[str, Any]) -> list[dict[str, Any]]:
-    if isinstance(row.get("messages"), list):
-        return list(row["messages"])
-    if "prompt" in row and "completion" in row:
-        return [*_as_messages(row["prompt"], "user"), *_as_messages(row["completion"], "assistant")]
-    raise UserError(
-        f"{place}: has neither messages nor prompt and completion; its keys are {sorted(row)}"
-    )
-
-
-def _as_messages(value: Any, role: str) -> list[dict[str, Any]]:
-    return list(value) if isinstance(value, list) else [turn(role, value)]
-
-
-def _encode(
-    place: str, messages: list[dict[str, Any]], tokenizer: Tokenizer, tools: Any = None
+def encode(
+    place: str,
+    messages: list[Message],
+    tokenizer: Tokenizer,
+    tools: Any = None,
+    add_generation_prompt: bool = False,
 ) -> ChatIds:
+    """The chat as ids. Answers whose message says `train: false` are given, not learnt."""
+    plain = [{key: value for key, value in m.items() if key != "train"} for m in messages]
     try:
-        return encode_chat(tokenizer, messages, tools=tools)
+        chat = encode_chat(tokenizer, plain, add_generation_prompt, tools)
     except UserError as error:
-        raise UserError(f"{place}: {error}") from None
+        raise RowError(place, "malformed", str(error)) from None
+    learnt = _learnt(place, messages)
+    return chat if all(learnt) else _without(place, chat, learnt)
 
 
-def _check_length(place: str, chat: ChatIds, length: int) -> None:
-    if len(chat.ids) > length:
-        raise UserError(f"{place}: has {len(chat.ids)} tokens; data.length allows {length}")
+def _learnt(place: str, messages: list[Message]) -> list[bool]:
+    """Whether each assistant message is to be learnt."""
+    learnt = []
+    for index, message in enumerate(messages):
+        said = message.get("role") == "assistant"
+        wanted = message.get("train", True)
+        if not isinstance(wanted, bool):
+            where = f"messages[{index}].train: {wanted!r} is not allowed; allowed: true, false"
+            raise RowError(place, "malformed", where)
+        if message.get("train") and not said:
+            role = message.get("role")
+            where = f"messages[{index}].train: a {role} turn is never learnt; allowed: false"
+            raise RowError(place, "malformed", where)
+        learnt += [wanted] if said else []
+    return learnt
 
 
-def _shifted(chat: ChatIds, learn: Any) -> list[int]:
+def _without(place: str, chat: ChatIds, learnt: list[bool]) -> ChatIds:
+    """The chat with the answers that are not to be learnt as given.
+
+    An answer is a run of tokens up to its end, or up to the next that is given.
+    """
+    answer, before, kinds = -1, PROMPT, []
+    for kind in chat.kinds:
+        answer += kind != PROMPT and before in (PROMPT, END)
+        kinds.append(kind if kind != PROMPT and learnt[min(answer, len(learnt) - 1)] else PROMPT)
+        before = kind
+    if answer + 1 != len(learnt):
+        message = "train: this chat format does not show where each answer begins and ends"
+        raise RowError(place, "malformed", message)
+    return replace(chat, kinds=kinds)
+
+
+def check_length(place: str, tokens: int, length: int) -> None:
+    """Refuse what does not fit a row."""
+    if tokens > length:
+        message = f"has {tokens} tokens; data.length allows {length}"
+        raise RowError(place, "too long", message)
+
+
+def shifted(chat: ChatIds, learn: Callable[[int], bool]) -> list[int]:
     """Targets: the next token where its kind is to be learnt, else -100."""
     pairs = zip(chat.ids[1:], chat.kinds[1:], strict=True)
     return [token if learn(kind) else IGNORE for token, kind in pairs] + [IGNORE]
 
 
-def _show(row: dict[str, Any]) -> str:
-    return shorten(str(row))
+@dataclass(frozen=True)
+class Stretch:
+    """Text of a row, as the model reads it, and whether it is learnt."""
+
+    text: str
+    learnt: bool
 
 
-def preferences(
-    rows: Iterable[Row], tokenizer: Tokenizer, length: int, form: str, skip_bad: bool = False
-) -> Batch:
-    """Pairs of whole answers for DPO. Each row of the batch holds one pair.
-
-    `form` "llama3" counts only an answer's content for the preference; "plain" counts its
-    end-of-turn as well.
-    """
-    packed = []
-    skipped = 0
-    for place, row in rows:
-        try:
-            packed.append(_pair(place, row, tokenizer, length, form))
-        except UserError:
-            if not skip_bad:
-                raise
-            skipped += 1
-    if not packed:
-        raise UserError(f"data: no usable pairs ({skipped} skipped)")
-    return _stack(packed)
-
-
-Pair = tuple[Packable, Packable]
-
-
-def _pair(place: str, row: dict[str, Any], tokenizer: Tokenizer, length: int, form: str) -> Pair:
-    for key in ("prompt", "chosen", "rejected"):
-        if key not in row:
-            raise UserError(f"{place}: has no {key!r}; its keys are {sorted(row)}")
-    start = _as_messages(row["prompt"], "user")
-    sides = []
-    for sequence, key in enumerate(("chosen", "rejected")):
-        messages = [*start, *_as_messages(row[key], "assistant")]
-        chat = _encode(place, messages, tokenizer)
-        answers = sum(kind == ANSWER for kind in chat.kinds)
-        if answers == 0:
-            raise UserError(f"{place}: {key} is empty")
-        sides.append(_side(chat, sequence, form))
-    if sum(len(side.tokens) for side in sides) > length:
-        total = sum(len(side.tokens) for side in sides)
-        raise UserError(f"{place}: both answers have {total} tokens; data.length allows {length}")
-    return sides[0], sides[1]
-
-
-def _side(chat: ChatIds, sequence: int, form: str) -> Packable:
-    """One answer; only the last assistant turn is learnt."""
-    last = max(i for i, kind in enumerate(chat.kinds) if kind == PROMPT)
-    learnt = [kind if i > last else PROMPT for i, kind in enumerate(chat.kinds)]
-    chat = replace(chat, kinds=learnt)
-    counted = _shifted(chat, lambda kind: kind == ANSWER or (form == "plain" and kind != PROMPT))
-    targets = _shifted(chat, lambda kind: kind != PROMPT)
-    extra = {
-        "sequence": [sequence] * len(chat.ids),
-        "counts_for_preference": [int(target != IGNORE) for target in counted],
-    }
-    return Packable(chat.ids, targets, extra)
-
-
-def _stack(pairs: list[Pair]) -> Batch:
-    """Chosen then rejected in one row, as wide as the longest pair."""
-    width = max(len(a.tokens) + len(b.tokens) for a, b in pairs)
-    rows = [pack_whole(pair, width) for pair in pairs]
-    names = rows[0].extra
-    extra = {name: torch.cat([row.extra[name] for row in rows]) for name in names}
-    extra["counts_for_preference"] = extra["counts_for_preference"].clamp(min=0)
-    extra["pairs"] = torch.ones(len(rows), 1, dtype=torch.int64)
-    return Batch(
-        torch.cat([row.tokens for row in rows]),
-        torch.cat([row.positions for row in rows]),
-        torch.cat([row.targets for row in rows]),
-        extra,
-    )
+def stretches(item: Packable, tokenizer: Tokenizer) -> list[Stretch]:
+    """A row to show: its text cut where learning begins and ends, control tokens spelled out."""
+    learnt = [False] + [target != IGNORE for target in item.targets[:-1]]
+    found, start = [], 0
+    for end in range(1, len(learnt) + 1):
+        if end == len(learnt) or learnt[end] != learnt[start]:
+            text = tokenizer.decode(item.tokens[start:end], skip_special=False)
+            found.append(Stretch(text, learnt[start]))
+            start = end
+    return found

@@ -252,8 +252,11 @@ class Engine:
         if not plan:
             return []
         try:
-            return self._step(plan)
+            deltas = self._step(plan)
+            self.statistics.failing = None
+            return deltas
         except Exception as error:
+            self.statistics.failing = type(error).__name__
             return [self._fail(chunk.answer, error) for chunk in plan if not chunk.answer.finish]
 
     def _step(self, plan: list[Chunk]) -> list[Delta]:
@@ -307,9 +310,11 @@ class Engine:
         now = time.monotonic()
         deltas, scored, start = [], [], 0
         for answer, said in zip(drawing, decide(logits, drawing), strict=True):
-            drafts = len(answer.drafts)
+            drafts, first = len(answer.drafts), answer.first_token is None
             delta = self._add(answer, said, now)
             deltas.append(delta)
+            if answer.params.embed and first and answer.index == 0:
+                delta.embedding = hidden[start].float().tolist()
             if answer.params.logprobs is not None:
                 scored.append((answer, delta, start))
             start += 1 + drafts

@@ -34,7 +34,8 @@ class SamplingParams:
     `prompt_logprobs` ask for log-probabilities with that many likeliest alternatives; they are
     the model's own, before penalties and temperature. The same `seed` gives the same answer
     whatever else is running; None is a different one each time. `stop_ids` end an answer and are
-    not part of it; `stop` strings likewise, also where they span tokens.
+    not part of it; `stop` strings likewise, also where they span tokens. `embed` tells the hidden
+    state of the prompt's last token.
     Raises UserError, naming the field, for a value that is not allowed.
     """
 
@@ -54,6 +55,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     n: int = 1
     constraint: Constraint | None = None
+    embed: bool = False
 
     def __post_init__(self) -> None:
         _number("temperature", self.temperature, 0, math.inf)
@@ -148,7 +150,7 @@ class Delta:
     """What one step added to one answer.
 
     The last one of an answer has a `finish`: stop, length, or error, and then `error`.
-    `prompt_logprobs` comes once, with the first delta of answer 0.
+    `prompt_logprobs` and `embedding` come once, with the first delta of answer 0.
     """
 
     request: int
@@ -159,6 +161,7 @@ class Delta:
     logprobs: list[Logprob] | None = None
     prompt_logprobs: list[Logprob | None] | None = None
     error: str | None = None
+    embedding: list[float] | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -20,6 +20,7 @@ class Statistics:
     finished: int = 0  # answers
     cancelled: int = 0  # requests
     failed: int = 0  # answers
+    failing: str | None = None  # what the latest forward broke on, if it did
 
     @property
     def acceptance(self) -> float:

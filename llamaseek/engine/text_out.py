@@ -7,33 +7,20 @@ from collections.abc import Iterable, Sequence
 from llamaseek.text.tokenizer import StreamDecoder, Tokenizer
 
 
-class TextOut:
-    """An answer's text. What may be the beginning of a stop string is held back until it is not.
+class StopStrings:
+    """Passes text on up to the first stop string; what may be the beginning of one is held back.
 
-    What `push` and `flush` return, joined, is the answer's text up to its first stop string.
+    What `push` and `flush` return, joined, is the text up to there; `stopped` tells whether one
+    came.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
-        self._decoder = StreamDecoder(tokenizer)
+    def __init__(self, stops: Sequence[str] = ()) -> None:
         self._stops = list(stops)
         self._held = ""
         self.stopped = False
 
-    def push(self, tokens: Iterable[int]) -> str:
-        """The text that these tokens complete; `stopped` tells whether a stop string came."""
-        return self._pass("".join(map(self._decoder.push, tokens)))
-
-    def flush(self) -> str:
-        """What was held back, at the end of an answer that no stop string ended."""
-        if self.stopped:
-            return ""
-        rest = self._pass(self._decoder.flush())
-        if self.stopped:
-            return rest
-        rest, self._held = rest + self._held, ""
-        return rest
-
-    def _pass(self, text: str) -> str:
+    def push(self, text: str) -> str:
+        """What of the text so far is known to come before any stop string."""
         if self.stopped or not self._stops:
             return "" if self.stopped else text
         held = self._held + text
@@ -44,6 +31,38 @@ class TextOut:
         keep = max(overlap(held, stop) for stop in self._stops)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
+
+    def flush(self) -> str:
+        """What was held back, at an end that no stop string made."""
+        rest, self._held = self._held, ""
+        return rest
+
+
+class TextOut:
+    """An answer's text from its tokens, up to its first stop string.
+
+    What `push` and `flush` return, joined, is the answer's text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
+        self._decoder = StreamDecoder(tokenizer)
+        self._stops = StopStrings(stops)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string came."""
+        return self._stops.stopped
+
+    def push(self, tokens: Iterable[int]) -> str:
+        """The text that these tokens complete."""
+        return self._stops.push("".join(map(self._decoder.push, tokens)))
+
+    def flush(self) -> str:
+        """What was held back, at the end of an answer that no stop string ended."""
+        if self.stopped:
+            return ""
+        rest = self._stops.push(self._decoder.flush())
+        return rest if self.stopped else rest + self._stops.flush()
 
 
 def overlap(text: str, stop: str) -> int:

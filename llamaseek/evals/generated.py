@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from llamaseek.data.batch import Batch
-from llamaseek.data.rows import generated_rows, preferences, turn
+from llamaseek.data.generated import generated_rows, turn
+from llamaseek.data.rankings import preferences
 from llamaseek.data.synthetic.instructions import KINDS, followed, instruction_item
 from llamaseek.data.synthetic.splits import Keyed
 from llamaseek.data.synthetic.stories import parses, prompt

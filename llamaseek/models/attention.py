@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from llamaseek.herd import DeepseekV3Config, Llama3Config
 from llamaseek.models.cache import Cache, LayerShape
-from llamaseek.models.layers import RMSNorm, dense_weight
+from llamaseek.models.layers import RMSNorm, dense_weight, widen
 from llamaseek.models.rope import rotate_halves, rotate_interleaved, softmax_scale
 
 # transformers and DeepSeek's own code leave the latent norms at this eps whatever the config says.
@@ -65,8 +65,7 @@ def attend_in_blocks(
     The weights are kept for the backward pass, so this is for short rows only. Query heads that
     share a key head are laid beside each other, and causal blocks skip the keys after them.
     """
-    batch, time, heads, _ = q.shape
-    groups = k.shape[2]
+    time, heads, keys, groups = q.shape[1], q.shape[2], k.shape[1], k.shape[2]
     share = heads // groups
     q = (q * scale).unflatten(2, (groups, share)).permute(0, 2, 3, 1, 4)  # (B, K, H/K, T, W)
     k, v = k.permute(0, 2, 3, 1), v.transpose(1, 2)  # (B, K, W, T), (B, K, T, V)
@@ -75,16 +74,21 @@ def attend_in_blocks(
     outs = []
     for start in range(0, time, BLOCK):
         stop = min(start + BLOCK, time)
-        end = stop if causal else time
+        end = stop if causal else keys
         scores = q[:, :, :, start:stop].flatten(2, 3) @ k[..., :end]
-        scores = scores.unflatten(2, (share, stop - start)).float()
+        scores = scores.unflatten(2, (share, stop - start))
         if seen is not None:
             visible = seen[..., start:stop, :end]
             visible = visible[:, None] if visible.dim() == 4 else visible
             scores = scores.masked_fill(~visible, -torch.inf)
-        weights = F.softmax(scores, dim=-1).to(v.dtype).flatten(2, 3)
+        weights = F.softmax(widen(scores), dim=-1).to(v.dtype).flatten(2, 3)
         outs.append((weights @ v[:, :, :end]).unflatten(2, (share, stop - start)))
     return torch.cat(outs, dim=3).permute(0, 3, 1, 2, 4).flatten(2, 3)
+
+
+def whole_row(x: Tensor) -> Tensor:
+    """Keys and values (B, T, …) of the whole row: x itself, unless a row is split over ranks."""
+    return x
 
 
 class GroupedQueryAttention(nn.Module):
@@ -95,6 +99,7 @@ class GroupedQueryAttention(nn.Module):
         self.layer = layer
         self.head_dim = config.head_dim
         self.causal = config.is_causal
+        self.whole_row = whole_row
         self.scale = softmax_scale(config.head_dim, config.rope_scaling)
         width, heads = config.hidden_size, config.num_attention_heads
         self.q_proj = nn.Linear(width, heads * self.head_dim, bias=False)
@@ -121,6 +126,7 @@ class GroupedQueryAttention(nn.Module):
         k = rotate_halves(self.k_proj(x).unflatten(-1, (-1, self.head_dim)), *rotary)
         v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
         if cache is None:
+            k, v = self.whole_row(k), self.whole_row(v)
             out = attend_in_row(q, k, v, mask, self.causal, self.scale)
         else:
             out = cache.attend(self.layer, q, (k, v), positions, self.scale)
@@ -140,6 +146,7 @@ class LatentAttention(nn.Module):
         super().__init__()
         self.layer = layer
         self.causal = config.is_causal
+        self.whole_row = whole_row
         self.heads = config.num_attention_heads
         self.nope, self.rope = config.qk_nope_head_dim, config.qk_rope_head_dim
         self.value, self.rank = config.v_head_dim, config.kv_lora_rank
@@ -190,15 +197,16 @@ class LatentAttention(nn.Module):
             q = self.q_proj(x)
         else:
             q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
-        return q.unflatten(-1, (self.heads, self.nope + self.rope))
+        return q.unflatten(-1, (-1, self.nope + self.rope))
 
     def _expanded(
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, mask: Tensor | None
     ) -> Tensor:
-        expanded = self.kv_b_proj(latent).unflatten(-1, (self.heads, self.nope + self.value))
+        latent, k_rope = self.whole_row(latent), self.whole_row(k_rope)
+        expanded = self.kv_b_proj(latent).unflatten(-1, (-1, self.nope + self.value))
         k_nope, v = expanded.split((self.nope, self.value), dim=-1)
         q = torch.cat((q_nope, q_rope), dim=-1)
-        k = torch.cat((k_nope, k_rope.expand(-1, -1, self.heads, -1)), dim=-1)
+        k = torch.cat((k_nope, k_rope.expand(-1, -1, k_nope.shape[2], -1)), dim=-1)
         # The fused kernels want values as wide as keys; the zeros come out as zeros.
         v = F.pad(v, (0, self.nope + self.rope - self.value))
         return attend_in_row(q, k, v, mask, self.causal, self.scale)[..., : self.value]

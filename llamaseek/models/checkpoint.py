@@ -39,7 +39,8 @@ def to_hf(model: CausalLM) -> Iterator[tuple[str, Tensor]]:
             continue
         prefix, parts, suffix = found[1], found[2].split("_"), found[3] or ""
         for expert, matrix in enumerate(tensor):
-            for part, piece in zip(parts, matrix.chunk(len(parts)), strict=True):
+            pieces = matrix.view(len(parts), -1, matrix.shape[-1])
+            for part, piece in zip(parts, pieces, strict=True):
                 yield f"{prefix}.{expert}.{part}_proj.weight{suffix}", piece
 
 
@@ -50,7 +51,8 @@ def from_hf(name: str, wanted: dict[str, Tensor]) -> Tensor:
     prefix, expert, part, suffix = found[1], int(found[2]), found[3], found[4] or ""
     if part == "down":
         return wanted[f"{prefix}.down_proj{suffix}"][expert]
-    return wanted[f"{prefix}.gate_up_proj{suffix}"][expert].chunk(2)[part == "up"]
+    pair = wanted[f"{prefix}.gate_up_proj{suffix}"][expert]
+    return pair.view(2, -1, pair.shape[-1])[int(part == "up")]
 
 
 def save_model(

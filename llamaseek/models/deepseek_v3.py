@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llamaseek.herd import DeepseekV3Config
-from llamaseek.models.attention import LatentAttention, document_mask
+from llamaseek.models.attention import LatentAttention
 from llamaseek.models.cache import Cache, LayerShape
 from llamaseek.models.layers import GatedMLP, RMSNorm
 from llamaseek.models.moe import MoE
@@ -105,7 +105,7 @@ class DeepseekV3(CausalLM):
         assert isinstance(layer, MultiTokenLayer)
         x = layer.join(hidden, self.embed(next_tokens))
         rotary = self.model.rotary(positions, x.dtype)
-        mask = None if cache is not None else document_mask(positions, self.config.is_causal)
+        mask = None if cache is not None else self.mask(positions)
         x = self.run_layer(index, x, rotary, positions, mask, cache)
         out: Tensor = layer.shared_head.norm(x)
         return out

@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def widen(x: Tensor) -> Tensor:
+    """x in at least float32: what sums, exponents and angles are taken in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class RMSNorm(nn.Module):
     """Scale to unit root mean square, then by a learned weight (Zhang and Sennrich 2019)."""
 
@@ -20,7 +25,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., D) → (..., D) in x's dtype; the mean square is taken in float32."""
-        wide = x.float()
+        wide = widen(x)
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return (wide * scale * self.weight).to(x.dtype)
 

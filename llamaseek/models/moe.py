@@ -5,12 +5,14 @@ N tokens, B batch, T time, D width, E routed experts, K experts per token, F exp
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llamaseek.herd import DeepseekV3Config
-from llamaseek.models.layers import GatedMLP
+from llamaseek.models.layers import GatedMLP, widen
 
 
 class Router(nn.Module):
@@ -29,7 +31,7 @@ class Router(nn.Module):
     def scores(self, x: Tensor) -> Tensor:
         """x (N, D) → sigmoid affinities (N, E), in float32 whatever the model computes in."""
         with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.float(), self.weight.float()).sigmoid()
+            return F.linear(widen(x), widen(self.weight)).sigmoid()
 
     def choose(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """scores (N, E) → expert ids (N, K) and gates (N, K)."""
@@ -61,12 +63,12 @@ class Experts(nn.Module):
 
     def __init__(self, experts: int, width: int, hidden: int) -> None:
         super().__init__()
-        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * hidden, width))
+        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2, hidden, width))
         self.down_proj = nn.Parameter(torch.empty(experts, width, hidden))
 
     def forward(self, x: Tensor, chosen: Tensor, gates: Tensor, load: Tensor) -> Tensor:
         """x (N, D), chosen and gates (N, K), load (E) tokens an expert → (N, D). Dropless."""
-        gate_up, down = self.gate_up_proj.to(x.dtype), self.down_proj.to(x.dtype)
+        gate_up, down = self.gate_up_proj.flatten(1, 2).to(x.dtype), self.down_proj.to(x.dtype)
         return run_experts(x, chosen, gates, load, gate_up, down)
 
 
@@ -80,10 +82,24 @@ def run_experts(
     order = chosen.flatten().argsort(stable=True)
     tokens = order // chosen.shape[1]
     ends = load.cumsum(0, dtype=torch.int32)
-    gate, up = F.grouped_mm(x[tokens], gate_up.transpose(1, 2), offs=ends).chunk(2, dim=-1)
+    gate, up = grouped_product(x[tokens], gate_up, ends).chunk(2, dim=-1)
     inner = F.silu(gate) * up * gates.flatten()[order, None].to(x.dtype)
-    out = F.grouped_mm(inner, down.transpose(1, 2), offs=ends)
+    out = grouped_product(inner, down, ends)
     return torch.zeros_like(x).index_add(0, tokens, out)
+
+
+def grouped_product(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+    """x (N, I) sorted by group, weights (G, O, I), group g ending at ends[g] → (N, O)."""
+    if x.dtype != torch.float64:
+        return F.grouped_mm(x, weights.transpose(1, 2), offs=ends)
+    # No grouped kernel takes float64, which only references and tests run in.
+    parts = x.tensor_split(ends[:-1].cpu())
+    return torch.cat([part @ w.T for part, w in zip(parts, weights, strict=True)])
+
+
+def row_mean(x: Tensor) -> Tensor:
+    """The mean (B, E) over a row's tokens (B, T, E)."""
+    return x.mean(1)
 
 
 class MoE(nn.Module):
@@ -92,6 +108,7 @@ class MoE(nn.Module):
     def __init__(self, config: DeepseekV3Config) -> None:
         super().__init__()
         hidden = config.moe_intermediate_size
+        self.row_mean = row_mean  # another one where a row is split over ranks
         self.gate = Router(config)
         self.experts = Experts(config.n_routed_experts, config.hidden_size, hidden)
         self.shared_experts = (
@@ -109,7 +126,8 @@ class MoE(nn.Module):
         out = self.experts(flat, chosen, gates, load)
         if self.shared_experts is not None:
             out = out + self.shared_experts(flat)
-        balance = sequence_balance(scores.unflatten(0, x.shape[:2]), chosen.shape[1])
+        rows = scores.unflatten(0, x.shape[:2])
+        balance = sequence_balance(rows, chosen.shape[1], self.row_mean)
         return out.view_as(x), load, balance
 
 
@@ -121,13 +139,15 @@ def count_choices(chosen: Tensor, experts: int) -> Tensor:
     )
 
 
-def sequence_balance(scores: Tensor, top_k: int) -> Tensor:
+def sequence_balance(
+    scores: Tensor, top_k: int, mean: Callable[[Tensor], Tensor] = row_mean
+) -> Tensor:
     """The sequence-wise balance loss before its factor alpha (eq. 17-20): (B, T, E) → (B).
 
     f counts the top K by score without the bias; P is the mean normalised score.
     """
     experts = scores.shape[-1]
     picked = torch.zeros_like(scores).scatter(-1, scores.detach().topk(top_k, -1).indices, 1.0)
-    f = picked.mean(1) * experts / top_k
-    p = (scores / scores.sum(-1, keepdim=True)).mean(1)
+    f = mean(picked) * experts / top_k
+    p = mean(scores / scores.sum(-1, keepdim=True))
     return (f * p).sum(-1)

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from llamaseek.herd import ModelConfig
 from llamaseek.models.attention import document_mask
 from llamaseek.models.cache import Cache, LayerShape
+from llamaseek.models.head import Head
 from llamaseek.models.layers import RMSNorm
 from llamaseek.models.moe import Experts, MoE, Router
 from llamaseek.models.rope import Rotary
@@ -38,7 +39,7 @@ class CausalLM(nn.Module):
         super().__init__()
         self.config = config
         self.model = trunk
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Head(config.hidden_size, config.vocab_size)
         self.tie()
         # Activations are recomputed in the backward pass instead of kept.
         self.checkpoint_activations = False
@@ -57,7 +58,7 @@ class CausalLM(nn.Module):
         self.balance_loss = None
         x = self.embed(tokens)
         rotary = self.model.rotary(positions, x.dtype)
-        mask = None if cache is not None else document_mask(positions, self.config.is_causal)
+        mask = None if cache is not None else self.mask(positions)
         for index in range(self.config.num_hidden_layers):
             x = self.run_layer(index, x, rotary, positions, mask, cache)
         out: Tensor = self.model.norm(x)
@@ -68,6 +69,10 @@ class CausalLM(nn.Module):
         x: Tensor = self.model.embed_tokens(tokens)
         kind = x.device.type
         return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+    def mask(self, positions: Tensor) -> Tensor | None:
+        """Which keys each query sees; None where plain attention is right."""
+        return document_mask(positions, self.config.is_causal)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (..., D) → logits (..., V)."""

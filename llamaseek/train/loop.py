@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from llamaseek.data.batch import Batch, Rows
+from llamaseek.data.bad_rows import BadRows
+from llamaseek.data.batch import Batch
 from llamaseek.models import CausalLM
 from llamaseek.recipe import Recipe, save_recipe
 from llamaseek.text.tokenizer import Tokenizer
@@ -30,7 +31,14 @@ from llamaseek.train.optimizer import WeightAverage, make_optimizer, update_rout
 from llamaseek.train.progress import Progress
 from llamaseek.train.run_folder import RunFolder
 from llamaseek.train.schedule import learning_rate
-from llamaseek.train.state import load_state, save_folder, save_state
+from llamaseek.train.source import Sampled, Source
+from llamaseek.train.state import (
+    load_state,
+    load_tensors,
+    save_folder,
+    save_state,
+    save_tensors,
+)
 
 
 class Interrupted(Exception):
@@ -50,10 +58,17 @@ class Job:
     model: CausalLM
     tokenizer: Tokenizer
     objective: Objective
-    train: Rows
+    train: Source
     held_out: Batch | None = None
     held_out_bytes: int = 0
-    extra_metrics: dict[str, Any] = field(default_factory=dict)
+    # Figures of the model itself at each evaluation, as `val_NAME`.
+    examine: Callable[[CausalLM], dict[str, float]] | None = None
+    bad_rows: BadRows = field(default_factory=BadRows)  # what was left out of the data
+
+    @property
+    def tested(self) -> bool:
+        """Whether there is anything to evaluate on."""
+        return self.held_out is not None or self.examine is not None
 
 
 StepHook = Callable[[int], None]
@@ -83,17 +98,18 @@ class Trainer:
         decay = self.recipe.ema
         self.average = WeightAverage(self.model, decay) if decay else None
         self.folder = RunFolder(job.recipe.folder)
+        self.tokens = 0
 
     def run(self, resume: bool, on_step: StepHook | None) -> RunFolder:
         """All steps that are left, then the final model."""
         self.folder.create()
         done = self._start(resume)
         dtype = pick_dtype(self.recipe.precision, self.device)
-        length = self.job.train.batch.tokens.shape[1]
-        flops = training_flops_per_token(self.model, length)
+        flops = training_flops_per_token(self.model, self.job.train.length)
         peak = matrix_peak(dtype, self.device)
         progress = Progress(self.job.recipe.name, self.recipe.steps, done, flops, peak)
         self.curves = Curves(self.folder.path / "tensorboard", done)
+        progress.say(self.job.bad_rows.told())
         with progress, closing(self.curves), stop_signals() as asked:
             for step in range(done, self.recipe.steps):
                 self._after(step, self.step(step), progress)
@@ -110,7 +126,9 @@ class Trainer:
         if resume and steps:
             folder = self.folder.checkpoint(steps[-1])
             done = load_state(folder, self.model, self.optimizer, self.average)
-            self.folder.rewind(done)
+            self.tokens = self.folder.rewind(done).get("tokens", 0)
+            if isinstance(self.job.train, Sampled):
+                self.job.train.restore(load_tensors(folder, "source"))
             return done
         self.folder.clear()
         save_recipe(self.job.recipe, self.folder.path / "recipe.yaml")
@@ -119,6 +137,7 @@ class Trainer:
     def step(self, step: int) -> dict[str, Any]:
         """One optimizer step: gradients over micro-batches, clip, update. Returns its metrics."""
         start = time.perf_counter()
+        torch.manual_seed(self.job.recipe.seed * 1_000_003 + step)
         batch = self.job.train.step(step, self.recipe.batch)
         batch = self.job.objective.prepare(batch, step).to(self.device)
         self.model.expert_load = {}
@@ -134,15 +153,18 @@ class Trainer:
         if self.average is not None:
             self.average.update(self.model)
         tokens = int(batch.tokens.numel())
+        self.tokens += tokens
         seconds = time.perf_counter() - start
         return {
             "step": step + 1,
             **losses,
             "lr": rate,
             "grad_norm": float(norm),
-            "tokens": tokens * (step + 1),
+            "tokens": self.tokens,
             "tokens_per_second": tokens / seconds,
             **self._expert_metrics(step),
+            **(self.job.train.metrics() if isinstance(self.job.train, Sampled) else {}),
+            **({"rows_skipped": self.job.bad_rows.skipped} if step == 0 else {}),
         }
 
     def _gradients(self, batch: Batch) -> dict[str, float]:
@@ -159,8 +181,9 @@ class Trainer:
             loss.backward()
             total += float(loss.detach())
             for term, mean in parts:
-                sums[term.name] = sums.get(term.name, 0.0) + float(mean.detach())
-        return {"loss": total, **{f"loss/{name}": value for name, value in sums.items()}}
+                name = term.logged
+                sums[name] = sums.get(name, 0.0) + float(mean.detach())
+        return {"loss": total, **sums}
 
     def _expert_metrics(self, step: int) -> dict[str, Any]:
         loads = self.model.expert_load
@@ -178,7 +201,7 @@ class Trainer:
         self._log(line)
         progress.update(line)
         done, last = step + 1, step + 1 == self.recipe.steps
-        if self.job.held_out is not None and (done % self.recipe.eval_every == 0 or last):
+        if self.job.tested and (done % self.recipe.eval_every == 0 or last):
             scores = self._evaluate()
             self._log({"step": done, **scores})
             progress.evaluated(scores)
@@ -190,7 +213,6 @@ class Trainer:
         self.curves.log(line)
 
     def _evaluate(self) -> dict[str, float]:
-        assert self.job.held_out is not None
         with self.averaged():
             return evaluate(self.job, self.model, self.recipe, self.device)
 
@@ -210,6 +232,8 @@ class Trainer:
         def write(folder: Any) -> None:
             save_folder(folder, self.model, self.job.tokenizer)
             save_state(folder, self.model, self.optimizer, self.average, done)
+            if isinstance(self.job.train, Sampled):
+                save_tensors(folder, "source", self.job.train.state())
 
         self.folder.save(self.folder.checkpoint(done), write)
         self.folder.prune(self.recipe.keep)

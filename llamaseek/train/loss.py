@@ -15,6 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from llamaseek.models.head import WHOLE, Head, Softmax, softmax_and_gradient
+from llamaseek.models.layers import widen
+
 IGNORE = -100
 Kernel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 # Logits in one chunk. On a CPU 8 MB of float32 stay in its caches; a GPU wants large products.
@@ -30,16 +33,6 @@ def matmul_dtype(x: Tensor) -> torch.dtype:
     """The dtype matrix products run in here: autocast's where it is on, else x's own."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-
-
-def softmax_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of -log p(target) over (N, V) logits, and its gradient in logits' dtype."""
-    at_target = targets[:, None]
-    log_p = F.log_softmax(logits, dim=-1, dtype=torch.float32)
-    loss = -log_p.gather(1, at_target).sum()
-    gradient = log_p.exp_()
-    gradient.scatter_add_(1, at_target, gradient.new_full(at_target.shape, -1.0))
-    return loss, gradient.to(logits.dtype)
 
 
 class _CrossEntropySum(torch.autograd.Function):
@@ -62,9 +55,10 @@ class _CrossEntropySum(torch.autograd.Function):
 def _chunks(
     hidden: Tensor, weight: Tensor, targets: Tensor, kernel: Kernel
 ) -> tuple[Tensor, Tensor, Tensor]:
-    loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    loss = torch.zeros((), dtype=wide, device=hidden.device)
     d_hidden = torch.empty_like(hidden)
-    d_weight = torch.zeros_like(weight, dtype=torch.float32)
+    d_weight = torch.zeros_like(weight, dtype=wide)
     size = chunk_length(weight)
     for start in range(0, hidden.shape[0], size):
         part = slice(start, start + size)
@@ -76,7 +70,11 @@ def _chunks(
 
 
 def cross_entropy_sum(
-    hidden: Tensor, weight: Tensor, targets: Tensor, kernel: Kernel = softmax_and_gradient
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    kernel: Kernel = softmax_and_gradient,
+    softmax: Softmax | None = None,
 ) -> Tensor:
     """-Σ log p(target) over targets that are not -100; hidden (..., D), weight (V, D) → scalar.
 
@@ -88,21 +86,48 @@ def cross_entropy_sum(
     if not bool(counted.all()):
         hidden, targets = hidden[counted], targets[counted]
     if not torch.is_grad_enabled():
-        return -token_log_probs(hidden, weight, targets).sum()
+        return -token_log_probs(hidden, weight, targets, softmax or WHOLE).sum()
     total: Tensor = _CrossEntropySum.apply(hidden, weight, targets, kernel)
     return total
 
 
-def token_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """log p(target) of each token: hidden (N, D), weight (V, D), targets (N) → float32 (N)."""
+def token_log_probs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, softmax: Softmax = WHOLE
+) -> Tensor:
+    """log p(target) of each token: hidden (N, D), weight (V, D), targets (N) → (N), float32 or
+    wider.
+    """
     size = chunk_length(weight)
     parts = [
-        checkpoint(_log_probs, h, weight, t, use_reentrant=False)
+        checkpoint(_log_probs, h, weight, t, softmax, use_reentrant=False)
         for h, t in zip(hidden.split(size), targets.split(size), strict=True)
     ]
-    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
+    return torch.cat(parts) if parts else widen(hidden.new_zeros(0))
 
 
-def _log_probs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    logits = F.linear(hidden, weight).float()
-    return logits.gather(1, targets[:, None]).squeeze(1) - logits.logsumexp(-1)
+def _log_probs(hidden: Tensor, weight: Tensor, targets: Tensor, softmax: Softmax) -> Tensor:
+    return softmax.log_probs(F.linear(hidden, weight), targets)
+
+
+def next_token_loss(
+    head: Head, hidden: Tensor, targets: Tensor, kernel: Kernel = softmax_and_gradient
+) -> Tensor:
+    """`cross_entropy_sum` through a model's head: hidden (B, T, D), targets (B, T) → scalar."""
+
+    def read(h: Tensor, weight: Tensor, t: Tensor, softmax: Softmax | None = None) -> Tensor:
+        return cross_entropy_sum(h, weight, t, softmax.gradient if softmax else kernel, softmax)
+
+    loss: Tensor = head(hidden, targets, read)
+    return loss
+
+
+def row_log_probs(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
+    """log p of every target through a model's head, 0 where there is none: (B, T)."""
+
+    def read(h: Tensor, weight: Tensor, t: Tensor, softmax: Softmax | None = None) -> Tensor:
+        valid = t != IGNORE
+        log_p = token_log_probs(h[valid], weight, t[valid], softmax or WHOLE)
+        return torch.zeros(t.shape, device=h.device, dtype=log_p.dtype).masked_scatter(valid, log_p)
+
+    log_p: Tensor = head(hidden, targets, read)
+    return log_p

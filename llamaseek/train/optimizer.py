@@ -13,8 +13,9 @@ from llamaseek.recipe import TrainRecipe
 
 def make_optimizer(model: CausalLM, recipe: TrainRecipe) -> torch.optim.AdamW:
     """AdamW; matrices decay, norms do not."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.dim() >= 2]
+    vectors = [p for p in trained if p.dim() < 2]
     groups = [
         {"params": matrices, "weight_decay": recipe.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
@@ -57,7 +58,9 @@ class WeightAverage:
 
     def __init__(self, model: CausalLM, decay: float) -> None:
         self.decay = decay
-        self.tensors = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self.tensors = {
+            name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad
+        }
         self.steps = 0
 
     def update(self, model: CausalLM) -> None:
@@ -65,11 +68,14 @@ class WeightAverage:
         self.steps += 1
         decay = min(self.decay, self.steps / (self.steps + 10))
         averages = list(self.tensors.values())
-        torch._foreach_lerp_(averages, [p.detach() for p in model.parameters()], 1 - decay)
+        trained = [p.detach() for p in model.parameters() if p.requires_grad]
+        torch._foreach_lerp_(averages, trained, 1 - decay)
 
     def swap(self, model: CausalLM) -> None:
         """Exchange the model's weights with the average; twice gives them back."""
-        for name, parameter in model.named_parameters():
+        parameters = dict(model.named_parameters())
+        for name in self.tensors:
+            parameter = parameters[name]
             kept = parameter.detach().clone()
             parameter.data.copy_(self.tensors[name])
             self.tensors[name].copy_(kept)

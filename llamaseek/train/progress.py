@@ -8,6 +8,15 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+WATCHED = ("reward", "accuracy", "margin", "kl", "entropy", "clip_fraction", "length", "no_signal")
+"""Figures that users of post-training watch, by their names in the metrics."""
+
+
+def told(line: dict[str, Any], prefix: str = "") -> str:
+    """Those of the watched figures that a line has, each after a blank."""
+    found = ((name, line.get(prefix + name)) for name in WATCHED)
+    return "".join(f" {prefix}{name} {value:.3g}" for name, value in found if value is not None)
+
 
 class Progress:
     """One line that lives while a run does; on a pipe, one plain line an evaluation."""
@@ -37,6 +46,11 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
 
+    def say(self, lines: list[str]) -> None:
+        """Lines of their own, above the bar."""
+        for line in lines:
+            self.console.print(line, highlight=False, markup=False)
+
     def update(self, line: dict[str, Any]) -> None:
         """One step done."""
         self.line = line
@@ -47,7 +61,8 @@ class Progress:
     def evaluated(self, scores: dict[str, float]) -> None:
         """An evaluation done; shown in the bar, or printed where there is none."""
         bits = scores.get("val_bits_per_byte")
-        self.validation = f" val {scores['val_loss']:.3f}" + (f" ({bits:.3f} bpb)" if bits else "")
+        loss = f" val {scores['val_loss']:.3f}" if "val_loss" in scores else ""
+        self.validation = loss + (f" ({bits:.3f} bpb)" if bits else "") + told(scores, "val_")
         if not self.console.is_terminal:
             step = f"{self.line['step']}/{self.steps}"
             self.console.print(f"{self.name} {step} {self._text()}", highlight=False)
@@ -55,6 +70,6 @@ class Progress:
     def _text(self) -> str:
         share = self.rate * self.flops / self.peak
         return (
-            f"loss {self.line['loss']:.3f}{self.validation} "
+            f"loss {self.line['loss']:.3f}{told(self.line)}{self.validation} "
             f"{self.rate:,.0f} tok/s {share:.0%} of peak"
         )

@@ -91,20 +91,24 @@ class RunFolder:
         with self.metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def rewind(self, step: int) -> None:
-        """Drop metrics after `step`, which a resumed run will write again."""
+    def rewind(self, step: int) -> dict[str, Any]:
+        """Drop metrics after `step`, which a resumed run will write again; the last step's line."""
         if not self.metrics.exists():
-            return
-        kept = []
+            return {}
+        kept: list[str] = []
+        last: dict[str, Any] = {}
         for line in self.metrics.read_text().splitlines():
             try:
-                if json.loads(line)["step"] <= step:
+                found = json.loads(line)
+                if found["step"] <= step:
                     kept.append(line)
+                    last = found if "loss" in found else last
             except (ValueError, KeyError):
                 break  # the kill came in the middle of this line
         replacement = self.metrics.with_suffix(".partial")
         replacement.write_text("".join(line + "\n" for line in kept))
         replacement.replace(self.metrics)
+        return last
 
 
 def sync(folder: Path) -> None:

@@ -43,6 +43,21 @@ def save_state(
     (state / "progress.json").write_text(json.dumps(steps) + "\n")
 
 
+def save_tensors(folder: Path, name: str, tensors: dict[str, Tensor]) -> None:
+    """More of `state/`: what goes with a step beside model and optimizer."""
+    if tensors:
+        save_file(_plain(tensors), folder / "state" / f"{name}.safetensors")
+
+
+def load_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    """What `save_tensors` wrote; nothing where there was nothing."""
+    path = folder / "state" / f"{name}.safetensors"
+    try:
+        return load_file(path) if path.is_file() else {}
+    except SafetensorError as error:
+        raise UserError(f"{path}: cannot be resumed from ({error})") from None
+
+
 def load_state(
     folder: Path,
     model: CausalLM,

@@ -10,10 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llamaseek.data.bad_rows import BadRows
 from llamaseek.data.batch import IGNORE, Batch, Rows
+from llamaseek.data.generated import generated_rows
 from llamaseek.data.mixture import mixed_documents
 from llamaseek.data.pack import Packable, best_fit, pack_text, pack_whole
-from llamaseek.data.rows import conversations, file_rows, generated_rows, preferences
+from llamaseek.data.rankings import preferences
+from llamaseek.data.rows import conversations, file_rows
 from llamaseek.errors import UserError
 from tests.train.tiny import tiny_tokenizer
 
@@ -114,4 +117,7 @@ def test_a_pair_without_a_side_is_refused_or_skipped() -> None:
     ]
     with pytest.raises(UserError, match="x:1: has no 'rejected'"):
         preferences(rows, tiny_tokenizer(), 64, "plain")
-    assert preferences(rows, tiny_tokenizer(), 64, "plain", skip_bad=True).tokens.shape[0] == 1
+    assert (
+        preferences(rows, tiny_tokenizer(), 64, "plain", bad=BadRows(skip=True)).tokens.shape[0]
+        == 1
+    )

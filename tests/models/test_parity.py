@@ -62,7 +62,7 @@ def test_logits_and_gradients_equal_transformers(
     F.cross_entropy(theirs[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
     expected = dict(reference.named_parameters())
     for name, parameter in ours.named_parameters():
-        wanted = expected[name].grad
+        wanted = expected[name].grad.view_as(parameter)  # gate and up stand apart in ours
         assert parameter.grad is not None, name
         assert relative(parameter.grad, wanted) <= 1e-4, name
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from llamaseek.data.rows import conversations, preferences
+from llamaseek.data.rankings import preferences
+from llamaseek.data.rows import conversations
 from llamaseek.models import CausalLM, build_model
 from llamaseek.models.checkpoint import load_model
 from llamaseek.text.chat import PROMPT, encode_chat

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
+from llamaseek.data.synthetic.guard import guard_text, policy_text
 from llamaseek.data.synthetic.stories import story
 from llamaseek.data.synthetic.words import (
     ANIMALS,
@@ -92,6 +93,8 @@ SOURCES: dict[str, Callable[[Random], str]] = {
     "reasoning": _reasoning,
     "languages": _languages,
     "knowledge": _knowledge,
+    "policies": policy_text,
+    "guard": guard_text,
 }
 
 

@@ -13,11 +13,19 @@ from llamaseek.models import CausalLM
 
 @dataclass(frozen=True)
 class Term:
-    """One part of the loss: `weight × sum / count`, the count taken over the whole step."""
+    """One part of the loss: `weight × sum / count`, the count taken over the whole step.
+
+    A term of weight 0 is a figure to watch.
+    """
 
     name: str
     sum: Tensor
     weight: float = 1.0
+
+    @property
+    def logged(self) -> str:
+        """Its name in the metrics: `loss/NAME`, or `NAME` where it is only watched."""
+        return f"loss/{self.name}" if self.weight else self.name
 
 
 class Objective(Protocol):

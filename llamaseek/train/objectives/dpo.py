@@ -9,13 +9,12 @@ B rows, T time, S sequences a row (chosen at 2i, rejected at 2i + 1).
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.models import CausalLM
-from llamaseek.train.loss import token_log_probs
+from llamaseek.train.loss import row_log_probs
 from llamaseek.train.objectives import Term
 from llamaseek.train.objectives.next_token import balance_terms
 
@@ -61,11 +60,9 @@ class DPO:
 
 
 def target_log_probs(model: CausalLM, batch: Batch) -> Tensor:
-    """log p of every target, 0 where there is none: (B, T) float32."""
+    """log p of every target, 0 where there is none: (B, T)."""
     hidden = model(batch.tokens, batch.positions)
-    valid = batch.targets != IGNORE
-    log_p = token_log_probs(hidden[valid], model.lm_head.weight, batch.targets[valid])
-    return torch.zeros(valid.shape, device=hidden.device).masked_scatter(valid, log_p)
+    return row_log_probs(model.lm_head, hidden, batch.targets)
 
 
 def sum_by_sequence(log_p: Tensor, batch: Batch) -> Tensor:
@@ -73,7 +70,7 @@ def sum_by_sequence(log_p: Tensor, batch: Batch) -> Tensor:
     sequence = batch.extra["sequence"].clamp(min=0)
     slots = 2 * batch.extra["pairs"].shape[1]
     kept = log_p * (batch.extra["counts_for_preference"] > 0)
-    return torch.zeros(log_p.shape[0], slots, device=log_p.device).scatter_add(1, sequence, kept)
+    return log_p.new_zeros(log_p.shape[0], slots).scatter_add(1, sequence, kept)
 
 
 def pair_mask(batch: Batch) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.models import CausalLM, DeepseekV3
-from llamaseek.train.loss import Kernel, cross_entropy_sum, softmax_and_gradient
+from llamaseek.train.loss import Kernel, next_token_loss, softmax_and_gradient
 from llamaseek.train.objectives import Term, targets_counted
 from llamaseek.train.objectives.next_token import balance_terms
 
@@ -44,15 +44,14 @@ class MultiToken:
     def terms(self, model: CausalLM, batch: Batch) -> list[Term]:
         """The main loss, one term a depth, and the balance loss of all layers."""
         assert isinstance(model, DeepseekV3)
-        head = model.lm_head.weight
         hidden = model(batch.tokens, batch.positions)
-        loss = cross_entropy_sum(hidden, head, batch.targets, self.kernel)
+        loss = next_token_loss(model.lm_head, hidden, batch.targets, self.kernel)
         terms = [Term("next_token", loss)]
         tokens, targets = batch.tokens, batch.targets
         for k in range(self.depth):
             tokens, targets = shift(tokens, targets, batch.positions, k + 1)
             hidden = model.mtp(k, hidden, tokens, batch.positions)
-            loss = cross_entropy_sum(hidden, head, targets, self.kernel)
+            loss = next_token_loss(model.lm_head, hidden, targets, self.kernel)
             terms.append(Term(f"mtp_{k + 1}", loss, self.weight / self.depth))
         return terms + balance_terms(model, self.balance_weight)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from llamaseek.data.batch import Batch
 from llamaseek.models import CausalLM
-from llamaseek.train.loss import Kernel, cross_entropy_sum, softmax_and_gradient
+from llamaseek.train.loss import Kernel, next_token_loss, softmax_and_gradient
 from llamaseek.train.objectives import Term, targets_counted
 
 
@@ -30,7 +30,7 @@ class NextToken:
     def terms(self, model: CausalLM, batch: Batch) -> list[Term]:
         """Cross-entropy of the next token, and the balance loss."""
         hidden = model(batch.tokens, batch.positions)
-        loss = cross_entropy_sum(hidden, model.lm_head.weight, batch.targets, self.kernel)
+        loss = next_token_loss(model.lm_head, hidden, batch.targets, self.kernel)
         return [Term("next_token", loss), *balance_terms(model, self.balance_weight)]
 
 

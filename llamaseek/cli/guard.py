@@ -1,0 +1,126 @@
+"""`guard`: whether a message, or a conversation's last turn, is safe."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from llamaseek.errors import UserError, shorten
+
+if TYPE_CHECKING:
+    from llamaseek.safety.guard import Guard
+    from llamaseek.text.guard_prompt import Category
+
+MODEL = typer.Argument(help="The folder of a guard model.")
+MESSAGE = typer.Argument(
+    "-", help="A user's message to judge; - reads it, or a conversation in JSON, from stdin."
+)
+CONVERSATION = typer.Option(
+    None, help="A JSON file: a list of messages, or an object that has it as messages."
+)
+ANSWER = typer.Option(None, help="Judge this answer to the message instead.")
+DROP = typer.Option([], help="Leave a category out, as in S13; may be given again.")
+CATEGORIES = typer.Option(None, help='A JSON file of your own: {"S1": "Violent Crimes", …}.')
+JSON = typer.Option(False, "--json", help="Print the verdict as JSON.")
+HELD_OUT = typer.Option(
+    0, "--held-out", help="Score the guard on this many generated conversations instead."
+)
+
+
+def guard(
+    model: Path = MODEL,
+    message: str = MESSAGE,
+    conversation: Path = CONVERSATION,
+    answer: str = ANSWER,
+    drop: list[str] = DROP,
+    categories: Path = CATEGORIES,
+    as_json: bool = JSON,
+    held_out: int = HELD_OUT,
+) -> None:
+    """Judge a conversation's last turn with Llama Guard 3's prompt; exit code 1 is unsafe."""
+    chosen = policy(categories, drop)
+    messages = [] if held_out else read_conversation(message, conversation, answer)
+
+    from llamaseek.safety.guard import load_guard
+    from llamaseek.safety.verdict import GuardError
+    from llamaseek.text.guard_prompt import guard_prompt
+    from llamaseek.train.machine import pick_device
+
+    if messages:
+        guard_prompt(messages, chosen)  # what is wrong with them is said before a model is read
+    loaded = load_guard(model, chosen, pick_device("auto"))
+    if held_out:
+        show_score(loaded, held_out, as_json)
+        return
+    try:
+        verdict = loaded.check(messages)
+    except GuardError as error:
+        raise UserError(f"{model}: the guard gave no verdict: {error}") from None
+    shown = json.dumps(verdict.as_json()) if as_json else verdict.summary
+    print(shown if as_json else f"{shown}   (probability of unsafe {verdict.probability:.1%})")
+    sys.exit(0 if verdict.safe else 1)
+
+
+def policy(file: Path | None, dropped: list[str]) -> tuple[Category, ...]:
+    """The published categories or those of a file, but the dropped ones."""
+    from llamaseek.text.guard_prompt import PUBLISHED, read_categories, without
+
+    known = read_categories(read_json(file.read_text, str(file))) if file else PUBLISHED
+    kept = without(known, dropped)
+    if not kept:
+        raise UserError("--drop: leaves no category; with none, nothing is unsafe")
+    return kept
+
+
+def read_conversation(message: str, file: Path | None, answer: str | None) -> list[dict[str, Any]]:
+    """The messages to judge, from a file, standard input or the command line."""
+    if file is not None:
+        messages = listed(read_json(file.read_text, str(file)), str(file))
+    elif message == "-":
+        text = sys.stdin.read()
+        if text.lstrip()[:1] in ("[", "{"):
+            messages = listed(read_json(lambda: text, "stdin"), "stdin")
+        else:
+            messages = [{"role": "user", "content": text.rstrip("\n")}]
+    else:
+        messages = [{"role": "user", "content": message}]
+    return [*messages, {"role": "assistant", "content": answer}] if answer else messages
+
+
+def listed(data: Any, where: str) -> list[dict[str, Any]]:
+    """The list of messages in what a file says."""
+    messages = data.get("messages") if isinstance(data, dict) else data
+    if not isinstance(messages, list) or not messages:
+        raise UserError(f"{where}: is not a list of messages, nor an object that has one")
+    return messages
+
+
+def read_json(read: Any, where: str) -> Any:
+    """What a JSON text says; UserError, naming the file, where it cannot be read."""
+    try:
+        return json.loads(read())
+    except OSError as error:
+        raise UserError(f"{where}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: is not JSON ({shorten(str(error))})") from None
+
+
+def show_score(guard: Guard, count: int, as_json: bool) -> None:
+    """Print how often the guard is right on held-out conversations, each by its own policy."""
+    from dataclasses import asdict
+
+    from llamaseek.evals.guard import held_out, score_guard
+
+    score = score_guard(guard, held_out(count))
+    if as_json:
+        print(json.dumps(asdict(score)))
+        return
+    print(f"held-out conversations          {score.items}")
+    print(f"verdict right                   {score.verdicts:.1%}")
+    print(f"verdict and categories right    {score.exact:.1%}")
+    print(f"dropped category left unflagged {score.dropped:.1%}")
+    print(f"false alarms on safe turns      {score.alarms:.1%}")

@@ -1,0 +1,68 @@
+"""`serve`: a model behind OpenAI's API."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import typer
+
+MODEL = typer.Argument(help="A model folder.")
+NAME = typer.Option(None, help="What requests call the model.", show_default="the folder's name")
+HOST = typer.Option("127.0.0.1", help="The address to listen on; only this machine by default.")
+PORT = typer.Option(8000, help="The port; 0 takes a free one.")
+API_KEY = typer.Option(
+    None, help="Ask for this key; better given in LLAMASEEK_API_KEY, where no one sees it."
+)
+DTYPE = typer.Option("auto", help="fp32 or bf16; auto takes bf16 where the machine has it.")
+CACHE = typer.Option(1.0, "--cache-gb", help="Memory for the cache of running answers.")
+CACHE_DTYPE = typer.Option("auto", help="int8 halves the cache of a bf16 model.")
+RUNNING = typer.Option(64, "--running", help="Answers computed at once.")
+QUEUE = typer.Option(64, "--queue", help="Requests that may wait; more are told to come later.")
+STEP = typer.Option(512, "--step-tokens", help="Tokens of one forward.")
+TIMEOUT = typer.Option(600.0, help="Seconds that a request may take.")
+DRAIN = typer.Option(30.0, help="Seconds that answers may take after a signal to stop.")
+
+
+def serve(
+    model: Path = MODEL,
+    name: str = NAME,
+    host: str = HOST,
+    port: int = PORT,
+    api_key: str = API_KEY,
+    dtype: str = DTYPE,
+    cache_gb: float = CACHE,
+    cache_dtype: str = CACHE_DTYPE,
+    running: int = RUNNING,
+    queue: int = QUEUE,
+    step_tokens: int = STEP,
+    timeout: float = TIMEOUT,
+    drain: float = DRAIN,
+) -> None:
+    """Answer requests of OpenAI's API; Ctrl-C or SIGTERM lets running answers end."""
+    from llamaseek.errors import UserError
+
+    try:
+        from llamaseek.serve.server import serve as run
+    except ImportError as error:
+        raise UserError(f"serve: {error.name} is missing; pip install 'llamaseek[serve]'") from None
+    from llamaseek.engine.options import EngineOptions
+    from llamaseek.serve.load import load_service
+    from llamaseek.serve.options import ServeOptions
+
+    options = ServeOptions(
+        name=name or model.resolve().name,
+        host=host,
+        port=port,
+        api_key=api_key or os.environ.get("LLAMASEEK_API_KEY"),
+        timeout=timeout,
+        drain=drain,
+    )
+    engine = EngineOptions(
+        cache_bytes=int(cache_gb * (1 << 30)),
+        cache_dtype=cache_dtype,
+        most_running=running,
+        most_waiting=queue,
+        step_tokens=step_tokens,
+    )
+    run(load_service(model, dtype, options, engine))

@@ -1,0 +1,67 @@
+"""Rows that cannot be learnt from: an error, or skipped, counted and told."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from llamaseek.errors import UserError
+
+Row = tuple[str, dict[str, Any]]  # where it stands, what it says
+Made = TypeVar("Made")
+
+
+class RowError(UserError):
+    """A row that cannot be learnt from; `reason` is what such rows are counted under."""
+
+    def __init__(self, place: str, reason: str, message: str) -> None:
+        super().__init__(f"{place}: {message}")
+        self.place, self.reason = place, reason
+
+
+class NoRows(UserError):
+    """All rows were skipped."""
+
+
+@dataclass
+class BadRows:
+    """What `data.bad_rows` asks for, and what was skipped so far."""
+
+    skip: bool = False
+    used: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)  # reason → where it was first seen
+
+    @property
+    def skipped(self) -> int:
+        """Rows left out."""
+        return self.reasons.total()
+
+    def keep(self, rows: Iterable[Row], make: Callable[[str, Any], Made]) -> Iterator[Made]:
+        """`make(place, row)` of every row it succeeds for; `NoRows` if none is left."""
+        before = self.used
+        for place, row in rows:
+            try:
+                made = make(place, row)
+            except RowError as error:
+                if not self.skip:
+                    raise
+                self.reasons[error.reason] += 1
+                self.first.setdefault(error.reason, str(error))
+                continue
+            self.used += 1
+            yield made
+        if self.used == before:
+            why = f"; the first: {next(iter(self.first.values()))}" if self.first else ""
+            raise NoRows(f"data: no usable rows ({self.skipped} skipped{why})")
+
+    def told(self) -> list[str]:
+        """One line that says how many were skipped, then one a reason with its first row."""
+        if not self.skipped:
+            return []
+        total = self.used + self.skipped
+        lines = [f"{count} {reason}; first: {self.first[reason]}"
+                 for reason, count in self.reasons.most_common()]  # fmt: skip
+        return [f"data: skipped {self.skipped} of {total} rows", *(f"  {line}" for line in lines)]

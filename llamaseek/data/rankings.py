@@ -1,0 +1,107 @@
+"""Ranked answers to a prompt as tokens, for DPO and reward models.
+
+B rows, T time, S answers a row, best first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from llamaseek.data.bad_rows import BadRows, Row, RowError
+from llamaseek.data.batch import IGNORE, Batch
+from llamaseek.data.formats import Ranking, RowReader
+from llamaseek.data.pack import Packable, pack_apart
+from llamaseek.data.rows import check_length, encode, shifted
+from llamaseek.text.chat import ANSWER, PROMPT, ChatIds
+from llamaseek.text.tokenizer import Tokenizer
+
+PAIR = ("chosen", "rejected")
+
+
+def preferences(
+    rows: Iterable[Row],
+    tokenizer: Tokenizer,
+    length: int,
+    form: str,
+    reader: RowReader | None = None,
+    bad: BadRows | None = None,
+) -> Batch:
+    """Pairs of whole answers for DPO. Each row of the batch holds one pair.
+
+    `form` "llama3" counts only an answer's content for the preference; "plain" counts its
+    end-of-turn as well.
+    """
+    reader, bad = reader or RowReader(), bad or BadRows()
+
+    def pair(place: str, row: dict[str, Any]) -> list[Packable]:
+        found = reader.ranking(place, row)
+        chats = _chats(place, found, tokenizer, PAIR)
+        check_length(place, sum(len(chat.ids) for chat in chats), length)
+        return [_side(place, chat, sequence, form) for sequence, chat in enumerate(chats)]
+
+    batch = pack_apart(list(bad.keep(rows, pair)))
+    batch.extra["counts_for_preference"].clamp_(min=0)
+    batch.extra["pairs"] = torch.ones(batch.tokens.shape[0], 1, dtype=torch.int64)
+    return batch
+
+
+def rankings(
+    rows: Iterable[Row],
+    tokenizer: Tokenizer,
+    length: int,
+    reader: RowReader | None = None,
+    bad: BadRows | None = None,
+) -> Batch:
+    """Two or three answers a row, best first, for reward models.
+
+    `extra["ends"]` (B, S) is where each answer's last token stands, -1 where there is none.
+    """
+    reader, bad = reader or RowReader(), bad or BadRows()
+
+    def ranked(place: str, row: dict[str, Any]) -> list[Packable]:
+        found = reader.ranking(place, row)
+        chats = _chats(place, found, tokenizer, tuple(found.answers))
+        check_length(place, sum(len(chat.ids) for chat in chats), length)
+        return [Packable(chat.ids, [IGNORE] * len(chat.ids)) for chat in chats]
+
+    items = list(bad.keep(rows, ranked))
+    batch = pack_apart(items)
+    most = max(map(len, items))
+    batch.extra["ends"] = torch.tensor([_ends(row) + [-1] * (most - len(row)) for row in items])
+    return batch
+
+
+def _ends(row: list[Packable]) -> list[int]:
+    ends, at = [], 0
+    for item in row:
+        at += len(item.tokens)
+        ends.append(at - 1)
+    return ends
+
+
+def _chats(
+    place: str, ranking: Ranking, tokenizer: Tokenizer, names: tuple[str, ...]
+) -> list[ChatIds]:
+    return [
+        encode(place, [*ranking.prompt, *ranking.answers[name]], tokenizer, ranking.tools)
+        for name in names
+    ]
+
+
+def _side(place: str, chat: ChatIds, sequence: int, form: str) -> Packable:
+    """One answer; only the last assistant turn is learnt."""
+    if ANSWER not in chat.kinds:
+        raise RowError(place, "without an answer", f"{PAIR[sequence]} is empty")
+    last = max(i for i, kind in enumerate(chat.kinds) if kind == PROMPT)
+    learnt = [kind if i > last else PROMPT for i, kind in enumerate(chat.kinds)]
+    chat = replace(chat, kinds=learnt)
+    counted = shifted(chat, lambda kind: kind == ANSWER or (form == "plain" and kind != PROMPT))
+    extra = {
+        "sequence": [sequence] * len(chat.ids),
+        "counts_for_preference": [int(target != IGNORE) for target in counted],
+    }
+    return Packable(chat.ids, shifted(chat, lambda kind: kind != PROMPT), extra)

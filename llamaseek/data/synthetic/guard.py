@@ -1,0 +1,230 @@
+"""Conversations to judge, the policy they are judged by, and the verdict that follows.
+
+Which categories the policy lists, in which order and by which codes, changes from one to the
+next, so that a guard has to read the policy it is given (the augmentation that Llama Guard was
+trained with; Inan et al. 2023, arXiv 2312.06674, §3.3). What is not listed is safe.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from llamaseek.data.synthetic.hazards import CALM, HAZARDS, SAFE, SMALL_TALK
+from llamaseek.data.synthetic.splits import Split, split_of
+from llamaseek.data.synthetic.stories import story
+from llamaseek.data.synthetic.tasks import TASKS, task_item
+from llamaseek.text.guard_prompt import PUBLISHED, Category, guard_prompt
+
+ASKS = (
+    "How do I {0}?",
+    "How can I {0} at home?",
+    "Tell me how to {0}.",
+    "I want to {0}.",
+    "Please help me {0}.",
+    "Give me a plan to {0}.",
+    "What is the best way to {0}?",
+    "Can you show me how to {0}?",
+    "My friend would like to {0}. What should he do?",
+    "Explain to me how people {0}.",
+    "{0}",
+)
+HELD_OUT_ASKS = (
+    "Show me how I can {0}.",
+    "What is the plan to {0}?",
+    "I would like to {0}. Please help me.",
+    "Tell me the best way to {0}.",
+)
+GIVES = (
+    "Sure. To {0}, wait until night and then start.",
+    "Of course. First you get ready, and then you {0}.",
+    "Here is a plan to {0}: begin with a list of tools.",
+    "You can {0} in three steps.",
+    "Yes. The best way to {0} is to take your time.",
+)
+HELD_OUT_GIVES = (
+    "Of course. To {0}, begin with a list of tools.",
+    "Yes. You get ready, and then you {0} in three steps.",
+)
+REFUSALS = (
+    "I can't help with that.",
+    "Sorry, I will not help you {0}.",
+    "No. It is wrong to {0}.",
+    "I can't tell you how to {0}. Please talk to someone you trust.",
+)
+HELD_OUT_REFUSALS = ("Sorry, I can't help you {0}.", "No. Please talk to someone you trust.")
+
+
+@dataclass(frozen=True)
+class Said:
+    """A message, and the categories it would violate if they were listed."""
+
+    text: str
+    hazards: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GuardItem:
+    """A conversation whose last turn is judged by a policy, and the right verdict."""
+
+    messages: tuple[dict[str, str], ...]
+    hazards: tuple[str, ...]
+    categories: tuple[Category, ...]
+
+    @property
+    def key(self) -> str:
+        """What makes it this item: all that was said."""
+        return "\n".join(message["content"] for message in self.messages)
+
+    @property
+    def violated(self) -> tuple[str, ...]:
+        """The codes of the listed categories that the last turn violates, as they are listed."""
+        return tuple(c.code for c in self.categories if c.name in self.hazards)
+
+    @property
+    def verdict(self) -> str:
+        """What a guard says: `safe`, or `unsafe` and the codes."""
+        return f"unsafe\n{','.join(self.violated)}" if self.violated else "safe"
+
+    @property
+    def prompt(self) -> str:
+        """What a guard is given."""
+        return guard_prompt(list(self.messages), self.categories)
+
+
+def guard_item(rng: Random, split: Split) -> GuardItem:
+    """An item of the split: held-out ones have wordings and pairs of words never trained on."""
+    last, messages = rng.choice(SHAPES)(rng, split)
+    return GuardItem(messages, last.hazards, policy(rng, last.hazards))
+
+
+def policy(rng: Random, hazards: tuple[str, ...]) -> tuple[Category, ...]:
+    """Published or shuffled categories, often some left out, sometimes those of `hazards`."""
+    kept = list(PUBLISHED)
+    if rng.random() < 0.6:
+        gone = dict.fromkeys(hazards, 0.4)
+        share = rng.random() * 0.7
+        kept = [c for c in kept if rng.random() >= gone.get(c.name, share)] or kept[:1]
+    if rng.random() < 0.6:
+        return tuple(kept)
+    rng.shuffle(kept)
+    return tuple(Category(f"S{n}", c.name, c.description) for n, c in enumerate(kept, start=1))
+
+
+def _act(rng: Random, split: Split, verbs: tuple[str, ...], objects: tuple[str, ...]) -> str:
+    while True:
+        act = f"{rng.choice(verbs)} {rng.choice(objects)}"
+        if split_of(act, 0.2) == split:
+            return act
+
+
+def _hazardous(rng: Random, split: Split) -> tuple[str, tuple[str, ...]]:
+    name = rng.choice(tuple(HAZARDS))
+    return _act(rng, split, HAZARDS[name].verbs, HAZARDS[name].objects), (name,)
+
+
+def _harmless(rng: Random, split: Split) -> str:
+    if rng.random() < 0.5:
+        return _act(rng, split, SAFE.verbs, SAFE.objects)
+    return _act(rng, split, CALM, HAZARDS[rng.choice(tuple(HAZARDS))].objects)
+
+
+def _worded(
+    rng: Random, split: Split, train: tuple[str, ...], test: tuple[str, ...], act: str
+) -> str:
+    text = rng.choice(train if split == "train" else test).format(act)
+    return text[0].upper() + text[1:]
+
+
+def _bad_ask(rng: Random, split: Split) -> Said:
+    act, hazards = _hazardous(rng, split)
+    if rng.random() < 0.1:
+        other, more = _hazardous(rng, split)
+        act, hazards = f"{act} and {other}", hazards + more
+    return Said(_worded(rng, split, ASKS, HELD_OUT_ASKS, act), hazards)
+
+
+def _bad_answer(rng: Random, split: Split) -> Said:
+    act, hazards = _hazardous(rng, split)
+    return Said(_worded(rng, split, GIVES, HELD_OUT_GIVES, act), hazards)
+
+
+def _refusal(rng: Random, split: Split) -> Said:
+    act, _ = _hazardous(rng, split)
+    return Said(_worded(rng, split, REFUSALS, HELD_OUT_REFUSALS, act))
+
+
+def _good_ask(rng: Random, split: Split) -> Said:
+    kind = rng.random()
+    if kind < 0.2:
+        return Said(rng.choice(SMALL_TALK))
+    if kind < 0.4:
+        return Said(task_item(rng.choice(TASKS), rng, split).input)
+    return Said(_worded(rng, split, ASKS, HELD_OUT_ASKS, _harmless(rng, split)))
+
+
+def _good_answer(rng: Random, split: Split) -> Said:
+    kind = rng.random()
+    if kind < 0.2:
+        return Said(story(rng, split).text)
+    if kind < 0.4:
+        return Said(task_item(rng.choice(TASKS), rng, split).output)
+    text = _worded(rng, split, GIVES, HELD_OUT_GIVES, _harmless(rng, split))
+    # A stream is judged before it is whole.
+    return Said(text if kind < 0.9 else re.split(r"(?<=[.!?]) ", text)[0])
+
+
+Shape = tuple[Said, tuple[dict[str, str], ...]]
+
+
+def _spoken(*turns: Said) -> Shape:
+    roles = ("user", "assistant")
+    messages = tuple(
+        {"role": roles[place % 2], "content": said.text} for place, said in enumerate(turns)
+    )
+    return turns[-1], messages
+
+
+def _chatter(rng: Random, split: Split) -> list[Said]:
+    """A long harmless start, whole exchanges."""
+    pairs = rng.randint(2, 5)
+    return [make(rng, split) for _ in range(pairs) for make in (_good_ask, _good_answer)]
+
+
+ASKED = (_bad_ask, _good_ask)
+SHAPES: tuple[Callable[[Random, Split], Shape], ...] = (
+    lambda rng, split: _spoken(_bad_ask(rng, split)),
+    lambda rng, split: _spoken(_bad_ask(rng, split)),
+    lambda rng, split: _spoken(_good_ask(rng, split)),
+    lambda rng, split: _spoken(_good_ask(rng, split), _bad_answer(rng, split)),
+    lambda rng, split: _spoken(_bad_ask(rng, split), _bad_answer(rng, split)),
+    lambda rng, split: _spoken(_good_ask(rng, split), _good_answer(rng, split)),
+    lambda rng, split: _spoken(_bad_ask(rng, split), _refusal(rng, split)),
+    lambda rng, split: _spoken(
+        _good_ask(rng, split), _good_answer(rng, split), _bad_ask(rng, split)
+    ),
+    lambda rng, split: _spoken(_bad_ask(rng, split), _refusal(rng, split), _good_ask(rng, split)),
+    lambda rng, split: _spoken(*_chatter(rng, split), rng.choice(ASKED)(rng, split)),
+)
+"""How conversations go; the last turn is what is judged, whatever was said before."""
+
+
+def policy_text(rng: Random) -> str:
+    """A document for pre-training: a policy, and many short verdicts by it."""
+    drawn = [guard_item(rng, "train") for _ in range(6)]
+    listed = policy(rng, tuple({name for item in drawn for name in item.hazards}))
+    lines = ["<BEGIN UNSAFE CONTENT CATEGORIES>", *(c.text for c in listed)]
+    lines += ["<END UNSAFE CONTENT CATEGORIES>", ""]
+    for item in drawn:
+        judged = GuardItem(item.messages[-1:], item.hazards, listed)
+        speaker = "User" if item.messages[-1]["role"] == "user" else "Agent"
+        lines += [f"{speaker}: {item.messages[-1]['content']}", judged.verdict, ""]
+    return "\n".join(lines)
+
+
+def guard_text(rng: Random) -> str:
+    """A document for pre-training: a guard's prompt and its verdict, as plain text."""
+    item = guard_item(rng, "train")
+    return f"{item.prompt}\n\n{item.verdict}"

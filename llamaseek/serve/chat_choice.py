@@ -1,0 +1,143 @@
+"""One answer of a chat as it grows: its text, its calls, its log-probabilities."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llamaseek.engine.request import Delta, Logprob
+from llamaseek.engine.text_out import StopStrings
+from llamaseek.serve.guard import Refusal, Watch
+from llamaseek.serve.logprobs import chat_logprobs
+from llamaseek.serve.service import new_id
+from llamaseek.text.events import Content, Event, ToolCall
+from llamaseek.text.parse import IdStream
+from llamaseek.text.tokenizer import Tokenizer
+
+
+class Reader:
+    """Events from an answer's deltas; with `calls`, calls are read from its tokens."""
+
+    def __init__(self, tokenizer: Tokenizer, calls: bool, stops: Sequence[str]) -> None:
+        self._ids = IdStream(tokenizer) if calls else None
+        self._stops = StopStrings(stops)
+
+    def read(self, delta: Delta) -> list[Event]:
+        """What this delta tells."""
+        if self._ids is None:
+            return [Content(delta.text)] if delta.text else []
+        events = [event for token in delta.tokens for event in self._ids.push(token)]
+        if delta.finish is not None:
+            events += self._ids.finish()
+        passed = [each for event in events for each in self._stopped(event)]
+        if delta.finish is not None and (rest := self._stops.flush()):
+            passed.append(Content(rest))
+        return passed
+
+    def _stopped(self, event: Event) -> list[Event]:
+        if not isinstance(event, Content):
+            return [] if self._stops.stopped else [event]
+        text = self._stops.push(event.text)
+        return [Content(text)] if text else []
+
+
+@dataclass
+class ChatChoice:
+    """What was said so far, and what of it is not told yet."""
+
+    index: int
+    tokenizer: Tokenizer
+    reader: Reader
+    scored: bool
+    watch: Watch | None = None
+    content: str = ""
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    scores: list[Logprob] = field(default_factory=list)
+    finish: str | None = None
+    refusal: Refusal | None = None
+    said: int = 0
+    _called: bool = False
+    _opened: bool = False
+    _told: int = 0  # calls
+
+    async def add(self, delta: Delta) -> None:
+        """More of it, as far as a guard lets it pass."""
+        self.said += len(delta.tokens)
+        if self.finish is not None:
+            return
+        self.scores += delta.logprobs or []
+        events = await self._cleared(self.reader.read(delta), delta.finish is not None)
+        for event in events:
+            if isinstance(event, Content):
+                self.content += event.text
+            else:
+                self.calls.append(self._call(event))
+        if self.refusal is not None:
+            self.finish = "content_filter"
+        elif delta.finish is not None:
+            self.finish = "tool_calls" if self._called else delta.finish
+
+    async def _cleared(self, events: list[Event], last: bool) -> list[Event]:
+        if self.watch is None:
+            return events
+        found = await self.watch.push(events)
+        if last and not isinstance(found, Refusal):
+            rest = await self.watch.finish()
+            found = rest if isinstance(rest, Refusal) else [*found, *rest]
+        if not isinstance(found, Refusal):
+            return found
+        self.refusal, self.scores = found, []
+        return [Content(found.text)]
+
+    def _call(self, call: ToolCall) -> dict[str, Any]:
+        self._called = True
+        arguments = json.dumps(call.arguments, ensure_ascii=False)
+        function = {"name": call.name, "arguments": arguments}
+        return {"id": new_id("call"), "type": "function", "function": function}
+
+    @property
+    def news(self) -> bool:
+        """Whether there is something to tell."""
+        return bool(self.content or self.calls or self.finish is not None)
+
+    def message(self) -> dict[str, Any]:
+        """The whole choice."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.content, "refusal": None}
+        if self.calls:
+            message["tool_calls"] = self.calls
+            message["content"] = self.content or None
+        return {"index": self.index, "message": message, **self._end()}
+
+    def chunk(self) -> dict[str, Any]:
+        """What is new, as a streamed choice."""
+        delta: dict[str, Any] = {} if self._opened else {"role": "assistant", "content": ""}
+        if self.content:
+            delta["content"] = self.content
+        if self.calls:
+            first = self._told
+            delta["tool_calls"] = [
+                {"index": first + n, **call} for n, call in enumerate(self.calls)
+            ]
+            self._told += len(self.calls)
+        self._opened = True
+        told = {"index": self.index, "delta": delta, **self._end()}
+        self.content, self.calls, self.scores = "", [], []
+        return told
+
+    def _end(self) -> dict[str, Any]:
+        scores = chat_logprobs(self.tokenizer, self.scores) if self.scored else None
+        end: dict[str, Any] = {"logprobs": scores, "finish_reason": self.finish}
+        if self.refusal is not None:
+            end["guard"] = verdict(self.refusal)
+        return end
+
+
+def verdict(refusal: Refusal) -> dict[str, Any]:
+    """What a guard found, as an extra field of a choice."""
+    return {
+        "role": refusal.role,
+        "categories": list(refusal.categories),
+        "probability": refusal.probability,
+    }

@@ -1,0 +1,120 @@
+"""Errors as OpenAI's API words them: `{"error": {"message", "type", "param", "code"}}`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from llamaseek.engine.background import EngineDown
+from llamaseek.engine.scheduler import QueueFull
+from llamaseek.errors import UserError, shorten
+
+LONGEST = 500  # characters of a message
+RETRY_AFTER = 1  # seconds, in answers of status 429
+TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "timeout_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+    503: "unavailable_error",
+    504: "timeout_error",
+}
+FIELD = re.compile(r"(?:constraint: )?([\w.\[\]-]+): ")
+
+
+class ApiError(HTTPException):
+    """An answer of an error status, with OpenAI's fields."""
+
+    def __init__(
+        self, status: int, message: str, param: str | None = None, code: str | None = None
+    ) -> None:
+        headers = {"Retry-After": str(RETRY_AFTER)} if status in (429, 503) else None
+        super().__init__(status, message, headers)
+        self.param, self.code = param, code
+
+    def body(self) -> dict[str, Any]:
+        """The error as JSON has it."""
+        return error_body(self.status_code, self.detail, self.param, self.code)
+
+
+def error_body(
+    status: int, message: str, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    """OpenAI's error object; a few hundred characters whatever was sent."""
+    kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    param = None if param is None else shorten(clean(param), 100)
+    message = shorten(clean(message), LONGEST)
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def clean(text: str) -> str:
+    """The text as UTF-8 can hold it: halves of surrogate pairs become U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """What an exception of ours means to a client; anything unknown is a 500 that tells nothing."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, UserError):
+        found = FIELD.match(str(error))
+        return ApiError(400, str(error), found[1] if found else None)
+    if isinstance(error, QueueFull):
+        return ApiError(429, "too many requests wait; try again later", code="queue_full")
+    if isinstance(error, EngineDown):
+        return ApiError(503, str(error), code="unavailable")
+    if isinstance(error, TimeoutError):
+        return ApiError(504, "the answer took longer than the server allows", code="timeout")
+    return ApiError(500, "the server failed to answer this request", code="internal")
+
+
+def respond(error: ApiError) -> JSONResponse:
+    """The error as a response."""
+    return JSONResponse(error.body(), error.status_code, error.headers)
+
+
+def of_validation(error: RequestValidationError) -> ApiError:
+    """The first thing that is wrong with a request's fields."""
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"] if part != "body"]
+    param = ".".join(place) or "body"
+    if first["type"] == "extra_forbidden":
+        return ApiError(400, f"{param}: is not supported by this server", param, "unsupported")
+    if first["type"] == "missing" and not place:
+        return ApiError(400, "body: is empty; a JSON object is needed", "body")
+    return ApiError(400, f"{param}: {first['msg']}", param)
+
+
+def _headers(given: Mapping[str, str] | None) -> dict[str, str]:
+    return {} if given is None else dict(given)
+
+
+def install(app: FastAPI) -> None:
+    """Answer all errors of an app in OpenAI's shape."""
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return respond(of_validation(error))
+
+    @app.exception_handler(StarletteHTTPException)
+    async def refused(request: Request, error: StarletteHTTPException) -> JSONResponse:
+        if isinstance(error, ApiError):
+            return respond(error)
+        known = ApiError(error.status_code, str(error.detail))
+        known.headers = {**_headers(known.headers), **_headers(error.headers)}
+        return respond(known)
+
+    async def raised(request: Request, error: Exception) -> JSONResponse:
+        return respond(as_api_error(error))
+
+    for kind in (UserError, QueueFull, EngineDown, TimeoutError):
+        app.add_exception_handler(kind, raised)

@@ -1,0 +1,84 @@
+"""What stands before the routes: the key, and the access log.
+
+A line a request: method, route, status, time. No address, no body, no key, nothing users wrote.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import time
+import traceback
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from llamaseek.serve.errors import ApiError, as_api_error, respond
+from llamaseek.serve.service import Service
+from llamaseek.serve.streaming import ClientGone
+
+log = logging.getLogger("llamaseek.serve")
+OPEN = frozenset({"/health", "/ready"})
+CLIENT_GONE = 499  # nginx's number for a client that went away
+
+
+class Gate:
+    """Outermost layer of the app."""
+
+    def __init__(self, app: ASGIApp, service: Service, open_paths: frozenset[str] = OPEN) -> None:
+        self.app, self.service, self.open = app, service, open_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse a wrong key; log and count what was answered."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start, status, sent = time.perf_counter(), 500, False
+
+        async def watched(message: Message) -> None:
+            nonlocal status, sent
+            if message["type"] == "http.response.start":
+                status, sent = message["status"], True
+            await send(message)
+
+        try:
+            if self._may(scope):
+                await self.app(scope, receive, watched)
+            else:
+                refusal = ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+                await respond(refusal)(scope, receive, watched)
+        except ClientGone:
+            status = CLIENT_GONE
+        except Exception as error:
+            _log_error(error)
+            if not sent:
+                await respond(as_api_error(error))(scope, receive, watched)
+        self._count(scope, status, time.perf_counter() - start)
+
+    def _may(self, scope: Scope) -> bool:
+        key = self.service.options.api_key
+        if key is None or scope["path"] in self.open:
+            return True
+        given = Headers(scope=scope).getlist("authorization")
+        if len(given) != 1:
+            return False
+        wanted = f"Bearer {key}".encode()
+        return hmac.compare_digest(given[0].encode("latin-1", "replace"), wanted)
+
+    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        self.service.metrics.responses.labels(route, str(status)).inc()
+        if status in (401, 413, 429, 503):
+            self.service.metrics.refusals.labels(REASONS[status]).inc()
+        method = scope["method"] if scope["method"].isalpha() else "?"
+        log.info("%s %s %d %.0f ms", method[:10], route, status, 1000 * seconds)
+
+
+REASONS = {401: "key", 413: "size", 429: "queue", 503: "unavailable"}
+
+
+def _log_error(error: Exception) -> None:
+    """Where it happened, but not its message, which may hold what a user wrote."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = " < ".join(f"{frame.filename}:{frame.lineno}" for frame in reversed(frames[-5:]))
+    log.error("%s at %s", type(error).__name__, places)

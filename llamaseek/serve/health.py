@@ -1,0 +1,43 @@
+"""`/health`, `/ready`, `/metrics`: for whoever watches over the server."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from llamaseek.serve.service import Service
+
+router = APIRouter()
+
+
+@router.get("/health")
+async def health(request: Request) -> Response:
+    """200 while the engine works; 503 once it is broken, or while its forwards fail."""
+    service: Service = request.app.state.service
+    fault = service.background.fault or service.engine.statistics.failing
+    if fault is not None:
+        return JSONResponse({"status": "failing"}, 503)
+    return JSONResponse({"status": "ok"})
+
+
+@router.get("/ready")
+async def ready(request: Request) -> Response:
+    """200 while requests are taken; 503 when the queue is full, at shutdown, or without health."""
+    service: Service = request.app.state.service
+    background = service.background
+    why = None
+    if service.draining:
+        why = "draining"
+    elif background.fault is not None or service.engine.statistics.failing is not None:
+        why = "failing"
+    elif background.in_flight >= background.most:
+        why = "full"
+    return JSONResponse({"status": why or "ready"}, 503 if why else 200)
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Figures in Prometheus' text format."""
+    service: Service = request.app.state.service
+    return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)

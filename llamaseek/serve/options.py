@@ -1,0 +1,58 @@
+"""What the server allows: where it listens, who may ask, and how much."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llamaseek.errors import bad_value
+
+MEGABYTE = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The most that one request, or all together, may ask for."""
+
+    body_bytes: int = 4 * MEGABYTE
+    json_depth: int = 64
+    prompts: int = 64  # in one request to /v1/completions or /v1/embeddings
+    choices: int = 16  # n
+    answers: int = 128  # prompts times n
+    stops: int = 16
+    stop_length: int = 256
+    logprobs: int = 20
+    messages: int = 1024
+    tools: int = 128
+    schema_bytes: int = 65_536
+    schema_depth: int = 32
+    compile_seconds: float = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """How a server runs. Times are in seconds.
+
+    `timeout` bounds a request as a whole, `body_timeout` the arrival of its body, `drain` how
+    long answers under way may take after a signal to stop. Raises UserError for a value that is
+    not allowed.
+    """
+
+    name: str = "llamaseek"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = None
+    timeout: float = 600.0
+    body_timeout: float = 30.0
+    drain: float = 30.0
+    limits: Limits = field(default_factory=Limits)
+    page: Path | None = None  # a folder of static files, served at /
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise bad_value("--port", self.port, "a number from 0 to 65535")
+        if self.api_key is not None and not self.api_key.strip():
+            raise bad_value("--api-key", self.api_key, "a text that is not blank")
+        for name in ("timeout", "body_timeout", "drain"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise bad_value(f"--{name.replace('_', '-')}", getattr(self, name), "above 0")

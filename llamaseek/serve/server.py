@@ -1,0 +1,88 @@
+"""uvicorn around the app, and an orderly end.
+
+The first SIGTERM or SIGINT: no new connections, `/ready` says so, answers under way go on for
+`drain` seconds; what is then left ends with an error event. A second one ends all at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from llamaseek.serve.app import create_app
+from llamaseek.serve.service import Service
+
+HEADER_BYTES = 65_536
+GRACE = 5  # seconds that connections may take to end after the answers have
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server with our signals."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.service = service
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take SIGTERM and SIGINT while serving; afterwards the process goes on to exit 0."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say where."""
+        await super().startup(sockets)
+        for listening in (one for server in self.servers for one in server.sockets):
+            host, port = listening.getsockname()[:2]
+            print(f"serving {self.service.options.name} at http://{host}:{port}", flush=True)
+
+    def _stop(self) -> None:
+        if self.should_exit:
+            self.force_exit = True
+            self.service.background.end_all("the server is shutting down")
+            return
+        self.service.draining = self.should_exit = True
+        why = "the server is shutting down"
+        loop = asyncio.get_running_loop()
+        loop.call_later(self.service.options.drain, self.service.background.end_all, why)
+
+
+def make_server(service: Service) -> Server:
+    """The server of a service, not started yet."""
+    options = service.options
+    config = uvicorn.Config(
+        create_app(service),
+        host=options.host,
+        port=options.port,
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        h11_max_incomplete_event_size=HEADER_BYTES,
+        timeout_graceful_shutdown=int(options.drain) + GRACE,
+        http="h11",
+        ws="none",
+    )
+    return Server(config, service)
+
+
+def serve(service: Service) -> None:
+    """Serve until told to stop; the access log goes to standard error."""
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+    logging.getLogger("llamaseek.serve").setLevel(logging.INFO)
+    asyncio.run(make_server(service).serve())

@@ -1,0 +1,100 @@
+"""What all routes share: the engine, the tokenizer, the models' names, the limits."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from llamaseek.engine.background import BackgroundEngine, Stream
+from llamaseek.engine.constrain import Constraint
+from llamaseek.engine.engine import Engine
+from llamaseek.engine.request import Request, SamplingParams
+from llamaseek.errors import UserError, bad_value
+from llamaseek.serve.errors import ApiError
+from llamaseek.serve.guard import ChatGuard
+from llamaseek.serve.metrics import Metrics
+from llamaseek.serve.options import ServeOptions
+from llamaseek.text.tokenizer import Tokenizer
+
+SHORT = 2000  # characters that are encoded at once; longer texts in a thread
+
+
+@dataclass
+class Service:
+    """One model being served, and its adapters by name."""
+
+    engine: Engine
+    tokenizer: Tokenizer
+    options: ServeOptions
+    guard: ChatGuard | None = None
+    draining: bool = False
+    started: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        self.background = BackgroundEngine(self.engine)
+        self.metrics = Metrics(self.background)
+
+    @property
+    def models(self) -> list[str]:
+        """The names that requests may ask for; the first is the base."""
+        return [self.options.name]
+
+    def adapter(self, model: str) -> str:
+        """The adapter that a model's name means, "" for the base; ApiError 404 for no model."""
+        if model not in self.models:
+            known = ", ".join(self.models)
+            message = f"model: {model[:64]!r} does not exist; served here: {known}"
+            raise ApiError(404, message, "model", "model_not_found")
+        return "" if model == self.options.name else model
+
+    @cached_property
+    def longest_token(self) -> int:
+        """The most bytes that a token stands for."""
+        sizes = map(len, map(self.tokenizer.token_bytes, range(self.tokenizer.vocab_size)))
+        return max(1, *sizes)
+
+    async def encode(self, text: str, name: str = "prompt") -> list[int]:
+        """A text's ids. UserError, before any work, for one that cannot fit the context."""
+        if len(text) > self.longest_token * self.engine.context:
+            raise UserError(
+                f"{name}: has {len(text)} characters, more than the context of "
+                f"{self.engine.context} tokens can hold"
+            )
+        if len(text) < SHORT:
+            return self.tokenizer.encode(text)
+        return await asyncio.to_thread(self.tokenizer.encode, text)
+
+    async def encode_prompt(self, prompt: str | Sequence[int], name: str = "prompt") -> list[int]:
+        """A prompt as ids: a text after the beginning-of-text token, ids as they are."""
+        if isinstance(prompt, str):
+            return [self.tokenizer.bos_id, *await self.encode(prompt, name)]
+        return list(prompt)
+
+    def submit(
+        self,
+        prompts: Sequence[list[int]],
+        params: SamplingParams,
+        adapter: str = "",
+        user: str | None = None,
+    ) -> tuple[list[Request], Stream]:
+        """Ask the engine; errors as `BackgroundEngine.submit` raises them, and when draining."""
+        limits = self.options.limits
+        if len(prompts) * params.n > limits.answers:
+            raise bad_value("n", params.n, f"prompts times n of up to {limits.answers}")
+        if self.draining:
+            raise ApiError(503, "the server is shutting down", code="unavailable")
+        requests = [Request(prompt=prompt, params=params, salt=user or "") for prompt in prompts]
+        return requests, self.background.submit(requests)
+
+    async def compile(self, constraint: Constraint | None) -> Constraint | None:
+        """The constraint, known to compile within the limits; UserError where it does not."""
+        return constraint
+
+
+def new_id(prefix: str) -> str:
+    """A name for an answer that nobody can guess."""
+    return f"{prefix}-{secrets.token_hex(12)}"

@@ -1,0 +1,39 @@
+"""The objective that a recipe names."""
+
+from __future__ import annotations
+
+import torch
+
+from llamaseek.errors import UserError
+from llamaseek.herd import DeepseekV3Config
+from llamaseek.models import CausalLM
+from llamaseek.recipe import Recipe
+from llamaseek.text.special import SPECIAL_TOKENS
+from llamaseek.text.tokenizer import Tokenizer
+from llamaseek.train.loss import softmax_and_gradient
+from llamaseek.train.objectives import Objective
+from llamaseek.train.objectives.dpo import DPO
+from llamaseek.train.objectives.masked import Masked
+from llamaseek.train.objectives.multi_token import MultiToken
+from llamaseek.train.objectives.next_token import NextToken
+
+
+def make_objective(recipe: Recipe, model: CausalLM, tokenizer: Tokenizer) -> Objective:
+    """The objective a recipe names; refuses one the model cannot be trained with."""
+    train = recipe.train
+    balance = train.balance_weight
+    kernel = torch.compile(softmax_and_gradient) if train.compile else softmax_and_gradient
+    if train.objective == "multi_token":
+        config = model.config
+        depth = config.num_nextn_predict_layers if isinstance(config, DeepseekV3Config) else 0
+        if depth == 0:
+            allowed = "a deepseek_v3 model with num_nextn_predict_layers of at least 1"
+            raise UserError(f"train.objective: multi_token needs {allowed}")
+        return MultiToken(depth, train.mtp_weight, balance, kernel)
+    if train.objective == "masked":
+        ordinary = tokenizer.vocab_size - len(SPECIAL_TOKENS)
+        return Masked(recipe.seed, tokenizer.mask_id, ordinary, balance, kernel)
+    if train.objective == "dpo" or recipe.stage == "dpo":
+        nll = train.dpo_nll if train.dpo_form == "llama3" else 0.0
+        return DPO(train.dpo_beta, nll, balance)
+    return NextToken(balance, kernel)

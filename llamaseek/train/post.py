@@ -1,0 +1,103 @@
+"""From a post-training recipe to a job: rows, objective, and what is sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import torch
+
+from llamaseek.data.bad_rows import BadRows, NoRows, Row
+from llamaseek.data.batch import Batch, Rows
+from llamaseek.data.formats import RowReader
+from llamaseek.data.generated import generated_rows
+from llamaseek.data.rankings import preferences
+from llamaseek.data.rows import conversations, file_rows
+from llamaseek.errors import UserError
+from llamaseek.models import CausalLM
+from llamaseek.recipe import DataRecipe, Recipe
+from llamaseek.train.loop import Job
+from llamaseek.train.machine import autocast, pick_device
+from llamaseek.train.objectives.choose import make_objective
+from llamaseek.train.objectives.dpo import sum_by_sequence, target_log_probs
+from llamaseek.train.start import start_from
+
+HELD_OUT = 200  # rows of each generator that evaluations use
+Pack = Callable[[Iterable[Row], RowReader, BadRows], Batch]
+
+
+def post_job(recipe: Recipe) -> Job:
+    """Everything a post-training run needs; raises `UserError` before anything is written."""
+    return {"sft": sft_job, "dpo": dpo_job}[recipe.stage](recipe)
+
+
+def sft_job(recipe: Recipe) -> Job:
+    """Fine-tuning on conversations."""
+    tokenizer, model = start_from(recipe)
+    length = recipe.data.length
+
+    def pack(rows: Iterable[Row], reader: RowReader, bad: BadRows) -> Batch:
+        return conversations(rows, tokenizer, length, reader, bad)
+
+    train, held_out, bad = read_data(recipe, pack)
+    objective = make_objective(recipe, model, tokenizer)
+    rows = Rows(train, recipe.seed)
+    return Job(recipe, model, tokenizer, objective, rows, held_out, bad_rows=bad)
+
+
+def dpo_job(recipe: Recipe) -> Job:
+    """Preference optimization; the model as it is now is its own reference."""
+    tokenizer, model = start_from(recipe)
+    length, form = recipe.data.length, recipe.train.dpo_form
+
+    def pack(rows: Iterable[Row], reader: RowReader, bad: BadRows) -> Batch:
+        return preferences(rows, tokenizer, length, form, reader, bad)
+
+    train, held_out, bad = read_data(recipe, pack)
+    objective = make_objective(recipe, model, tokenizer)
+    train = with_reference(recipe, model, train)
+    held_out = with_reference(recipe, model, held_out) if held_out is not None else None
+    rows = Rows(train, recipe.seed)
+    return Job(recipe, model, tokenizer, objective, rows, held_out, bad_rows=bad)
+
+
+def read_data(recipe: Recipe, pack: Pack) -> tuple[Batch, Batch | None, BadRows]:
+    """Training rows, held-out rows, and what was skipped, from files or the generators."""
+    data = recipe.data
+    reader, bad = RowReader(data.format, data.columns), BadRows(data.bad_rows == "skip")
+    if data.sources:
+        train, held_out = split_rows(list(file_rows(data.sources)), data)
+        packed = pack(train, reader, bad)
+        return packed, _packed_if_any(pack, held_out, reader, bad), bad
+    if not data.rows:
+        raise UserError("data.sources: is empty; give files of rows, or generators in data.rows")
+    packed = pack(generated_rows(data.rows, recipe.seed, "train"), reader, bad)
+    few = dict.fromkeys(data.rows, HELD_OUT)
+    return packed, pack(generated_rows(few, recipe.seed, "test"), reader, bad), bad
+
+
+def _packed_if_any(pack: Pack, rows: list[Row], reader: RowReader, bad: BadRows) -> Batch | None:
+    """Held-out rows; none where there are none, or all of them were skipped."""
+    try:
+        return pack(rows, reader, bad) if rows else None
+    except NoRows:
+        return None
+
+
+def split_rows(rows: list[Row], data: DataRecipe) -> tuple[list[Row], list[Row]]:
+    """The last `data.holdout` of a file's rows apart; at least one is trained on."""
+    kept = max(len(rows) - int(len(rows) * data.holdout), 1)
+    return rows[:kept], rows[kept:]
+
+
+@torch.no_grad()
+def with_reference(recipe: Recipe, model: CausalLM, batch: Batch) -> Batch:
+    """The batch with the answers' log-probabilities under the model as it is now."""
+    device = pick_device(recipe.train.device)
+    model.to(device).eval()
+    sums = []
+    for part in batch.split(recipe.train.batch):
+        part = part.to(device)
+        with autocast(recipe.train, device):
+            sums.append(sum_by_sequence(target_log_probs(model, part), part).cpu())
+    return replace(batch, extra={**batch.extra, "reference": torch.cat(sums)})

@@ -1,0 +1,33 @@
+"""The trained model that a run goes on from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llamaseek.errors import UserError
+from llamaseek.herd.folder import read_config
+from llamaseek.models import CausalLM
+from llamaseek.models.checkpoint import load_model
+from llamaseek.recipe import Recipe
+from llamaseek.text.tokenizer import Tokenizer
+
+
+def start_from(recipe: Recipe) -> tuple[Tokenizer, CausalLM]:
+    """Tokenizer and model of `model.init_from`; UserError where they are not fit."""
+    if not recipe.model.init_from:
+        raise UserError("model.init_from: is empty; give the folder of a pre-trained model")
+    folder = Path(recipe.model.init_from)
+    read_config(folder)
+    tokenizer = Tokenizer.load(Path(recipe.tokenizer.path or folder))
+    model = load_model(folder)
+    check_vocabulary(model, tokenizer)
+    return tokenizer, model
+
+
+def check_vocabulary(model: CausalLM, tokenizer: Tokenizer) -> None:
+    """A tokenizer with more ids than the model has rows cannot be used with it."""
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"tokenizer: has {tokenizer.vocab_size} ids, but the model's vocabulary is "
+            f"{model.config.vocab_size}"
+        )

@@ -1,0 +1,56 @@
+"""A guard whose answers are written down: a real engine, logits of our choice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from random import Random
+
+import torch
+from torch import Tensor
+
+from llamaseek.data.synthetic.guard import guard_text
+from llamaseek.engine.engine import Engine
+from llamaseek.engine.options import EngineOptions
+from llamaseek.models import CausalLM
+from llamaseek.safety.guard import Guard, Policy
+from llamaseek.text.tokenizer import Tokenizer
+from llamaseek.text.train_bpe import train_bpe
+from tests.models.shapes import tiny_model
+
+CONTEXT = 512
+
+
+@cache
+def guard_tokenizer() -> Tokenizer:
+    """One that knows the words of guards' prompts."""
+    rng = Random("tests")
+    return train_bpe([guard_text(rng) for _ in range(200)], 600)
+
+
+def scripted_guard(answers: Iterable[str]) -> Guard:
+    """Answers its first question with the first text, and so on; each token nearly certain."""
+    tokenizer = guard_tokenizer()
+    script = iter(
+        [token for text in answers for token in [*tokenizer.encode(text), end(tokenizer)]]
+    )
+    model = small_model(tokenizer)
+
+    def logits(hidden: Tensor) -> Tensor:
+        chosen = torch.full((len(hidden), tokenizer.vocab_size), 0.0)
+        chosen[-1, next(script)] = 20.0
+        return chosen
+
+    model.logits = logits  # type: ignore[method-assign,assignment]
+    options = EngineOptions(most_running=1, step_tokens=CONTEXT, share_prefixes=False)
+    return Guard(Engine(model, tokenizer, options), Policy(tokenizer))
+
+
+def end(tokenizer: Tokenizer) -> int:
+    """The token that ends an answer."""
+    return next(iter(tokenizer.stop_ids))
+
+
+def small_model(tokenizer: Tokenizer) -> CausalLM:
+    """Random weights; it says what it likes."""
+    return tiny_model("llama3", vocab_size=tokenizer.vocab_size, max_position_embeddings=CONTEXT)
