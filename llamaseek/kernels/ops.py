@@ -10,7 +10,7 @@ E experts, C choices of a token, S slots of the cache, B blocks of a sequence.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ SCHEMAS = (
     "Tensor? residual, bool gate) -> Tensor",
     "linear_heads(Tensor x, Tensor weight) -> Tensor",
     "experts(Tensor x, Tensor chosen, Tensor gates, Tensor gate_up, Tensor? gate_up_scale, "
-    "Tensor down, Tensor? down_scale, int bits) -> Tensor",
+    "Tensor down, Tensor? down_scale, int bits, int down_bits) -> Tensor",
     "attend(Tensor q, Tensor keys, Tensor values, Tensor tables, Tensor lengths, int size, "
     "float scale) -> Tensor",
     "rotate_store(Tensor qkv, Tensor cos, Tensor sin, Tensor slots, Tensor(a!) keys, "
@@ -73,7 +73,7 @@ def linear(
     With `gate` there are two weights, and the result is silu(first) × second. `residual` is added.
     """
     ready = normalize(x.float(), norm, eps)
-    kept = scales or [None] * len(weights)
+    kept: Sequence[Tensor | None] = scales or [None] * len(weights)
     parts = [_times(ready, w, s, bits) for w, s in zip(weights, kept, strict=True)]
     out = F.silu(parts[0]) * parts[1] if gate else torch.cat(parts, -1)
     return (out if residual is None else out + residual).to(x.dtype)
@@ -93,6 +93,7 @@ def experts(
     down: Tensor,
     down_scale: Tensor | None,
     bits: int,
+    down_bits: int,
 ) -> Tensor:
     """x (M, K) through each token's experts, chosen and gates (M, C), summed by gate → (M, K).
 
@@ -103,7 +104,7 @@ def experts(
         tokens, choices = (chosen == expert).nonzero(as_tuple=True)
         both = _times(x[tokens].float(), gate_up[expert], _of(gate_up_scale, expert), bits)
         first, second = both.chunk(2, dim=-1)
-        made = _times(F.silu(first) * second, down[expert], _of(down_scale, expert), bits)
+        made = _times(F.silu(first) * second, down[expert], _of(down_scale, expert), down_bits)
         out.index_add_(0, tokens, made * gates[tokens, choices, None].float())
     return out.to(x.dtype)
 
@@ -167,7 +168,7 @@ def rotate_store_latent(
     """What latent attention keeps of new tokens, and its queries (M, H, W) over what is kept.
 
     q (M, H, P + R) gives its last R numbers, turned, to stand behind absorbed (M, H, V); latent
-    (M, V + R) is normalized and turned likewise, and kept at slots (M) of kept (1, S, W), W = V + R.
+    (M, V + R) is normalized and turned likewise, and kept at slots (M) of kept (1, S, V + R).
     cos and sin (M, R / 2), pairs (2i, 2i + 1).
     """
     rank = absorbed.shape[-1]
@@ -203,12 +204,14 @@ def _attend_shape(q: Tensor, keys: Tensor, values: Tensor, *rest: object) -> Ten
     return q.new_empty(*q.shape[:2], values.shape[2])
 
 
-def _queries_shape(qkv: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, keys: Tensor, *rest: object) -> Tensor:
+def _queries_shape(
+    qkv: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, keys: Tensor, *rest: object
+) -> Tensor:
     width = keys.shape[2]
     return qkv.new_empty(qkv.shape[0], qkv.shape[1] // width - 2 * keys.shape[0], width)
 
 
-FALLBACKS = {
+FALLBACKS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "linear": (linear, _linear_shape),
     "linear_heads": (linear_heads, lambda x, w: x.new_empty(*x.shape[:2], w.shape[1])),
     "experts": (experts, lambda x, *rest: torch.empty_like(x)),

@@ -16,17 +16,18 @@ from torch import Tensor
 from llamaseek.errors import UserError
 from llamaseek.files import write_json
 from llamaseek.herd import ModelConfig
-from llamaseek.herd.check import SCALE, is_second_copy, problems
+from llamaseek.herd.check import PACKED_SHAPE, SCALE, is_second_copy, problems
 from llamaseek.herd.folder import read_config
 from llamaseek.herd.stored import stored_tensors
 from llamaseek.models import CausalLM, build_model
 from llamaseek.models.fp8 import check_scale, dequantised, keep_fp8
 from llamaseek.models.lazy import Lazy, lazy
+from llamaseek.models.packed import keep_packed, widened
 from llamaseek.models.rope import Rotary
 from llamaseek.models.shards import SHARD_BYTES, open_tensors, write_tensors
 
-EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight(_scale_inv)?")
-STACKED = re.compile(r"(.*\.mlp\.experts)\.(gate_up|down)_proj(_scale_inv)?")
+EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight(_\w+)?")
+STACKED = re.compile(r"(.*\.mlp\.experts)\.(gate_up|down)_proj(_scale_inv|_packed|_scale)?")
 
 
 def to_hf(model: CausalLM) -> Iterator[tuple[str, Tensor]]:
@@ -105,7 +106,8 @@ def load_model(
 ) -> CausalLM:
     """The model of a Hugging Face folder, in `dtype`; each tensor is in memory once.
 
-    Weights stored in fp8 blocks are widened to `dtype`, or with `fp8` kept as they are.
+    Weights stored in fp8 blocks are widened to `dtype`, or with `fp8` kept as they are. Packed ones
+    of 4 or 8 bits stay packed, and `dtype` is what the model computes in.
     Raises `UserError` as `read_folder` does, and for a scale that is not a number.
     """
     folder = Path(folder)
@@ -115,6 +117,7 @@ def load_model(
         model = build_model(config).to(dtype)
         if fp8:
             keep_fp8(model, tensors)
+        keep_packed(model, tensors, dtype)
     model.to_empty(device="cpu")
     model.tie()
     # What no checkpoint stores, and what stays float32, is made anew after the empty start.
@@ -128,12 +131,15 @@ def load_model(
 
 def fill_model(model: CausalLM, folder: Path) -> None:
     """Copy a folder's tensors into an existing model of the same config."""
-    _fill(model, dequantised(read_folder(folder, model.config), torch.float32))
+    stored = widened(read_folder(folder, model.config), torch.float32)
+    _fill(model, dequantised(stored, torch.float32))
 
 
 def _fill(model: CausalLM, tensors: dict[str, Lazy]) -> None:
     wanted = model.state_dict(keep_vars=False)
     for name, tensor in tensors.items():
+        if name.endswith(PACKED_SHAPE):
+            continue
         target = from_hf(name, wanted)
         tensor.copy_to(target)
         if name.endswith(SCALE):

@@ -206,11 +206,11 @@ void each_visit(const std::vector<Visit>& all, int64_t width, int bits, int64_t 
 
 Tensor experts(const Tensor& x, const Tensor& chosen, const Tensor& gates, const Tensor& gate_up,
                const std::optional<Tensor>& gate_up_scale, const Tensor& down,
-               const std::optional<Tensor>& down_scale, int64_t bits) {
+               const std::optional<Tensor>& down_scale, int64_t bits, int64_t down_bits) {
   const int64_t width = x.size(1), hidden = gate_up.size(1) / 2, choices = chosen.size(1);
   const Tensor ids = chosen.contiguous(), shares = gates.to(at::kFloat).contiguous();
   const auto all = visits(ids, gate_up.size(0));
-  const Tile tile = tile_for(bits);
+  const Tile tile = tile_for(bits), down_tile = tile_for(down_bits);
   const auto expert = [](const Tensor& weight, const std::optional<Tensor>& scale, int64_t e,
                          int64_t inputs) {
     return Matrix(weight[e], scale ? std::optional((*scale)[e]) : std::nullopt, inputs);
@@ -232,13 +232,13 @@ Tensor experts(const Tensor& x, const Tensor& chosen, const Tensor& gates, const
                   [&](int m, int64_t n, float v) { to_inner[visit.pairs[m] * hidden + n] = v; });
       });
   each_visit(
-      all, hidden, int(bits), (width + kRows - 1) / kRows,
+      all, hidden, int(down_bits), (width + kRows - 1) / kRows,
       [&](int64_t pair) { return std::pair(row_of(inner, pair), true); },
       [&](const Visit& visit, const Tokens& tokens, int64_t unit) {
         alignas(64) float found[kRows * kTokens];
         Rows rows{};
         for (int r = 0; r < kRows; r++) downs[visit.expert].point(rows, r, unit * kRows + r, kRows);
-        tile(rows, tokens, found);
+        down_tile(rows, tokens, found);
         for (int r = 0; r < kRows && unit * kRows + r < width; r++) {
           for (int m = 0; m < tokens.count; m++) {
             to_made[visit.pairs[m] * width + unit * kRows + r] = found[r * kTokens + m];
