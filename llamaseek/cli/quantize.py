@@ -38,5 +38,4 @@ def quantize(
     with Progress(*columns, transient=True) as progress:
         task = progress.add_task("", total=work.nbytes)
         work.run(overwrite, lambda written: progress.advance(task, written))
-    before = sum(tensor.nbytes for tensor in work.plain.values())
-    print(f"wrote {target}: {work.nbytes / 1e9:.2f} GB, before {before / 1e9:.2f} GB")
+    print(f"wrote {target}: {work.nbytes / 1e9:.2f} GB, before {work.before / 1e9:.2f} GB")

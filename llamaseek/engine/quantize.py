@@ -1,10 +1,10 @@
 """`quantize`: a model folder with its matrices in 4 or 8 bits, made a few rows at a time.
 
-Linear layers, routed and shared experts get the bits that are asked for. The embedding and the
-head get 8 bits, a scale a row: the head decides between all tokens at once, and 4 bits there cost
-more quality than everywhere else together. So do matrices whose width no group divides. Norms,
-the router and its bias, and latent attention's `kv_b_proj`, which decoding takes apart into two
-small products a head, keep their 16 or 32 bits.
+Linear layers, routed and shared experts get the bits that are asked for. The head gets 8 bits, a
+scale a row, since it decides between all tokens at once; one that is tied to the embedding is
+stored apart, and the folder's config says so. So do matrices whose width no group divides. What
+is stored as before: the embedding, of which a step reads a row a token; norms; the router and its
+bias; and latent attention's `kv_b_proj`, which decoding takes apart into two products a head.
 
 N rows, K inputs, G groups of a row.
 """
@@ -32,7 +32,7 @@ from llamaseek.models.shards import SHARD_BYTES, Watch, new_folder, write_tensor
 
 BITS = (4, 8)
 GROUP = 64
-ALWAYS_8 = ("embed_tokens", "lm_head")
+HEAD = "lm_head"
 NUMBERS = 1 << 23  # of a matrix quantized at once
 
 
@@ -48,10 +48,10 @@ def plan_for(name: str, shape: tuple[int, ...], wanted: Plan) -> Plan | None:
     """How the tensor `name` is stored, None where it stays as it is."""
     base, _, last = name.rpartition(".")
     layer = base.rpartition(".")[2]
-    matrix = last == "weight" and len(shape) == 2 and ("_proj" in layer or layer in ALWAYS_8)
+    matrix = last == "weight" and len(shape) == 2 and ("_proj" in layer or layer == HEAD)
     if not matrix or layer == "kv_b_proj" or shape[1] % 8:
         return None
-    if layer in ALWAYS_8 or (wanted.group and shape[1] % wanted.group):
+    if layer == HEAD or (wanted.group and shape[1] % wanted.group):
         return Plan(8, 0)
     return wanted
 
@@ -112,7 +112,11 @@ class Quantization:
         if any(name.endswith(PACKED) for name in tensors):
             raise UserError(f"{source}: is quantized already")
         self.source, self.target = source, target
-        self.plain = plain = dequantised(tensors, torch.bfloat16)
+        plain = dequantised(tensors, torch.bfloat16)
+        self.before = sum(tensor.nbytes for tensor in plain.values())
+        if config.get("tie_word_embeddings"):
+            config["tie_word_embeddings"] = False
+            plain[f"{HEAD}.weight"] = plain["model.embed_tokens.weight"]
         plans = {n: plan_for(n, t.shape, Plan(bits, group)) for n, t in plain.items()}
         self.tensors = _packed(plain, plans)
         config.pop("torch_dtype", None)

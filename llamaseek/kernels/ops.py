@@ -46,11 +46,12 @@ def normalize(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight.float()
 
 
-def _times(x: Tensor, weight: Tensor, scale: Tensor | None, bits: int) -> Tensor:
-    """x (M, K) float32 times one weight (N, K), in the dtype that the weight is meant for."""
+def _times(
+    x: Tensor, weight: Tensor, scale: Tensor | None, bits: int, dtype: torch.dtype
+) -> Tensor:
+    """x (M, K) float32 times one weight (N, K), packed ones widened to `dtype`, as float32."""
     if scale is None:
         return F.linear(x.to(weight.dtype), weight).float()
-    dtype = scale.dtype if x.shape[0] > 1 else torch.float32  # one row: no faster in bf16
     parts = [
         F.linear(x.to(dtype), dequantise(words, some, bits, dtype)).float()
         for words, some in zip(weight.split(ROWS), scale.split(ROWS), strict=True)
@@ -74,7 +75,7 @@ def linear(
     """
     ready = normalize(x.float(), norm, eps)
     kept: Sequence[Tensor | None] = scales or [None] * len(weights)
-    parts = [_times(ready, w, s, bits) for w, s in zip(weights, kept, strict=True)]
+    parts = [_times(ready, w, s, bits, x.dtype) for w, s in zip(weights, kept, strict=True)]
     out = F.silu(parts[0]) * parts[1] if gate else torch.cat(parts, -1)
     return (out if residual is None else out + residual).to(x.dtype)
 
@@ -102,9 +103,11 @@ def experts(
     out = torch.zeros_like(x, dtype=torch.float32)
     for expert in chosen.unique().tolist():
         tokens, choices = (chosen == expert).nonzero(as_tuple=True)
-        both = _times(x[tokens].float(), gate_up[expert], _of(gate_up_scale, expert), bits)
+        both = _times(x[tokens].float(), gate_up[expert], _of(gate_up_scale, expert), bits, x.dtype)
         first, second = both.chunk(2, dim=-1)
-        made = _times(F.silu(first) * second, down[expert], _of(down_scale, expert), down_bits)
+        made = _times(
+            F.silu(first) * second, down[expert], _of(down_scale, expert), down_bits, x.dtype
+        )
         out.index_add_(0, tokens, made * gates[tokens, choices, None].float())
     return out.to(x.dtype)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llamaseek.errors import UserError
 from llamaseek.files import write_json
@@ -102,12 +102,17 @@ def read_folder(folder: Path, config: ModelConfig) -> dict[str, Lazy]:
 
 
 def load_model(
-    folder: str | Path, dtype: torch.dtype = torch.float32, fp8: bool = False
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    fp8: bool = False,
+    mapped: bool = False,
 ) -> CausalLM:
     """The model of a Hugging Face folder, in `dtype`; each tensor is in memory once.
 
     Weights stored in fp8 blocks are widened to `dtype`, or with `fp8` kept as they are. Packed ones
-    of 4 or 8 bits stay packed, and `dtype` is what the model computes in.
+    of 4 or 8 bits stay packed, and `dtype` is what the model computes in. With `mapped`, tensors
+    that are stored as they are used stay in their files, read when first touched, and take no
+    memory that the system cannot have back; such a model is for inference.
     Raises `UserError` as `read_folder` does, and for a scale that is not a number.
     """
     folder = Path(folder)
@@ -117,7 +122,7 @@ def load_model(
         model = build_model(config).to(dtype)
         if fp8:
             keep_fp8(model, tensors)
-        keep_packed(model, tensors, dtype)
+        keep_packed(model, tensors)
     model.to_empty(device="cpu")
     model.tie()
     # What no checkpoint stores, and what stays float32, is made anew after the empty start.
@@ -125,7 +130,8 @@ def load_model(
     for moe in model.moe_layers().values():
         bias = moe.gate.e_score_correction_bias
         moe.gate.e_score_correction_bias = torch.zeros_like(bias, dtype=torch.float32)
-    _fill(model, tensors if fp8 else dequantised(tensors, dtype))
+    _fill(model, tensors if fp8 else dequantised(tensors, dtype), mapped)
+    model.tie()
     return model
 
 
@@ -135,12 +141,25 @@ def fill_model(model: CausalLM, folder: Path) -> None:
     _fill(model, dequantised(stored, torch.float32))
 
 
-def _fill(model: CausalLM, tensors: dict[str, Lazy]) -> None:
+def _fill(model: CausalLM, tensors: dict[str, Lazy], mapped: bool = False) -> None:
     wanted = model.state_dict(keep_vars=False)
     for name, tensor in tensors.items():
         if name.endswith(PACKED_SHAPE):
+            continue
+        if mapped and tensor.mapped and name in wanted and wanted[name].dtype == tensor.dtype:
+            _put(model, name, tensor.mapped())
             continue
         target = from_hf(name, wanted)
         tensor.copy_to(target)
         if name.endswith(SCALE):
             check_scale(name, target)
+
+
+def _put(model: CausalLM, name: str, tensor: Tensor) -> None:
+    """Make a tensor itself the parameter or buffer of this name."""
+    owner, _, own = name.rpartition(".")
+    module = model.get_submodule(owner)
+    if own in module._parameters:
+        setattr(module, own, nn.Parameter(tensor, requires_grad=False))
+    else:
+        setattr(module, own, tensor)

@@ -3,13 +3,12 @@
 What a folder holds for a linear layer `q_proj`: `q_proj.weight_packed` int32 (N, W),
 `q_proj.weight_scale` bf16 (N, G) and `q_proj.weight_shape` (N, K), as compressed-tensors does.
 
-N rows, K inputs, W words of a row, G groups of a row, V vocabulary, D width, E experts.
+N rows, K inputs, W words of a row, G groups of a row, E experts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,6 @@ from llamaseek.kernels import ops as _ops  # noqa: F401  defines the operators
 from llamaseek.kernels.packed import dequantise
 from llamaseek.models.lazy import Lazy
 from llamaseek.models.moe import Experts
-from llamaseek.models.trunk import CausalLM
 
 WORD = 32  # bits
 
@@ -54,20 +52,6 @@ class PackedLinear(nn.Module):
             False,
         )
         return out.view(*x.shape[:-1], self.out_features)
-
-
-class PackedEmbedding(PackedLinear):
-    """An embedding over packed rows, which a tied head multiplies by; gives `dtype`."""
-
-    def __init__(self, packed: Lazy, scale: Lazy, inputs: int, dtype: torch.dtype) -> None:
-        super().__init__(packed, scale, inputs)
-        self.dtype = dtype
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """tokens (..., T) → (..., T, D)."""
-        return dequantise(
-            self.weight_packed[tokens], self.weight_scale[tokens], self.bits, self.dtype
-        )
 
 
 class PackedExperts(nn.Module):
@@ -109,20 +93,13 @@ class PackedExperts(nn.Module):
         return out
 
 
-def keep_packed(model: CausalLM, stored: Mapping[str, Lazy], dtype: torch.dtype) -> None:
+def keep_packed(model: nn.Module, stored: Mapping[str, Lazy]) -> None:
     """Put packed layers in place of those whose weights are stored packed."""
     for name, module in list(model.named_modules()):
         parent = model.get_submodule(name.rpartition(".")[0])
-        tied = name == "lm_head" and model.config.tie_word_embeddings
-        source = "model.embed_tokens" if tied else name
-        if isinstance(module, (nn.Linear, nn.Embedding)) and source + PACKED in stored:
-            parts = stored[source + PACKED], stored[source + PACKED_SCALE]
-            width = module.weight.shape[1]
-            kept: nn.Module = (
-                PackedEmbedding(*parts, width, dtype)
-                if isinstance(module, nn.Embedding)
-                else PackedLinear(*parts, width)
-            )
+        if isinstance(module, nn.Linear) and name + PACKED in stored:
+            words, scale = stored[name + PACKED], stored[name + PACKED_SCALE]
+            kept: nn.Module = PackedLinear(words, scale, module.in_features)
         elif isinstance(module, Experts) and f"{name}.0.gate_proj{PACKED}" in stored:
             experts, _, hidden = module.down_proj.shape
             kept = PackedExperts(experts, hidden, stored, name)
@@ -151,4 +128,4 @@ def _lazily(words: Lazy, tensors: Mapping[str, Lazy], base: str, dtype: torch.dt
     def rows(start: int, stop: int) -> Tensor:
         return dequantise(words.rows(start, stop), scale.rows(start, stop), bits, dtype)
 
-    return replace(words, dtype=dtype, shape=(words.shape[0], width), rows=rows)
+    return Lazy(dtype, (words.shape[0], width), rows)

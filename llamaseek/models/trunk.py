@@ -50,11 +50,8 @@ class CausalLM(nn.Module):
 
     def tie(self) -> None:
         """Share embedding and head where the config says so; again after moving off `meta`."""
-        if not self.config.tie_word_embeddings:
-            return
-        for name in ("weight", "weight_packed", "weight_scale"):
-            if hasattr(self.model.embed_tokens, name):
-                setattr(self.lm_head, name, getattr(self.model.embed_tokens, name))
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(self, tokens: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
         """tokens, positions (B, T) int64 → hidden (B, T, D), after the final norm."""
