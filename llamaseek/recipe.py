@@ -25,12 +25,24 @@ RowFormat = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt
 ObjectiveName = Literal["next_token", "multi_token", "masked", "sft", "dpo"]
 
 
+class ExtendRecipe(Section):
+    """A longer context for `model.init_from`: rotary frequencies stretched `factor` times.
+
+    Without a factor it is `to` over the length the model was first trained on.
+    """
+
+    to: int = Field(ge=2)  # tokens
+    rope: Literal["yarn", "llama3"] = "yarn"
+    factor: float | None = Field(default=None, ge=1)
+
+
 class ModelRecipe(Section):
     """A new model from sizes (`config`), or a trained one to go on from (`init_from`)."""
 
     family: Literal["llama3", "deepseek_v3"] = "llama3"
     config: dict[str, Any] = Field(default_factory=dict)
     init_from: str | None = None
+    extend: ExtendRecipe | None = None
 
 
 class TokenizerRecipe(Section):
@@ -40,12 +52,36 @@ class TokenizerRecipe(Section):
     vocab_size: int = Field(default=2048, ge=267)
 
 
+class PhaseRecipe(Section):
+    """Another mix from a share of the steps on, as in annealing on the best sources."""
+
+    start: float = Field(gt=0, lt=1)  # share of the steps
+    mix: dict[str, float] = Field(min_length=1)
+
+
+class LongRecipe(Section):
+    """Documents of at least `tokens` tokens are read `times` times an epoch."""
+
+    tokens: int = Field(ge=1)
+    times: int = Field(ge=2)
+
+
 class DataRecipe(Section):
-    """Where text or rows come from, and how they become rows of `length` tokens."""
+    """Where text or rows come from, and how they become rows of `length` tokens.
+
+    A mix weighs named `corpora` and built-in sources by tokens; without one, corpora weigh their
+    size to the power of 1 / `temperature`. `budgets` cap the tokens a source gives in all.
+    """
 
     sources: list[str] = Field(default_factory=list)
-    mix: dict[str, float] = Field(default_factory=dict)  # built-in sources → weight
-    mix_bytes: int = Field(default=8_000_000, ge=1)
+    corpora: dict[str, list[str]] = Field(default_factory=dict)
+    mix: dict[str, float] = Field(default_factory=dict)
+    temperature: float = Field(default=1.0, gt=0)
+    budgets: dict[str, int] = Field(default_factory=dict)
+    phases: list[PhaseRecipe] = Field(default_factory=list)
+    fim: float = Field(default=0.0, ge=0, le=1)  # share of documents; DeepSeek-V3 §4.1 has 0.1
+    long: LongRecipe | None = None
+    mix_bytes: int = Field(default=8_000_000, ge=1)  # of the built-in sources together
     rows: dict[str, int] = Field(default_factory=dict)  # built-in row generators → rows
     holdout: float = Field(default=0.02, ge=0, lt=1)
     length: int = Field(default=256, ge=2)
@@ -181,7 +217,9 @@ def _number(text: str) -> Any:
 
 
 def _one_line(error: ValidationError, kind: type[BaseModel], within: str) -> UserError:
-    first = error.errors()[0]
+    found = error.errors()
+    # A misspelt key often leaves another one missing; the spelling is what to say.
+    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
     where = [str(part) for part in first["loc"]]
     key = ".".join([within, *where] if within else where)
     if first["type"] == "extra_forbidden":

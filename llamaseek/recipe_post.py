@@ -62,6 +62,7 @@ class GrpoRecipe(Section):
     loss: Literal["dapo", "grpo", "dr_grpo", "sequence"] = "dapo"
     beta: float = Field(default=0.0, ge=0)  # of the KL to the reference
     epsilon: float = Field(default=0.2, gt=0)
+    kl_ratio: bool = False  # the KL is multiplied by ρ, as in DeepSeek-V3.2 and TRL
     scale: bool = True  # advantages are divided by their group's standard deviation
 
 

@@ -21,7 +21,7 @@ from llamaseek.cli.quickstart import quickstart
 from llamaseek.cli.report import report
 from llamaseek.cli.serve import serve
 from llamaseek.cli.tokenize import tokenize
-from llamaseek.cli.train import dpo, pretrain, sft
+from llamaseek.cli.train import dpo, grpo, ppo, pretrain, reward, sft
 from llamaseek.errors import UserError
 
 app = typer.Typer(
@@ -32,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-VERBS = (quickstart, tokenize, pretrain, sft, dpo, generate, chat, report)
+VERBS = (quickstart, tokenize, pretrain, sft, reward, dpo, grpo, ppo, generate, chat, report)
 for verb in (*VERBS, serve, inspect, convert, quantize, download, plan, guard):
     app.command()(verb)
 app.add_typer(herd.app, name="herd")

@@ -9,6 +9,9 @@ import typer
 
 MODEL = typer.Argument(help="A model folder.")
 NAME = typer.Option(None, help="What requests call the model.", show_default="the folder's name")
+ADAPTER = typer.Option(
+    [], "--adapter", help="NAME=FOLDER: a LoRA in PEFT's format, served under its own name."
+)
 HOST = typer.Option("127.0.0.1", help="The address to listen on; only this machine by default.")
 PORT = typer.Option(8000, help="The port; 0 takes a free one.")
 API_KEY = typer.Option(
@@ -27,6 +30,7 @@ DRAIN = typer.Option(30.0, help="Seconds that answers may take after a signal to
 def serve(
     model: Path = MODEL,
     name: str = NAME,
+    adapter: list[str] = ADAPTER,
     host: str = HOST,
     port: int = PORT,
     api_key: str = API_KEY,
@@ -65,4 +69,4 @@ def serve(
         most_waiting=queue,
         step_tokens=step_tokens,
     )
-    run(load_service(model, dtype, options, engine))
+    run(load_service(model, dtype, options, engine, adapter))

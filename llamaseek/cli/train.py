@@ -1,4 +1,4 @@
-"""`pretrain`, `sft`, `dpo`: a recipe with overrides, into its run folder."""
+"""The training verbs: a recipe with overrides, into its run folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DRY_RUN = typer.Option(False, "--dry-run", help="Check the recipe and print it; 
 
 
 def verb(stage: str, summary: str) -> Callable[..., None]:
-    """The command of a stage; the three differ in nothing but their recipes."""
+    """The command of a stage; they differ in nothing but their recipes."""
 
     def command(
         recipe: str = RECIPE,
@@ -38,12 +38,15 @@ def verb(stage: str, summary: str) -> Callable[..., None]:
 pretrain = verb("pretrain", "Train a new model on text: next-token, multi-token or masked.")
 sft = verb("sft", "Fine-tune a model on conversations; the loss is on the answers.")
 dpo = verb("dpo", "Align a model with pairs of a better and a worse answer.")
+grpo = verb("grpo", "Reinforce what programs or a reward model find right, within groups.")
+ppo = verb("ppo", "Reinforce what a reward model likes, with a value head, near a reference.")
+reward = verb("reward", "Train a reward model on ranked answers.")
 
 
 def run_recipe(
     stage: str, wanted: str, overrides: list[str], resume: bool, overwrite: bool, dry_run: bool
 ) -> None:
-    """Everything the three verbs share; checks the recipe before anything heavy is imported."""
+    """Everything the verbs share; checks the recipe before anything heavy is imported."""
     recipe = load_recipe(find_recipe(wanted), overrides)
     if recipe.stage != stage:
         raise UserError(f"stage: {wanted} is a {recipe.stage} recipe; use llamaseek {recipe.stage}")
@@ -70,5 +73,7 @@ def run_recipe(
         print(f"{stop}; to go on:\n  {again}", file=sys.stderr)
         sys.exit(128 + stop.signum)
     report = write_report(folder.path)
-    verb = "generate" if stage == "pretrain" else "chat"
-    print(f"model   {folder.final}\nreport  {report}\ntry     {program()} {verb} {folder.final}")
+    print(f"model   {folder.final}\nreport  {report}")
+    if stage != "reward":  # a reward model says nothing
+        verb = "generate" if stage == "pretrain" else "chat"
+        print(f"try     {program()} {verb} {folder.final}")

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -77,26 +78,33 @@ class Matcher:
 
 
 class Grammars:
-    """Compiled constraints for one tokenizer and the ids that end an answer."""
+    """Compiled constraints for one tokenizer and the ids that end an answer.
+
+    Several threads may ask for matchers.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = LLTokenizer(
             TokenizerWrapper(_Vocabulary(tokenizer)), eos_token=list(tokenizer.stop_ids)
         )
         self._kept: OrderedDict[Constraint, LLMatcher] = OrderedDict()
+        self._lock = Lock()  # of what is kept; compiling takes its time outside of it
 
     def matcher(self, constraint: Constraint) -> Matcher:
         """A matcher at its start. UserError for a constraint that cannot be compiled."""
-        state = self._kept.pop(constraint, None)
+        with self._lock:
+            state = self._kept.get(constraint)
         if state is None:
             grammar = _grammar(constraint)
             state = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
             if state.is_error():
                 raise UserError(f"constraint: {constraint.kind}: {shorten(state.get_error())}")
-        self._kept[constraint] = state
-        if len(self._kept) > KEPT:
-            self._kept.popitem(last=False)
-        return Matcher(state.deep_copy())
+        with self._lock:
+            self._kept[constraint] = state
+            self._kept.move_to_end(constraint)
+            if len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+            return Matcher(state.deep_copy())
 
 
 def _grammar(constraint: Constraint) -> str:

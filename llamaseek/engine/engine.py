@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import repeat
 from random import SystemRandom
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from llamaseek.engine.adapters import Adapters
 from llamaseek.engine.blocks import BlockPool
 from llamaseek.engine.layout import Layout
 from llamaseek.engine.options import EngineOptions
@@ -40,6 +42,7 @@ from llamaseek.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llamaseek.engine.constrain import Grammars, Matcher
+    from llamaseek.models.adapter import Adapter
 
 PROMPT_LOGITS = 1 << 24  # of a prompt that is scored, held at once
 _entropy = SystemRandom()
@@ -69,7 +72,9 @@ class Work:
                 raise RuntimeError(f"request {self.request.id} failed") from answer.error
         wanted = self.request.params.logprobs is not None
         answers = [
-            Completion(a.index, a.said, text, a.finish or "", a.logprobs if wanted else None)
+            Completion(
+                a.index, a.said, text, a.finish or "", a.logprobs if wanted else None, a.stop_id
+            )
             for a, text in zip(self.answers, self.texts, strict=True)
         ]
         first = self.answers[0]
@@ -82,6 +87,7 @@ class Engine:
     """Runs requests on a model. Not for several threads at once; see `background`.
 
     With a tokenizer answers have texts, and requests may have stop strings and constraints.
+    `adapters` are put on the model in place; requests choose among them by name.
     """
 
     def __init__(
@@ -89,8 +95,10 @@ class Engine:
         model: CausalLM,
         tokenizer: Tokenizer | None = None,
         options: EngineOptions | None = None,
+        adapters: Mapping[str, Adapter] | None = None,
     ) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
+        self.adapters = Adapters(model, adapters or {})
         self.options = options = options or EngineOptions()
         self.context = model.config.max_position_embeddings
         self.pool = BlockPool(self._blocks(), options.block_size)
@@ -107,7 +115,6 @@ class Engine:
         self.drafter = make_drafter(options.speculation, self.runner, self.scheduler, self._runner)
         self.statistics = Statistics()
         self._work: dict[int, Work] = {}
-        self._grammars: Grammars | None = None
 
     def _blocks(self) -> int:
         """How many blocks the allowed memory holds, as far as they could all be of use."""
@@ -132,7 +139,8 @@ class Engine:
         size, count = options.block_size, self.pool.count
         shapes = model.cache_shapes()
         cache = build_cache(shapes, count, size, dtype, options.cache_dtype, device)
-        return Runner(model, cache, self.scheduler.tables, size)
+        adapters = self.adapters if model is self.model else None
+        return Runner(model, cache, self.scheduler.tables, size, adapters)
 
     @property
     def busy(self) -> bool:
@@ -147,6 +155,7 @@ class Engine:
     def check(self, request: Request) -> None:
         """Raise UserError for a request that can never be answered."""
         check_request(request, self.context, self.model.config.vocab_size)
+        self.adapters.check(request.adapter)
         params = request.params
         if self.tokenizer is None and (params.stop or params.constraint is not None):
             raise UserError("stop, constraint: need an engine that has a tokenizer")
@@ -157,11 +166,15 @@ class Engine:
         """What holds an answer to the request's constraint."""
         if request.params.constraint is None or self.tokenizer is None:
             return None
-        if self._grammars is None:
-            from llamaseek.engine.constrain import Grammars  # an extra, for those who use it
+        return self.grammars.matcher(request.params.constraint)
 
-            self._grammars = Grammars(self.tokenizer)
-        return self._grammars.matcher(request.params.constraint)
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What compiles constraints, and keeps what it has compiled."""
+        from llamaseek.engine.constrain import Grammars  # takes a while with a large vocabulary
+
+        assert self.tokenizer is not None
+        return Grammars(self.tokenizer)
 
     def _limit(self, request: Request) -> int:
         most, given = request.params.max_tokens, len(request.prompt)
@@ -391,7 +404,7 @@ def _append(answer: Answer, said: list[int], delta: Delta) -> str | None:
     tokens, new, stops = answer.tokens, delta.tokens, answer.params.stop_ids
     for token in said:
         if token in stops:
-            finish = "stop"
+            finish, answer.stop_id = "stop", token
         elif len(tokens) < answer.limit:
             tokens.append(token)
             new.append(token)

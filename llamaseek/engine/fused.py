@@ -23,6 +23,7 @@ from llamaseek.kernels.build import builder
 from llamaseek.models import CausalLM
 from llamaseek.models.attention import GroupedQueryAttention, LatentAttention
 from llamaseek.models.deepseek_v3 import DeepseekV3Layer
+from llamaseek.models.head import Head
 from llamaseek.models.layers import GatedMLP, RMSNorm, dense_weight
 from llamaseek.models.llama3 import Llama3Layer
 from llamaseek.models.moe import Experts, MoE
@@ -56,7 +57,7 @@ class Weights:
 
 def weights(*layers: nn.Module) -> Weights:
     """The layers' weights. ValueError where they are of different kinds, or none we know."""
-    if all(type(layer) is nn.Linear for layer in layers):
+    if all(type(layer) in (nn.Linear, Head) for layer in layers):
         found: list[Tensor] = [layer.get_parameter("weight") for layer in layers]
         kinds = {BITS.get(weight.dtype, 0) for weight in found}
         scales: list[Tensor] = []
@@ -226,7 +227,7 @@ class Fused:
 
 def fuse(model: CausalLM) -> Fused | None:
     """The model fused, or None where a layer is of a kind that no operator takes (an adapter)."""
-    if model.model.norm.weight.device.type != "cpu":
+    if model.model.norm.weight.device.type != "cpu" or model.config.scores:
         return None
     layers = model.model.layers[: model.config.num_hidden_layers]
     try:

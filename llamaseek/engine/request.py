@@ -98,11 +98,16 @@ class SamplingParams:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A prompt and how to answer it. `salt` keeps prefix sharing among requests of one salt."""
+    """A prompt and how to answer it.
+
+    `salt` keeps prefix sharing among requests of one salt. `adapter` names one of the engine's
+    adapters, "" its base; what one has computed is never shared with another.
+    """
 
     prompt: Sequence[int]
     params: SamplingParams = field(default_factory=SamplingParams)
     salt: str = ""
+    adapter: str = ""
     id: int = field(default_factory=lambda: next(_numbers))
 
 
@@ -119,13 +124,14 @@ class Logprob(NamedTuple):
 
 @dataclass
 class Completion:
-    """One answer. `finish` is stop or length."""
+    """One answer. `finish` is stop or length; `stop_id` is the id that ended it, if one did."""
 
     index: int
     tokens: list[int]
     text: str
     finish: str
     logprobs: list[Logprob] | None = None
+    stop_id: int | None = None
 
 
 @dataclass
@@ -194,6 +200,7 @@ class Answer:
     arrived: float = 0.0
     first_token: float | None = None
     finish: str | None = None
+    stop_id: int | None = None
     error: Exception | None = None
 
     @property

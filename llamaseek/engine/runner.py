@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llamaseek.engine.adapters import Adapters
 from llamaseek.engine.fused import fuse
 from llamaseek.engine.layout import FEW, Ints, Layout, lay_out
 from llamaseek.engine.paged import PagedCache
@@ -26,10 +27,18 @@ def home(model: CausalLM) -> tuple[torch.dtype, torch.device]:
 
 
 class Runner:
-    """A model and its cache; `tables` holds each answer's blocks of `size` tokens in its row."""
+    """A model, its cache, its adapters; `tables` holds answers' blocks of `size` tokens in rows."""
 
-    def __init__(self, model: CausalLM, cache: PagedCache, tables: Ints, size: int) -> None:
+    def __init__(
+        self,
+        model: CausalLM,
+        cache: PagedCache,
+        tables: Ints,
+        size: int,
+        adapters: Adapters | None = None,
+    ) -> None:
         self.model, self.cache, self.tables, self.size = model, cache, tables, size
+        self.adapters = adapters
         self.device = home(model)[1]
         self.fused = fuse(model) if cache.plain else None
         if self.fused is not None:
@@ -43,6 +52,8 @@ class Runner:
         used = -(-int((starts + counts).max()) // self.size)
         layout = lay_out(self.tables[rows, :used], starts, counts, self.size, self.device)
         self.cache.begin(layout)
+        if self.adapters is not None:
+            self.adapters.begin(chunks, self.device)
         return layout
 
     def run(self, chunks: Sequence[Chunk]) -> tuple[Tensor, Layout]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llamaseek.engine.blocks import BlockPool, chain
-from llamaseek.engine.request import Answer
+from llamaseek.engine.request import Answer, Request
 from llamaseek.errors import UserError
 
 
@@ -45,6 +45,12 @@ class Chunk:
     def samples(self) -> bool:
         """Whether the step reaches the last token, so that a new one is drawn."""
         return self.start + self.count >= len(self.answer.tokens)
+
+
+def root(request: Request) -> bytes:
+    """What the key of a request's first block is chained to: its adapter and salt, apart."""
+    adapter, salt = request.adapter.encode(), request.salt.encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(len(adapter).to_bytes(4, "big") + adapter + salt).digest()
 
 
 class Scheduler:
@@ -186,7 +192,7 @@ class Scheduler:
         """The keys of its first `full` blocks."""
         size, keys = self.pool.size, answer.keys
         for block in range(len(keys), full):
-            before = keys[-1] if keys else hashlib.blake2b(answer.request.salt.encode()).digest()
+            before = keys[-1] if keys else root(answer.request)
             keys.append(chain(before, answer.tokens[block * size : (block + 1) * size]))
 
     def publish(self, answer: Answer) -> None:

@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 
 from llamaseek.errors import UserError, bad_value, unknown_name
 
+SCORING = "ForSequenceClassification"
+
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -68,6 +70,8 @@ class ModelConfig:
     pad_token_id: int | None = None
     # False runs the same trunk bidirectionally, for masked-language-model training.
     is_causal: bool = True
+    # A reward model: one number a token (`score.weight`) where others have a vocabulary.
+    scores: bool = False
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -82,6 +86,10 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """The content of `config.json`, readable by transformers."""
         data = {key: value for key, value in asdict(self).items() if value is not None}
+        architecture = self.architecture
+        if data.pop("scores"):  # transformers tells by the architecture
+            architecture = architecture.replace("ForCausalLM", SCORING)
+            data |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
         # transformers 5 keeps the rotary base and its scaling together; older readers want both.
         rope: dict[str, Any] = {"rope_type": "default"}
         if self.rope_scaling is not None:
@@ -89,7 +97,7 @@ class ModelConfig:
             data["rope_scaling"] = rope
         data["rope_parameters"] = {**rope, "rope_theta": self.rope_theta}
         return {
-            "architectures": [self.architecture],
+            "architectures": [architecture],
             "model_type": self.model_type,
             "hidden_act": "silu",
             "attention_bias": False,
@@ -211,6 +219,7 @@ def config_from_dict(data: dict[str, Any]) -> ModelConfig:
     kind = BY_MODEL_TYPE[model_type]
     known = {item.name for item in fields(kind)}
     sizes = {key: value for key, value in data.items() if key in known and value is not None}
+    sizes["scores"] = _is_scoring(data)
     rope = data.get("rope_parameters") or {}
     sizes["rope_theta"] = float(rope.get("rope_theta", data.get("rope_theta", 10000.0)))
     sizes["rope_scaling"] = _rope_scaling(data.get("rope_scaling") or rope)
@@ -220,6 +229,17 @@ def config_from_dict(data: dict[str, Any]) -> ModelConfig:
         sizes.setdefault("num_key_value_heads", sizes.get("num_attention_heads"))
     family = next(name for name, known_kind in FAMILIES.items() if known_kind is kind)
     return config_from_sizes(family, sizes)
+
+
+def _is_scoring(data: dict[str, Any]) -> bool:
+    """Whether a `config.json` is a reward model's; UserError for a classifier of more classes."""
+    names = data.get("architectures") or [""]
+    if not str(names[0]).endswith(SCORING):
+        return False
+    labels = data.get("id2label") or {}
+    if len(labels) != 1:
+        raise bad_value("config.json id2label", labels, "one label, as reward models have")
+    return True
 
 
 def with_vocabulary(config: ModelConfig, vocab_size: int, bos: int, eos: int, pad: int) -> Any:

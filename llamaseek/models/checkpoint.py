@@ -27,6 +27,8 @@ from llamaseek.models.rope import Rotary
 from llamaseek.models.shards import SHARD_BYTES, open_tensors, write_tensors
 
 EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight(_\w+)?")
+VALUE_HEAD = "value_head."
+"""Of PPO; a folder leaves it out, `state/` keeps it."""
 STACKED = re.compile(r"(.*\.mlp\.experts)\.(gate_up|down)_proj(_scale_inv|_packed|_scale)?")
 
 
@@ -34,6 +36,8 @@ def to_hf(model: CausalLM) -> Iterator[tuple[str, Tensor]]:
     """The model's tensors under Hugging Face's names, each once, experts apart."""
     for name, tensor in model.state_dict().items():
         if model.config.tie_word_embeddings and name == "lm_head.weight":
+            continue
+        if name.startswith(VALUE_HEAD):
             continue
         if (found := STACKED.fullmatch(name)) is None:
             yield name, tensor
@@ -105,18 +109,20 @@ def load_model(
     folder: str | Path,
     dtype: torch.dtype = torch.float32,
     fp8: bool = False,
+    config: ModelConfig | None = None,
     mapped: bool = False,
 ) -> CausalLM:
     """The model of a Hugging Face folder, in `dtype`; each tensor is in memory once.
 
     Weights stored in fp8 blocks are widened to `dtype`, or with `fp8` kept as they are. Packed ones
-    of 4 or 8 bits stay packed, and `dtype` is what the model computes in. With `mapped`, tensors
-    that are stored as they are used stay in their files, read when first touched, and take no
-    memory that the system cannot have back; such a model is for inference.
+    of 4 or 8 bits stay packed, and `dtype` is what the model computes in. `config` takes the place
+    of the folder's, as where a context is extended. With `mapped`, tensors that are stored as they
+    are used stay in their files, read when first touched, and take no memory that the system cannot
+    have back; such a model is for inference.
     Raises `UserError` as `read_folder` does, and for a scale that is not a number.
     """
     folder = Path(folder)
-    config = read_config(folder)
+    config = config or read_config(folder)
     tensors = read_folder(folder, config)
     with torch.device("meta"):
         model = build_model(config).to(dtype)

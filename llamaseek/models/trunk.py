@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from llamaseek.errors import UserError
 from llamaseek.herd import ModelConfig
 from llamaseek.models.attention import document_mask
 from llamaseek.models.cache import Cache, LayerShape
@@ -39,7 +40,10 @@ class CausalLM(nn.Module):
         super().__init__()
         self.config = config
         self.model = trunk
-        self.lm_head = Head(config.hidden_size, config.vocab_size)
+        if config.scores:
+            self.score = nn.Linear(config.hidden_size, 1, bias=False)
+        else:
+            self.lm_head = Head(config.hidden_size, config.vocab_size)
         self.tie()
         # Activations are recomputed in the backward pass instead of kept.
         self.checkpoint_activations = False
@@ -50,7 +54,7 @@ class CausalLM(nn.Module):
 
     def tie(self) -> None:
         """Share embedding and head where the config says so; again after moving off `meta`."""
-        if self.config.tie_word_embeddings:
+        if self.config.tie_word_embeddings and not self.config.scores:
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(self, tokens: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
@@ -75,7 +79,9 @@ class CausalLM(nn.Module):
         return document_mask(positions, self.config.is_causal)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden (..., D) → logits (..., V)."""
+        """hidden (..., D) → logits (..., V). UserError for a reward model, which has none."""
+        if self.config.scores:
+            raise UserError("model: is a reward model, which scores answers and says nothing")
         out: Tensor = self.lm_head(hidden)
         return out
 

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from llamaseek.engine.background import Stream
 from llamaseek.engine.constrain import Constraint
 from llamaseek.engine.request import SamplingParams
-from llamaseek.errors import UserError, bad_value
+from llamaseek.errors import UserError, bad_value, shorten
 from llamaseek.serve.bodies import StrictRoute
 from llamaseek.serve.chat_choice import ChatChoice, Reader, verdict
 from llamaseek.serve.fields import ChatFields
@@ -27,6 +27,7 @@ from llamaseek.serve.streaming import as_events, deltas_of, unless_gone
 from llamaseek.serve.tools import call_constraint, shown_tools
 from llamaseek.text.chat import encode_chat
 
+MESSAGE_KEYS = frozenset({"role", "content", "tool_calls", "tool_call_id", "refusal"})
 router = APIRouter(route_class=StrictRoute)
 
 
@@ -103,8 +104,9 @@ async def begin(service: Service, fields: ChatFields) -> Chat | Refusal:
     adapter = service.adapter(fields.model)
     limits, tokenizer = service.options.limits, service.tokenizer
     at_most("messages", len(fields.messages), limits.messages)
+    check_keys(fields.messages)
     tools = shown_tools(fields, tokenizer, limits)
-    constraint = await service.compile(constraint_for(service, fields))
+    constraint = await constraint_for(service, fields)
     params = params_of(service, fields, constraint)
     prompt = await encode(service, fields.messages, tools)
     if service.guard is not None:
@@ -126,6 +128,15 @@ async def begin(service: Service, fields: ChatFields) -> Chat | Refusal:
     return Chat(service, fields, len(prompt), stream, clock, choices)
 
 
+def check_keys(messages: list[dict[str, Any]]) -> None:
+    """UserError for a part of a message that means nothing here, unless it is empty."""
+    for index, message in enumerate(messages):
+        known = MESSAGE_KEYS | ({"name"} if message.get("role") == "tool" else set())
+        for key, value in message.items():
+            if key not in known and value not in (None, [], {}):
+                raise UserError(f"messages[{index}].{shorten(key, 60)}: is not supported")
+
+
 async def encode(
     service: Service,
     messages: list[dict[str, Any]],
@@ -143,13 +154,13 @@ async def encode(
     return ids() if size + len(str(tools)) < SHORT else await asyncio.to_thread(ids)
 
 
-def constraint_for(service: Service, fields: ChatFields) -> Constraint | None:
+async def constraint_for(service: Service, fields: ChatFields) -> Constraint | None:
     """What the answer has to be: a call, or what `response_format` says."""
     call = call_constraint(fields, service.tokenizer)
     wanted = constraint_of(fields.response_format)
     if call is not None and wanted is not None:
         raise UserError("response_format: cannot be asked for together with a tool_choice")
-    return call or wanted
+    return await service.compile(call, "tools") or await service.compile(wanted)
 
 
 def params_of(

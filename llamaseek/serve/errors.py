@@ -28,7 +28,7 @@ TYPES = {
     503: "unavailable_error",
     504: "timeout_error",
 }
-FIELD = re.compile(r"(?:constraint: )?([\w.\[\]-]+): ")
+FIELD = re.compile(r"([\w.\[\]-]+): ")
 
 
 class ApiError(HTTPException):

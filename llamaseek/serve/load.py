@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.options import EngineOptions
 from llamaseek.errors import bad_value
+from llamaseek.models.adapter import Adapter, read_adapter
 from llamaseek.models.checkpoint import load_model
 from llamaseek.serve.options import ServeOptions
 from llamaseek.serve.service import Service
@@ -16,11 +18,34 @@ from llamaseek.train.machine import pick_device, pick_dtype
 DTYPES = ("auto", "bf16", "fp32")
 
 
-def load_service(folder: Path, dtype: str, options: ServeOptions, engine: EngineOptions) -> Service:
-    """The model of a folder, ready to be served. UserError as the loaders raise it."""
+def load_service(
+    folder: Path,
+    dtype: str,
+    options: ServeOptions,
+    engine: EngineOptions,
+    adapters: Sequence[str] = (),
+) -> Service:
+    """The model of a folder and adapters as `name=folder`, ready to be served.
+
+    UserError as the loaders raise it, and for a name that is not there or taken.
+    """
     if dtype not in DTYPES:
         raise bad_value("--dtype", dtype, ", ".join(DTYPES))
     device = pick_device("auto")
     tokenizer = Tokenizer.load(folder)
     model = load_model(folder, pick_dtype(dtype, device)).to(device)
-    return Service(Engine(model, tokenizer, engine), tokenizer, options)
+    found = read_adapters(adapters, options.name)
+    return Service(Engine(model, tokenizer, engine, found), tokenizer, options)
+
+
+def read_adapters(given: Sequence[str], base: str) -> dict[str, Adapter]:
+    """Adapters by name; UserError for what is not `name=folder`, and a name given twice."""
+    found: dict[str, Adapter] = {}
+    for each in given:
+        name, _, folder = each.partition("=")
+        if not name or not folder:
+            raise bad_value("--adapter", each, "NAME=FOLDER")
+        if name == base or name in found:
+            raise bad_value("--adapter", name, "a name that is not taken")
+        found[name] = read_adapter(Path(folder))
+    return found

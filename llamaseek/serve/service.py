@@ -14,6 +14,7 @@ from llamaseek.engine.constrain import Constraint
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.errors import UserError, bad_value
+from llamaseek.serve.compiling import Compiler
 from llamaseek.serve.errors import ApiError
 from llamaseek.serve.guard import ChatGuard
 from llamaseek.serve.metrics import Metrics
@@ -37,11 +38,13 @@ class Service:
     def __post_init__(self) -> None:
         self.background = BackgroundEngine(self.engine)
         self.metrics = Metrics(self.background)
+        vocabulary = self.engine.model.config.vocab_size
+        self.compiler = Compiler(self.engine.grammars, self.options.limits, vocabulary)
 
     @property
     def models(self) -> list[str]:
         """The names that requests may ask for; the first is the base."""
-        return [self.options.name]
+        return [self.options.name, *sorted(self.engine.adapters.names)]
 
     def adapter(self, model: str) -> str:
         """The adapter that a model's name means, "" for the base; ApiError 404 for no model."""
@@ -56,6 +59,14 @@ class Service:
         """The most bytes that a token stands for."""
         sizes = map(len, map(self.tokenizer.token_bytes, range(self.tokenizer.vocab_size)))
         return max(1, *sizes)
+
+    def special_id(self, name: str) -> int | None:
+        """The id of the special token of exactly this name, if there is one."""
+        return self._special_ids.get(name)
+
+    @cached_property
+    def _special_ids(self) -> dict[str, int]:
+        return {name: token for token, name in self.tokenizer.specials.items()}
 
     async def encode(self, text: str, name: str = "prompt") -> list[int]:
         """A text's ids. UserError, before any work, for one that cannot fit the context."""
@@ -87,11 +98,18 @@ class Service:
             raise bad_value("n", params.n, f"prompts times n of up to {limits.answers}")
         if self.draining:
             raise ApiError(503, "the server is shutting down", code="unavailable")
-        requests = [Request(prompt=prompt, params=params, salt=user or "") for prompt in prompts]
+        requests = [
+            Request(prompt=prompt, params=params, salt=user or "", adapter=adapter)
+            for prompt in prompts
+        ]
         return requests, self.background.submit(requests)
 
-    async def compile(self, constraint: Constraint | None) -> Constraint | None:
+    async def compile(
+        self, constraint: Constraint | None, field: str = "response_format"
+    ) -> Constraint | None:
         """The constraint, known to compile within the limits; UserError where it does not."""
+        if constraint is not None:
+            await self.compiler.check(constraint, field)
         return constraint
 
 

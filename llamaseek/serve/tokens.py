@@ -17,7 +17,10 @@ router = APIRouter(route_class=StrictRoute)
 
 @router.post("/tokenize")
 async def tokenize(request: Request, fields: TokenizeFields) -> dict[str, Any]:
-    """The ids of a text, or of a conversation."""
+    """The ids of a text, or of a conversation.
+
+    A text that is as a whole the name of a special token is that token: so clients learn its id.
+    """
     service: Service = request.app.state.service
     if fields.model is not None:
         service.adapter(fields.model)
@@ -27,6 +30,8 @@ async def tokenize(request: Request, fields: TokenizeFields) -> dict[str, Any]:
         ids = await encode(service, fields.messages, [], fields.add_generation_prompt)
     elif fields.add_special_tokens:
         ids = await service.encode_prompt(fields.prompt or "")
+    elif (special := service.special_id(fields.prompt or "")) is not None:
+        ids = [special]
     else:
         ids = await service.encode(fields.prompt or "")
     return {"tokens": ids, "count": len(ids), "max_model_len": service.engine.context}

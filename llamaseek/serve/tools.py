@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from llamaseek.engine.constrain import Constraint
+from llamaseek.engine.constrain import JSON_STYLE, Constraint
 from llamaseek.errors import UserError, bad_value
 from llamaseek.serve.fields import ChatFields, FunctionOf, NamedTool
 from llamaseek.serve.options import Limits
@@ -78,7 +78,8 @@ def deepseek_grammar(functions: Sequence[FunctionOf], tokenizer: Tokenizer) -> s
     for number, each in enumerate(functions):
         opening = json.dumps(f"{each.name}\n```json\n")
         lines.append(f"call{number}: {opening} arguments{number}")
-        lines.append(f"arguments{number}: %json {json.dumps(arguments(each))}")
+        schema = {**arguments(each), "x-guidance": JSON_STYLE}
+        lines.append(f"arguments{number}: %json {json.dumps(schema)}")
     return "\n".join(lines)
 
 

@@ -68,3 +68,13 @@ OUTPUTS_BEGIN = "<｜tool▁outputs▁begin｜>"
 OUTPUTS_END = "<｜tool▁outputs▁end｜>"
 OUTPUT_BEGIN = "<｜tool▁output▁begin｜>"
 OUTPUT_END = "<｜tool▁output▁end｜>"
+
+FIM_BEGIN = "<｜fim▁begin｜>"
+FIM_HOLE = "<｜fim▁hole｜>"
+FIM_END = "<｜fim▁end｜>"
+
+FIM_TOKENS = (
+    (FIM_BEGIN, FIM_HOLE, FIM_END),
+    tuple(f"<|reserved_special_token_{n}|>" for n in (3, 4, 5)),
+)
+"""What opens prefix, suffix and middle: DeepSeek's tokens, or three that Llama leaves free."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from tokenizers import models, pre_tokenizers, trainers
 
@@ -14,24 +14,25 @@ from llamaseek.text.tokenizer import Tokenizer
 SMALLEST = 256 + len(SPECIAL_TOKENS)
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A tokenizer of exactly `vocab_size` ids: bytes and merges first, then SPECIAL_TOKENS.
+def train_bpe(texts: Iterable[str], vocab_size: int, more: Sequence[str] = ()) -> Tokenizer:
+    """A tokenizer of exactly `vocab_size` ids: bytes and merges first, then SPECIAL_TOKENS, `more`.
 
     The same texts always give the same tokenizer. Memory grows with the number of different
     words, not with the length of the corpus.
     Raises UserError for an empty corpus, a size below SMALLEST, or one beyond what the corpus
     can reach.
     """
-    if vocab_size < SMALLEST:
-        raise bad_value("vocab_size", vocab_size, f"{SMALLEST} or more")
+    specials = (*SPECIAL_TOKENS, *more)
+    if vocab_size < SMALLEST + len(more):
+        raise bad_value("vocab_size", vocab_size, f"{SMALLEST + len(more)} or more")
     library = around(models.BPE())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(SPECIAL_TOKENS),
+        vocab_size=vocab_size - len(specials),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     library.train_from_iterator(_checked(texts), trainer)
-    add_specials(library, SPECIAL_TOKENS)
+    add_specials(library, specials)
     reached = library.get_vocab_size()
     if reached < vocab_size:
         raise UserError(

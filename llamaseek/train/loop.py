@@ -31,11 +31,13 @@ from llamaseek.train.optimizer import WeightAverage, make_optimizer, update_rout
 from llamaseek.train.progress import Progress
 from llamaseek.train.run_folder import RunFolder
 from llamaseek.train.schedule import learning_rate
-from llamaseek.train.source import Sampled, Source
+from llamaseek.train.source import Mixed, Sampled, Source
 from llamaseek.train.state import (
+    load_position,
     load_state,
     load_tensors,
     save_folder,
+    save_position,
     save_state,
     save_tensors,
 )
@@ -129,6 +131,8 @@ class Trainer:
             self.tokens = self.folder.rewind(done).get("tokens", 0)
             if isinstance(self.job.train, Sampled):
                 self.job.train.restore(load_tensors(folder, "source"))
+            if isinstance(self.job.train, Mixed):
+                self.job.train.restore(load_position(folder))
             return done
         self.folder.clear()
         save_recipe(self.job.recipe, self.folder.path / "recipe.yaml")
@@ -203,10 +207,19 @@ class Trainer:
         done, last = step + 1, step + 1 == self.recipe.steps
         if self.job.tested and (done % self.recipe.eval_every == 0 or last):
             scores = self._evaluate()
-            self._log({"step": done, **scores})
+            self._log({"step": done, **scores, **self._shares()})
             progress.evaluated(scores)
         if done % self.recipe.save_every == 0 and not last:
             self._save(done)
+
+    def _shares(self) -> dict[str, float]:
+        """What share of the tokens so far each source of a mix gave, and was asked for."""
+        mix = self.job.train.shares() if isinstance(self.job.train, Mixed) else {}
+        return {
+            f"mix/{name}/{key}": round(found[key], 5)
+            for name, found in mix.items()
+            for key in ("share", "asked")
+        }
 
     def _log(self, line: dict[str, Any]) -> None:
         self.folder.log(line)
@@ -234,6 +247,8 @@ class Trainer:
             save_state(folder, self.model, self.optimizer, self.average, done)
             if isinstance(self.job.train, Sampled):
                 save_tensors(folder, "source", self.job.train.state())
+            if isinstance(self.job.train, Mixed):
+                save_position(folder, self.job.train.state())
 
         self.folder.save(self.folder.checkpoint(done), write)
         self.folder.prune(self.recipe.keep)

@@ -11,15 +11,18 @@ from llamaseek.data.bad_rows import BadRows, NoRows, Row
 from llamaseek.data.batch import Batch, Rows
 from llamaseek.data.formats import RowReader
 from llamaseek.data.generated import generated_rows
-from llamaseek.data.rankings import preferences
+from llamaseek.data.rankings import preferences, rankings
 from llamaseek.data.rows import conversations, file_rows
 from llamaseek.errors import UserError
 from llamaseek.models import CausalLM
+from llamaseek.models.score import reward_model
 from llamaseek.recipe import DataRecipe, Recipe
 from llamaseek.train.loop import Job
 from llamaseek.train.machine import autocast, pick_device
 from llamaseek.train.objectives.choose import make_objective
 from llamaseek.train.objectives.dpo import sum_by_sequence, target_log_probs
+from llamaseek.train.objectives.reward import BradleyTerry
+from llamaseek.train.reinforce import grpo_job, ppo_job
 from llamaseek.train.start import start_from
 
 HELD_OUT = 200  # rows of each generator that evaluations use
@@ -28,7 +31,7 @@ Pack = Callable[[Iterable[Row], RowReader, BadRows], Batch]
 
 def post_job(recipe: Recipe) -> Job:
     """Everything a post-training run needs; raises `UserError` before anything is written."""
-    return {"sft": sft_job, "dpo": dpo_job}[recipe.stage](recipe)
+    return JOBS[recipe.stage](recipe)
 
 
 def sft_job(recipe: Recipe) -> Job:
@@ -59,6 +62,26 @@ def dpo_job(recipe: Recipe) -> Job:
     held_out = with_reference(recipe, model, held_out) if held_out is not None else None
     rows = Rows(train, recipe.seed)
     return Job(recipe, model, tokenizer, objective, rows, held_out, bad_rows=bad)
+
+
+def reward_job(recipe: Recipe) -> Job:
+    """A reward model, from a pre-trained or an instruct model."""
+    tokenizer, model = start_from(recipe)
+    torch.manual_seed(recipe.seed)
+    scorer = reward_model(model)
+
+    def pack(rows: Iterable[Row], reader: RowReader, bad: BadRows) -> Batch:
+        return rankings(rows, tokenizer, recipe.data.length, reader, bad)
+
+    train, held_out, bad = read_data(recipe, pack)
+    objective = BradleyTerry(recipe.train.balance_weight)
+    rows = Rows(train, recipe.seed)
+    return Job(recipe, scorer, tokenizer, objective, rows, held_out, bad_rows=bad)
+
+
+JOBS = {
+    "sft": sft_job, "dpo": dpo_job, "reward": reward_job, "grpo": grpo_job, "ppo": ppo_job,
+}  # fmt: skip
 
 
 def read_data(recipe: Recipe, pack: Pack) -> tuple[Batch, Batch | None, BadRows]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -73,3 +75,23 @@ class Progress:
             f"loss {self.line['loss']:.3f}{told(self.line)}{self.validation} "
             f"{self.rate:,.0f} tok/s {share:.0%} of peak"
         )
+
+
+@contextmanager
+def tokenizing(name: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for the texts that a run reads before its first step; nothing on a pipe."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.percentage:.0f}% of the text tokenized"),
+    )
+    with Bar(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def watch(source: str, done: int, total: int) -> None:
+            if source not in tasks:
+                tasks[source] = bar.add_task(f"{name} {source}", total=total)
+            bar.update(tasks[source], completed=done)
+
+        yield watch

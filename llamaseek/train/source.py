@@ -1,4 +1,4 @@
-"""Where the loop's batches come from: rows at hand, or answers sampled from the model itself."""
+"""Where the loop's batches come from: rows at hand, a mix of corpora, answers the model samples."""
 
 from __future__ import annotations
 
@@ -35,5 +35,22 @@ class Sampled(Protocol):
         ...
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        ...
+
+
+@runtime_checkable
+class Mixed(Protocol):
+    """A source drawn from several corpora: a place in them to keep, and ratios to report."""
+
+    def shares(self) -> dict[str, dict[str, float]]:
+        """Of each corpus so far: tokens, its share of them, the share asked for."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Where the next step begins, as JSON."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
         ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from llamaseek.errors import UserError
 from llamaseek.models import CausalLM
-from llamaseek.models.checkpoint import fill_model, save_model
+from llamaseek.models.checkpoint import VALUE_HEAD, fill_model, save_model
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.optimizer import WeightAverage, optimizer_tensors, restore_optimizer
 
@@ -37,10 +38,31 @@ def save_state(
     state = folder / "state"
     state.mkdir()
     save_file(_plain(optimizer_tensors(model, optimizer)), state / "optimizer.safetensors")
+    save_tensors(folder, "value_head", value_head(model))
     if average is not None:
         save_file(_plain(average.tensors), state / "average.safetensors")
     steps = {"steps_done": done, "average_steps": average.steps if average else 0}
     (state / "progress.json").write_text(json.dumps(steps) + "\n")
+
+
+def value_head(model: CausalLM) -> dict[str, Tensor]:
+    """PPO's value head by name, which the model's folder leaves out; nothing elsewhere."""
+    state = model.state_dict()
+    return {name: tensor for name, tensor in state.items() if name.startswith(VALUE_HEAD)}
+
+
+def save_position(folder: Path, state: dict[str, Any]) -> None:
+    """Write where in its data the next step begins."""
+    (folder / "state" / "data.json").write_text(json.dumps(state) + "\n")
+
+
+def load_position(folder: Path) -> dict[str, Any]:
+    """What `save_position` wrote."""
+    path = folder / "state" / "data.json"
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be resumed from ({error})") from None
 
 
 def save_tensors(folder: Path, name: str, tensors: dict[str, Tensor]) -> None:
@@ -77,6 +99,8 @@ def load_state(
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"{state}: cannot be resumed from ({error})") from None
     fill_model(model, folder)
+    for name, tensor in load_tensors(folder, "value_head").items():
+        value_head(model)[name].copy_(tensor)
     return int(progress["steps_done"])
 
 

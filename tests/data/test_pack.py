@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from llamaseek.data.bad_rows import BadRows
 from llamaseek.data.batch import IGNORE, Batch, Rows
 from llamaseek.data.generated import generated_rows
-from llamaseek.data.mixture import mixed_documents
 from llamaseek.data.pack import Packable, best_fit, pack_text, pack_whole
 from llamaseek.data.rankings import preferences
 from llamaseek.data.rows import conversations, file_rows
@@ -73,20 +72,7 @@ def test_every_epoch_reads_every_row_once_in_another_order() -> None:
     assert torch.equal(rows.step(2, 4).tokens.flatten(), read[8:12])  # any step, at once
 
 
-def test_a_mixture_keeps_its_weights_and_its_seed() -> None:
-    mix = {"stories": 0.5, "math": 0.3, "code": 0.2}
-    documents = mixed_documents(mix, 200_000, 1)
-    assert documents == mixed_documents(mix, 200_000, 1)
-    assert documents != mixed_documents(mix, 200_000, 2)
-    total = sum(len(d.encode()) for d in documents)
-    stories = sum(len(d.encode()) for d in documents if "And the " in d and d.endswith("!"))
-    assert total == pytest.approx(200_000, rel=0.1)
-    assert stories / total == pytest.approx(0.5, abs=0.05)
-
-
-def test_a_mixture_of_unknown_things_is_refused() -> None:
-    with pytest.raises(UserError, match="'storys'.*'stories'"):
-        mixed_documents({"storys": 1.0}, 1000, 0)
+def test_unknown_generators_are_refused() -> None:
     with pytest.raises(UserError, match="generator"):
         list(generated_rows({"chats": 3}, 0, "train"))
 

@@ -1,4 +1,4 @@
-"""DPO's plain form and the masking of fine-tuning agree with TRL on the same model and rows."""
+"""Losses and gradients agree with TRL's on the same model and rows."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from llamaseek.data.rankings import preferences
+from llamaseek.data.rankings import preferences, rankings
 from llamaseek.data.rows import conversations
 from llamaseek.models import CausalLM, build_model
 from llamaseek.models.checkpoint import load_model
+from llamaseek.models.score import reward_model
 from llamaseek.text.chat import PROMPT, encode_chat
 from llamaseek.train.objectives.dpo import DPO, sum_by_sequence, target_log_probs
 from llamaseek.train.objectives.next_token import NextToken
+from llamaseek.train.objectives.reward import BradleyTerry
 from llamaseek.train.state import save_folder
 from tests.models.shapes import tiny_config
 from tests.train.tiny import tiny_tokenizer
@@ -60,14 +62,8 @@ def ids_of(prompt: str, answer: str) -> tuple[list[int], list[int]]:
     return chat.ids[:begin], chat.ids[begin:]
 
 
-def trl_loss(trainer: Any, rows: list[dict[str, Any]]) -> float:
-    batch = trainer.data_collator(rows)
-    trainer.model.eval()
-    with torch.no_grad():
-        return float(trainer.compute_loss(trainer.model, batch))
-
-
-def test_plain_dpo_matches_trl(folders: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("nll", [0.0, 0.2])
+def test_plain_dpo_matches_trl(nll: float, folders: tuple[Path, Path], tmp_path: Path) -> None:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
@@ -84,29 +80,26 @@ def test_plain_dpo_matches_trl(folders: tuple[Path, Path], tmp_path: Path) -> No
     trainer = DPOTrainer(
         AutoModelForCausalLM.from_pretrained(policy),
         AutoModelForCausalLM.from_pretrained(reference),
-        args=DPOConfig(**arguments(tmp_path), beta=0.1),
+        args=DPOConfig(
+            **arguments(tmp_path), beta=0.1, loss_type=["sigmoid", "sft"], loss_weights=[1.0, nll]
+        ),
         train_dataset=Dataset.from_list(texts),
         processing_class=AutoTokenizer.from_pretrained(policy),
     )
-    expected = trl_loss(trainer, rows)
+    expected = trl_backward(trainer, rows)
 
-    batch = preferences(
-        ((str(i), {"prompt": p, "chosen": c, "rejected": r}) for i, (p, c, r) in enumerate(PAIRS)),
-        tiny_tokenizer(),
-        256,
-        "plain",
-    )
-    assert dpo_loss(load_model(policy), load_model(reference), batch) == pytest.approx(
-        expected, abs=1e-5
-    )
+    batch = preferences(texts_of(PAIRS), tiny_tokenizer(), 256, "plain")
+    with torch.no_grad():
+        log_p = target_log_probs(load_model(reference), batch)
+    batch.extra["reference"] = sum_by_sequence(log_p, batch)
+    ours = load_model(policy)
+    assert backward(DPO(0.1, nll), ours, batch) == pytest.approx(expected, abs=1e-5)
+    close(ours, trainer.model)
 
 
-@torch.no_grad()
-def dpo_loss(policy: CausalLM, reference: CausalLM, batch: Any) -> float:
-    objective = DPO(0.1, 0.0)
-    batch.extra["reference"] = sum_by_sequence(target_log_probs(reference, batch), batch)
-    term = objective.terms(policy, batch)[0]
-    return float(term.sum) / objective.counts(batch)["dpo"]
+def texts_of(pairs: list[tuple[str, str, str]]) -> list[tuple[str, dict[str, Any]]]:
+    names = ("prompt", "chosen", "rejected")
+    return [(f"x:{i}", dict(zip(names, pair, strict=True))) for i, pair in enumerate(pairs)]
 
 
 def test_fine_tuning_loss_matches_trl(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -125,17 +118,42 @@ def test_fine_tuning_loss_matches_trl(folders: tuple[Path, Path], tmp_path: Path
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(folders[0]),
     )
-    expected = trl_loss(trainer, [dict(row) for row in trainer.train_dataset])
+    expected = trl_backward(trainer, [dict(row) for row in trainer.train_dataset])
 
     batch = conversations(
         ((str(i), {"prompt": p, "completion": a}) for i, (p, a, _) in enumerate(PAIRS)),
         tiny_tokenizer(),
         256,
     )
-    objective = NextToken(0.0)
-    with torch.no_grad():
-        total = objective.terms(load_model(folders[0]), batch)[0].sum
-    assert float(total) / objective.counts(batch)["next_token"] == pytest.approx(expected, abs=1e-5)
+    ours = load_model(folders[0])
+    assert backward(NextToken(0.0), ours, batch) == pytest.approx(expected, abs=1e-5)
+    close(ours, trainer.model)
+
+
+def test_reward_loss_matches_trl(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    from datasets import Dataset
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from trl import RewardConfig, RewardTrainer
+
+    scorer, folder = reward_model(load_model(folders[0])), tmp_path / "reward"
+    save_folder(folder, scorer, tiny_tokenizer())
+    twin = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert torch.equal(twin.score.weight, scorer.score.weight)
+    rows = []
+    for prompt, chosen, rejected in PAIRS:
+        sides = [sum(ids_of(prompt, answer), []) for answer in (chosen, rejected)]
+        rows.append({"chosen_ids": sides[0], "rejected_ids": sides[1]})
+    trainer = RewardTrainer(
+        twin,
+        args=RewardConfig(**arguments(tmp_path)),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(folder),
+    )
+    expected = trl_backward(trainer, rows)
+    batch = rankings(texts_of(PAIRS), tiny_tokenizer(), 256)
+    ours = load_model(folder)
+    assert backward(BradleyTerry(), ours, batch) == pytest.approx(expected, abs=1e-5)
+    close(ours, trainer.model)
 
 
 def test_llama_form_counts_content_only_and_keeps_the_end_in_the_nll() -> None:
@@ -149,3 +167,32 @@ def test_llama_form_counts_content_only_and_keeps_the_end_in_the_nll() -> None:
     difference = plain.extra["counts_for_preference"] - llama.extra["counts_for_preference"]
     assert int(difference.sum()) == 2
     assert torch.equal(plain.targets, llama.targets)
+
+
+def close(ours: CausalLM, theirs: Any) -> None:
+    """Gradients by name, within 1e-5 of the largest."""
+    wanted = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
+    scale = max(float(grad.abs().max()) for grad in wanted.values())
+    found = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
+    assert found.keys() == wanted.keys()
+    for name, grad in found.items():
+        assert grad is not None and wanted[name] is not None
+        assert float((grad - wanted[name]).abs().max()) <= 1e-5 * scale, name
+
+
+def backward(objective: Any, model: CausalLM, batch: Any) -> float:
+    """The loss as the loop puts it together, and its gradients."""
+    counts = objective.counts(batch)
+    model.train()
+    terms = objective.terms(model, batch)
+    loss = torch.stack([t.weight * t.sum / counts[t.name] for t in terms if t.weight]).sum()
+    loss.backward()
+    return float(loss.detach())
+
+
+def trl_backward(trainer: Any, rows: list[dict[str, Any]]) -> float:
+    batch = trainer.data_collator(rows)
+    trainer.model.train()
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    return float(loss.detach())

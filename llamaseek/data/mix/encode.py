@@ -1,0 +1,85 @@
+"""Fill-in-the-middle: a document as prefix, suffix, middle, so that a model learns to fill gaps.
+
+Bavarian et al. 2022 §3, in DeepSeek-V3's form (§4.1): a share of the documents, cut at two
+random characters, before packing:
+begin-of-text, fim_begin, prefix, fim_hole, suffix, fim_end, middle, end-of-text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from llamaseek.errors import UserError
+from llamaseek.text.special import FIM_TOKENS
+from llamaseek.text.tokenizer import Tokenizer
+
+Marks = tuple[int, int, int]  # ids of begin, hole, end
+
+CHARACTERS = 1 << 20
+"""Text that is tokenized at once, on all cores."""
+
+
+def fim_marks(tokenizer: Tokenizer) -> Marks:
+    """The ids that open a prefix, a suffix and a middle; UserError where there are none."""
+    known = {text: i for i, text in tokenizer.specials.items()}
+    for begin, hole, end in FIM_TOKENS:
+        if begin in known and hole in known and end in known:
+            return known[begin], known[hole], known[end]
+    raise UserError(
+        f"data.fim: the tokenizer has none of the tokens it needs ({', '.join(FIM_TOKENS[0])})"
+    )
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Documents to ids with beginning and end, a share `fim` of them as prefix, suffix, middle.
+
+    Which ones and where they are cut follows from `seed` and a document's number alone.
+    """
+
+    tokenizer: Tokenizer
+    fim: float = 0.0
+    seed: str = "0"
+
+    def __call__(self, texts: Iterator[str]) -> Iterator[list[int]]:
+        """The token list of each text."""
+        marks = fim_marks(self.tokenizer) if self.fim else None
+        begin, end = self.tokenizer.bos_id, self.tokenizer.eos_id
+        for first, batch in _batches(texts):
+            parts = [self._parts(first + n, text) for n, text in enumerate(batch)]
+            encoded = iter(self.tokenizer.encode_batch([p for some in parts for p in some]))
+            for some in parts:
+                ids = [next(encoded) for _ in some]
+                yield [begin, *_joined(ids, marks), end]
+
+    def _parts(self, number: int, text: str) -> Sequence[str]:
+        """The whole text, or prefix, suffix and middle."""
+        if not self.fim:
+            return (text,)
+        rng = Random(f"{self.seed}/{number}")
+        if rng.random() >= self.fim:
+            return (text,)
+        a, b = sorted(rng.randint(0, len(text)) for _ in range(2))
+        return text[:a], text[b:], text[a:b]
+
+
+def _joined(parts: list[list[int]], marks: Marks | None) -> list[int]:
+    if len(parts) == 1 or marks is None:
+        return parts[0]
+    return [token for mark, ids in zip(marks, parts, strict=True) for token in (mark, *ids)]
+
+
+def _batches(texts: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
+    """Texts together, each batch with the number of its first."""
+    batch: list[str] = []
+    first = size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= CHARACTERS:
+            yield first, batch
+            first, batch, size = first + len(batch), [], 0
+    if batch:
+        yield first, batch

@@ -1,0 +1,130 @@
+"""The named sources of a pre-training run: of each a part to train on and a part held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from llamaseek.data.builtin import NAMES, builtin_documents
+from llamaseek.data.documents import read_documents
+from llamaseek.data.hub import SCHEME, read_hub
+from llamaseek.data.mix.schedule import Phase
+from llamaseek.errors import UserError, bad_value, unknown_name
+from llamaseek.recipe import DataRecipe, Recipe
+
+HELD_OUT = 8_000_000
+"""Characters of a source that are held out at most: they are kept in memory and evaluated whole."""
+
+Mix = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Texts that can be read again and again, and where training ends and the held-out begins."""
+
+    name: str
+    read: Callable[[], Iterator[str]]
+    size: int  # characters
+    holdout: float
+
+    @property
+    def border(self) -> int:
+        """The character at which the held-out rest begins."""
+        return max(round(self.size * (1 - self.holdout)), self.size - HELD_OUT)
+
+    def train(self) -> Iterator[str]:
+        """Texts to train on; the document at the border is cut."""
+        left = self.border
+        for text in self.read():
+            if left <= 0:
+                return
+            yield text[:left]
+            left -= len(text)
+
+    def held_out(self) -> Iterator[str]:
+        """The rest."""
+        left = self.border
+        for text in self.read():
+            if left < len(text):
+                yield text[max(left, 0) :]
+            left -= len(text)
+
+
+def open_sources(recipe: Recipe) -> list[Source]:
+    """The sources that a recipe gives weight to; reads each once, to know its size.
+
+    Raises UserError for names and weights that cannot be, and for sources that cannot be read.
+    """
+    data = recipe.data
+    _check(data)
+    mix = first_mix(data)
+    readers = {name: _reader(name, data, mix, recipe.seed) for name in _names(data)}
+    sizes = {name: sum(map(len, read())) for name, read in readers.items()}
+    for name, size in sizes.items():
+        if not size:
+            raise UserError(f"data.corpora.{name}: holds no text")
+    return [Source(name, read, sizes[name], data.holdout) for name, read in readers.items()]
+
+
+def first_mix(data: DataRecipe) -> Mix:
+    """The weights as the recipe gives them: a mix, or budgets for all, or none."""
+    if data.sources:
+        return {"text": 1.0}
+    everywhere = data.budgets.keys() >= data.corpora.keys()
+    return data.mix or (data.budgets if everywhere and data.budgets else {})
+
+
+def phases_of(recipe: Recipe, sources: list[Source]) -> list[Phase]:
+    """The weights over the run, in rows; without any given, by the sources' sizes."""
+    data, train = recipe.data, recipe.train
+    power = 1 / data.temperature
+    weights = first_mix(data) or {source.name: source.size**power for source in sources}
+    later = [Phase(round(p.start * train.steps) * train.batch, p.mix) for p in data.phases]
+    return [Phase(0, weights), *later]
+
+
+def _names(data: DataRecipe) -> list[str]:
+    mixes = [first_mix(data) or dict.fromkeys(data.corpora, 1.0), *(p.mix for p in data.phases)]
+    return list(dict.fromkeys(name for mix in mixes for name, weight in mix.items() if weight > 0))
+
+
+def _reader(name: str, data: DataRecipe, mix: Mix, seed: int) -> Callable[[], Iterator[str]]:
+    paths = data.sources if data.sources else data.corpora.get(name)
+    if paths is not None:
+        return lambda: _texts(paths)
+    weights = {n: mix.get(n) or max(p.mix.get(n, 0.0) for p in data.phases) for n in _names(data)}
+    budget = data.mix_bytes * weights[name] / sum(weights.values())
+    return lambda: builtin_documents(name, budget, seed)
+
+
+def _texts(paths: list[str]) -> Iterator[str]:
+    files = [path for path in paths if not path.startswith(SCHEME)]
+    for path in paths:
+        if path.startswith(SCHEME):
+            yield from (document.text for document in read_hub(path, 0, 1))
+    if files:
+        yield from (document.text for document in read_documents(files))
+
+
+def _check(data: DataRecipe) -> None:
+    """One line for what no reading is needed to see."""
+    if not (data.sources or data.corpora or data.mix):
+        raise UserError(
+            "data.sources: is empty; give files or folders, named ones in data.corpora, "
+            "or weights in data.mix"
+        )
+    known = ["text"] if data.sources else [*data.corpora, *NAMES]
+    mixes: dict[str, Mix] = {"data.mix": {} if data.sources else data.mix}
+    mixes["data.budgets"] = data.budgets
+    mixes |= {f"data.phases.{n}.mix": phase.mix for n, phase in enumerate(data.phases)}
+    for field, mix in mixes.items():
+        for name, weight in mix.items():
+            if name not in known:
+                raise unknown_name(f"{field} source", name, known)
+            if weight < 0:
+                raise bad_value(f"{field}.{name}", weight, "a number of at least 0")
+        if mix and not sum(mix.values()):
+            raise UserError(f"{field}: has no weight above 0")
+    starts = [phase.start for phase in data.phases]
+    if starts != sorted(set(starts)):
+        raise bad_value("data.phases", starts, "starts that rise")

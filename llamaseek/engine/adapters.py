@@ -1,0 +1,105 @@
+"""Several LoRA adapters beside one base: each row of a step goes through its own.
+
+The base's product is made once for all rows; each adapter adds its own low-rank product to the
+rows that ask for it (as in S-LoRA, Sheng et al. 2023 §4, with a product an adapter).
+
+N rows of the step, I input width, O output width, r rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llamaseek.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from llamaseek.engine.scheduler import Chunk
+    from llamaseek.models import CausalLM
+    from llamaseek.models.adapter import Adapter
+
+ABSORBED = "kv_b_proj"
+Rows = slice | Tensor
+
+
+class Adapters:
+    """The adapters of a model by name, and which rows of the step under way want which."""
+
+    def __init__(self, model: CausalLM, adapters: Mapping[str, Adapter]) -> None:
+        """Changes the model in place. UserError for an adapter that does not fit it."""
+        self.names = frozenset(adapters)
+        self.rows: dict[str, Rows] = {}
+        for name, adapter in adapters.items():
+            for layer, (a, b) in adapter.pairs.items():
+                _adapted(model, layer, name, self).add(name, a, b, adapter.scaling)
+
+    def check(self, name: str) -> None:
+        """UserError for a name that is none of them; "" is the base."""
+        if name and name not in self.names:
+            raise unknown_name("adapter", name, sorted(self.names))
+
+    def begin(self, chunks: Sequence[Chunk], device: torch.device) -> None:
+        """Say whose rows the coming forward has."""
+        wanted = [chunk.answer.request.adapter for chunk in chunks]
+        if len(set(wanted)) == 1:
+            self.rows = {wanted[0]: slice(None)} if wanted[0] else {}
+            return
+        places: dict[str, list[int]] = {}
+        start = 0
+        for chunk, name in zip(chunks, wanted, strict=True):
+            if name:
+                places.setdefault(name, []).extend(range(start, start + chunk.count))
+            start += chunk.count
+        self.rows = {name: torch.tensor(rows, device=device) for name, rows in places.items()}
+
+
+class AdaptedLinear(nn.Module):
+    """A linear layer of any kind, and low-rank products for those rows that ask for one."""
+
+    def __init__(self, base: nn.Linear, adapters: Adapters, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.base, self.dtype = base, dtype
+        self._adapters = adapters
+        self._pairs: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def add(self, name: str, a: Tensor, b: Tensor, scaling: float) -> None:
+        """One adapter's A (r, I) and B (O, r)."""
+        shape = (self.base.out_features, self.base.in_features)
+        if (b.shape[0], a.shape[1]) != shape:
+            raise UserError(
+                f"adapter {name}: has a matrix of shape {[b.shape[0], a.shape[1]]} where the "
+                f"model's is {list(shape)}"
+            )
+        device = self.base.weight.device
+        self._pairs[name] = (a.to(device, self.dtype), (scaling * b).to(device, self.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., N, I) → (..., N, O)."""
+        out: Tensor = self.base(x)
+        for name, rows in self._adapters.rows.items():
+            if name in self._pairs:
+                a, b = self._pairs[name]
+                out[..., rows, :] += F.linear(F.linear(x[..., rows, :], a), b)
+        return out
+
+
+def _adapted(model: CausalLM, layer: str, name: str, adapters: Adapters) -> AdaptedLinear:
+    """The layer as one that takes adapters."""
+    found = dict(model.named_modules()).get(layer)
+    if isinstance(found, AdaptedLinear):
+        return found
+    parent, _, own = layer.rpartition(".")
+    if not isinstance(found, nn.Linear) or own == "lm_head":
+        raise UserError(f"adapter {name}: adapts {layer}, which the model does not have as linear")
+    if own == ABSORBED:
+        raise UserError(
+            f"adapter {name}: adapts {layer}, which decoding takes apart; "
+            "fold it in with: llamaseek convert --adapter"
+        )
+    made = AdaptedLinear(found, adapters, model.model.norm.weight.dtype)
+    setattr(model.get_submodule(parent), own, made)
+    return made

@@ -1,0 +1,52 @@
+"""Models that give one number a token instead of a vocabulary's: rewards and values.
+
+B batch, T time, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from llamaseek.herd import DeepseekV3Config, ModelConfig
+from llamaseek.models import CausalLM, build_model
+from llamaseek.models.layers import widen
+
+
+def reward_model(model: CausalLM) -> CausalLM:
+    """A reward model on the trunk of `model`, which it takes over; a fresh `score` on top.
+
+    As transformers' `…ForSequenceClassification`: no bias, no vocabulary, no multi-token modules.
+    A reward model comes back as it is.
+    """
+    if model.config.scores:
+        return model
+    config: ModelConfig = replace(model.config, scores=True)
+    if isinstance(config, DeepseekV3Config):
+        config = replace(config, num_nextn_predict_layers=0)
+    with torch.device("meta"):
+        scorer = build_model(config)
+    scorer.model = model.model
+    scorer.model.layers = scorer.model.layers[: config.num_hidden_layers]
+    weight = model.model.norm.weight
+    scorer.score = nn.Linear(config.hidden_size, 1, bias=False, device=weight.device)
+    nn.init.normal_(scorer.score.weight, std=config.initializer_range)
+    return scorer
+
+
+def add_value_head(model: CausalLM) -> None:
+    """PPO's value function on the trunk of `model`: `value_head`, at first 0 everywhere."""
+    device = model.model.norm.weight.device
+    model.value_head = nn.Linear(model.config.hidden_size, 1, device=device)
+    nn.init.zeros_(model.value_head.weight)
+    nn.init.zeros_(model.value_head.bias)
+
+
+def scores(head: nn.Module | Tensor, hidden: Tensor) -> Tensor:
+    """hidden (..., D) → one number each (...), in at least float32."""
+    assert isinstance(head, nn.Module)
+    with torch.autocast(hidden.device.type, enabled=False):
+        out: Tensor = head(widen(hidden)).squeeze(-1)
+    return out

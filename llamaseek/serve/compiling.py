@@ -1,0 +1,101 @@
+"""Constraints are compiled before a request is taken on, within limits of size and time.
+
+llguidance's own limits stop what runs away, but only after some two seconds; so what is too
+large is refused by its looks first. Compiling and the first mask, where regular expressions do
+their work, run in a thread of their own, without Python's lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from llamaseek.engine.constrain import Constraint, Grammars
+from llamaseek.errors import UserError
+from llamaseek.serve.bodies import depth
+from llamaseek.serve.options import Limits
+
+REPEAT = re.compile(r"\{(\d+)?(,)?(\d+)?\}")
+ATOM = re.compile(r"\\[pP]\{[^}]*\}|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|.", re.DOTALL)
+LARGEST_REGEX = 50_000  # characters, once its counted repetitions are written out
+
+
+class Compiler:
+    """Checks constraints for one engine's grammars."""
+
+    def __init__(self, grammars: Grammars, limits: Limits, vocabulary: int) -> None:
+        self._grammars, self._limits, self._vocabulary = grammars, limits, vocabulary
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+
+    async def check(self, constraint: Constraint, field: str) -> None:
+        """Compile what a field asks for; the engine then finds it compiled. UserError otherwise."""
+        self._check_size(constraint, field)
+        work = asyncio.get_running_loop().run_in_executor(self._threads, self._compile, constraint)
+        try:
+            await asyncio.wait_for(work, self._limits.compile_seconds)
+        except TimeoutError:
+            raise UserError(f"{field}: took too long to compile") from None
+        except (UserError, RuntimeError) as error:
+            raise UserError(f"{field}: {str(error).removeprefix('constraint: ')}") from None
+
+    def _check_size(self, constraint: Constraint, name: str) -> None:
+        source, limits = constraint.source, self._limits
+        if len(source) > limits.schema_bytes:
+            size = f"{len(source)} characters is too large; allowed: {limits.schema_bytes}"
+            raise UserError(f"{name}: of {size}")
+        patterns = [source]
+        if constraint.kind == "json_schema":
+            schema = json.loads(source)
+            if depth(schema) > limits.schema_depth:
+                raise UserError(f"{name}: is nested deeper than {limits.schema_depth}")
+            patterns = list(_patterns(schema))
+        if any(written_out(pattern) > LARGEST_REGEX for pattern in patterns):
+            raise UserError(f"{name}: repeats too much; written out it is over {LARGEST_REGEX}")
+
+    def _compile(self, constraint: Constraint) -> None:
+        self._grammars.matcher(constraint).mask(torch.zeros(self._vocabulary))
+
+
+def written_out(pattern: str) -> int:
+    """How long a regular expression is once its counted repetitions are written out."""
+    sizes, last, at = [0], 0, 0
+    while at < len(pattern):
+        repeat = REPEAT.match(pattern, at)
+        if repeat is not None:
+            count = max(int(each) for each in (repeat[1], repeat[3], "1") if each)
+            sizes[-1] += last * (count - 1)
+            last *= count
+            at = repeat.end()
+            continue
+        atom = ATOM.match(pattern, at)
+        assert atom is not None
+        at = atom.end()
+        if atom[0] == "(":
+            sizes.append(0)
+        elif atom[0] == ")" and len(sizes) > 1:
+            last = sizes.pop()
+            sizes[-1] += last
+        else:
+            last = 1
+            sizes[-1] += 1
+    return sum(sizes)
+
+
+def _patterns(schema: Any) -> Iterator[str]:
+    """The regular expressions in a JSON schema."""
+    if isinstance(schema, list):
+        for each in schema:
+            yield from _patterns(each)
+    elif isinstance(schema, dict):
+        if isinstance(schema.get("pattern"), str):
+            yield schema["pattern"]
+        if isinstance(schema.get("patternProperties"), dict):
+            yield from schema["patternProperties"]
+        for each in schema.values():
+            yield from _patterns(each)

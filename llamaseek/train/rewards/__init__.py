@@ -1,0 +1,83 @@
+"""What an answer is worth: programs that check it, and reward models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llamaseek.data.bad_rows import RowError
+from llamaseek.recipe_post import RewardRecipe
+from llamaseek.text.tokenizer import Tokenizer
+from llamaseek.train.rewards.checks import exact, numeric, pattern
+from llamaseek.train.rewards.model import RewardModel
+from llamaseek.train.rewards.sandbox import passes_tests
+
+VERIFIABLE = ("exact", "numeric", "regex", "unit_tests")
+"""Kinds that say right (1) or wrong (0)."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A prompt with one sampled answer. `row` is the user's row; `tokens` are both, as ids."""
+
+    place: str
+    row: dict[str, Any]
+    prompt: list[int]
+    answer: list[int]  # with its end, where it has one
+    text: str
+    finished: bool
+
+    @property
+    def tokens(self) -> list[int]:
+        """Prompt and answer."""
+        return self.prompt + self.answer
+
+
+Scorer = Callable[[Sequence[Episode]], list[float]]
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A named scorer and its weight in the sum."""
+
+    name: str
+    weight: float
+    score: Scorer
+
+    @property
+    def verifiable(self) -> bool:
+        """Whether it says right or wrong."""
+        return self.name in VERIFIABLE
+
+
+def make_rewards(recipes: Sequence[RewardRecipe], tokenizer: Tokenizer) -> list[Reward]:
+    """The rewards of a recipe; UserError for a reward model that does not fit."""
+    return [Reward(one.kind, one.weight, _scorer(one, tokenizer)) for one in recipes]
+
+
+def check_columns(recipes: Sequence[RewardRecipe], place: str, row: dict[str, Any]) -> None:
+    """Refuse a row that lacks what an answer is to be held against."""
+    for one in recipes:
+        if one.kind in ("exact", "numeric", "unit_tests") and row.get(one.column) is None:
+            message = f"has no {one.column!r}, which the reward {one.kind} needs"
+            raise RowError(place, "without a column", f"{message}; its columns are {sorted(row)}")
+
+
+def _scorer(recipe: RewardRecipe, tokenizer: Tokenizer) -> Scorer:
+    if recipe.kind == "model":
+        assert recipe.model is not None
+        return RewardModel(recipe.model, tokenizer)
+    if recipe.kind == "regex":
+        return _each(pattern(recipe.pattern or ""), recipe.column)
+    if recipe.kind == "unit_tests":
+        return lambda episodes: passes_tests(
+            [(e.text, str(e.row[recipe.column])) for e in episodes], recipe.timeout
+        )
+    return _each(exact if recipe.kind == "exact" else numeric, recipe.column)
+
+
+def _each(check: Callable[[str, str], bool], column: str) -> Scorer:
+    return lambda episodes: [
+        float(check(episode.text, str(episode.row.get(column, "")))) for episode in episodes
+    ]

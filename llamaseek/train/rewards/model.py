@@ -1,0 +1,49 @@
+"""A reward model as a reward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from llamaseek.data.batch import IGNORE
+from llamaseek.data.pack import Packable, pack_apart
+from llamaseek.errors import UserError
+from llamaseek.models.checkpoint import load_model
+from llamaseek.text.tokenizer import Tokenizer
+from llamaseek.train.objectives.reward import answer_scores
+
+if TYPE_CHECKING:
+    from llamaseek.train.rewards import Episode
+
+ROWS = 64  # scored at once
+
+
+class RewardModel:
+    """r(x, y), read at the answer's last token; one that was cut off is closed first."""
+
+    def __init__(self, folder: str, tokenizer: Tokenizer) -> None:
+        self.model = load_model(Path(folder)).eval().requires_grad_(False)
+        if not self.model.config.scores:
+            raise UserError(f"rewards.model: {folder} is not a reward model; `reward` trains one")
+        if Tokenizer.load(folder).to_json() != tokenizer.to_json():
+            raise UserError(f"rewards.model: {folder} has another tokenizer than the model")
+        self.ends = tokenizer.stop_ids
+
+    @torch.no_grad()
+    def __call__(self, episodes: Sequence[Episode]) -> list[float]:
+        """One reward an episode."""
+        device = self.model.model.norm.weight.device
+        found: list[float] = []
+        for start in range(0, len(episodes), ROWS):
+            rows = [self._closed(episode) for episode in episodes[start : start + ROWS]]
+            batch = pack_apart([[Packable(ids, [IGNORE] * len(ids))] for ids in rows])
+            batch.extra["ends"] = torch.tensor([[len(ids) - 1] for ids in rows])
+            found += answer_scores(self.model, batch.to(device))[:, 0].tolist()
+        return found
+
+    def _closed(self, episode: Episode) -> list[int]:
+        """Ids that end as the reward model saw answers end."""
+        return episode.tokens if episode.finished else [*episode.tokens, self.ends[-1]]
