@@ -7,13 +7,16 @@ FAMILY ?= llama3
 TORCH_INDEX ?=
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart test test-parallel lint bench clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/llamaseek quickstart --family $(FAMILY)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q
+
+test-parallel: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q -m "parallel or not parallel" tests/parallel
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

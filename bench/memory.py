@@ -159,7 +159,7 @@ def build(case: Case, device: torch.device) -> tuple[CausalLM, Batch]:
     model = build_model(case.config).to(device, case.base)
     if case.task == "lora":
         add_lora(model, RANK, RANK, ATTENTION[case.family])
-    model.checkpoint_activations = case.checkpoint
+    model.checkpoint_activations = "full" if case.checkpoint else "none"
     shape = (case.rows, case.length)
     tokens = torch.randint(0, case.config.vocab_size, shape, device=device)
     positions = torch.arange(case.length, device=device).expand(shape).contiguous()

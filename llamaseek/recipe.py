@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from llamaseek.errors import UserError, shorten, unknown_name
+from llamaseek.recipe_parallel import ParallelRecipe
 from llamaseek.recipe_post import (
     DistillRecipe,
     GrpoRecipe,
@@ -22,6 +23,11 @@ from llamaseek.section import Section
 Checked = TypeVar("Checked", bound=BaseModel)
 Stage = Literal["pretrain", "sft", "dpo", "reward", "grpo", "ppo"]
 RowFormat = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "preference"]
+# yes and no mean full and none
+Recomputed = Annotated[
+    Literal["none", "selective", "full"],
+    BeforeValidator(lambda x: {True: "full", False: "none"}[x] if isinstance(x, bool) else x),
+]
 ObjectiveName = Literal["next_token", "multi_token", "masked", "sft", "dpo"]
 
 
@@ -107,14 +113,16 @@ class TrainRecipe(Section):
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(default=0.1, ge=0)
     clip: float = Field(default=1.0, gt=0)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     compile: bool = False
-    checkpoint_activations: bool = False
+    checkpoint_activations: Recomputed = "none"
     ema: float | None = Field(default=None, gt=0, lt=1)
     neftune: float = Field(default=0.0, ge=0)  # noise on embeddings (Jain et al. 2023); 0 is none
     eval_every: int = Field(default=200, ge=1)
     save_every: int = Field(default=500, ge=1)
     keep: int = Field(default=2, ge=1)
+    save_in_background: bool = False  # the run goes on while a checkpoint is written
+    max_skipped: int = Field(default=10, ge=1)  # steps in a row without a finite loss and gradient
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # DeepSeek-V3 report §4.2: lambda 0.3, alpha 1e-4, gamma 1e-3
     mtp_weight: float = Field(default=0.3, ge=0)
@@ -143,6 +151,7 @@ class Recipe(Section):
     ppo: PpoRecipe = PpoRecipe()
     sampling: SamplingRecipe | None = None
     distill: DistillRecipe | None = None
+    parallel: ParallelRecipe = ParallelRecipe()
 
     @property
     def folder(self) -> Path:

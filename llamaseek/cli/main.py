@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 import typer
 
 from llamaseek import __version__
-from llamaseek.cli import herd, tokenizer
+from llamaseek.cli import data, herd, tokenizer
+from llamaseek.cli.average import average
 from llamaseek.cli.chat import chat
 from llamaseek.cli.convert import convert
 from llamaseek.cli.download import download
@@ -23,7 +25,9 @@ from llamaseek.cli.serve import serve
 from llamaseek.cli.tokenize import tokenize
 from llamaseek.cli.train import dpo, grpo, ppo, pretrain, reward, sft
 from llamaseek.errors import UserError
+from llamaseek.parallel.check import is_first_rank
 
+PATIENCE = 5.0  # seconds in which torchrun ends the other ranks once the first has spoken
 app = typer.Typer(
     name="llamaseek",
     help="Llama 3 and DeepSeek-V3, from raw text to a model you can talk to.",
@@ -33,8 +37,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 VERBS = (quickstart, tokenize, pretrain, sft, reward, dpo, grpo, ppo, generate, chat, report)
-for verb in (*VERBS, serve, inspect, convert, quantize, download, plan, guard):
+for verb in (*VERBS, serve, inspect, average, convert, quantize, download, plan, guard):
     app.command()(verb)
+app.add_typer(data.app, name="data")
 app.add_typer(herd.app, name="herd")
 app.add_typer(tokenizer.app, name="tokenizer")
 
@@ -59,6 +64,8 @@ def main() -> None:
     try:
         app()
     except UserError as error:
+        if not is_first_rank():
+            time.sleep(PATIENCE)  # the first rank says it, unless the error is not its own
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # the reader has gone (`llamaseek … | head`); that is no error

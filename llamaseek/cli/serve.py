@@ -24,6 +24,9 @@ RUNNING = typer.Option(64, "--running", help="Answers computed at once.")
 QUEUE = typer.Option(64, "--queue", help="Requests that may wait; more are told to come later.")
 STEP = typer.Option(512, "--step-tokens", help="Tokens of one forward.")
 TIMEOUT = typer.Option(600.0, help="Seconds that a request may take.")
+GUARD = typer.Option(None, help="The folder of a guard model that judges both sides of chats.")
+DROP = typer.Option([], "--guard-drop", help="Leave a category out of its policy, as in S13.")
+CATEGORIES = typer.Option(None, "--guard-categories", help="A JSON file of categories of your own.")
 DRAIN = typer.Option(30.0, help="Seconds that answers may take after a signal to stop.")
 
 
@@ -42,6 +45,9 @@ def serve(
     step_tokens: int = STEP,
     timeout: float = TIMEOUT,
     drain: float = DRAIN,
+    guard: Path = GUARD,
+    guard_drop: list[str] = DROP,
+    guard_categories: Path = CATEGORIES,
 ) -> None:
     """Answer requests of OpenAI's API; Ctrl-C or SIGTERM lets running answers end."""
     from llamaseek.errors import UserError
@@ -50,8 +56,9 @@ def serve(
         from llamaseek.serve.server import serve as run
     except ImportError as error:
         raise UserError(f"serve: {error.name} is missing; pip install 'llamaseek[serve]'") from None
+    from llamaseek.cli.guard import policy as read_policy
     from llamaseek.engine.options import EngineOptions
-    from llamaseek.serve.load import load_service
+    from llamaseek.serve.load import load_served_guard, load_service
     from llamaseek.serve.options import ServeOptions
 
     options = ServeOptions(
@@ -69,4 +76,9 @@ def serve(
         most_waiting=queue,
         step_tokens=step_tokens,
     )
-    run(load_service(model, dtype, options, engine, adapter))
+    service = load_service(model, dtype, options, engine, adapter)
+    if guard is not None:
+        service.guard = load_served_guard(
+            guard, read_policy(guard_categories, guard_drop), options, engine
+        )
+    run(service)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ import typer
 
 from llamaseek.cli.program import program, this_command
 from llamaseek.errors import UserError
+from llamaseek.parallel.check import is_first_rank, resolve, started_ranks
 from llamaseek.recipe import load_recipe
 from llamaseek.recipe_files import find_recipe
 
@@ -50,6 +52,7 @@ def run_recipe(
     recipe = load_recipe(find_recipe(wanted), overrides)
     if recipe.stage != stage:
         raise UserError(f"stage: {wanted} is a {recipe.stage} recipe; use llamaseek {recipe.stage}")
+    recipe = resolve(recipe, started_ranks())
     if dry_run:
         import yaml
 
@@ -60,18 +63,25 @@ def run_recipe(
 
     from llamaseek.train.run_folder import RunFolder
 
-    RunFolder(recipe.folder).check(resume, overwrite)
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0  # a rank was lost
+    if not again:
+        RunFolder(recipe.folder).check(resume, overwrite)
 
+    from llamaseek.parallel.launch import process_group
     from llamaseek.report.page import write_report
     from llamaseek.train.build import build_job
     from llamaseek.train.loop import Interrupted, train
 
     try:
-        folder = train(build_job(recipe), resume)
+        with process_group(recipe):
+            folder = train(build_job(recipe), resume or again)
     except Interrupted as stop:
-        again = this_command("--resume").replace(" --overwrite", "")
-        print(f"{stop}; to go on:\n  {again}", file=sys.stderr)
+        if is_first_rank():
+            command = this_command("--resume").replace(" --overwrite", "")
+            print(f"{stop}; to go on:\n  {command}", file=sys.stderr)
         sys.exit(128 + stop.signum)
+    if not is_first_rank():
+        return
     report = write_report(folder.path)
     print(f"model   {folder.final}\nreport  {report}")
     if stage != "reward":  # a reward model says nothing

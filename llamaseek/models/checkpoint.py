@@ -22,6 +22,7 @@ from llamaseek.herd.stored import stored_tensors
 from llamaseek.models import CausalLM, build_model
 from llamaseek.models.fp8 import check_scale, dequantised, keep_fp8
 from llamaseek.models.lazy import Lazy, lazy
+from llamaseek.models.lora import whole_state
 from llamaseek.models.packed import keep_packed, widened
 from llamaseek.models.rope import Rotary
 from llamaseek.models.shards import SHARD_BYTES, open_tensors, write_tensors
@@ -34,7 +35,7 @@ STACKED = re.compile(r"(.*\.mlp\.experts)\.(gate_up|down)_proj(_scale_inv|_packe
 
 def to_hf(model: CausalLM) -> Iterator[tuple[str, Tensor]]:
     """The model's tensors under Hugging Face's names, each once, experts apart."""
-    for name, tensor in model.state_dict().items():
+    for name, tensor in whole_state(model).items():
         if model.config.tie_word_embeddings and name == "lm_head.weight":
             continue
         if name.startswith(VALUE_HEAD):

@@ -5,6 +5,8 @@ B batch, T time, D width, V vocabulary, L layers.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -67,10 +69,15 @@ class MultiTokenLayer(DeepseekV3Layer):
         self.eh_proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
         self.shared_head = SharedHead(config)
 
-    def join(self, hidden: Tensor, embedded: Tensor) -> Tensor:
-        """Both (B, T, D) → (B, T, D). The published weights take the embedding first."""
-        out: Tensor = self.eh_proj(torch.cat((self.enorm(embedded), self.hnorm(hidden)), dim=-1))
-        return out
+    def forward(  # type: ignore[override]
+        self, hidden: Tensor, embedded: Tensor, *rest: Any
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Hidden states and embeddings (B, T, D), the rest as for any layer; x is ready for the
+        head. The published weights take the embedding first.
+        """
+        joined = torch.cat((self.enorm(embedded), self.hnorm(hidden)), dim=-1)
+        x, load, balance = super().forward(self.eh_proj(joined), *rest)
+        return self.shared_head.norm(x), load, balance
 
 
 class DeepseekV3(CausalLM):
@@ -103,12 +110,10 @@ class DeepseekV3(CausalLM):
         index = self.config.num_hidden_layers + k
         layer = self.model.layers[index]
         assert isinstance(layer, MultiTokenLayer)
-        x = layer.join(hidden, self.embed(next_tokens))
-        rotary = self.model.rotary(positions, x.dtype)
+        embedded = self.embed(next_tokens)
+        rotary = self.model.rotary(positions, embedded.dtype)
         mask = None if cache is not None else self.mask(positions)
-        x = self.run_layer(index, x, rotary, positions, mask, cache)
-        out: Tensor = layer.shared_head.norm(x)
-        return out
+        return self.run_layer(index, hidden, embedded, rotary, positions, mask, cache)
 
     def cache_shapes(self) -> list[LayerShape]:
         """The latent of every layer, multi-token modules included."""

@@ -15,17 +15,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llamaseek.errors import UserError, bad_value, unknown_name
+from llamaseek.models.nf4 import NF4Linear
 
 
 class LoRALinear(nn.Linear):
-    """A linear layer without bias that keeps its weight and adds a trained product of rank r."""
+    """A linear layer without bias that keeps its weight and adds a trained product of rank r.
+
+    Of a base in 4 bits it keeps the layer, as `base`.
+    """
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
         super().__init__(base.in_features, base.out_features, bias=False, device="meta")
-        self.weight = base.weight
+        self.nf4 = isinstance(base, NF4Linear)
+        if isinstance(base, NF4Linear):
+            del self.weight
+            self.base = base
+            device = base.codes.device
+        else:
+            self.weight = base.weight
+            device = base.weight.device
         self.scaling = alpha / rank
         # Adapters are trained, so they stay float32 on whatever the base is stored in.
-        place = {"device": base.weight.device, "dtype": torch.float32}
+        place = {"device": device, "dtype": torch.float32}
         self.lora_A = nn.Linear(base.in_features, rank, bias=False, **place)
         self.lora_B = nn.Linear(rank, base.out_features, bias=False, **place)
         nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
@@ -34,14 +45,17 @@ class LoRALinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) → (..., O), in x's dtype."""
         inner = F.linear(x, self.lora_A.weight.to(x.dtype))
-        return F.linear(x, self.weight) + self.scaling * F.linear(
-            inner, self.lora_B.weight.to(x.dtype)
-        )
+        plain = self.base(x) if self.nf4 else F.linear(x, self.weight)
+        return plain + self.scaling * F.linear(inner, self.lora_B.weight.to(x.dtype))
 
     def merged(self) -> Tensor:
-        """W + (α / r) B A, (O, I) in the base's dtype; the product is taken in float32."""
+        """W + (α / r) B A, (O, I) in the base's dtype; the product is taken in float32.
+
+        A base of 4 bits is widened to float32.
+        """
+        weight = self.base.dense(torch.float32) if self.nf4 else self.weight
         product = self.scaling * (self.lora_B.weight @ self.lora_A.weight)
-        return (self.weight + product).to(self.weight.dtype)
+        return (weight + product).to(weight.dtype)
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The same in `dtype`, for code that takes the matrix apart."""
@@ -49,7 +63,7 @@ class LoRALinear(nn.Linear):
 
 
 def add_lora(model: nn.Module, rank: int, alpha: float, targets: Sequence[str]) -> list[str]:
-    """Freeze `model` and adapt every linear layer whose last name is in `targets`.
+    """Freeze `model` and adapt every linear layer whose last name is in `targets`, or all.
 
     Returns the full names of the adapted layers. `UserError` for a rank below 1, for a target
     that names no linear layer, and for `lm_head`, whose weight the chunked loss reads directly.
@@ -58,8 +72,9 @@ def add_lora(model: nn.Module, rank: int, alpha: float, targets: Sequence[str]) 
         raise bad_value("lora.rank", rank, "an integer of at least 1")
     if "lm_head" in targets:
         raise UserError("lora.targets: 'lm_head' cannot be adapted; allowed: the layers' own")
-    linears = {name: m for name, m in model.named_modules() if type(m) is nn.Linear}
-    known = sorted({_last(name) for name in linears} - {"lm_head"})
+    linears = {name: m for name, m in model.named_modules() if type(m) in (nn.Linear, NF4Linear)}
+    known = sorted({_last(name) for name in linears} - {"lm_head", "score"})
+    targets = targets or known
     for target in targets:
         if target not in known:
             raise unknown_name("lora target", target, known)
@@ -75,6 +90,23 @@ def adapt(model: nn.Module, layers: Sequence[str], rank: int, alpha: float) -> N
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         _replace(model, name, LoRALinear(linear, rank, alpha))
+
+
+@torch.no_grad()
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model with its adapters folded in and its 4 bits widened."""
+    state = dict(model.state_dict())
+    kept = [(n, m) for n, m in model.named_modules() if isinstance(m, LoRALinear | NF4Linear)]
+    inner = tuple(f"{name}." for name, module in kept if isinstance(module, LoRALinear))
+    for name, module in kept:
+        if name.startswith(inner):  # the base of an adapted layer
+            continue
+        for own in module.state_dict():
+            del state[f"{name}.{own}"]
+        state[f"{name}.weight"] = (
+            module.dense(torch.float32) if isinstance(module, NF4Linear) else module.merged()
+        )
+    return state
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from llamaseek.errors import UserError
 from llamaseek.herd import ModelConfig
@@ -19,6 +18,7 @@ from llamaseek.models.cache import Cache, LayerShape
 from llamaseek.models.head import Head
 from llamaseek.models.layers import RMSNorm
 from llamaseek.models.moe import Experts, MoE, Router
+from llamaseek.models.recompute import Recomputed, recomputed
 from llamaseek.models.rope import Rotary
 
 
@@ -45,8 +45,8 @@ class CausalLM(nn.Module):
         else:
             self.lm_head = Head(config.hidden_size, config.vocab_size)
         self.tie()
-        # Activations are recomputed in the backward pass instead of kept.
-        self.checkpoint_activations = False
+        # What of a layer the backward pass computes again: nothing, what is cheap, everything.
+        self.checkpoint_activations: Recomputed = "none"
         # Of the latest forward: the balance loss summed over its MoE layers, one a row (B).
         self.balance_loss: Tensor | None = None
         # Tokens an expert since the last reset, one tensor (E) a MoE layer, by layer number.
@@ -91,8 +91,8 @@ class CausalLM(nn.Module):
         Load and balance loss leave the layer as outputs, so recomputing cannot count them again.
         """
         layer = self.model.layers[index]
-        if self.checkpoint_activations and torch.is_grad_enabled():
-            x, load, balance = checkpoint(layer, x, *rest, use_reentrant=False)
+        if self.checkpoint_activations != "none" and torch.is_grad_enabled():
+            x, load, balance = recomputed(layer, self.checkpoint_activations, x, *rest)
         else:
             x, load, balance = layer(x, *rest)
         if load is not None and self.training:

@@ -102,7 +102,7 @@ def read_stage(
         summary,
         recipe,
         [line for line in lines if "loss" in line],
-        [line for line in lines if "val_loss" in line],
+        [line for line in lines if any(name.startswith("val_") for name in line)],
         f"llamaseek {recipe.stage} {folder / 'recipe.yaml'} --overwrite",
         stage_figures(name, figures),
         [sample for sample in samples if sample.stage == name],

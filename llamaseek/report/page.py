@@ -11,11 +11,11 @@ from markupsafe import Markup
 from llamaseek import __version__
 from llamaseek.files import write_text
 from llamaseek.report.model import Report, StageReport, read_report
-from llamaseek.report.plots import curves, expert_bars
+from llamaseek.report.plots import curves, expert_bars, watched
 
 
-def render_page(report: Report) -> str:
-    """The whole page; everything that came from a model or a file is escaped."""
+def templates() -> Environment:
+    """Where the pages' templates are; whatever is put into them is escaped."""
     environment = Environment(
         loader=PackageLoader("llamaseek.report", "."),
         autoescape=True,
@@ -24,8 +24,13 @@ def render_page(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda share: f"{100 * share:.1f}%"
+    return environment
+
+
+def render_page(report: Report) -> str:
+    """The whole page."""
     stages = [_view(stage) for stage in report.stages]
-    page = environment.get_template("page.html.j2")
+    page = templates().get_template("page.html.j2")
     return page.render(report=report, stages=stages, version=__version__)
 
 
@@ -46,6 +51,7 @@ def _view(stage: StageReport) -> dict[str, Any]:
     return {
         "stage": stage,
         "curves": Markup(curves(stage.steps, stage.evaluations)) if stage.steps else "",
+        "watched": Markup(watched(stage.steps, stage.evaluations)),
         "experts": Markup(expert_bars(load)) if load else "",
         "numbers": _numbers(stage),
     }
@@ -60,7 +66,11 @@ def _numbers(stage: StageReport) -> list[tuple[str, str]]:
         numbers.append(("tokens a second", f"{rates[len(rates) // 2]:,.0f}"))
     if stage.evaluations:
         tested = stage.evaluations[-1]
-        numbers.append(("held-out loss", f"{tested['val_loss']:.3f}"))
+        if "val_loss" in tested:
+            numbers.append(("held-out loss", f"{tested['val_loss']:.3f}"))
+        for name in ("reward", "accuracy", "margin"):
+            if f"val_{name}" in tested:
+                numbers.append((f"held-out {name}", f"{tested[f'val_{name}']:.3f}"))
         if "val_bits_per_byte" in tested:
             numbers.append(("bits per byte", f"{tested['val_bits_per_byte']:.3f}"))
     return numbers

@@ -61,13 +61,54 @@ def _loss(axis: Axes, steps: Sequence[dict[str, Any]], tested: Sequence[dict[str
     at, losses = [line["step"] for line in steps], [line["loss"] for line in steps]
     axis.plot(at, losses, color=MAIN, alpha=0.25, linewidth=0.8)
     axis.plot(at, smooth(losses), color=MAIN, linewidth=1.4, label="training")
-    if tested:
-        held_out = [line["val_loss"] for line in tested]
-        style = {"color": SECOND, "marker": "o", "markersize": 3, "linewidth": 1.2}
-        axis.plot([line["step"] for line in tested], held_out, label="held out", **style)  # type: ignore[arg-type]
+    _held_out(axis, tested, "val_loss")
     axis.set_title("loss (nats)")
-    axis.set_ylim(bottom=0)
+    if min(losses) >= 0:  # a policy's loss has no floor
+        axis.set_ylim(bottom=0)
     axis.legend(loc="upper right")
+
+
+def _held_out(axis: Axes, tested: Sequence[dict[str, Any]], name: str) -> None:
+    found = [(line["step"], line[name]) for line in tested if name in line]
+    if found:
+        style: Any = {"color": SECOND, "marker": "o", "markersize": 3, "linewidth": 1.2}
+        axis.plot(*zip(*found, strict=True), label="held out", **style)
+
+
+WATCHED = {
+    "reward": "reward",
+    "accuracy": "accuracy",
+    "margin": "reward margin",
+    "kl": "KL to the reference (nats)",
+    "entropy": "entropy (nats a token)",
+    "clip_fraction": "share of tokens clipped",
+    "length": "answer length (tokens)",
+    "no_signal": "groups without signal",
+    "loss/value": "value loss",
+    "explained_variance": "variance explained by the values",
+}
+"""What users of post-training watch, by its name in the metrics."""
+
+
+def watched(steps: Sequence[dict[str, Any]], tested: Sequence[dict[str, Any]]) -> str:
+    """A small plot for each of the watched figures that the run has; empty where it has none."""
+    names = [name for name in WATCHED if any(name in line for line in steps)]
+    if not names:
+        return ""
+    with plt.rc_context(STYLE):
+        rows = -(-len(names) // 4)
+        figure, grid = plt.subplots(rows, 4, figsize=(10.5, 2.1 * rows), squeeze=False)
+        for axis in grid.flat[len(names) :]:
+            axis.set_visible(False)
+        for axis, name in zip(grid.flat, names, strict=False):
+            found = [(line["step"], line[name]) for line in steps if name in line]
+            at, values = zip(*found, strict=True)
+            axis.plot(at, values, color=MAIN, alpha=0.25, linewidth=0.8)
+            axis.plot(at, smooth(values), color=MAIN, linewidth=1.4, label="training")
+            _held_out(axis, tested, f"val_{name}")
+            axis.set_title(WATCHED[name])
+            axis.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
+        return as_svg(figure)
 
 
 def expert_bars(loads: Sequence[Sequence[float]]) -> str:
@@ -80,6 +121,25 @@ def expert_bars(loads: Sequence[Sequence[float]]) -> str:
             axis.set_title(f"expert load, MoE layer {number}")
             axis.set_xlabel(f"expert; busiest {max(load):.2f} × mean")
             axis.set_xticks([])
+        return as_svg(figure)
+
+
+def length_bars(before: dict[str, int], after: dict[str, int]) -> str:
+    """Documents by length, each bar twice as long as the one before; in and out side by side."""
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(10.5, 2.4))
+        powers = sorted(map(int, {*before, *after}))
+        places = range(powers[0], powers[-1] + 1) if powers else range(0)
+        for shift, counts, colour, name in (
+            (-0.2, before, SECOND, "read"),
+            (0.2, after, MAIN, "kept"),
+        ):
+            heights = [counts.get(str(power), 0) for power in places]
+            axis.bar([power + shift for power in places], heights, 0.4, color=colour, label=name)
+        axis.set_xticks(list(places), [f"{2**power:,}" for power in places])
+        axis.set_xlabel("characters, at least")
+        axis.set_title("documents by length")
+        axis.legend(loc="upper right")
         return as_svg(figure)
 
 

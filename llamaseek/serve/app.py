@@ -8,11 +8,20 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from llamaseek import __version__
-from llamaseek.serve import chat, completions, embeddings, errors, health, models, tokens
+from llamaseek.serve import (
+    chat,
+    chat_page,
+    completions,
+    embeddings,
+    errors,
+    health,
+    models,
+    tokens,
+)
 from llamaseek.serve.gate import OPEN, Gate
 from llamaseek.serve.service import Service
 
-ROUTERS = (models, completions, chat, embeddings, tokens, health)
+ROUTERS = (models, completions, chat, embeddings, tokens, health, chat_page)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -20,11 +29,16 @@ def create_app(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service.background.start()
+        engines = [service.background]
+        if service.guard is not None:
+            engines.append(service.guard.background)
+        for engine in engines:
+            engine.start()
         try:
             yield
         finally:
-            service.background.stop()
+            for engine in engines:
+                engine.stop()
 
     app = FastAPI(
         title="llamaseek", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
@@ -33,13 +47,5 @@ def create_app(service: Service) -> FastAPI:
     errors.install(app)
     for room in ROUTERS:
         app.include_router(room.router)
-    open_paths = OPEN
-    if service.options.page is not None:
-        from fastapi.staticfiles import StaticFiles
-
-        folder = service.options.page
-        files = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
-        open_paths = OPEN | {"/"} | {f"/{file.as_posix()}" for file in files}
-        app.mount("/", StaticFiles(directory=folder, html=True))
-    app.add_middleware(Gate, service=service, open_paths=open_paths)
+    app.add_middleware(Gate, service=service, open_paths=OPEN | chat_page.PATHS)
     return app

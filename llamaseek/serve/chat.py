@@ -16,9 +16,9 @@ from llamaseek.engine.constrain import Constraint
 from llamaseek.engine.request import SamplingParams
 from llamaseek.errors import UserError, bad_value, shorten
 from llamaseek.serve.bodies import StrictRoute
-from llamaseek.serve.chat_choice import ChatChoice, Reader, verdict
+from llamaseek.serve.chat_choice import ChatChoice, Reader
 from llamaseek.serve.fields import ChatFields
-from llamaseek.serve.guard import Refusal
+from llamaseek.serve.guard import Findings, Watch
 from llamaseek.serve.metrics import Clock
 from llamaseek.serve.params import at_most, constraint_of, sampling
 from llamaseek.serve.replies import usage
@@ -26,6 +26,7 @@ from llamaseek.serve.service import SHORT, Service, new_id
 from llamaseek.serve.streaming import as_events, deltas_of, unless_gone
 from llamaseek.serve.tools import call_constraint, shown_tools
 from llamaseek.text.chat import encode_chat
+from llamaseek.text.tokenizer import StreamDecoder
 
 MESSAGE_KEYS = frozenset({"role", "content", "tool_calls", "tool_call_id", "refusal"})
 router = APIRouter(route_class=StrictRoute)
@@ -49,7 +50,7 @@ class Chat:
         limit = self.service.options.timeout
         async for delta in deltas_of(self.stream, self.clock, limit):
             choice = self.choices[delta.index]
-            await choice.add(delta)
+            await choice.see(delta)
             yield choice
             if all(each.finish is not None for each in self.choices):
                 return
@@ -92,14 +93,14 @@ async def chat_completions(request: Request, fields: ChatFields) -> Response:
     """Answer a conversation."""
     service: Service = request.app.state.service
     answer = await begin(service, fields)
-    if isinstance(answer, Refusal):
+    if isinstance(answer, Findings):
         return refused(fields, answer)
     if fields.stream:
         return as_events(answer.chunks())
     return JSONResponse(await unless_gone(request, answer.whole()))
 
 
-async def begin(service: Service, fields: ChatFields) -> Chat | Refusal:
+async def begin(service: Service, fields: ChatFields) -> Chat | Findings:
     """Check everything, ask the guard, then the engine."""
     adapter = service.adapter(fields.model)
     limits, tokenizer = service.options.limits, service.tokenizer
@@ -109,10 +110,9 @@ async def begin(service: Service, fields: ChatFields) -> Chat | Refusal:
     constraint = await constraint_for(service, fields)
     params = params_of(service, fields, constraint)
     prompt = await encode(service, fields.messages, tools)
-    if service.guard is not None:
-        refusal = await service.guard.check(fields.messages)
-        if refusal is not None:
-            return refusal
+    found = None if service.guard is None else await service.guard.check(fields.messages)
+    if found is not None and not found.safe:
+        return found
     clock = Clock(service.metrics)
     _, stream = service.submit([prompt], params, adapter, fields.user)
     choices = [
@@ -121,11 +121,18 @@ async def begin(service: Service, fields: ChatFields) -> Chat | Refusal:
             tokenizer,
             Reader(tokenizer, bool(tools), params.stop),
             scored=bool(fields.logprobs),
-            watch=None if service.guard is None else service.guard.watch(fields.messages),
+            watch=watch_over(service, fields, found),
         )
         for index in range(params.n)
     ]
     return Chat(service, fields, len(prompt), stream, clock, choices)
+
+
+def watch_over(service: Service, fields: ChatFields, found: Findings | None) -> Watch | None:
+    """What follows one answer, where there is a guard."""
+    if service.guard is None or found is None:
+        return None
+    return Watch(service.guard, fields.messages, StreamDecoder(service.tokenizer), found)
 
 
 def check_keys(messages: list[dict[str, Any]]) -> None:
@@ -189,10 +196,10 @@ def params_of(
     )
 
 
-def refused(fields: ChatFields, refusal: Refusal) -> Response:
+def refused(fields: ChatFields, found: Findings) -> Response:
     """The answer to a message that the guard does not let through."""
-    message = {"role": "assistant", "content": refusal.text, "refusal": None}
-    end = {"logprobs": None, "finish_reason": "content_filter", "guard": verdict(refusal)}
+    message = {"role": "assistant", "content": "", "refusal": found.refusal}
+    end = {"logprobs": None, "finish_reason": "content_filter", "guard": found.as_json()}
     base = {"id": new_id("chatcmpl"), "created": int(time.time()), "model": fields.model}
     if not fields.stream:
         choice = {"index": 0, "message": message, **end}

@@ -9,7 +9,7 @@ from typing import Any
 
 from llamaseek.engine.request import Delta, Logprob
 from llamaseek.engine.text_out import StopStrings
-from llamaseek.serve.guard import Refusal, Watch
+from llamaseek.serve.guard import Watch
 from llamaseek.serve.logprobs import chat_logprobs
 from llamaseek.serve.service import new_id
 from llamaseek.text.events import Content, Event, ToolCall
@@ -56,40 +56,31 @@ class ChatChoice:
     calls: list[dict[str, Any]] = field(default_factory=list)
     scores: list[Logprob] = field(default_factory=list)
     finish: str | None = None
-    refusal: Refusal | None = None
     said: int = 0
     _called: bool = False
     _opened: bool = False
     _told: int = 0  # calls
 
-    async def add(self, delta: Delta) -> None:
+    async def see(self, delta: Delta) -> None:
         """More of it, as far as a guard lets it pass."""
         self.said += len(delta.tokens)
         if self.finish is not None:
             return
+        for passed in [delta] if self.watch is None else await self.watch.clear(delta):
+            self.add(passed)
+        if self.watch is not None and not self.watch.found.safe:
+            self.finish = "content_filter"
+
+    def add(self, delta: Delta) -> None:
+        """More of it."""
         self.scores += delta.logprobs or []
-        events = await self._cleared(self.reader.read(delta), delta.finish is not None)
-        for event in events:
+        for event in self.reader.read(delta):
             if isinstance(event, Content):
                 self.content += event.text
             else:
                 self.calls.append(self._call(event))
-        if self.refusal is not None:
-            self.finish = "content_filter"
-        elif delta.finish is not None:
+        if delta.finish is not None:
             self.finish = "tool_calls" if self._called else delta.finish
-
-    async def _cleared(self, events: list[Event], last: bool) -> list[Event]:
-        if self.watch is None:
-            return events
-        found = await self.watch.push(events)
-        if last and not isinstance(found, Refusal):
-            rest = await self.watch.finish()
-            found = rest if isinstance(rest, Refusal) else [*found, *rest]
-        if not isinstance(found, Refusal):
-            return found
-        self.refusal, self.scores = found, []
-        return [Content(found.text)]
 
     def _call(self, call: ToolCall) -> dict[str, Any]:
         self._called = True
@@ -104,7 +95,8 @@ class ChatChoice:
 
     def message(self) -> dict[str, Any]:
         """The whole choice."""
-        message: dict[str, Any] = {"role": "assistant", "content": self.content, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": self.content}
+        message["refusal"] = self._refusal()
         if self.calls:
             message["tool_calls"] = self.calls
             message["content"] = self.content or None
@@ -121,6 +113,8 @@ class ChatChoice:
                 {"index": first + n, **call} for n, call in enumerate(self.calls)
             ]
             self._told += len(self.calls)
+        if (refusal := self._refusal()) is not None:
+            delta["refusal"] = refusal
         self._opened = True
         told = {"index": self.index, "delta": delta, **self._end()}
         self.content, self.calls, self.scores = "", [], []
@@ -129,15 +123,9 @@ class ChatChoice:
     def _end(self) -> dict[str, Any]:
         scores = chat_logprobs(self.tokenizer, self.scores) if self.scored else None
         end: dict[str, Any] = {"logprobs": scores, "finish_reason": self.finish}
-        if self.refusal is not None:
-            end["guard"] = verdict(self.refusal)
+        if self.watch is not None:
+            end["guard"] = self.watch.found.as_json()
         return end
 
-
-def verdict(refusal: Refusal) -> dict[str, Any]:
-    """What a guard found, as an extra field of a choice."""
-    return {
-        "role": refusal.role,
-        "categories": list(refusal.categories),
-        "probability": refusal.probability,
-    }
+    def _refusal(self) -> str | None:
+        return None if self.watch is None else self.watch.found.refusal

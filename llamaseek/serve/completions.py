@@ -15,6 +15,7 @@ from llamaseek.engine.request import Delta, Logprob, SamplingParams
 from llamaseek.engine.request import Request as EngineRequest
 from llamaseek.errors import UserError, bad_value
 from llamaseek.serve.bodies import StrictRoute
+from llamaseek.serve.errors import ApiError
 from llamaseek.serve.fields import CompletionFields
 from llamaseek.serve.logprobs import CompletionLogprobs
 from llamaseek.serve.metrics import Clock
@@ -147,6 +148,8 @@ async def completions(request: Request, fields: CompletionFields) -> Response:
 
 async def begin(service: Service, fields: CompletionFields) -> Job:
     """Check everything, then ask the engine."""
+    if service.guard is not None:
+        raise ApiError(403, "a guard stands before this model; ask /v1/chat/completions instead")
     adapter = service.adapter(fields.model)
     prompts = prompts_of(fields.prompt, service.options.limits.prompts)
     constraint = await service.compile(constraint_of(fields.response_format))

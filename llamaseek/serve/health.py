@@ -11,12 +11,20 @@ from llamaseek.serve.service import Service
 router = APIRouter()
 
 
+def failing(service: Service) -> bool:
+    """Whether an engine is broken or its forwards fail; the guard's counts too."""
+    guard = [] if service.guard is None else [service.guard.background]
+    return any(
+        each.fault is not None or each.engine.statistics.failing is not None
+        for each in (service.background, *guard)
+    )
+
+
 @router.get("/health")
 async def health(request: Request) -> Response:
     """200 while the engine works; 503 once it is broken, or while its forwards fail."""
     service: Service = request.app.state.service
-    fault = service.background.fault or service.engine.statistics.failing
-    if fault is not None:
+    if failing(service):
         return JSONResponse({"status": "failing"}, 503)
     return JSONResponse({"status": "ok"})
 
@@ -29,7 +37,7 @@ async def ready(request: Request) -> Response:
     why = None
     if service.draining:
         why = "draining"
-    elif background.fault is not None or service.engine.statistics.failing is not None:
+    elif failing(service):
         why = "failing"
     elif background.in_flight >= background.most:
         why = "full"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from llamaseek.engine.engine import Engine
@@ -10,8 +11,11 @@ from llamaseek.engine.options import EngineOptions
 from llamaseek.errors import bad_value
 from llamaseek.models.adapter import Adapter, read_adapter
 from llamaseek.models.checkpoint import load_model
+from llamaseek.safety.guard import load_guard
+from llamaseek.serve.guard import ServedGuard
 from llamaseek.serve.options import ServeOptions
 from llamaseek.serve.service import Service
+from llamaseek.text.guard_prompt import Category
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.machine import pick_device, pick_dtype
 
@@ -49,3 +53,12 @@ def read_adapters(given: Sequence[str], base: str) -> dict[str, Adapter]:
             raise bad_value("--adapter", name, "a name that is not taken")
         found[name] = read_adapter(Path(folder))
     return found
+
+
+def load_served_guard(
+    folder: Path, categories: Sequence[Category], options: ServeOptions, engine: EngineOptions
+) -> ServedGuard:
+    """A guard to stand before a service; its cache takes half of what the model's may."""
+    limits = replace(engine, cache_bytes=engine.cache_bytes // 2)
+    guard = load_guard(folder, categories, pick_device("auto"), limits)
+    return ServedGuard(guard, options.guard_timeout)

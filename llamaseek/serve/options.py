@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from llamaseek.errors import bad_value
 
@@ -33,9 +32,9 @@ class Limits:
 class ServeOptions:
     """How a server runs. Times are in seconds.
 
-    `timeout` bounds a request as a whole, `body_timeout` the arrival of its body, `drain` how
-    long answers under way may take after a signal to stop. Raises UserError for a value that is
-    not allowed.
+    `timeout` bounds a request as a whole, `guard_timeout` one verdict of a guard, `body_timeout`
+    the arrival of a body, `drain` how long answers under way may take after a signal to stop.
+    Raises UserError for a value that is not allowed.
     """
 
     name: str = "llamaseek"
@@ -46,13 +45,13 @@ class ServeOptions:
     body_timeout: float = 30.0
     drain: float = 30.0
     limits: Limits = field(default_factory=Limits)
-    page: Path | None = None  # a folder of static files, served at /
+    guard_timeout: float = 30.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise bad_value("--port", self.port, "a number from 0 to 65535")
         if self.api_key is not None and not self.api_key.strip():
             raise bad_value("--api-key", self.api_key, "a text that is not blank")
-        for name in ("timeout", "body_timeout", "drain"):
+        for name in ("timeout", "guard_timeout", "body_timeout", "drain"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise bad_value(f"--{name.replace('_', '-')}", getattr(self, name), "above 0")

@@ -16,7 +16,7 @@ from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.errors import UserError, bad_value
 from llamaseek.serve.compiling import Compiler
 from llamaseek.serve.errors import ApiError
-from llamaseek.serve.guard import ChatGuard
+from llamaseek.serve.guard import ServedGuard
 from llamaseek.serve.metrics import Metrics
 from llamaseek.serve.options import ServeOptions
 from llamaseek.text.tokenizer import Tokenizer
@@ -31,7 +31,7 @@ class Service:
     engine: Engine
     tokenizer: Tokenizer
     options: ServeOptions
-    guard: ChatGuard | None = None
+    guard: ServedGuard | None = None
     draining: bool = False
     started: int = field(default_factory=lambda: int(time.time()))
 

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from llamaseek.data.bad_rows import BadRows
 from llamaseek.data.batch import Batch
+from llamaseek.files import write_jsonl
 from llamaseek.models import CausalLM
+from llamaseek.models.lora import LoRALinear
+from llamaseek.parallel.ranks import Ranks
+from llamaseek.parallel.watch import at
 from llamaseek.recipe import Recipe, save_recipe
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.curves import Curves
 from llamaseek.train.evaluate import evaluate
+from llamaseek.train.export import outline
+from llamaseek.train.guard import Guard
 from llamaseek.train.machine import (
     autocast,
     keep_freed_memory,
@@ -26,21 +35,22 @@ from llamaseek.train.machine import (
     pick_dtype,
     training_flops_per_token,
 )
+from llamaseek.train.neftune import add_noise
 from llamaseek.train.objectives import Objective
 from llamaseek.train.optimizer import WeightAverage, make_optimizer, update_routing_bias
 from llamaseek.train.progress import Progress
 from llamaseek.train.run_folder import RunFolder
+from llamaseek.train.saver import Adapted, Exported, Saver
 from llamaseek.train.schedule import learning_rate
 from llamaseek.train.source import Mixed, Sampled, Source
 from llamaseek.train.state import (
     load_position,
     load_state,
     load_tensors,
-    save_folder,
     save_position,
-    save_state,
     save_tensors,
 )
+from llamaseek.train.tally import Tally
 
 
 class Interrupted(Exception):
@@ -66,6 +76,9 @@ class Job:
     # Figures of the model itself at each evaluation, as `val_NAME`.
     examine: Callable[[CausalLM], dict[str, float]] | None = None
     bad_rows: BadRows = field(default_factory=BadRows)  # what was left out of the data
+    # Figures of what was sampled before the run, for its first line; rows for `samples.jsonl`.
+    sampled: dict[str, float] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def tested(self) -> bool:
@@ -86,76 +99,110 @@ def train(job: Job, resume: bool = False, on_step: StepHook | None = None) -> Ru
 
 
 class Trainer:
-    """The state of a run: model, optimizer, average, folder."""
+    """The state of a run on this rank: weights, optimizer, average, folder."""
 
     def __init__(self, job: Job) -> None:
         self.job, self.recipe = job, job.recipe.train
         self.device = pick_device(self.recipe.device)
         keep_freed_memory()
-        self.model = job.model.to(self.device).train()
-        self.model.checkpoint_activations = self.recipe.checkpoint_activations
+        dtype = pick_dtype(self.recipe.precision, self.device)
+        model = widened(job.model, dtype).to(self.device).train()
+        model.checkpoint_activations = self.recipe.checkpoint_activations
+        self.flops = training_flops_per_token(model, job.train.length)
+        if self.recipe.neftune:
+            add_noise(model, self.recipe.neftune)
+        form = saved_form(model, job)
+        self.ranks = Ranks(model, job.recipe.parallel, self.device, dtype)
         if self.recipe.compile:
-            compile_layers(self.model)
-        self.optimizer = make_optimizer(self.model, self.recipe)
+            compile_layers(self.ranks)
+        self.optimizer = make_optimizer(self.ranks.stepped(), self.recipe)
         decay = self.recipe.ema
-        self.average = WeightAverage(self.model, decay) if decay else None
+        self.average = WeightAverage(self.ranks.own, decay) if decay else None
         self.folder = RunFolder(job.recipe.folder)
+        self.saver = Saver(
+            self.folder,
+            self.ranks,
+            form,
+            self.recipe.keep,
+            self.recipe.save_in_background,
+        )
+        self.guard = Guard(self.folder.path, self.recipe.max_skipped)
+        self.logged: dict[str, str] = {}  # terms by the name they have in the metrics
         self.tokens = 0
+        self.place = "start"
 
     def run(self, resume: bool, on_step: StepHook | None) -> RunFolder:
         """All steps that are left, then the final model."""
-        self.folder.create()
         done = self._start(resume)
-        dtype = pick_dtype(self.recipe.precision, self.device)
-        flops = training_flops_per_token(self.model, self.job.train.length)
-        peak = matrix_peak(dtype, self.device)
-        progress = Progress(self.job.recipe.name, self.recipe.steps, done, flops, peak)
-        self.curves = Curves(self.folder.path / "tensorboard", done)
+        name, main = self.job.recipe.name, self.ranks.main
+        peak = matrix_peak(self.ranks.dtype, self.device) if main else 1.0
+        progress = Progress(name, self.recipe.steps, done, self.flops, peak, main)
+        self.curves = Curves(self.folder.path / "tensorboard", done) if main else None
         progress.say(self.job.bad_rows.told())
-        with progress, closing(self.curves), stop_signals() as asked:
+        with progress, closing(self), stop_signals() as asked:
+            if done == 0 and self.job.examine is not None:  # where the run begins
+                self._test(0, progress)
             for step in range(done, self.recipe.steps):
                 self._after(step, self.step(step), progress)
                 if on_step is not None:
                     on_step(step)
-                if asked:
-                    self._save(step + 1)
-                    raise Interrupted(asked[0], step + 1)
+                if self.ranks.any(bool(asked)):
+                    self._save(step + 1, last=True)
+                    raise Interrupted(asked[0] if asked else signal.SIGTERM, step + 1)
         self._finish()
         return self.folder
 
+    def close(self) -> None:
+        """Flush the curves."""
+        if self.curves is not None:
+            self.curves.close()
+
     def _start(self, resume: bool) -> int:
-        steps = self.folder.saved_steps()
-        if resume and steps:
-            folder = self.folder.checkpoint(steps[-1])
-            done = load_state(folder, self.model, self.optimizer, self.average)
+        steps = self.folder.saved_steps() if resume else []
+        self.ranks.barrier()
+        if self.ranks.main:
+            self.folder.create()
+        done = self._resume(steps[-1]) if steps else 0
+        if self.ranks.main and not steps:
+            self.folder.clear()
+            save_recipe(self.job.recipe, self.folder.path / "recipe.yaml")
+            if self.job.samples:
+                write_jsonl(self.folder.path / "samples.jsonl", self.job.samples)
+        self.ranks.barrier()
+        return done
+
+    def _resume(self, step: int) -> int:
+        folder = self.folder.checkpoint(step)
+        done = load_state(folder, self.ranks, self.optimizer, self.average)
+        if isinstance(self.job.train, Sampled):
+            self.job.train.restore(load_tensors(folder, "source"))
+        if isinstance(self.job.train, Mixed):
+            self.job.train.restore(load_position(folder))
+        if self.ranks.main:
             self.tokens = self.folder.rewind(done).get("tokens", 0)
-            if isinstance(self.job.train, Sampled):
-                self.job.train.restore(load_tensors(folder, "source"))
-            if isinstance(self.job.train, Mixed):
-                self.job.train.restore(load_position(folder))
-            return done
-        self.folder.clear()
-        save_recipe(self.job.recipe, self.folder.path / "recipe.yaml")
-        return 0
+        return done
 
     def step(self, step: int) -> dict[str, Any]:
-        """One optimizer step: gradients over micro-batches, clip, update. Returns its metrics."""
+        """One optimizer step: gradients over micro-batches, clip, update. Returns its metrics.
+
+        A step whose loss or gradient is not finite changes nothing and is counted.
+        """
         start = time.perf_counter()
+        self.place = f"step {step + 1}"
+        at(f"{self.place}, making the batch")
         torch.manual_seed(self.job.recipe.seed * 1_000_003 + step)
         batch = self.job.train.step(step, self.recipe.batch)
-        batch = self.job.objective.prepare(batch, step).to(self.device)
-        self.model.expert_load = {}
+        batch = self.job.objective.prepare(batch, step)
         losses = self._gradients(batch)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        at(f"{self.place}, clipping and stepping")
+        norm = self.ranks.clip(self.recipe.clip)
         rate = learning_rate(self.recipe, step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.model.expert_load:
-            update_routing_bias(self.model, self.recipe.bias_update)
-        if self.average is not None:
-            self.average.update(self.model)
+        finite = math.isfinite(norm) and math.isfinite(losses["loss"])
+        loads = self.ranks.loads()
+        if finite:
+            self._update(rate, loads)
+        self.ranks.zero_gradients()
+        skipped = self.guard.saw(step, finite, batch, self.ranks.main)
         tokens = int(batch.tokens.numel())
         self.tokens += tokens
         seconds = time.perf_counter() - start
@@ -163,34 +210,49 @@ class Trainer:
             "step": step + 1,
             **losses,
             "lr": rate,
-            "grad_norm": float(norm),
+            "grad_norm": norm,
             "tokens": self.tokens,
             "tokens_per_second": tokens / seconds,
-            **self._expert_metrics(step),
+            **skipped,
+            **self._expert_metrics(step, loads),
             **(self.job.train.metrics() if isinstance(self.job.train, Sampled) else {}),
             **({"rows_skipped": self.job.bad_rows.skipped} if step == 0 else {}),
+            **(self.job.sampled if step == 0 else {}),
         }
+
+    def _update(self, rate: float, loads: dict[int, Tensor]) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.ranks.after_step()
+        for part in self.ranks.parts if not self.saver.adapted else []:
+            update_routing_bias(part, loads, self.recipe.bias_update)
+        if self.average is not None:
+            self.average.update()
 
     def _gradients(self, batch: Batch) -> dict[str, float]:
         """Backward through every micro-batch, each term divided by its count over the step."""
-        objective = self.job.objective
-        counts = objective.counts(batch)
-        sums: dict[str, float] = {}
-        total = 0.0
-        for micro in batch.split(self.recipe.micro_batch or self.recipe.batch):
-            with autocast(self.recipe, self.device):
-                terms = objective.terms(self.model, micro)
-            parts = [(t, t.sum / max(counts[t.name], 1)) for t in terms]
-            loss = torch.stack([t.weight * mean for t, mean in parts if t.weight]).sum()
-            loss.backward()
-            total += float(loss.detach())
-            for term, mean in parts:
-                name = term.logged
-                sums[name] = sums.get(name, 0.0) + float(mean.detach())
-        return {"loss": total, **sums}
+        tally = Tally(self.job.objective.counts(batch))
+        self._run(batch, tally, backward=True)
+        at(f"{self.place}, adding up gradients")
+        self.ranks.gradients()
+        loss, means = tally.totals(self.ranks)
+        self.logged = self.logged or self.ranks.from_last_stage(tally.logged)
+        return {"loss": loss, **{name: means[term] for term, name in self.logged.items()}}
 
-    def _expert_metrics(self, step: int) -> dict[str, Any]:
-        loads = self.model.expert_load
+    def _run(self, batch: Batch, tally: Tally, backward: bool) -> None:
+        """The objective on this rank's share of a batch."""
+
+        def loss(model: CausalLM, micro: Batch) -> Tensor:
+            at(f"{self.place}, {'forward and backward' if backward else 'evaluation'}")
+            with autocast(self.recipe, self.device):
+                return tally.add(self.job.objective.terms(model, micro))
+
+        rows = self.recipe.micro_batch or (1 if self.ranks.pipeline else self.recipe.batch)
+        own = self.ranks.share(batch, rows).to(self.device)
+        self.ranks.run(own, rows, loss, backward)
+
+    def _expert_metrics(self, step: int, loads: dict[int, Tensor]) -> dict[str, Any]:
         if not loads:
             return {}
         shares = [load.float() / load.float().mean() for load in loads.values()]
@@ -206,11 +268,14 @@ class Trainer:
         progress.update(line)
         done, last = step + 1, step + 1 == self.recipe.steps
         if self.job.tested and (done % self.recipe.eval_every == 0 or last):
-            scores = self._evaluate()
-            self._log({"step": done, **scores, **self._shares()})
-            progress.evaluated(scores)
+            self._test(done, progress)
         if done % self.recipe.save_every == 0 and not last:
             self._save(done)
+
+    def _test(self, done: int, progress: Progress) -> None:
+        scores = self._evaluate()
+        self._log({"step": done, **scores, **self._shares()})
+        progress.evaluated(done, scores)
 
     def _shares(self) -> dict[str, float]:
         """What share of the tokens so far each source of a mix gave, and was asked for."""
@@ -222,12 +287,15 @@ class Trainer:
         }
 
     def _log(self, line: dict[str, Any]) -> None:
-        self.folder.log(line)
-        self.curves.log(line)
+        if self.curves is not None:
+            self.folder.log(line)
+            self.curves.log(line)
 
     def _evaluate(self) -> dict[str, float]:
         with self.averaged():
-            return evaluate(self.job, self.model, self.recipe, self.device)
+            return evaluate(
+                self.job, self.ranks, lambda batch, tally: self._run(batch, tally, backward=False)
+            )
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -235,35 +303,48 @@ class Trainer:
         if self.average is None:
             yield
             return
-        self.average.swap(self.model)
+        self.average.swap()
         try:
             yield
         finally:
-            self.average.swap(self.model)
+            self.average.swap()
 
-    def _save(self, done: int) -> None:
-        def write(folder: Any) -> None:
-            save_folder(folder, self.model, self.job.tokenizer)
-            save_state(folder, self.model, self.optimizer, self.average, done)
+    def _save(self, done: int, last: bool = False) -> None:
+        position = self.job.train.state() if isinstance(self.job.train, (Sampled, Mixed)) else {}
+
+        def extras(folder: Path) -> None:
             if isinstance(self.job.train, Sampled):
-                save_tensors(folder, "source", self.job.train.state())
+                save_tensors(folder, "source", position)
             if isinstance(self.job.train, Mixed):
-                save_position(folder, self.job.train.state())
+                save_position(folder, position)
 
-        self.folder.save(self.folder.checkpoint(done), write)
-        self.folder.prune(self.recipe.keep)
+        at(f"step {done}, checkpoint")
+        self.saver.save(done, self.optimizer, self.average, extras, last)
 
     def _finish(self) -> None:
-        self._save(self.recipe.steps)
+        self._save(self.recipe.steps, last=True)
         with self.averaged():
-            self.folder.save(
-                self.folder.final, lambda f: save_folder(f, self.model, self.job.tokenizer)
-            )
+            self.saver.finish(self.recipe.steps, self.average is not None)
 
 
-def compile_layers(model: CausalLM) -> None:
+def saved_form(model: CausalLM, job: Job) -> Exported | Adapted:
+    """How the folders of a run are written; before the model is taken apart."""
+    if any(isinstance(module, LoRALinear) for module in model.modules()):
+        return Adapted(model, job.tokenizer, job.recipe.model.init_from or "")
+    return Exported(outline(model), job.tokenizer)
+
+
+def widened(model: CausalLM, dtype: torch.dtype) -> CausalLM:
+    """The model with float64 weights where that is what it computes in; buffers stay."""
+    if dtype == torch.float64:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.double()
+    return model
+
+
+def compile_layers(ranks: Ranks) -> None:
     """Compile every layer in place, multi-token modules included; equal layers share one graph."""
-    for layer in model.model.layers:
+    for layer in ranks.layers():
         layer.compile()
 
 

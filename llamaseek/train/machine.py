@@ -25,10 +25,13 @@ def pick_device(wanted: str) -> torch.device:
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """What matrix products run in: bf16 where the machine has it, else fp32. Weights are fp32."""
+    """What matrix products run in: bf16 where the machine has it, else fp32. Weights are fp32.
+
+    fp64 makes the weights fp64 too: for comparing layouts beyond rounding.
+    """
     if precision == "auto":
         precision = "bf16" if has_bf16(device) else "fp32"
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+    return {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}[precision]
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -41,7 +44,7 @@ def has_bf16(device: torch.device) -> bool:
 def autocast(recipe: TrainRecipe, device: torch.device) -> AbstractContextManager[None]:
     """The one place where precision is decided: bf16 products through autocast, or nothing."""
     dtype = pick_dtype(recipe.precision, device)
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype == torch.bfloat16)
 
 
 def keep_freed_memory() -> None:

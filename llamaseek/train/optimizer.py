@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llamaseek.models import CausalLM
 from llamaseek.recipe import TrainRecipe
 
 
-def make_optimizer(model: CausalLM, recipe: TrainRecipe) -> torch.optim.AdamW:
+def make_optimizer(weights: Iterable[nn.Parameter], recipe: TrainRecipe) -> torch.optim.AdamW:
     """AdamW; matrices decay, norms do not."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = [p for p in weights if p.requires_grad]
     matrices = [p for p in trained if p.dim() >= 2]
     vectors = [p for p in trained if p.dim() < 2]
     groups = [
@@ -23,9 +24,11 @@ def make_optimizer(model: CausalLM, recipe: TrainRecipe) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=1e-8, fused=True)
 
 
-def optimizer_tensors(model: CausalLM, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+def optimizer_tensors(
+    weights: dict[str, nn.Parameter], optimizer: torch.optim.AdamW
+) -> dict[str, Tensor]:
     """The optimizer's state by parameter name: `exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME`."""
-    names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Any, str] = {parameter: name for name, parameter in weights.items()}
     return {
         f"{key}.{names[parameter]}": value
         for parameter, state in optimizer.state.items()
@@ -33,49 +36,36 @@ def optimizer_tensors(model: CausalLM, optimizer: torch.optim.AdamW) -> dict[str
     }
 
 
-def restore_optimizer(
-    model: CausalLM, optimizer: torch.optim.AdamW, tensors: dict[str, Tensor]
-) -> None:
-    """Put back what `optimizer_tensors` gave."""
-    parameters = dict(model.named_parameters())
-    for full, tensor in tensors.items():
-        key, name = full.split(".", 1)
-        parameter = parameters[name]
-        place = tensor if key == "step" else tensor.to(parameter.device)
-        optimizer.state[parameter][key] = place
+def update_routing_bias(model: CausalLM, loads: dict[int, Tensor], speed: float) -> None:
+    """b_i + γ for experts under the mean load of this step, - γ over it (V3 report §2.1.2).
 
-
-def update_routing_bias(model: CausalLM, speed: float) -> None:
-    """b_i + γ for experts under the mean load of this step, - γ over it (V3 report §2.1.2)."""
-    layers = model.moe_layers()
-    for index, count in model.expert_load.items():  # multi-token modules only where they ran
-        load = count.float()
-        layers[index].gate.e_score_correction_bias += speed * torch.sign(load.mean() - load)
+    `loads` are tokens an expert, by layer; multi-token modules are in it only where they ran.
+    """
+    for index, moe in model.moe_layers().items():
+        if index in loads:
+            load = loads[index].float()
+            moe.gate.e_score_correction_bias += speed * torch.sign(load.mean() - load)
 
 
 class WeightAverage:
     """Exponential moving average of the weights (V3 report §3.2.3)."""
 
-    def __init__(self, model: CausalLM, decay: float) -> None:
+    def __init__(self, weights: dict[str, nn.Parameter], decay: float) -> None:
         self.decay = decay
-        self.tensors = {
-            name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad
-        }
+        self.weights = {name: p for name, p in weights.items() if p.requires_grad}
+        self.tensors = {name: p.detach().clone() for name, p in self.weights.items()}
         self.steps = 0
 
-    def update(self, model: CausalLM) -> None:
+    def update(self) -> None:
         """One step; early on the average is shorter, so that the start does not linger."""
         self.steps += 1
         decay = min(self.decay, self.steps / (self.steps + 10))
         averages = list(self.tensors.values())
-        trained = [p.detach() for p in model.parameters() if p.requires_grad]
-        torch._foreach_lerp_(averages, trained, 1 - decay)
+        torch._foreach_lerp_(averages, [p.detach() for p in self.weights.values()], 1 - decay)
 
-    def swap(self, model: CausalLM) -> None:
-        """Exchange the model's weights with the average; twice gives them back."""
-        parameters = dict(model.named_parameters())
-        for name in self.tensors:
-            parameter = parameters[name]
+    def swap(self) -> None:
+        """Exchange the weights with the average; twice gives them back."""
+        for name, parameter in self.weights.items():
             kept = parameter.detach().clone()
             parameter.data.copy_(self.tensors[name])
             self.tensors[name].copy_(kept)

@@ -15,14 +15,21 @@ from llamaseek.data.rankings import preferences, rankings
 from llamaseek.data.rows import conversations, file_rows
 from llamaseek.errors import UserError
 from llamaseek.models import CausalLM
+from llamaseek.models.checkpoint import load_model
 from llamaseek.models.score import reward_model
 from llamaseek.recipe import DataRecipe, Recipe
+from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.loop import Job
 from llamaseek.train.machine import autocast, pick_device
+from llamaseek.train.objectives import Objective
 from llamaseek.train.objectives.choose import make_objective
+from llamaseek.train.objectives.distill import Distill
 from llamaseek.train.objectives.dpo import sum_by_sequence, target_log_probs
 from llamaseek.train.objectives.reward import BradleyTerry
 from llamaseek.train.reinforce import grpo_job, ppo_job
+from llamaseek.train.rollout import examine
+from llamaseek.train.sampled_rows import Sampling
+from llamaseek.train.sampler import Prompt, Sampler
 from llamaseek.train.start import start_from
 
 HELD_OUT = 200  # rows of each generator that evaluations use
@@ -35,17 +42,39 @@ def post_job(recipe: Recipe) -> Job:
 
 
 def sft_job(recipe: Recipe) -> Job:
-    """Fine-tuning on conversations."""
+    """Fine-tuning on conversations, from files, generators, or sampled from a model."""
     tokenizer, model = start_from(recipe)
     length = recipe.data.length
+    sampling = Sampling(recipe, recipe.sampling, model, tokenizer) if recipe.sampling else None
+    asked: list[Prompt] = []
 
     def pack(rows: Iterable[Row], reader: RowReader, bad: BadRows) -> Batch:
+        if sampling is not None:
+            prompts = sampling.prompts(rows, reader, bad)
+            asked[:] = prompts  # the held-out ones come last
+            rows, reader = sampling.rows(prompts, f"rows {len(sampling.kept)}"), RowReader()
         return conversations(rows, tokenizer, length, reader, bad)
 
     train, held_out, bad = read_data(recipe, pack)
-    objective = make_objective(recipe, model, tokenizer)
-    rows = Rows(train, recipe.seed)
-    return Job(recipe, model, tokenizer, objective, rows, held_out, bad_rows=bad)
+    objective = sft_objective(recipe, model, tokenizer)
+    job = Job(recipe, model, tokenizer, objective, Rows(train, recipe.seed), held_out, bad_rows=bad)
+    if sampling is not None:
+        job.sampled, job.samples = sampling.figures(), sampling.kept
+        if sampling.rewards and held_out is not None:
+            own = Sampler(model, tokenizer, sampling.plan.max_tokens, recipe.seed)
+            job.examine = examine(own, asked, sampling.rewards)
+    return job
+
+
+def sft_objective(recipe: Recipe, model: CausalLM, tokenizer: Tokenizer) -> Objective:
+    """Cross-entropy, or distillation where the recipe has a teacher."""
+    if recipe.distill is None:
+        return make_objective(recipe, model, tokenizer)
+    teacher = load_model(recipe.distill.teacher)
+    if teacher.config.vocab_size != model.config.vocab_size:
+        sizes = f"{teacher.config.vocab_size} ids, the student {model.config.vocab_size}"
+        raise UserError(f"distill.teacher: {recipe.distill.teacher} has {sizes}")
+    return Distill(teacher, recipe.distill, recipe.train.balance_weight)
 
 
 def dpo_job(recipe: Recipe) -> Job:

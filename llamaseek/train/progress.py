@@ -23,9 +23,11 @@ def told(line: dict[str, Any], prefix: str = "") -> str:
 class Progress:
     """One line that lives while a run does; on a pipe, one plain line an evaluation."""
 
-    def __init__(self, name: str, steps: int, done: int, flops: float, peak: float) -> None:
+    def __init__(
+        self, name: str, steps: int, done: int, flops: float, peak: float, shown: bool = True
+    ) -> None:
         self.name, self.steps, self.flops, self.peak = name, steps, flops, peak
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, quiet=not shown)
         self.rate = 0.0
         self.line: dict[str, Any] = {}
         self.validation = ""
@@ -37,7 +39,7 @@ class Progress:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=not (shown and self.console.is_terminal),
         )
         self.task = self.bar.add_task(name, total=steps, completed=done, text="")
 
@@ -60,16 +62,20 @@ class Progress:
         self.rate = rate if self.rate == 0 else 0.9 * self.rate + 0.1 * rate
         self.bar.update(self.task, completed=line["step"], text=self._text())
 
-    def evaluated(self, scores: dict[str, float]) -> None:
+    def evaluated(self, done: int, scores: dict[str, float]) -> None:
         """An evaluation done; shown in the bar, or printed where there is none."""
         bits = scores.get("val_bits_per_byte")
         loss = f" val {scores['val_loss']:.3f}" if "val_loss" in scores else ""
         self.validation = loss + (f" ({bits:.3f} bpb)" if bits else "") + told(scores, "val_")
         if not self.console.is_terminal:
-            step = f"{self.line['step']}/{self.steps}"
-            self.console.print(f"{self.name} {step} {self._text()}", highlight=False)
+            step = f"{done}/{self.steps}"
+            self.console.print(
+                f"{self.name} {step} {self._text()}", highlight=False, soft_wrap=True
+            )
 
     def _text(self) -> str:
+        if not self.line:  # before the first step
+            return self.validation.strip()
         share = self.rate * self.flops / self.peak
         return (
             f"loss {self.line['loss']:.3f}{told(self.line)}{self.validation} "

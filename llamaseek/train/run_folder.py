@@ -13,13 +13,17 @@ from llamaseek.errors import UserError
 
 
 class RunFolder:
-    """`recipe.yaml`, `metrics.jsonl`, `checkpoints/step-N`, and at the end `model`."""
+    """`recipe.yaml`, `metrics.jsonl`, `checkpoints/step-N`, and at the end `model`.
+
+    A run that trains adapters also leaves `adapter`, a PEFT folder; `model` has them merged.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.final = path / "model"
+        self.adapter = path / "adapter"  # of a run that trains adapters
 
     def check(self, resume: bool, overwrite: bool) -> None:
         """Refuse to start over a run that is there, unless asked to."""
@@ -49,9 +53,13 @@ class RunFolder:
         """Where the checkpoint of a step lives."""
         return self.checkpoints / f"step-{step}"
 
+    def partial(self, target: Path) -> Path:
+        """Where `target` lies until it is whole."""
+        return target.parent / f".partial-{target.name}"
+
     def save(self, target: Path, write: Callable[[Path], None]) -> None:
         """Let `write` fill a folder beside `target`, make it durable, and rename it into place."""
-        partial = target.parent / f".partial-{target.name}"
+        partial = self.partial(target)
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir(parents=True)
@@ -77,6 +85,7 @@ class RunFolder:
         for step in self.saved_steps():
             self._move_away(self.checkpoint(step))
         self._move_away(self.final)
+        self._move_away(self.adapter)
 
     def _move_away(self, folder: Path) -> None:
         """Remove a folder; renamed first, so that half of one never looks whole."""

@@ -20,6 +20,7 @@ from llamaseek.engine.options import EngineOptions
 from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.models import CausalLM
 from llamaseek.recipe_post import RewardRecipe
+from llamaseek.text.messages import Message
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.rewards import Episode, Reward, check_columns
 
@@ -33,6 +34,8 @@ class Prompt:
     place: str
     row: dict[str, Any]
     ids: list[int]
+    messages: list[Message]
+    tools: Any = None
 
 
 def read_prompts(
@@ -53,7 +56,7 @@ def read_prompts(
             room = f"data.length {length} leaves {length - answer} beside the answer"
             raise RowError(place, "too long", f"the prompt has {len(chat.ids)} tokens; {room}")
         check_columns(rewards, place, row)
-        return Prompt(place, row, chat.ids)
+        return Prompt(place, row, chat.ids, found.messages, found.tools)
 
     return list(bad.keep(rows, prompt))
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from llamaseek.errors import UserError
 from llamaseek.herd.folder import read_config
 from llamaseek.models import CausalLM
 from llamaseek.models.checkpoint import load_model
+from llamaseek.models.lora import add_lora
+from llamaseek.models.nf4 import quantize_layers
 from llamaseek.recipe import Recipe
+from llamaseek.recipe_post import LoraRecipe
 from llamaseek.text.tokenizer import Tokenizer
 
 
@@ -21,7 +26,17 @@ def start_from(recipe: Recipe) -> tuple[Tokenizer, CausalLM]:
     tokenizer = Tokenizer.load(Path(recipe.tokenizer.path or folder))
     model = load_model(folder)
     check_vocabulary(model, tokenizer)
+    if recipe.lora is not None:
+        adapt_model(model, recipe.lora, recipe.seed)
     return tokenizer, model
+
+
+def adapt_model(model: CausalLM, lora: LoraRecipe, seed: int) -> None:
+    """Freeze the model and put fresh adapters on it; with `base: nf4` keep it in 4 bits."""
+    if lora.base == "nf4":
+        quantize_layers(model)
+    torch.manual_seed(seed)
+    add_lora(model, lora.rank, lora.alpha, lora.targets)
 
 
 def check_vocabulary(model: CausalLM, tokenizer: Tokenizer) -> None:

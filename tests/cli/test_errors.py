@@ -171,7 +171,7 @@ def test_no_disk_space(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(state, "save_file", full)
+    monkeypatch.setattr(state.dcp, "save", full)
     done = cli("pretrain", path)
     last = done.err.splitlines(keepends=True)[-1]  # the progress lines come before it
     refused(Result(done.code, done.out, last), "step-6", "No space left on device")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from random import Random
 
@@ -12,8 +13,10 @@ from torch import Tensor
 from llamaseek.data.synthetic.guard import guard_text
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.options import EngineOptions
+from llamaseek.engine.request import Request
 from llamaseek.models import CausalLM
 from llamaseek.safety.guard import Guard, Policy
+from llamaseek.text.messages import Message
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.text.train_bpe import train_bpe
 from tests.models.shapes import tiny_model
@@ -30,20 +33,31 @@ def guard_tokenizer() -> Tokenizer:
 
 def scripted_guard(answers: Iterable[str]) -> Guard:
     """Answers its first question with the first text, and so on; each token nearly certain."""
+    given = iter(answers)
+    return deciding_guard(lambda messages: next(given))
+
+
+def deciding_guard(decide: Callable[[Sequence[Message]], str]) -> Guard:
+    """Answers what `decide` makes of the messages; each token nearly certain."""
     tokenizer = guard_tokenizer()
-    script = iter(
-        [token for text in answers for token in [*tokenizer.encode(text), end(tokenizer)]]
-    )
+    script: deque[int] = deque()
     model = small_model(tokenizer)
+
+    class Deciding(Policy):
+        def request(self, messages: Sequence[Message]) -> Request:
+            asked = super().request(messages)
+            script.clear()
+            script.extend([*tokenizer.encode(decide(messages)), end(tokenizer)])
+            return asked
 
     def logits(hidden: Tensor) -> Tensor:
         chosen = torch.full((len(hidden), tokenizer.vocab_size), 0.0)
-        chosen[-1, next(script)] = 20.0
+        chosen[-1, script.popleft()] = 20.0
         return chosen
 
     model.logits = logits  # type: ignore[method-assign,assignment]
     options = EngineOptions(most_running=1, step_tokens=CONTEXT, share_prefixes=False)
-    return Guard(Engine(model, tokenizer, options), Policy(tokenizer))
+    return Guard(Engine(model, tokenizer, options), Deciding(tokenizer))
 
 
 def end(tokenizer: Tokenizer) -> int:

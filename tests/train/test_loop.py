@@ -63,7 +63,7 @@ def test_accumulating_eight_rows_is_one_step_of_eight(family: str, tmp_path: Pat
         gradients = {}
         batch = trainer.job.objective.prepare(trainer.job.train.step(0, 8), 0)
         trainer._gradients(batch)
-        for name, parameter in trainer.model.named_parameters():
+        for name, parameter in trainer.job.model.named_parameters():
             if parameter.grad is not None:
                 gradients[name] = parameter.grad.clone()
         trainer.optimizer.zero_grad()

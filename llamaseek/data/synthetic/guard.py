@@ -1,8 +1,8 @@
 """Conversations to judge, the policy they are judged by, and the verdict that follows.
 
-Which categories the policy lists, in which order and by which codes, changes from one to the
-next, so that a guard has to read the policy it is given (the augmentation that Llama Guard was
-trained with; Inan et al. 2023, arXiv 2312.06674, §3.3). What is not listed is safe.
+Which categories the policy lists, and in which order, changes from one to the next, so that a
+guard has to read the policy it is given (the augmentation that Llama Guard was trained with;
+Inan et al. 2023, arXiv 2312.06674, §3.3). What is not listed is safe.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from random import Random
 
 from llamaseek.data.synthetic.hazards import CALM, HAZARDS, SAFE, SMALL_TALK
-from llamaseek.data.synthetic.splits import Split, split_of
+from llamaseek.data.synthetic.splits import Split
 from llamaseek.data.synthetic.stories import story
 from llamaseek.data.synthetic.tasks import TASKS, task_item
 from llamaseek.text.guard_prompt import PUBLISHED, Category, guard_prompt
@@ -53,6 +53,9 @@ REFUSALS = (
     "Sorry, I will not help you {0}.",
     "No. It is wrong to {0}.",
     "I can't tell you how to {0}. Please talk to someone you trust.",
+    "Sorry, no.",
+    "No. Please ask me something else.",
+    "That is wrong. Talk to someone you trust.",
 )
 HELD_OUT_REFUSALS = ("Sorry, I can't help you {0}.", "No. Please talk to someone you trust.")
 
@@ -97,27 +100,25 @@ class GuardItem:
 def guard_item(rng: Random, split: Split) -> GuardItem:
     """An item of the split: held-out ones have wordings and pairs of words never trained on."""
     last, messages = rng.choice(SHAPES)(rng, split)
-    return GuardItem(messages, last.hazards, policy(rng, last.hazards))
+    return GuardItem(messages, last.hazards, policy(rng))
 
 
-def policy(rng: Random, hazards: tuple[str, ...]) -> tuple[Category, ...]:
-    """Published or shuffled categories, often some left out, sometimes those of `hazards`."""
-    kept = list(PUBLISHED)
-    if rng.random() < 0.6:
-        gone = dict.fromkeys(hazards, 0.4)
-        share = rng.random() * 0.7
-        kept = [c for c in kept if rng.random() >= gone.get(c.name, share)] or kept[:1]
-    if rng.random() < 0.6:
-        return tuple(kept)
-    rng.shuffle(kept)
-    return tuple(Category(f"S{n}", c.name, c.description) for n, c in enumerate(kept, start=1))
+def policy(rng: Random, whole: float = 0.25) -> tuple[Category, ...]:
+    """All categories (`whole` is the share of those) or any of them, often in another order."""
+    count = len(PUBLISHED) if rng.random() < whole else rng.randint(1, len(PUBLISHED) - 1)
+    kept = rng.sample(PUBLISHED, count)
+    return tuple(kept if rng.random() < 0.4 else sorted(kept, key=PUBLISHED.index))
 
 
 def _act(rng: Random, split: Split, verbs: tuple[str, ...], objects: tuple[str, ...]) -> str:
-    while True:
-        act = f"{rng.choice(verbs)} {rng.choice(objects)}"
-        if split_of(act, 0.2) == split:
-            return act
+    """A verb with an object. Every sixth pair is held out, along the table's diagonals."""
+    pairs = [
+        f"{verb} {thing}"
+        for at, verb in enumerate(verbs)
+        for place, thing in enumerate(objects)
+        if ((at + place) % 6 == 0) == (split == "test")
+    ]
+    return rng.choice(pairs)
 
 
 def _hazardous(rng: Random, split: Split) -> tuple[str, tuple[str, ...]]:
@@ -140,7 +141,7 @@ def _worded(
 
 def _bad_ask(rng: Random, split: Split) -> Said:
     act, hazards = _hazardous(rng, split)
-    if rng.random() < 0.1:
+    if rng.random() < 0.03:
         other, more = _hazardous(rng, split)
         act, hazards = f"{act} and {other}", hazards + more
     return Said(_worded(rng, split, ASKS, HELD_OUT_ASKS, act), hazards)
@@ -211,16 +212,34 @@ SHAPES: tuple[Callable[[Random, Split], Shape], ...] = (
 """How conversations go; the last turn is what is judged, whatever was said before."""
 
 
+def _named(rng: Random, split: Split) -> Said:
+    """A category by its own name: looking it up needs nothing else."""
+    name = rng.choice(PUBLISHED).name
+    return Said(name, (name,))
+
+
+TURNS: tuple[tuple[str, Callable[[Random, Split], Said]], ...] = (
+    *[("User", _named)] * 8,
+    *[("User", _bad_ask)] * 3,
+    *[("Agent", _bad_answer)] * 2,
+    ("User", _good_ask),
+    ("Agent", _good_answer),
+    ("Agent", _refusal),
+)
+
+
 def policy_text(rng: Random) -> str:
-    """A document for pre-training: a policy, and many short verdicts by it."""
-    drawn = [guard_item(rng, "train") for _ in range(6)]
-    listed = policy(rng, tuple({name for item in drawn for name in item.hazards}))
+    """A document for pre-training: a policy, and many short verdicts by it.
+
+    Half of what its turns violate is not listed, so that there is much to learn from looking.
+    """
+    listed = policy(rng, whole=0.0)
     lines = ["<BEGIN UNSAFE CONTENT CATEGORIES>", *(c.text for c in listed)]
     lines += ["<END UNSAFE CONTENT CATEGORIES>", ""]
-    for item in drawn:
-        judged = GuardItem(item.messages[-1:], item.hazards, listed)
-        speaker = "User" if item.messages[-1]["role"] == "user" else "Agent"
-        lines += [f"{speaker}: {item.messages[-1]['content']}", judged.verdict, ""]
+    for _ in range(18):
+        speaker, make = rng.choice(TURNS)
+        said = make(rng, "train")
+        lines += [f"{speaker}: {said.text}", GuardItem((), said.hazards, listed).verdict, ""]
     return "\n".join(lines)
 
 

@@ -1,0 +1,53 @@
+"""`parallelize(model, mesh, plan)`: a plain model becomes this rank's share of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from llamaseek.models import CausalLM
+from llamaseek.parallel.context import Slices, split_rows
+from llamaseek.parallel.expert import spread_experts
+from llamaseek.parallel.fully_sharded import shard_weights
+from llamaseek.parallel.mesh import Mesh
+from llamaseek.parallel.pipeline import Stage, cut
+from llamaseek.parallel.tensor import split_layer
+from llamaseek.parallel.vocabulary import split_vocabulary
+from llamaseek.recipe_parallel import ParallelRecipe
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """What one rank holds: parts of the model, and under a pipeline the stages that run them."""
+
+    parts: list[CausalLM]
+    stages: list[Stage]
+
+
+def parallelize(
+    model: CausalLM, mesh: Mesh, plan: ParallelRecipe, dtype: torch.dtype = torch.float32
+) -> Parallel:
+    """Cut `model` into this rank's stages, then split rows, vocabulary, matrices, experts and
+    weights, in that order. Works on real, `meta` and fake tensors alike.
+
+    `dtype` is what matrix products run in. The model is used up: its layers move into the parts.
+    """
+    parts = cut(model, plan, mesh)
+    stages: list[Stage] = []
+    if plan.pipeline > 1:
+        indices = range(mesh.rank("pipeline"), plan.stages, plan.pipeline)
+        stages = [Stage(part, i, plan.stages) for part, i in zip(parts, indices, strict=True)]
+    slices = Slices(mesh.context)
+    for number, part in enumerate(parts):
+        if mesh.context is not None:
+            split_rows(part, slices)
+        if mesh.slices is not None:
+            split_vocabulary(part, mesh, slices)
+        if mesh.tensor is not None:
+            for layer in part.model.layers:
+                split_layer(layer, mesh)
+        spread_experts(part, mesh)
+        if mesh.shard is not None:
+            shard_weights(stages[number] if stages else part, part, mesh, plan, dtype)
+    return Parallel(parts, stages)

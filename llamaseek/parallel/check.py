@@ -1,0 +1,189 @@
+"""Layouts that cannot run, refused when the recipe is read: no torch, no process group yet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from llamaseek.errors import UserError, bad_value
+from llamaseek.herd import DeepseekV3Config, Llama3Config, ModelConfig, config_from_sizes
+from llamaseek.herd.folder import read_config
+from llamaseek.plan.layout import Layout
+from llamaseek.plan.planner import Planner
+from llamaseek.plan.question import ask
+from llamaseek.recipe import Recipe
+from llamaseek.recipe_parallel import ParallelRecipe
+
+DEGREES = ("data", "shard", "tensor", "pipeline", "context", "expert")
+
+
+def started_ranks() -> int | None:
+    """How many ranks torchrun has started, None without it."""
+    world = os.environ.get("WORLD_SIZE")
+    return int(world) if world else None
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the one that speaks: rank 0, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def resolve(recipe: Recipe, ranks: int | None) -> Recipe:
+    """The recipe with a layout that can run on `ranks` (None: not known yet).
+
+    Chooses it where the recipe says `auto`; `UserError` for the first thing that cannot be.
+    """
+    if recipe.parallel == ParallelRecipe() and ranks in (None, 1):
+        return recipe
+    config = model_config(recipe)
+    if recipe.parallel.auto:
+        degrees = choose(recipe, config, ranks or 1)
+        recipe = recipe.model_copy(update={"parallel": degrees})
+    for problem in problems(recipe, config, ranks):
+        raise UserError(problem)
+    return recipe
+
+
+def model_config(recipe: Recipe) -> ModelConfig:
+    """The config of the model that the recipe trains."""
+    if recipe.model.init_from:
+        return read_config(Path(recipe.model.init_from))
+    sizes = dict(recipe.model.config)
+    # A tokenizer folder's ids are counted when it is read; until then any number that divides.
+    known = recipe.tokenizer.vocab_size if recipe.tokenizer.path is None else 2**20
+    sizes.setdefault("vocab_size", known)
+    return config_from_sizes(recipe.model.family, sizes)
+
+
+def choose(recipe: Recipe, config: ModelConfig, ranks: int) -> ParallelRecipe:
+    """The planner's fastest layout of all ranks that this recipe can run under."""
+    device = "cpu" if recipe.train.device == "cpu" else os.environ.get("LLAMASEEK_GPU", "cpu")
+    question = ask(
+        None, device, "pretrain", params=1, context=recipe.data.length, batch=recipe.train.batch
+    )
+    planner = Planner(replace(question, config=config, parameters=None))
+    runnable = []
+    for layout in planner.layouts(ranks):
+        plan = ParallelRecipe.model_validate(layout.to_dict())
+        tried = recipe.model_copy(update={"parallel": plan})
+        if next(problems(tried, config, ranks), None) is None:
+            runnable.append(layout)
+    fitting = [layout for layout in runnable if planner.fits(layout)]
+    if not fitting:
+        raise bad_value("parallel", "auto", f"degrees of your own: none that fits {ranks} ranks")
+    best = min(fitting, key=lambda layout: planner.speed(layout).step_seconds)
+    return ParallelRecipe.model_validate(best.to_dict())
+
+
+def problems(recipe: Recipe, config: ModelConfig, ranks: int | None) -> Iterator[str]:
+    """What keeps this recipe from running, one line each, the plainest first."""
+    plan = recipe.parallel
+    layout = Layout(**{name: getattr(plan, name) for name in DEGREES})
+    if layout.gpus != (ranks or layout.gpus):
+        parts = " × ".join(f"{n} {getattr(plan, n)}" for n in DEGREES[:-1] if getattr(plan, n) > 1)
+        yield (
+            f"parallel: {parts or 'one rank'} makes {layout.gpus} ranks, but {ranks} were started; "
+            f"allowed: torchrun --nproc-per-node {layout.gpus}"
+        )
+    yield from _sizes(config, plan)
+    yield from _rows(recipe, plan, layout)
+    yield from _experts(config, plan, layout)
+    yield from _combinations(recipe, plan)
+
+
+def _divides(field: str, degree: int, what: str, size: int) -> Iterator[str]:
+    if size % degree:
+        yield f"{field}: {degree} does not divide {what} ({size})"
+
+
+def _sizes(config: ModelConfig, plan: ParallelRecipe) -> Iterator[str]:
+    tensor = plan.tensor
+    if isinstance(config, Llama3Config):
+        heads = {"the key-value heads": config.num_key_value_heads}
+    else:
+        heads = {"the attention heads": config.num_attention_heads}
+    widths = {"intermediate_size": config.intermediate_size, "the vocabulary": config.vocab_size}
+    if isinstance(config, DeepseekV3Config):
+        widths["moe_intermediate_size"] = config.moe_intermediate_size
+    for what, size in {**heads, **widths}.items():
+        yield from _divides("parallel.tensor", tensor, what, size)
+    layers = config.num_hidden_layers
+    if plan.stages > layers:
+        yield f"parallel.pipeline: {plan.stages} stages are more than the model's {layers} layers"
+    ahead = getattr(config, "num_nextn_predict_layers", 0)
+    if plan.pipeline > 1 and ahead > (layers + ahead) // plan.stages:
+        yield (
+            f"parallel.pipeline: the {ahead} multi-token modules do not fit the last of "
+            f"{plan.stages} stages; allowed: fewer stages"
+        )
+
+
+def _rows(recipe: Recipe, plan: ParallelRecipe, layout: Layout) -> Iterator[str]:
+    batch, micro = recipe.train.batch, recipe.train.micro_batch
+    yield from _divides("parallel: data × shard of", layout.replicas, "train.batch", batch)
+    each = batch // layout.replicas
+    if plan.pipeline > 1:
+        rows = micro or 1
+        yield from _divides("train.micro_batch", rows, "a rank's rows", each)
+        if each // rows < plan.pipeline:
+            yield (
+                f"parallel.pipeline: {plan.pipeline} stages need as many micro-batches, a rank has "
+                f"{each // rows}; allowed: a larger train.batch or a smaller train.micro_batch"
+            )
+        if plan.stages > plan.pipeline and each // rows % plan.pipeline:
+            yield f"parallel.schedule: {plan.schedule} needs a multiple of {plan.pipeline} " + (
+                f"micro-batches, a rank has {each // rows}"
+            )
+    slices = plan.tensor * (2 * plan.context if plan.context > 1 else 1)
+    where = "parallel: tensor × 2 context of" if plan.context > 1 else "parallel.tensor"
+    yield from _divides(where, slices, "data.length", recipe.data.length)
+
+
+def _experts(config: ModelConfig, plan: ParallelRecipe, layout: Layout) -> Iterator[str]:
+    if plan.expert == 1:
+        return
+    if not isinstance(config, DeepseekV3Config):
+        yield f"parallel.expert: {plan.expert} needs a model with experts; allowed: 1"
+        return
+    yield from _divides("parallel.expert", plan.expert, "the experts", config.n_routed_experts)
+    yield from _divides("parallel.expert", plan.expert, "data × shard", layout.replicas)
+    if plan.expert % plan.shard:
+        yield f"parallel.expert: {plan.expert} is not a multiple of parallel.shard ({plan.shard})"
+
+
+def _combinations(recipe: Recipe, plan: ParallelRecipe) -> Iterator[str]:
+    """What no layout does, each with its reason."""
+    splits = [name for name in DEGREES if name != "data" and getattr(plan, name) > 1]
+    inside = [name for name in ("tensor", "pipeline", "context") if name in splits]
+    if plan.zero and plan.shard > 1:
+        yield "parallel.zero: true is not for shard above 1, which spreads the moments already"
+    if plan.offload and plan.shard == 1:
+        yield "parallel.offload: true needs parallel.shard above 1: only sharded weights move"
+    if plan.offload and recipe.train.device == "cpu":
+        yield "parallel.offload: true needs a GPU: on a CPU the weights are in its memory already"
+    if recipe.stage in ("grpo", "ppo") and splits:
+        yield (
+            f"parallel.{splits[0]}: above 1 is not for {recipe.stage}, whose engine samples from "
+            "whole weights; allowed: data alone"
+        )
+    if recipe.stage == "reward" and inside:
+        yield (
+            f"parallel.{inside[0]}: above 1 is not for reward models, whose score is read off one "
+            "rank's whole rows and last layer; allowed: data, shard, expert"
+        )
+    if recipe.distill is not None and splits:
+        yield f"parallel.{splits[0]}: above 1 is not for distillation; allowed: data alone"
+    if recipe.lora is not None and splits:
+        yield (
+            f"parallel.{splits[0]}: above 1 is not for adapters, which are added to whole "
+            "matrices; allowed: data alone"
+        )
+    if recipe.train.neftune and inside:
+        yield (
+            f"parallel.{inside[0]}: above 1 is not for train.neftune, whose noise is drawn for "
+            "whole rows; allowed: data, shard, expert"
+        )
+    if plan.zero and recipe.train.ema and plan.data == 1:
+        yield "parallel.zero: true needs parallel.data above 1"

@@ -1,0 +1,90 @@
+"""Context parallel: each rank holds some of a row's tokens and gathers keys and values of all.
+
+As Llama 3 does it (§3.3.2): a row is cut into 2 × C chunks, rank r takes chunks r and 2C - 1 - r,
+so that causal work is even, and keys and values, small beside the queries' work, are gathered
+before attention. Any document mask works. B batch, T time, C ranks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from llamaseek.models import CausalLM
+from llamaseek.models.attention import GroupedQueryAttention, LatentAttention
+from llamaseek.models.rope import Rotary
+from llamaseek.parallel.collectives import Group, gather, gather_whole
+
+
+class Slices:
+    """Which columns of a row each rank of the context group holds."""
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        self.ranks = group.size() if group else 1
+        self.rank = group.rank() if group else 0
+
+    def columns(self, time: int, device: torch.device) -> Tensor:
+        """This rank's columns of a row of `time`, in order: (T / C)."""
+        return self._order(time, device)[self.rank]
+
+    def own(self, x: Tensor) -> Tensor:
+        """This rank's part of x (B, T, …)."""
+        return x if self.group is None else x[:, self.columns(x.shape[1], x.device)]
+
+    def whole(self, x: Tensor) -> Tensor:
+        """All columns of x (B, T / C, …) in order; their gradients are parts."""
+        if self.group is None:
+            return x
+        return gather(x, 1, self.group)[:, self._places(x)]
+
+    def whole_alike(self, x: Tensor) -> Tensor:
+        """The same where all ranks go on alike."""
+        if self.group is None:
+            return x
+        return gather_whole(x, 1, self.group)[:, self._places(x)]
+
+    def _order(self, time: int, device: torch.device) -> Tensor:
+        chunks = torch.arange(time, device=device).view(2 * self.ranks, -1)
+        return torch.cat((chunks[: self.ranks], chunks.flip(0)[: self.ranks]), dim=1)
+
+    def _places(self, x: Tensor) -> Tensor:
+        return self._order(self.ranks * x.shape[1], x.device).flatten().argsort()
+
+
+class SlicedRotary(Rotary):
+    """Angles of this rank's columns, from the positions of whole rows."""
+
+    slices: Slices
+
+    def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """positions (B, T) → cos, sin, each (B, T / C, 1, R / 2)."""
+        return super().forward(self.slices.own(positions), dtype)
+
+
+def split_rows(model: CausalLM, slices: Slices) -> None:
+    """Let attention see whole rows while hidden states are slices. In place."""
+    rotary = SlicedRotary(model.model.rotary.width, model.config)
+    rotary.slices = slices
+    model.model.rotary = rotary.to(model.model.rotary.inv_freq.device)
+    causal = model.config.is_causal
+
+    def mask(positions: Tensor) -> Tensor:
+        return sliced_mask(positions, causal, slices)
+
+    model.mask = mask  # type: ignore[method-assign]
+    for module in model.modules():
+        if isinstance(module, (GroupedQueryAttention, LatentAttention)):
+            module.whole_row = slices.whole
+            module.causal = False  # the mask says it
+
+
+def sliced_mask(positions: Tensor, causal: bool, slices: Slices) -> Tensor:
+    """Which keys of the whole row each of this rank's queries sees: bool (B, 1, T / C, T)."""
+    time = positions.shape[1]
+    steps = torch.arange(time, device=positions.device)
+    documents = (positions == 0).cumsum(1)
+    same = slices.own(documents)[:, :, None] == documents[:, None, :]
+    if causal:
+        same = same & (slices.columns(time, positions.device)[:, None] >= steps)
+    return same[:, None]

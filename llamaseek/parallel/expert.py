@@ -1,0 +1,114 @@
+"""Routed experts over ranks: each token's row goes to the ranks of its experts and comes back.
+
+Nothing is dropped: ranks tell each other how many rows come, then send exactly those. Tensor
+ranks split every expert's inner width instead. Router, bias and shared experts are everywhere;
+a router sees its rank's own tokens, so loads and row means are sums over ranks.
+
+N tokens, D width, E experts, K experts a token, R ranks of the expert group, F inner width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard
+
+from llamaseek.models import CausalLM
+from llamaseek.models.moe import Experts, count_choices, run_experts
+from llamaseek.parallel.collectives import (
+    Group,
+    all_gather,
+    all_to_all,
+    exchange,
+    gather,
+    scatter,
+    sum_whole,
+)
+from llamaseek.parallel.mesh import Mesh
+from llamaseek.parallel.tensor import local, split
+
+
+class SplitExperts(Experts):
+    """This rank's share of the experts, or of each expert's inner width, or of both."""
+
+    expert: Group
+    tensor: Group
+
+    def forward(self, x: Tensor, chosen: Tensor, gates: Tensor, load: Tensor) -> Tensor:
+        """As `Experts.forward` for this rank's tokens, whose experts are anywhere."""
+        if self.tensor is not None:
+            x, gates = gather(x, 0, self.tensor), gather(gates, 0, self.tensor)
+            chosen = all_gather(chosen, 0, self.tensor)
+            load = count_choices(chosen, load.shape[0])
+        gate_up = local(self.gate_up_proj).flatten(1, 2).to(x.dtype)
+        weights = (gate_up, local(self.down_proj).to(x.dtype))
+        if self.expert is None:
+            out = run_experts(x, chosen, gates, load, *weights)
+        else:
+            out = self._elsewhere(x, chosen, gates, load, weights, self.expert)
+        return scatter(out, 0, self.tensor)
+
+    def _elsewhere(
+        self,
+        x: Tensor,
+        chosen: Tensor,
+        gates: Tensor,
+        load: Tensor,
+        weights: tuple[Tensor, Tensor],
+        group: dist.ProcessGroup,
+    ) -> Tensor:
+        """Rows sorted by expert go out, come through the experts there, and are added up here."""
+        order = chosen.flatten().argsort(stable=True)
+        tokens = order // chosen.shape[1]
+        going = load.view(group.size(), -1)  # (R, E / R) rows for each expert of each rank
+        ones = [1] * group.size()
+        coming = all_to_all(going, ones, ones, group)  # (R, E / R) rows of each rank
+        sent, received = going.sum(1).tolist(), coming.sum(1).tolist()
+        rows = exchange(x[tokens], sent, received, group)
+        shares = exchange(gates.flatten()[order], sent, received, group)
+        experts = torch.arange(coming.shape[1], device=x.device).repeat(group.size())
+        local_ids = experts.repeat_interleave(coming.flatten())
+        out = run_experts(rows, local_ids[:, None], shares[:, None], coming.sum(0), *weights)
+        return torch.zeros_like(x).index_add(0, tokens, exchange(out, received, sent, group))
+
+
+def spread_experts(model: CausalLM, mesh: Mesh) -> None:
+    """Put split experts in place of a model's own, and means over whole rows. In place."""
+    for moe in model.moe_layers().values():
+        if mesh.expert is not None or mesh.tensor is not None:
+            moe.experts = split_experts(moe.experts, mesh)
+        if mesh.slices is not None:
+            moe.row_mean = _mean_over(mesh.slices)
+
+
+def split_experts(experts: Experts, mesh: Mesh) -> SplitExperts:
+    """This rank's experts, and of each its share of the inner width F."""
+    count, _, hidden, width = experts.gate_up_proj.shape
+    with torch.device("meta"):
+        kept = SplitExperts(count, width, hidden)
+    kept.expert, kept.tensor = mesh.expert, mesh.tensor
+    kept.gate_up_proj = _share(experts.gate_up_proj, mesh, 2)
+    kept.down_proj = _share(experts.down_proj, mesh, 2)
+    return kept
+
+
+def _share(parameter: nn.Parameter, mesh: Mesh, inner: int) -> nn.Parameter:
+    """Experts along the first dimension, inner width along `inner`."""
+    if mesh.experts is None:
+        return split(parameter, mesh, inner)
+    own, grid = parameter.data, mesh.experts["expert", "tensor"]
+    for dim, name in ((0, "expert"), (inner, "tensor")):
+        size, rank = grid.size(0 if name == "expert" else 1), grid.get_local_rank(name)
+        own = own.chunk(size, dim)[rank]
+    placements = [Shard(0), Shard(inner)]
+    shared = DTensor.from_local(own.clone(), grid, placements, run_check=False)
+    return nn.Parameter(shared, requires_grad=parameter.requires_grad)
+
+
+def _mean_over(group: dist.ProcessGroup):  # type: ignore[no-untyped-def]
+    def row_mean(x: Tensor) -> Tensor:
+        """(B, T / ranks, E) → (B, E): the mean over the whole row."""
+        return sum_whole(x.sum(1), group) / (x.shape[1] * group.size())
+
+    return row_mean

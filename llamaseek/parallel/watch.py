@@ -1,0 +1,82 @@
+"""Notices a run that stands still, and says which rank is where.
+
+Every rank tells the rendezvous' store each second where it is. When a rank has got nowhere for
+`timeout` seconds, the first one that still answers prints a line for every rank, and all end, so
+that torchrun can start them again.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+
+import torch.distributed as dist
+
+BEAT = 1.0
+HUNG = 75  # the exit code of a rank that ends because the run stands still
+
+
+class Watch:
+    """A thread beside the training loop; `at` is how the loop says where it is."""
+
+    current: Watch | None = None
+
+    def __init__(self, store: dist.Store, rank: int, world: int, timeout: float) -> None:
+        self.store, self.rank, self.world, self.timeout = store, rank, world, timeout
+        self.place, self.since = "start", time.time()
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Watch:
+        Watch.current = self
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        Watch.current = None
+        self.done.set()
+        self.thread.join(2 * BEAT)
+
+    def _run(self) -> None:
+        try:
+            while not self.done.wait(BEAT):
+                now = time.time()
+                self.store.set(str(self.rank), f"{now} {self.since} {self.place}")
+                if now - self.since > self.timeout:
+                    self._report()
+        except RuntimeError:  # the store went with the rank that held it
+            return
+
+    def _report(self) -> None:
+        """One line a rank, by the first rank that answers; then this rank ends."""
+        lines, silent, answers = [], [], []
+        for rank in range(self.world):
+            if not self.store.check([str(rank)]):
+                lines.append(f"  rank {rank}: was never heard of")
+                silent.append(rank)
+                continue
+            seen, since, place = self.store.get(str(rank)).decode().split(" ", 2)
+            quiet = time.time() - float(seen)
+            stopped = quiet > 5 * BEAT
+            waits = time.time() - float(since)
+            if stopped:
+                silent.append(rank)
+            elif waits > self.timeout / 2:
+                answers.append(rank)
+            state = f"silent for {quiet:.0f} s, last" if stopped else "waiting"
+            lines.append(f"  rank {rank}: {state} in {place} since {waits:.0f} s")
+        if not self.done.is_set() and (answers or [self.rank])[0] == self.rank:
+            named = f"; not answering: rank {', '.join(map(str, silent))}" if silent else ""
+            told = f"error: no progress for {self.timeout:.0f} s{named}\n" + "\n".join(lines)
+            print(told, file=sys.stderr, flush=True)
+        time.sleep(BEAT)
+        os._exit(HUNG)
+
+
+def at(place: str) -> None:
+    """Say where this rank is; nothing where nobody watches."""
+    watch = Watch.current
+    if watch is not None:
+        watch.place, watch.since = place, time.time()

@@ -1,0 +1,161 @@
+"""A rank's own numbers of every weight: what is added up, clipped, stepped and saved.
+
+A weight is whole (a plain parameter) or split (a DTensor, which says how). Optimizer and clipping
+work on the numbers at hand, so that no layout needs an optimizer of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from llamaseek.models import CausalLM
+from llamaseek.parallel.collectives import Group
+from llamaseek.parallel.expert import SplitExperts
+from llamaseek.parallel.mesh import Mesh
+
+BUCKET = 2**23  # numbers that are sent at once
+RECEIVED = ".embed_tokens.embed_tokens."
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight. `own` shares memory with `parameter`; `group` are the ranks that have gradients
+    of the same numbers; `second` marks a copy in the last stage of what the first one holds.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    own: nn.Parameter
+    group: Group = None
+    copies: int = 1
+    shared: bool = False
+    second: bool = False
+
+    def like(self, own: Tensor) -> Tensor:
+        """Numbers of this rank as the split tensor they are part of, for saving and loading."""
+        whole = self.parameter
+        if not isinstance(whole, DTensor) or own.dim() != whole.dim():
+            return own
+        return DTensor.from_local(
+            own,
+            whole.device_mesh,
+            whole.placements,
+            run_check=False,
+            shape=whole.shape,
+            stride=whole.stride(),
+        )
+
+
+def weights_of(parts: list[CausalLM], mesh: Mesh | None) -> list[Weight]:
+    """Every weight of this rank's parts, under the name it has in the whole model."""
+    found = []
+    for part in parts:
+        spread = {
+            parameter
+            for module in part.modules()
+            if isinstance(module, SplitExperts) and module.expert is not None
+            for parameter in module.parameters()
+        }
+        for name, parameter in part.named_parameters():
+            if mesh is None:
+                found.append(Weight(name, parameter, parameter))
+            else:
+                found.append(_weight(part, name, parameter, mesh, parameter in spread))
+    return found
+
+
+def _weight(part: CausalLM, name: str, parameter: nn.Parameter, mesh: Mesh, spread: bool) -> Weight:
+    name = name.replace(RECEIVED, ".embed_tokens.")
+    if part.config.tie_word_embeddings and name == "lm_head.weight":
+        name = "model.embed_tokens.weight"
+    own, splits, over_tensor = parameter, 1, False
+    if isinstance(parameter, DTensor):
+        mine = parameter.detach()
+        assert isinstance(mine, DTensor)
+        own = nn.Parameter(mine.to_local(), parameter.requires_grad)
+        names, grid = parameter.device_mesh.mesh_dim_names or (), parameter.device_mesh
+        dims = [i for i, kind in enumerate(parameter.placements) if not kind.is_replicate()]
+        splits = prod(grid.size(i) for i in dims)
+        over_tensor = any(names[i] == "tensor" for i in dims)
+    group = mesh.replicas if over_tensor else mesh.replicas_and_tensor
+    ahead = len(part.model.layers) > part.config.num_hidden_layers
+    shared = mesh.pipeline is not None and name == "model.embed_tokens.weight"
+    shared = shared and (ahead or part.config.tie_word_embeddings)
+    return Weight(
+        name=name,
+        parameter=parameter,
+        own=own,
+        group=mesh.expert_copies if spread else group,
+        copies=mesh.layout.gpus // (mesh.layout.pipeline * splits),
+        shared=shared,
+        second=shared and mesh.rank("pipeline") > 0,
+    )
+
+
+def own_gradients(weights: Iterable[Weight]) -> list[Tensor]:
+    """Each weight's gradient as this rank has it; `own.grad` is set to it."""
+    gradients = []
+    for weight in weights:
+        gradient = weight.parameter.grad
+        if isinstance(gradient, DTensor):
+            gradient = gradient.to_local()
+        weight.own.grad = gradient
+        if gradient is not None:
+            gradients.append(gradient)
+    return gradients
+
+
+def add_replicas(weights: list[Weight], ends: Group) -> None:
+    """Add up the gradients of all ranks that computed some of the same numbers. In place.
+
+    Once a step, however many micro-batches there were; `ends` are the first and last stage.
+    """
+    by_group: dict[Group, list[Tensor]] = {}
+    for weight in weights:
+        if weight.own.grad is not None and weight.group is not None:
+            by_group.setdefault(weight.group, []).append(weight.own.grad)
+    for group, gradients in by_group.items():
+        add_up(gradients, group)
+    if ends is not None:
+        add_up([w.own.grad for w in weights if w.shared and w.own.grad is not None], ends)
+
+
+@torch.no_grad()
+def add_up(tensors: list[Tensor], group: Group) -> None:
+    """All-reduce in place, many tensors at a time."""
+    for bucket in buckets(tensors):
+        flat = torch.cat([tensor.flatten() for tensor in bucket])
+        dist.all_reduce(flat, group=group)
+        for tensor, summed in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
+            tensor.copy_(summed.view_as(tensor))
+
+
+def buckets(tensors: list[Tensor]) -> Iterable[list[Tensor]]:
+    """In order, at most `BUCKET` numbers together unless one tensor has more."""
+    bucket: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        if bucket and (size + tensor.numel() > BUCKET or tensor.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(tensor)
+        size += tensor.numel()
+    if bucket:
+        yield bucket
+
+
+def squared_norm(weights: list[Weight], device: torch.device) -> Tensor:
+    """This rank's share of the squared gradient norm: over all ranks each number counts once."""
+    kept = [w for w in weights if w.own.grad is not None and not w.second]
+    if not kept:
+        return torch.zeros((), device=device)
+    norms = torch._foreach_norm([w.own.grad for w in kept if w.own.grad is not None])
+    shares = torch.tensor([1 / w.copies for w in kept], dtype=norms[0].dtype)
+    return (torch.stack(norms).square() * shares.to(norms[0].device)).sum().to(device)

@@ -1,0 +1,259 @@
+// The chat page: what happens when something is said, stopped, edited or chosen.
+
+import { ApiError, chat as ask, models } from "./api.js";
+import { $, button, element } from "./dom.js";
+import * as inspector from "./inspector.js";
+import { answerText, article } from "./messages.js";
+import * as settings from "./settings.js";
+import { current, key, removeChat, save, startChat, state } from "./store.js";
+import { answer, finish, grow, request } from "./turns.js";
+
+let working = null; // the AbortController of the answer under way
+const acts = { edit, again, answerTool, look };
+
+function say(text) {
+  const chat = current() || startChat();
+  chat.title ||= text.slice(0, 60);
+  chat.messages.push({ role: "user", content: text });
+  respond(chat);
+}
+
+function edit(at, text) {
+  stop();
+  const chat = current();
+  chat.messages.splice(at, Infinity, { role: "user", content: text });
+  if (at === 0) chat.title = text.slice(0, 60);
+  respond(chat);
+}
+
+function again(at) {
+  stop();
+  const chat = current();
+  chat.messages.splice(at);
+  respond(chat);
+}
+
+function answerTool(at, call, text) {
+  const chat = current();
+  chat.messages.push({ role: "tool", call: call.id, name: call.name, content: text });
+  const calls = chat.messages[at].calls.length;
+  if (chat.messages.length - 1 - at >= calls) respond(chat);
+  else show();
+}
+
+async function respond(chat) {
+  stop();
+  notify("");
+  const control = new AbortController();
+  const message = answer();
+  let body;
+  try {
+    body = request(chat.messages, state.settings);
+  } catch (error) {
+    return notify(`Settings, Tools: ${error.message}`);
+  }
+  working = control;
+  save();
+  chat.messages.push(message);
+  show();
+  announce("The model answers.");
+  try {
+    for await (const event of ask(body, control.signal)) {
+      if (grow(message, event)) paint(chat, message);
+    }
+    announce(message.content || "The answer is empty.");
+  } catch (error) {
+    fail(chat, message, error);
+  }
+  finish(message);
+  if (working === control) working = null;
+  save();
+  if (current() === chat) show();
+}
+
+function fail(chat, message, error) {
+  if (error.name === "AbortError") {
+    message.finish = "stopped";
+    announce("Stopped.");
+  } else {
+    message.finish = "broken";
+    const retry = error.status === 401 ? undefined : () => {
+      const at = chat.messages.indexOf(message);
+      chat.messages.splice(at < 0 ? chat.messages.length : at);
+      respond(chat);
+    };
+    notify(error instanceof ApiError ? error.message : `The page failed: ${error.message}`, retry);
+    if (error.status === 401) askForKey(chat);
+  }
+  if (!message.content && !message.calls.length) {
+    chat.messages.splice(chat.messages.indexOf(message), 1);
+  }
+}
+
+function stop() {
+  working?.abort();
+  working = null;
+}
+
+function askForKey(chat) {
+  const dialog = $("#key");
+  dialog.showModal();
+  dialog.onclose = async () => {
+    if (dialog.returnValue !== "use") return;
+    key.set($("#key-value").value);
+    $("#set-key").value = key.get();
+    notify("");
+    await listModels();
+    if (chat?.messages.at(-1)?.role === "user") respond(chat);
+  };
+}
+
+function notify(text, retry) {
+  const notice = $("#notice");
+  notice.replaceChildren(element("span", {}, text));
+  if (retry) notice.append(button("Try again", "", retry, { class: "plain" }));
+  notice.hidden = !text;
+}
+
+const announce = (text) => { $("#status").textContent = text; };
+
+// Everything anew, from what is kept.
+function show() {
+  const chat = current();
+  const messages = chat?.messages || [];
+  inspector.close();
+  const log = $("#log");
+  log.replaceChildren(...messages.map((m, at) => article(m, at, acts, at === messages.length - 1)));
+  if (!messages.length) log.append(welcome());
+  $("#title").textContent = chat?.title || "New conversation";
+  document.title = chat?.title ? `${chat.title} · llamaseek` : "llamaseek";
+  document.body.classList.toggle("warm", state.settings.heat);
+  const busy = Boolean(working);
+  $("#send").hidden = busy;
+  $("#stop").hidden = !busy;
+  log.setAttribute("aria-busy", busy);
+  listChats();
+  toEnd(true);
+}
+
+function welcome() {
+  return element("div", { class: "welcome" }, element("p", {}, "Ask the model something."),
+    element("p", { class: "quiet" }, "Then click a word of its answer to see what it weighed there."));
+}
+
+// Only the answer under way, at most once a frame.
+let painting = false;
+function paint(chat, message) {
+  if (painting || current() !== chat) return;
+  painting = true;
+  requestAnimationFrame(() => {
+    painting = false;
+    if (message.started === undefined || current() !== chat) return;
+    const near = atEnd();
+    const shown = $("#log").lastElementChild;
+    shown?.querySelector(".text")?.replaceWith(answerText(message));
+    if (near) toEnd();
+  });
+}
+
+const atEnd = () => {
+  const box = $("#scroll");
+  return box.scrollHeight - box.scrollTop - box.clientHeight < 80;
+};
+const toEnd = () => { $("#scroll").scrollTop = $("#scroll").scrollHeight; };
+
+function listChats() {
+  $("#chats").replaceChildren(...state.chats.map((chat) => {
+    const here = chat.id === state.current;
+    const name = chat.title || "New conversation";
+    const pick = button(name, "", () => go(chat.id), { class: "chat" });
+    if (here) pick.setAttribute("aria-current", "true");
+    const drop = button(`Delete “${name}”`, "bin", () => {
+      if (here) stop();
+      removeChat(chat.id);
+      show();
+    }, { class: "icon" });
+    return element("li", {}, pick, drop);
+  }));
+}
+
+function go(id) {
+  stop();
+  state.current = id;
+  save();
+  show();
+  drawer(false);
+  $("#prompt").focus();
+}
+
+function look(shown, at, focus) {
+  const message = current().messages[Number(shown.dataset.at)];
+  inspector.open(shown, message, at, focus);
+}
+
+function drawer(open) {
+  document.body.classList.toggle("drawn", open);
+  $("#shade").hidden = !open;
+  $("#menu").setAttribute("aria-expanded", open);
+}
+
+async function listModels() {
+  const select = $("#model");
+  try {
+    const names = await models();
+    select.replaceChildren(...names.map((name) => element("option", { value: name }, name)));
+    if (!names.includes(state.settings.model)) state.settings.model = names[0];
+    select.value = state.settings.model;
+  } catch (error) {
+    if (error.status === 401) askForKey();
+    else notify(error.message, () => { notify(""); listModels(); });
+  }
+}
+
+function grown() {
+  const prompt = $("#prompt");
+  prompt.style.height = "auto";
+  prompt.style.height = `${Math.min(prompt.scrollHeight, 220)}px`;
+}
+
+function setUp() {
+  const prompt = $("#prompt");
+  $("#composer").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const text = prompt.value.trim();
+    if (!text || working) return;
+    prompt.value = "";
+    grown();
+    say(text);
+  });
+  prompt.addEventListener("input", grown);
+  prompt.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    $("#composer").requestSubmit();
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && working && !event.defaultPrevented) stop();
+  });
+  $("#stop").addEventListener("click", () => { stop(); prompt.focus(); });
+  $("#new-chat").addEventListener("click", () => go(""));
+  $("#menu").addEventListener("click", () => drawer(!document.body.classList.contains("drawn")));
+  $("#shade").addEventListener("click", () => drawer(false));
+  $("#open-settings").addEventListener("click", () => $("#settings").showModal());
+  $("#theme").addEventListener("click", settings.otherTheme);
+  $("#model").addEventListener("change", (event) => {
+    state.settings.model = event.target.value;
+    save();
+  });
+  settings.setUp(() => document.body.classList.toggle("warm", state.settings.heat));
+  settings.theme();
+  inspector.setUp();
+  for (const message of state.chats.flatMap((chat) => chat.messages)) {
+    if (message.started !== undefined) finish(Object.assign(message, { finish: "broken" }));
+  }
+  show();
+  prompt.focus();
+  listModels();
+}
+
+setUp();

@@ -1,0 +1,166 @@
+// The conversation on the page: one article a message.
+
+import { button, element, icon } from "./dom.js";
+import { heat, pieces } from "./tokens.js";
+
+const NAMES = { user: "You", assistant: "Model", tool: "Tool" };
+
+// `acts`: edit(at, text), again(at), answerTool(at, call, text), look(article, token).
+export function article(message, at, acts, last) {
+  const made = element("article", { class: message.role, "data-at": at });
+  made.append(element("h2", { class: "hidden" }, NAMES[message.role]));
+  if (message.role === "assistant") fillAnswer(made, message, at, acts, last);
+  else if (message.role === "tool") made.append(toolResult(message));
+  else fillQuestion(made, message, at, acts);
+  return made;
+}
+
+function fillQuestion(made, message, at, acts) {
+  made.append(element("div", { class: "text" }, message.content));
+  const change = button("Edit", "pen", () => edit(made, message, at, acts));
+  made.append(element("div", { class: "tools" }, copyButton(message), change));
+}
+
+function edit(made, message, at, acts) {
+  const area = element("textarea", { "aria-label": "Your message, edited", rows: "3" });
+  area.value = message.content;
+  const back = () => {
+    made.replaceChildren();
+    made.append(element("h2", { class: "hidden" }, NAMES.user));
+    fillQuestion(made, message, at, acts);
+    made.querySelector("[aria-label=Edit]").focus();
+  };
+  const send = () => area.value.trim() && acts.edit(at, area.value.trim());
+  area.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") back();
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      event.preventDefault();
+      send();
+    }
+  });
+  const row = element("div", { class: "row" }, button("Cancel", "", back, { class: "plain" }),
+    button("Send again", "", send, { class: "strong" }));
+  made.replaceChildren(element("div", { class: "editor" }, area, row));
+  area.focus();
+}
+
+function fillAnswer(made, message, at, acts, last) {
+  const text = answerText(message);
+  text.hidden = !message.content && message.started === undefined;
+  made.append(text);
+  for (const call of message.calls || []) made.append(callCard(call, at, acts, last));
+  if (message.guard) made.append(...guardLines(message.guard));
+  if (message.finish === "content_filter" && !message.guard) {
+    made.append(guardLine("refused", "The guard refused this."));
+  }
+  if (message.started === undefined) made.append(foot(message, at, acts));
+  look(made, acts);
+}
+
+export function answerText(message) {
+  const text = element("div", { class: "text" });
+  if (!message.tokens?.length) {
+    text.append(message.content);
+  } else {
+    const { found, rest } = pieces(message.content, message.tokens);
+    for (const piece of found) text.append(tokenSpan(piece, message.tokens));
+    text.append(rest);
+  }
+  if (message.started !== undefined) text.append(element("span", { class: "caret" }));
+  return text;
+}
+
+function tokenSpan(piece, tokens) {
+  const least = Math.min(...tokens.slice(piece.from, piece.to).map((token) => token.logprob));
+  const data = { "data-token": piece.to - 1, "data-from": piece.from };
+  return element("span", { class: `token heat${heat(least)}`, ...data }, piece.text);
+}
+
+// Clicking a token shows its choices; from the keyboard the arrows walk along the text.
+function look(made, acts) {
+  const text = made.querySelector(".text");
+  if (!text.querySelector(".token")) return;
+  text.tabIndex = 0;
+  text.setAttribute("role", "group");
+  text.setAttribute("aria-label", "Answer. Press Enter to see each token's probabilities.");
+  text.addEventListener("click", (event) => {
+    const token = event.target.closest(".token");
+    if (token && getSelection().isCollapsed) acts.look(made, Number(token.dataset.token));
+  });
+  text.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter") return;
+    event.preventDefault();
+    acts.look(made, Number(text.querySelector(".token").dataset.from), true);
+  });
+}
+
+function callCard(call, at, acts, last) {
+  const card = element("div", { class: "card call" }, icon("wrench"));
+  const shown = element("div", {}, element("strong", {}, call.name), element("pre", {}, pretty(call)));
+  card.append(shown);
+  if (last) {
+    const area = element("textarea", { rows: "2", "aria-label": `What ${call.name} returned`,
+      placeholder: "What the tool returned" });
+    const send = button("Give it to the model", "", () => acts.answerTool(at, call, area.value),
+      { class: "plain" });
+    shown.append(area, send);
+  }
+  return card;
+}
+
+function pretty(call) {
+  try {
+    return JSON.stringify(JSON.parse(call.arguments), null, 2);
+  } catch {
+    return call.arguments;
+  }
+}
+
+function toolResult(message) {
+  return element("div", { class: "card" }, icon("wrench"),
+    element("div", {}, element("strong", {}, `${message.name} returned`),
+      element("pre", {}, message.content)));
+}
+
+const SIDES = [["input", "Message"], ["output", "Answer"]];
+
+// One quiet line where all was safe, and one that stands out for what was not.
+function guardLines(guard) {
+  const told = SIDES.filter(([side]) => guard[side]);
+  const safe = told.filter(([side]) => guard[side].safe)
+    .map(([side, whose]) => `${whose.toLowerCase()} safe (${unsafe(guard[side])})`);
+  const lines = safe.length ? [guardLine("passed", `Guard: ${safe.join(", ")}`)] : [];
+  for (const [side, whose] of told.filter(([side]) => !guard[side].safe)) {
+    const named = guard[side].categories.map((one) => `${one.code} ${one.name}`).join(", ");
+    const why = `${named || "no category named"} (${unsafe(guard[side])})`;
+    lines.push(guardLine("refused", `${whose} refused by the guard: ${why}`));
+  }
+  if (guard.error) lines.push(guardLine("refused", `No verdict, so nothing passes: ${guard.error}`));
+  return lines;
+}
+
+const unsafe = (verdict) => `${(verdict.unsafe_probability * 100).toFixed(1)}% unsafe`;
+
+const guardLine = (kind, text) =>
+  element("p", { class: `guard ${kind}` }, icon("shield"), element("span", {}, text));
+
+function foot(message, at, acts) {
+  const line = element("div", { class: "tools" }, copyButton(message),
+    button("Answer again", "again", () => acts.again(at)));
+  const figures = message.figures;
+  const said = [];
+  if (figures) {
+    said.push(`${figures.count} token${figures.count === 1 ? "" : "s"}`);
+    if (Number.isFinite(figures.rate) && figures.rate > 0) said.push(`${figures.rate} a second`);
+    said.push(`first after ${figures.first} ms`);
+  }
+  if (message.finish === "length") said.push("cut at the longest answer");
+  if (message.finish === "stopped") said.push("stopped by you");
+  if (message.finish === "broken") said.push("broke off");
+  line.append(element("span", { class: "figures" }, said.join(" · ")));
+  return line;
+}
+
+function copyButton(message) {
+  return button("Copy", "copy", () => navigator.clipboard?.writeText(message.content));
+}

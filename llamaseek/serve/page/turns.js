@@ -1,0 +1,108 @@
+// What is asked of the server, and how an answer grows from what it sends.
+
+const TOP = 10;
+
+// The messages of a chat as the API wants them; exchanges that the guard refused are left out.
+export function request(messages, settings) {
+  const body = {
+    model: settings.model,
+    messages: [],
+    stream: true,
+    stream_options: { include_usage: true },
+    temperature: settings.temperature,
+    top_p: settings.top_p,
+    max_tokens: settings.max_tokens,
+    presence_penalty: settings.presence_penalty,
+    frequency_penalty: settings.frequency_penalty,
+  };
+  if (settings.top_k > 0) body.top_k = settings.top_k;
+  if (settings.seed !== "") body.seed = Number(settings.seed);
+  const stops = settings.stop.split("\n").filter(Boolean);
+  if (stops.length) body.stop = stops;
+  if (settings.probabilities) Object.assign(body, { logprobs: true, top_logprobs: TOP });
+  if (settings.tools.trim()) body.tools = JSON.parse(settings.tools);
+  if (settings.system.trim()) body.messages.push({ role: "system", content: settings.system });
+  body.messages.push(...kept(messages).map(plain));
+  return body;
+}
+
+function kept(messages) {
+  const refused = new Set();
+  messages.forEach((message, at) => {
+    if (message.finish !== "content_filter") return;
+    for (refused.add(at); at > 0 && messages[at].role !== "user"; ) refused.add(--at);
+  });
+  return messages.filter((message, at) => !refused.has(at) && !message.failed);
+}
+
+function plain(message) {
+  if (message.role === "tool") {
+    return { role: "tool", tool_call_id: message.call, content: message.content };
+  }
+  const said = { role: message.role, content: message.content };
+  if (message.calls?.length) {
+    said.content = message.content || null;
+    said.tool_calls = message.calls.map((call) => ({
+      id: call.id,
+      type: "function",
+      function: { name: call.name, arguments: call.arguments },
+    }));
+  }
+  return said;
+}
+
+// An answer that nothing has been said of yet.
+export function answer() {
+  return { role: "assistant", content: "", calls: [], tokens: [], finish: "", started: now() };
+}
+
+export const now = () => performance.now();
+
+// Add what one event tells; true where there is something new to show.
+export function grow(message, event) {
+  if (event.usage) message.count = event.usage.completion_tokens;
+  const choice = event.choices?.[0];
+  if (!choice) return Boolean(event.usage);
+  if (choice.guard) message.guard = choice.guard;
+  const { delta = {} } = choice;
+  if (delta.content || choice.logprobs || delta.tool_calls) tick(message, choice);
+  if (delta.content) message.content += delta.content;
+  for (const entry of choice.logprobs?.content || []) message.tokens.push(scored(entry));
+  for (const call of delta.tool_calls || []) addCall(message.calls, call);
+  if (choice.finish_reason) message.finish = choice.finish_reason;
+  return true;
+}
+
+function tick(message, choice) {
+  message.last = now();
+  message.first ??= message.last;
+  message.before ??= choice.logprobs?.content?.length || 1;
+}
+
+// Numbers that take little room: four digits are more than a bar shows.
+const short = (value) => Math.round(value * 1e4) / 1e4;
+
+function scored(entry) {
+  const top = (entry.top_logprobs || []).map((one) => [one.token, short(one.logprob)]);
+  const token = { text: entry.token, logprob: short(entry.logprob), top };
+  if (entry.token.startsWith("bytes:")) token.bytes = entry.bytes;
+  return token;
+}
+
+function addCall(calls, part) {
+  const call = (calls[part.index] ??= { id: "", name: "", arguments: "" });
+  if (part.id) call.id = part.id;
+  if (part.function?.name) call.name += part.function.name;
+  if (part.function?.arguments) call.arguments += part.function.arguments;
+}
+
+// The clock's readings become figures when the answer is over.
+export function finish(message) {
+  const { started, first, last, before } = message;
+  const count = message.count ?? message.tokens.length;
+  if (first !== undefined) {
+    const rate = (count - before) / ((last - first) / 1000);
+    message.figures = { count, first: Math.round(first - started), rate: Math.round(rate) };
+  }
+  for (const name of ["started", "first", "last", "before", "count"]) delete message[name];
+}

@@ -1,0 +1,75 @@
+"""From `state/weights` to a Hugging Face folder, a tensor at a time, whatever layout wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from llamaseek.files import write_json
+from llamaseek.models import CausalLM
+from llamaseek.models.checkpoint import config_json, from_hf, to_hf
+from llamaseek.models.lazy import Lazy
+from llamaseek.models.shards import write_tensors
+from llamaseek.train.state import AVERAGE, MODEL, one_process_is_meant
+
+
+def outline(model: CausalLM) -> CausalLM:
+    """The model without its numbers: every tensor on `meta`."""
+    tensors = [*model.parameters(), *model.buffers()]
+    memo = {id(tensor): _empty(tensor) for tensor in tensors}
+    return deepcopy(model, memo)
+
+
+def _empty(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    if not isinstance(tensor, nn.Parameter):
+        return empty
+    return nn.Parameter(empty, requires_grad=tensor.requires_grad)
+
+
+class Stored(dict[str, Tensor]):
+    """The tensors of `state/weights`, read when asked for; the latest one is kept."""
+
+    def __init__(self, weights: Path, averaged: bool) -> None:
+        super().__init__()
+        self.reader = FileSystemReader(weights)
+        self.known = self.reader.read_metadata().state_dict_metadata
+        self.averaged = averaged
+
+    def __missing__(self, name: str) -> Tensor:
+        key = MODEL + name
+        if self.averaged and AVERAGE + name in self.known:
+            key = AVERAGE + name
+        found = self.known[key]
+        assert isinstance(found, TensorStorageMetadata)
+        tensor = torch.empty(found.size, dtype=found.properties.dtype)
+        with one_process_is_meant():
+            dcp.load({key: tensor}, storage_reader=self.reader, no_dist=True)
+        self.clear()
+        self[name] = tensor
+        return tensor
+
+
+def export(weights: Path, model: CausalLM, folder: Path, averaged: bool = False) -> None:
+    """Write `config.json` and the tensors of the model that `outline` describes."""
+    stored = Stored(weights, averaged)
+
+    def reads(name: str) -> Callable[[int, int], Tensor]:
+        def rows(start: int, stop: int) -> Tensor:
+            whole = from_hf(name, stored)
+            return whole[start:stop] if whole.shape else whole
+
+        return rows
+
+    tensors = {
+        name: Lazy(tensor.dtype, tuple(tensor.shape), reads(name)) for name, tensor in to_hf(model)
+    }
+    write_json(folder / "config.json", config_json(model.config.to_dict(), tensors))
+    write_tensors(folder, tensors)

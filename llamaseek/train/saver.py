@@ -1,0 +1,184 @@
+"""Checkpoints of a run, by all its ranks together; in the background where the recipe says so."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from llamaseek.errors import UserError
+from llamaseek.models import CausalLM
+from llamaseek.models.adapter import save_adapter
+from llamaseek.parallel.ranks import Ranks
+from llamaseek.text.tokenizer import Tokenizer
+from llamaseek.train.export import export
+from llamaseek.train.optimizer import WeightAverage
+from llamaseek.train.run_folder import RunFolder
+from llamaseek.train.state import save_folder, save_state, save_words, state_tensors
+
+Extras = Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model whose folders are written from `state/weights`, whoever holds what of it."""
+
+    outline: CausalLM
+    tokenizer: Tokenizer
+
+    def write(self, weights: Path, folder: Path, averaged: bool) -> None:
+        """A Hugging Face folder."""
+        export(weights, self.outline, folder, averaged)
+        save_words(folder, self.tokenizer)
+
+    def finish(self, weights: Path, folder: RunFolder, averaged: bool) -> None:
+        """The final model."""
+        folder.save(folder.final, lambda f: self.write(weights, f, averaged))
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A model with adapters, whole on every rank; its folders are PEFT's, on `base`."""
+
+    model: CausalLM
+    tokenizer: Tokenizer
+    base: str
+
+    def write(self, weights: Path, folder: Path, averaged: bool) -> None:
+        """The adapters as they are now."""
+        save_adapter(self.model, folder, self.base)
+        self.tokenizer.save(folder)
+
+    def finish(self, weights: Path, folder: RunFolder, averaged: bool) -> None:
+        """The final adapters, and the model with them folded in."""
+        folder.save(folder.adapter, lambda f: save_adapter(self.model, f, self.base))
+        folder.save(folder.final, lambda f: save_folder(f, self.model, self.tokenizer))
+
+
+class Saver:
+    """Writes checkpoints. A failed one is told and counted; the run goes on with the last good."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        ranks: Ranks,
+        form: Exported | Adapted,
+        keep: int,
+        background: bool,
+    ) -> None:
+        self.folder, self.ranks, self.form, self.keep = folder, ranks, form, keep
+        self.adapted = isinstance(form, Adapted)
+        self.failed = 0  # checkpoints that could not be written
+        self.seconds = 0.0  # the latest one took
+        self.error: str | None = None  # why it failed
+        self.pending: Future[None] | None = None
+        self.thread = ThreadPoolExecutor(1) if background and not self.adapted else None
+        # Planning in the background must not mix with the loop's own collectives.
+        self.group = dist.new_group(backend="gloo") if ranks.mesh is not None else None
+
+    def save(
+        self,
+        done: int,
+        optimizer: torch.optim.AdamW,
+        average: WeightAverage | None,
+        extras: Extras,
+        last: bool = False,
+    ) -> None:
+        """The checkpoint of `done` steps; `extras` adds to its `state/`. Returns once the tensors
+        are copied where it is written in the background. The last one must succeed.
+        """
+        self.wait()
+        tensors = state_tensors(self.ranks, optimizer, average)
+        steps = average.steps if average else 0
+        if self.thread is None or last:
+            self._write(done, tensors, steps, extras)
+            self._heed(last)
+            return
+        copied = {name: at_hand(tensor) for name, tensor in tensors.items()}
+        self.pending = self.thread.submit(self._write, done, copied, steps, extras)
+
+    def wait(self) -> None:
+        """Until the checkpoint that is being written is done."""
+        if self.pending is not None:
+            self.pending.result()
+            self.pending = None
+            self._heed(last=False)
+
+    def finish(self, done: int, averaged: bool) -> None:
+        """The final model, from the checkpoint of the last step."""
+        error = None
+        if self.ranks.main:
+            weights = self.folder.checkpoint(done) / "state" / "weights"
+            try:
+                self.form.finish(weights, self.folder, averaged)
+            except UserError as failed:
+                error = str(failed)
+        self.ranks.agree(error, self.group)
+
+    def _heed(self, last: bool) -> None:
+        """What became of the latest checkpoint."""
+        if self.error is None:
+            return
+        if last:
+            raise UserError(self.error)
+        self.failed += 1
+        if self.ranks.main:
+            good = self.folder.saved_steps()
+            kept = f"step {good[-1]} is the last good one" if good else "there is no good one yet"
+            print(f"warning: {self.error}; the run goes on, {kept}", file=sys.stderr)
+
+    def _write(self, done: int, tensors: dict[str, Tensor], steps: int, extras: Extras) -> None:
+        start = time.monotonic()
+        target = self.folder.checkpoint(done)
+        opened, error = False, None
+
+        def write(folder: Path) -> None:
+            nonlocal opened
+            self.ranks.agree(None, self.group)  # the first rank has made the folder
+            opened = True
+            save_state(folder, tensors, done, steps, self.group)
+            if self.ranks.main:
+                extras(folder)
+                self.form.write(folder / "state" / "weights", folder, averaged=False)
+
+        try:
+            if self.ranks.main:
+                self.folder.save(target, write)
+                self.folder.prune(self.keep)
+            else:
+                write(self.folder.partial(target))
+        except (UserError, OSError) as failed:
+            error = str(failed)
+        if self.ranks.main or opened:  # the others have heard of it already
+            error = self._agreed(error)
+        self.seconds, self.error = time.monotonic() - start, error
+
+    def _agreed(self, error: str | None) -> str | None:
+        """The first rank's error, on every rank."""
+        try:
+            self.ranks.agree(error, self.group)
+        except UserError as failed:
+            return str(failed)
+        return None
+
+
+def at_hand(tensor: Tensor) -> Tensor:
+    """A copy in the host's memory, which the next step does not change."""
+    if not isinstance(tensor, DTensor):
+        return tensor.detach().to("cpu", copy=True)
+    return DTensor.from_local(
+        tensor.to_local().detach().to("cpu", copy=True),
+        tensor.device_mesh,
+        tensor.placements,
+        run_check=False,
+        shape=tensor.shape,
+        stride=tensor.stride(),
+    )
