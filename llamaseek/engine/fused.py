@@ -181,8 +181,8 @@ class Mixture:
         routed = layer.experts
         if isinstance(routed, PackedExperts):
             self.experts: tuple[Tensor | int | None, ...] = (
-                routed.gate_up_proj_packed,
-                routed.gate_up_proj_scale,
+                routed.gate_up_proj_packed.flatten(1, 2),
+                routed.gate_up_proj_scale.flatten(1, 2),
                 routed.down_proj_packed,
                 routed.down_proj_scale,
                 routed.bits,
@@ -190,7 +190,8 @@ class Mixture:
             )
         elif type(routed) is Experts and routed.down_proj.dtype in BITS:
             bits = BITS[routed.down_proj.dtype]
-            self.experts = (routed.gate_up_proj, None, routed.down_proj, None, bits, bits)
+            gate_up = routed.gate_up_proj.flatten(1, 2)
+            self.experts = (gate_up, None, routed.down_proj, None, bits, bits)
         else:
             raise ValueError("experts that no operator takes")
 

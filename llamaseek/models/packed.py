@@ -64,14 +64,14 @@ class PackedExperts(nn.Module):
 
     def __init__(self, experts: int, hidden: int, stored: Mapping[str, Lazy], name: str) -> None:
         super().__init__()
-        for ours, theirs, times in (("gate_up", "gate", 2), ("down", "down", 1)):
+        for ours, theirs, times in (("gate_up", "gate", (2,)), ("down", "down", ())):
             prefix = f"{name}.0.{theirs}_proj"
             for part, suffix, dtype in (
                 ("packed", PACKED, torch.int32),
                 ("scale", PACKED_SCALE, torch.bfloat16),
             ):
                 rows, columns = stored[prefix + suffix].shape
-                blank = torch.empty(experts, rows * times, columns, dtype=dtype)
+                blank = torch.empty(experts, *times, rows, columns, dtype=dtype)
                 self.register_buffer(f"{ours}_proj_{part}", blank)
         width = self.down_proj_packed.shape[1]
         self.bits = self.gate_up_proj_packed.shape[-1] * WORD // width
@@ -83,8 +83,8 @@ class PackedExperts(nn.Module):
             x,
             chosen,
             gates,
-            self.gate_up_proj_packed,
-            self.gate_up_proj_scale,
+            self.gate_up_proj_packed.flatten(1, 2),
+            self.gate_up_proj_scale.flatten(1, 2),
             self.down_proj_packed,
             self.down_proj_scale,
             self.bits,

@@ -64,6 +64,7 @@ def test_same_tokens_as_transformers(case: Case, way: str) -> None:
 def test_without_kernels(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plain model in PyTorch's operators, as where no kernel can be built."""
     monkeypatch.setattr(builder(), "ready", False)
+    monkeypatch.setattr(builder(), "reason", "not in this test")
     got, _ = answers(case.ours, PROMPTS, NEW)
     case.check("without kernels", got)
 

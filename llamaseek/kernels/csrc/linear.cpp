@@ -207,6 +207,7 @@ void each_visit(const std::vector<Visit>& all, int64_t width, int bits, int64_t 
 Tensor experts(const Tensor& x, const Tensor& chosen, const Tensor& gates, const Tensor& gate_up,
                const std::optional<Tensor>& gate_up_scale, const Tensor& down,
                const std::optional<Tensor>& down_scale, int64_t bits, int64_t down_bits) {
+  TORCH_CHECK(gate_up.dim() == 3 && down.dim() == 3, "experts: weights have three dimensions");
   const int64_t width = x.size(1), hidden = gate_up.size(1) / 2, choices = chosen.size(1);
   const Tensor ids = chosen.contiguous(), shares = gates.to(at::kFloat).contiguous();
   const auto all = visits(ids, gate_up.size(0));
