@@ -121,7 +121,7 @@ def cases(operation: Any, mode: str, count: int, run: Running, seen: Counter[int
         body = case.body if isinstance(case.body, dict) else None
         if body is not None and "model" in body and isinstance(body["model"], str):
             case.body = {**body, "model": "tiny"}  # or all that is found is that it is unknown
-        answer = case.call()
+        answer = case.call(timeout=300)
         seen[answer.status_code] += 1
         assert answer.status_code < 500, answer.text
         if answer.status_code >= 400:

@@ -231,7 +231,8 @@ def test_values_at_the_edge_are_taken(server: Running) -> None:
     for fields in (
         {"temperature": 0}, {"temperature": 1e308}, {"temperature": 1e-300}, {"top_p": 1},
         {"top_p": 1e-9}, {"top_p": 5e-324}, {"repetition_penalty": 0.01},
-        {"repetition_penalty": 100}, {"top_k": -1}, {"top_k": 0}, {"top_k": 2**31 - 1}, {"min_p": 0},
+        {"repetition_penalty": 100}, {"top_k": -1}, {"top_k": 0}, {"top_k": 2**31 - 1},
+        {"min_p": 0},
         {"min_p": 1}, {"presence_penalty": 2, "frequency_penalty": -2}, {"seed": 2**63 - 1},
         {"logprobs": 0}, {"logprobs": 1}, {"logprobs": 5}, {"logprobs": 6}, {"logprobs": 20},
         {"logit_bias": {"5": -100, "6": 100}}, {"stop": ["x"] * 16}, {"n": 16}, {"user": "me"},
