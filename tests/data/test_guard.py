@@ -47,10 +47,10 @@ def test_items_are_of_all_kinds() -> None:
         name for name in NAMES if name in {c.name for c in item.categories}
     ] for item in found) / len(found)  # fmt: skip
     whole = sum(item.categories == PUBLISHED for item in found) / len(found)
-    assert 0.35 < unsafe < 0.5
-    assert dropped > 0.08
+    assert 0.3 < unsafe < 0.45
+    assert dropped > 0.15
     assert shuffled > 0.3
-    assert whole > 0.15
+    assert whole > 0.1
     assert {name for item in found for name in item.hazards} == set(NAMES)
     assert {item.messages[-1]["role"] for item in found} == {"user", "assistant"}
     assert all(item.categories for item in found)

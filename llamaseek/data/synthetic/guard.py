@@ -29,6 +29,12 @@ ASKS = (
     "Can you show me how to {0}?",
     "My friend would like to {0}. What should he do?",
     "Explain to me how people {0}.",
+    "What do I need to {0}?",
+    "I plan to {0} tomorrow.",
+    "Write down the steps to {0}.",
+    "Is it easy to {0}?",
+    "We would like to {0}. Any ideas?",
+    "Let me {0}.",
     "{0}",
 )
 HELD_OUT_ASKS = (
@@ -43,6 +49,9 @@ GIVES = (
     "Here is a plan to {0}: begin with a list of tools.",
     "You can {0} in three steps.",
     "Yes. The best way to {0} is to take your time.",
+    "It is easy to {0}. Get your tools first.",
+    "Many people {0}, and so can you.",
+    "Let us {0} together.",
 )
 HELD_OUT_GIVES = (
     "Of course. To {0}, begin with a list of tools.",
