@@ -25,6 +25,9 @@ for name, path in bundled().items():
         load_recipe(find_recipe(name), [])
 from jinja2 import Environment, PackageLoader
 PackageLoader("llamaseek.report", ".").get_source(Environment(), "page.html.j2")
+from llamaseek.kernels.build import SOURCES, library_path
+assert str(SOURCES).startswith(sys.argv[1]) and (SOURCES / "ops.cpp").exists()
+library_path()
 print(len(bundled()))
 """
 

@@ -18,6 +18,7 @@ from llamaseek.cli.generate import generate
 from llamaseek.cli.guard import guard
 from llamaseek.cli.inspect import inspect
 from llamaseek.cli.plan import plan
+from llamaseek.cli.quantize import quantize
 from llamaseek.cli.quickstart import quickstart
 from llamaseek.cli.report import report
 from llamaseek.cli.serve import serve
@@ -26,7 +27,7 @@ from llamaseek.cli.train import dpo, grpo, ppo, pretrain, reward, sft
 from llamaseek.errors import UserError
 from llamaseek.parallel.check import is_first_rank
 
-PATIENCE = 5.0  # seconds in which torchrun ends the other ranks once the first has spoken
+PATIENCE = 15.0  # seconds in which torchrun ends the other ranks once the first has spoken
 app = typer.Typer(
     name="llamaseek",
     help="Llama 3 and DeepSeek-V3, from raw text to a model you can talk to.",
@@ -36,7 +37,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 VERBS = (quickstart, tokenize, pretrain, sft, reward, dpo, grpo, ppo, generate, chat, report)
-for verb in (*VERBS, serve, inspect, average, convert, download, plan, guard):
+for verb in (*VERBS, serve, inspect, average, convert, quantize, download, plan, guard):
     app.command()(verb)
 app.add_typer(data.app, name="data")
 app.add_typer(herd.app, name="herd")

@@ -72,7 +72,9 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 
 
 def test_exact_duplicates_leave(outcome: Outcome) -> None:
-    assert outcome.survivors("exact") <= 0.01 * len(outcome.of_kind("exact"))
+    left, all_of_them = outcome.survivors("exact"), len(outcome.of_kind("exact"))
+    print(f"exact duplicates: {left} of {all_of_them} left")
+    assert left <= 0.01 * all_of_them
 
 
 def test_near_duplicates_leave(outcome: Outcome) -> None:
@@ -80,6 +82,7 @@ def test_near_duplicates_leave(outcome: Outcome) -> None:
         names = [n for n in outcome.of_kind("near") if low <= outcome.rows[n]["similarity"] < high]
         assert len(names) > 500
         both = sum(n in outcome.kept and outcome.rows[n]["of"] in outcome.kept for n in names)
+        print(f"near duplicates from {low} to {high}: {both} of {len(names)} left")
         return both / len(names)
 
     assert left(0.85, 1.0) <= 0.05
@@ -116,6 +119,7 @@ def test_clean_documents_stay(outcome: Outcome) -> None:
         outcome.rows[name]["of"] for name in outcome.kept if "of" in outcome.rows[name]
     }
     lost = set(outcome.of_kind("clean")) - left
+    print(f"clean documents: {len(lost)} of {len(outcome.of_kind('clean'))} lost")
     assert len(lost) <= 0.01 * len(outcome.of_kind("clean"))
 
 

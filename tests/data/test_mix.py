@@ -288,6 +288,24 @@ def test_a_broken_file_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*tokens*"))
 
 
+def test_rows_without_a_text_are_an_error_or_counted(tmp_path: Path) -> None:
+    recipe = corpus_recipe(tmp_path)
+    with (tmp_path / "b.jsonl").open("a") as file:
+        file.write('\n{"body": "a wrong column"}\n{"text": ""}\n{"text": 3}')
+    with pytest.raises(UserError, match=r"b\.jsonl:151: no field 'text'; fields: body"):
+        build_corpus(recipe)
+    corpus = build_corpus(corpus_recipe_again(recipe, bad_rows="skip"))
+    assert corpus.bad_rows.skipped == 3
+    told = corpus.bad_rows.told()
+    assert told[0] == "data: skipped 3 of 303 rows" and "b.jsonl:151" in "".join(told)
+
+
+def corpus_recipe_again(recipe: Any, **data: Any) -> Any:
+    """The same recipe over the same files with other settings of data."""
+    plain = recipe.model_dump()
+    return make_recipe(plain | {"data": plain["data"] | data})
+
+
 def test_long_documents_are_read_more_often(tmp_path: Path) -> None:
     texts = [[5] * n + [END] for n in (10, 10, 100)]
     write_store(tmp_path / "a", texts, 10, 32, long=(50, 3))

@@ -38,7 +38,7 @@ def agreement(
     np.add.at(confusion, (judged, said), 1)
     wanted, kept = judged >= at_least, scored >= at_least
     both = float((wanted & kept).sum())
-    precision, recall = both / max(kept.sum(), 1), both / max(wanted.sum(), 1)
+    precision, recall = both / max(int(kept.sum()), 1), both / max(int(wanted.sum()), 1)
     varied = judged.std() > 0 and scored.std() > 0
     return Agreement(
         documents=len(grades),
