@@ -18,6 +18,10 @@ test: $(VENV)/.installed-dev
 test-parallel: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -m "parallel or not parallel" tests/parallel
 
+# 1,000 connections at once, 5,000 cases of schemathesis: minutes.
+test-serve: $(VENV)/.installed-dev
+	LLAMASEEK_SERVE_FULL=1 $(BIN)/python -m pytest -q -s tests/serve
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -27,7 +27,7 @@ from llamaseek.cli.train import dpo, grpo, ppo, pretrain, reward, sft
 from llamaseek.errors import UserError
 from llamaseek.parallel.check import is_first_rank
 
-PATIENCE = 5.0  # seconds in which torchrun ends the other ranks once the first has spoken
+PATIENCE = 15.0  # seconds in which torchrun ends the other ranks once the first has spoken
 app = typer.Typer(
     name="llamaseek",
     help="Llama 3 and DeepSeek-V3, from raw text to a model you can talk to.",
