@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,6 +24,8 @@ from llamaseek.errors import UserError
 from llamaseek.recipe import make_recipe
 from llamaseek.text.special import FIM_TOKENS
 from llamaseek.text.train_bpe import train_bpe
+from llamaseek.train.build import build_job
+from llamaseek.train.loop import train
 from tests.train.tiny import LLAMA_SIZES, stories, tiny_tokenizer
 
 ASKED = {"web": 50.0, "math": 25.0, "code": 17.0, "languages": 8.0}
@@ -257,6 +260,21 @@ def test_weights_come_from_sizes_by_temperature(tmp_path: Path) -> None:
     assert flat["a"] / flat["b"] == pytest.approx(1, abs=0.05)
     assert steep["a"] / steep["b"] > 4
     assert weights(budgets={"a": 9_000_000, "b": 1_000_000}) == {"a": 9_000_000, "b": 1_000_000}
+
+
+def test_a_run_tells_what_its_mix_became(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = corpus_recipe(tmp_path, mix={"a": 3, "b": 1})
+    folder = train(build_job(recipe)).path
+    assert re.search(
+        r"a 7[45]\.\d\d% \(75\.00%\), b 2[45]\.\d\d% \(25\.00%\)", capsys.readouterr().err
+    )
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    tested = next(line for line in lines if "mix/a/share" in line)
+    assert tested["mix/a/asked"] == 0.75 and abs(tested["mix/a/share"] - 0.75) < 0.01
+    position = json.loads((folder / "checkpoints" / "step-10" / "state" / "data.json").read_text())
+    assert position["row"] == 80 and sum(position["taken"].values()) == 80 * 64
 
 
 @pytest.mark.parametrize(
