@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -13,6 +14,7 @@ from llamaseek.herd.published import ENTRIES
 from llamaseek.models import build_model
 from llamaseek.models.checkpoint import save_model
 from tests.cli.run import process
+from tests.data.planted import page, write_rows
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
@@ -26,6 +28,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     for name in ("tiny-llama3", "tiny-deepseek-v3"):
         save_model(build_model(ENTRIES[name].config), folder / "models" / name)
+    (folder / "pages").mkdir()
+    rng = Random(3)
+    write_rows(folder / "pages" / "a.jsonl", [{"text": page(rng)} for _ in range(60)])
     return folder
 
 

@@ -16,11 +16,18 @@ import llamaseek
 assert llamaseek.__file__.startswith(sys.argv[1]), llamaseek.__file__
 from llamaseek.recipe_files import bundled, find_recipe
 from llamaseek.recipe import load_recipe
+from llamaseek.data.clean.recipe import load_clean_recipe
 for name, path in bundled().items():
     assert str(path).startswith(sys.argv[1]), path
-    load_recipe(find_recipe(name), [])
+    if "stage: data" in path.read_text():
+        load_clean_recipe(find_recipe(name), ["sources.web=pages"])
+    else:
+        load_recipe(find_recipe(name), [])
 from jinja2 import Environment, PackageLoader
 PackageLoader("llamaseek.report", ".").get_source(Environment(), "page.html.j2")
+from llamaseek.kernels.build import SOURCES, library_path
+assert str(SOURCES).startswith(sys.argv[1]) and (SOURCES / "ops.cpp").exists()
+library_path()
 print(len(bundled()))
 """
 

@@ -9,7 +9,7 @@ import time
 import typer
 
 from llamaseek import __version__
-from llamaseek.cli import herd, tokenizer
+from llamaseek.cli import data, herd, tokenizer
 from llamaseek.cli.average import average
 from llamaseek.cli.chat import chat
 from llamaseek.cli.convert import convert
@@ -18,6 +18,7 @@ from llamaseek.cli.generate import generate
 from llamaseek.cli.guard import guard
 from llamaseek.cli.inspect import inspect
 from llamaseek.cli.plan import plan
+from llamaseek.cli.quantize import quantize
 from llamaseek.cli.quickstart import quickstart
 from llamaseek.cli.report import report
 from llamaseek.cli.serve import serve
@@ -28,7 +29,7 @@ from llamaseek.cli.train_plan import train_plan
 from llamaseek.errors import UserError
 from llamaseek.parallel.check import is_first_rank
 
-PATIENCE = 5.0  # seconds in which torchrun ends the other ranks once the first has spoken
+PATIENCE = 15.0  # seconds in which torchrun ends the other ranks once the first has spoken
 app = typer.Typer(
     name="llamaseek",
     help="Llama 3 and DeepSeek-V3, from raw text to a model you can talk to.",
@@ -38,8 +39,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 VERBS = (quickstart, tokenize, pretrain, sft, reward, dpo, grpo, ppo, generate, chat, report)
-for verb in (*VERBS, study, serve, inspect, average, convert, download, plan, train_plan, guard):
+MODELS = (inspect, average, convert, quantize, download)
+for verb in (*VERBS, study, serve, guard, plan, train_plan, *MODELS):
     app.command()(verb)
+app.add_typer(data.app, name="data")
 app.add_typer(herd.app, name="herd")
 app.add_typer(tokenizer.app, name="tokenizer")
 

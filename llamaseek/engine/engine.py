@@ -300,7 +300,7 @@ class Engine:
         last = min(chunk.start + chunk.count, answer.prompt_length - 1)
         for at in range(first, last, rows):
             end = min(at + rows, last)
-            logits = self.model.logits(hidden[at - chunk.start : end - chunk.start])
+            logits = self.runner.logits(hidden[at - chunk.start : end - chunk.start])
             scores += log_probabilities(
                 logits, answer.tokens[at + 1 : end + 1], [wanted] * (end - at)
             )
@@ -319,7 +319,7 @@ class Engine:
             return []
         if len(rows) < len(hidden):
             hidden = hidden[torch.tensor(rows, device=hidden.device)]
-        logits = self.model.logits(hidden)
+        logits = self.runner.logits(hidden)
         now = time.monotonic()
         deltas, scored, start = [], [], 0
         for answer, said in zip(drawing, decide(logits, drawing), strict=True):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Ints = NDArray[np.int64]
+FEW = 16  # tokens of a step that has kernels of its own
 FINEST = 64  # keys; sequences shorter than this share a group
 
 
@@ -49,6 +50,9 @@ class Layout:
     slots: Tensor
     ends: Ints  # (B) where each chunk ends in the row
     groups: list[Group]
+    tables: Tensor | None  # (N, blocks) of each token's sequence, where the tokens are few
+    lengths: Tensor  # (N) tokens that each may see
+    size: int  # tokens a block
 
 
 def lay_out(
@@ -67,7 +71,15 @@ def lay_out(
     for members in like_sizes(counts, lengths):
         whole = len(members) == len(counts)
         groups.append(_group(tables, starts, counts, first, members, whole, size, device))
-    return Layout(_tensor(positions, device), _tensor(slots, device), ends, groups)
+    return Layout(
+        positions=_tensor(positions, device),
+        slots=_tensor(slots, device),
+        ends=ends,
+        groups=groups,
+        tables=_tensor(tables[sequence], device) if total <= FEW else None,
+        lengths=_tensor(positions + 1, device),
+        size=size,
+    )
 
 
 def like_sizes(counts: Ints, lengths: Ints) -> list[Ints]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from llamaseek.engine.layout import Group, Layout
 from llamaseek.errors import bad_value
+from llamaseek.kernels.build import builder
 from llamaseek.models.cache import LayerShape
 
 SCORES = 1 << 22  # attention scores held at once
@@ -107,6 +108,11 @@ class PagedCache:
         self.stores = list(stores)
         self.layout: Layout | None = None
 
+    @property
+    def plain(self) -> bool:
+        """Whether numbers are kept as the model computes them."""
+        return all(type(store) is Store for store in self.stores)
+
     def begin(self, layout: Layout) -> None:
         """Say where the tokens of the coming forward stand."""
         self.layout = layout
@@ -118,6 +124,8 @@ class PagedCache:
         assert self.layout is not None
         store = self.stores[layer]
         store.write(self.layout.slots, new)
+        if self.layout.tables is not None and type(store) is Store and builder().ready:
+            return self.attend_few(layer, q[0], scale)[None]
         row = q[0]
         if len(self.layout.groups) == 1 and self.layout.groups[0].places is None:
             return _attend(row, store, self.layout.groups[0], scale)[None]
@@ -129,6 +137,16 @@ class PagedCache:
                 found, places = found[group.real], places[group.real]
             out = found if places is None else out.index_copy_(0, places, found)
         return out[None]
+
+    def attend_few(self, layer: int, q: Tensor, scale: float) -> Tensor:
+        """Attend for the few tokens of a step, already kept: q (N, H, W) → (N, H, V)."""
+        store, layout = self.stores[layer], self.layout
+        assert layout is not None and layout.tables is not None
+        keys, values = store.kept[0], store.kept[-1][..., : store.shape.value_width]
+        found: Tensor = torch.ops.llamaseek.attend(
+            q, keys, values, layout.tables, layout.lengths, layout.size, scale
+        )
+        return found
 
 
 def _attend(q: Tensor, store: Store, group: Group, scale: float) -> Tensor:

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from llamaseek.engine.adapters import Adapters
-from llamaseek.engine.layout import Ints, Layout, lay_out
+from llamaseek.engine.fused import fuse
+from llamaseek.engine.layout import FEW, Ints, Layout, lay_out
 from llamaseek.engine.paged import PagedCache
 from llamaseek.engine.scheduler import Chunk
+from llamaseek.kernels.build import builder
 from llamaseek.models import CausalLM
 
 
@@ -38,6 +40,9 @@ class Runner:
         self.model, self.cache, self.tables, self.size = model, cache, tables, size
         self.adapters = adapters
         self.device = home(model)[1]
+        self.fused = fuse(model) if cache.plain else None
+        if self.fused is not None:
+            builder().start()
 
     def begin(self, chunks: Sequence[Chunk]) -> Layout:
         """Lay out the chunks and make the cache ready for a forward over them."""
@@ -57,6 +62,14 @@ class Runner:
         row: list[int] = []
         for chunk in chunks:
             row += chunk.tokens
-        tokens = torch.tensor(row, device=self.device)[None]
-        hidden: Tensor = self.model(tokens, layout.positions[None], self.cache)[0]
+        tokens = torch.tensor(row, device=self.device)
+        if self.fused is not None and self.fused.ready and layout.tables is not None:
+            return self.fused(tokens, layout, self.cache), layout
+        hidden: Tensor = self.model(tokens[None], layout.positions[None], self.cache)[0]
         return hidden, layout
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (R, D) → logits (R, V)."""
+        if self.fused is not None and self.fused.ready and len(hidden) <= FEW:
+            return self.fused.head(hidden)
+        return self.model.logits(hidden)

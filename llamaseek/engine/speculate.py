@@ -101,7 +101,7 @@ def guess(logits: Tensor, answers: Sequence[Answer]) -> None:
 def draft_on(
     answers: list[Answer],
     hidden: Tensor,
-    model: CausalLM,
+    runner: Runner,
     scheduler: Scheduler,
     depth: int,
     run: Callable[[list[Answer], Tensor], Tensor],
@@ -111,7 +111,7 @@ def draft_on(
     `run` computes the place that an answer's newest draft leads to: (answers, hidden) → hidden.
     """
     while answers:
-        guess(model.logits(hidden), answers)
+        guess(runner.logits(hidden), answers)
         more = [
             row
             for row, answer in enumerate(answers)
@@ -152,7 +152,7 @@ class MultiTokenDrafter:
         drawing = [n for n, chunk in enumerate(chunks) if room(chunk.answer, self.depth)]
         last = _rows(ahead, [ends[n] for n in drawing])
         answers = [chunks[n].answer for n in drawing]
-        draft_on(answers, last, self.model, self.scheduler, self.depth, self._on)
+        draft_on(answers, last, self.runner, self.scheduler, self.depth, self._on)
 
     def _on(self, answers: list[Answer], hidden: Tensor) -> Tensor:
         chunks = [Chunk(a, a.computed + len(a.drafts) - 1, 1) for a in answers]
@@ -194,7 +194,7 @@ class ModelDrafter:
         ahead, theirs = self.runner.run(chunks)
         last = _rows(ahead, [int(theirs.ends[n]) - 1 for n in drawing])
         answers = [chunks[n].answer for n in drawing]
-        draft_on(answers, last, self.runner.model, self.scheduler, self.depth, self._on)
+        draft_on(answers, last, self.runner, self.scheduler, self.depth, self._on)
 
     def _on(self, answers: list[Answer], hidden: Tensor) -> Tensor:
         chunks = [Chunk(a, len(a.tokens) + len(a.drafts) - 1, 1) for a in answers]

@@ -13,6 +13,9 @@ from llamaseek.herd.tensors import Shape, model_tensors
 SCALE = "_scale_inv"
 FP8 = "F8_E4M3"
 BLOCK = 128  # rows and columns that share a scale (DeepSeek-V3 report §3.3.2)
+PACKED, PACKED_SCALE, PACKED_SHAPE = ".weight_packed", ".weight_scale", ".weight_shape"
+GROUPS = (32, 64, 128, 256)  # inputs that share a scale
+WORD = 32  # bits of a word that packed weights lie in
 FLOATS = ("F64", "F32", "F16", "BF16", FP8)
 
 
@@ -31,19 +34,55 @@ def problems(config: ModelConfig, stored: dict[str, Stored], folder: Path) -> It
     scales = {f"{name}{SCALE}" for name in wanted if name in stored and stored[name].dtype == FP8}
     for name in scales:
         wanted[name] = scale_shape(stored[name.removesuffix(SCALE)].shape)
+    packed = {
+        base: shape
+        for name, shape in wanted.items()
+        if (base := name.removesuffix(".weight")) + PACKED in stored
+    }
+    for base, shape in packed.items():
+        del wanted[base + ".weight"]
+        yield from _packed_problems(base, shape, stored, folder)
+        wanted[base + PACKED_SHAPE] = (2,)
+    known = {base + suffix for base in packed for suffix in (PACKED, PACKED_SCALE)}
     for name, shape in wanted.items():
         if name not in stored:
             yield Problem("missing", name, f"{folder}: lacks the tensor {name}")
         elif stored[name].shape != shape:
             yield Problem("shape", name, _shapes(stored[name], shape))
-        elif stored[name].dtype not in FLOATS:
+        elif stored[name].dtype not in FLOATS and not name.endswith(PACKED_SHAPE):
             found = stored[name]
             message = f"{found.path}: {name} is {found.dtype}; allowed: {', '.join(FLOATS)}"
             yield Problem("dtype", name, message)
     for name, found in stored.items():
-        if name not in wanted and not is_second_copy(config, name):
+        if name not in wanted and name not in known and not is_second_copy(config, name):
             message = f"{found.path}: has a tensor the model lacks: {name}"
             yield Problem("unexpected", name, message)
+
+
+def _packed_problems(
+    base: str, shape: Shape, stored: dict[str, Stored], folder: Path
+) -> Iterator[Problem]:
+    """What is wrong with the words and scales of one matrix of `shape`."""
+    words, name = stored[base + PACKED], base + PACKED_SCALE
+    rows, inputs = shape
+    if words.dtype != "I32" or words.shape not in {(rows, inputs * b // WORD) for b in (4, 8)}:
+        message = (
+            f"{words.path}: {words.name} is {words.dtype} {list(words.shape)}; allowed for "
+            f"{list(shape)}: I32, 4 or 8 bits a weight"
+        )
+        yield Problem("shape", words.name, message)
+    if name not in stored:
+        yield Problem("missing", name, f"{folder}: lacks the tensor {name}")
+        return
+    scale = stored[name]
+    groups = scale.shape[1] if len(scale.shape) == 2 else 0
+    whole = groups > 0 and scale.shape[0] == rows and inputs % groups == 0
+    if not whole or groups > 1 and inputs // groups not in GROUPS or scale.dtype != "BF16":
+        message = (
+            f"{scale.path}: {name} is {scale.dtype} {list(scale.shape)}; allowed for "
+            f"{list(shape)}: BF16, one a row or a group of {', '.join(map(str, GROUPS))}"
+        )
+        yield Problem("shape", name, message)
 
 
 def scale_shape(weight: Shape) -> Shape:

@@ -276,5 +276,8 @@ def _refuse_unsupported(data: dict[str, Any]) -> None:
             raise bad_value(f"config.json {key}", data[key], repr(value))
     quantized = data.get("quantization_config")
     blocks = {"quant_method": "fp8", "weight_block_size": [128, 128]}
-    if quantized and any(quantized.get(key) != value for key, value in blocks.items()):
-        raise bad_value("config.json quantization_config", quantized, f"none, or {blocks}")
+    packed = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+    kinds = (blocks, packed)
+    if quantized and not any(kind.items() <= quantized.items() for kind in kinds):
+        allowed = f"none, {blocks}, or {packed}"
+        raise bad_value("config.json quantization_config", quantized, allowed)

@@ -11,25 +11,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llamaseek.errors import UserError
 from llamaseek.files import write_json
 from llamaseek.herd import ModelConfig
-from llamaseek.herd.check import SCALE, is_second_copy, problems
+from llamaseek.herd.check import PACKED_SHAPE, SCALE, is_second_copy, problems
 from llamaseek.herd.folder import read_config
 from llamaseek.herd.stored import stored_tensors
 from llamaseek.models import CausalLM, build_model
 from llamaseek.models.fp8 import check_scale, dequantised, keep_fp8
 from llamaseek.models.lazy import Lazy, lazy
 from llamaseek.models.lora import whole_state
+from llamaseek.models.packed import keep_packed, widened
 from llamaseek.models.rope import Rotary
 from llamaseek.models.shards import SHARD_BYTES, open_tensors, write_tensors
 
-EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight(_scale_inv)?")
+EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight(_\w+)?")
 VALUE_HEAD = "value_head."
 """Of PPO; a folder leaves it out, `state/` keeps it."""
-STACKED = re.compile(r"(.*\.mlp\.experts)\.(gate_up|down)_proj(_scale_inv)?")
+STACKED = re.compile(r"(.*\.mlp\.experts)\.(gate_up|down)_proj(_scale_inv|_packed|_scale)?")
 
 
 def to_hf(model: CausalLM) -> Iterator[tuple[str, Tensor]]:
@@ -110,11 +111,15 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     fp8: bool = False,
     config: ModelConfig | None = None,
+    mapped: bool = False,
 ) -> CausalLM:
     """The model of a Hugging Face folder, in `dtype`; each tensor is in memory once.
 
-    Weights stored in fp8 blocks are widened to `dtype`, or with `fp8` kept as they are. `config`
-    takes the place of the folder's, as where a context is extended.
+    Weights stored in fp8 blocks are widened to `dtype`, or with `fp8` kept as they are. Packed ones
+    of 4 or 8 bits stay packed, and `dtype` is what the model computes in. `config` takes the place
+    of the folder's, as where a context is extended. With `mapped`, tensors that are stored as they
+    are used stay in their files, read when first touched, and take no memory that the system cannot
+    have back; such a model is for inference.
     Raises `UserError` as `read_folder` does, and for a scale that is not a number.
     """
     folder = Path(folder)
@@ -124,6 +129,7 @@ def load_model(
         model = build_model(config).to(dtype)
         if fp8:
             keep_fp8(model, tensors)
+        keep_packed(model, tensors)
     model.to_empty(device="cpu")
     model.tie()
     # What no checkpoint stores, and what stays float32, is made anew after the empty start.
@@ -131,19 +137,36 @@ def load_model(
     for moe in model.moe_layers().values():
         bias = moe.gate.e_score_correction_bias
         moe.gate.e_score_correction_bias = torch.zeros_like(bias, dtype=torch.float32)
-    _fill(model, tensors if fp8 else dequantised(tensors, dtype))
+    _fill(model, tensors if fp8 else dequantised(tensors, dtype), mapped)
+    model.tie()
     return model
 
 
 def fill_model(model: CausalLM, folder: Path) -> None:
     """Copy a folder's tensors into an existing model of the same config."""
-    _fill(model, dequantised(read_folder(folder, model.config), torch.float32))
+    stored = widened(read_folder(folder, model.config), torch.float32)
+    _fill(model, dequantised(stored, torch.float32))
 
 
-def _fill(model: CausalLM, tensors: dict[str, Lazy]) -> None:
+def _fill(model: CausalLM, tensors: dict[str, Lazy], mapped: bool = False) -> None:
     wanted = model.state_dict(keep_vars=False)
     for name, tensor in tensors.items():
+        if name.endswith(PACKED_SHAPE):
+            continue
+        if mapped and tensor.mapped and name in wanted and wanted[name].dtype == tensor.dtype:
+            _put(model, name, tensor.mapped())
+            continue
         target = from_hf(name, wanted)
         tensor.copy_to(target)
         if name.endswith(SCALE):
             check_scale(name, target)
+
+
+def _put(model: CausalLM, name: str, tensor: Tensor) -> None:
+    """Make a tensor itself the parameter or buffer of this name."""
+    owner, _, own = name.rpartition(".")
+    module = model.get_submodule(owner)
+    if own in module._parameters:
+        setattr(module, own, nn.Parameter(tensor, requires_grad=False))
+    else:
+        setattr(module, own, tensor)

@@ -16,6 +16,7 @@ from llamaseek.models.checkpoint import cast_weights, config_json, read_folder
 from llamaseek.models.fp8 import dequantised
 from llamaseek.models.lazy import Lazy
 from llamaseek.models.meta import is_meta_folder, read_meta
+from llamaseek.models.packed import widened
 from llamaseek.models.shards import SHARD_BYTES, Watch, new_folder, write_tensors
 
 # What a model folder holds beside its weights and config; nothing else is copied.
@@ -50,11 +51,12 @@ class Conversion:
         self.source, self.target, self.shard_bytes = source, target, shard_bytes
         config, tensors = read_any(source)
         if adapter is not None:
-            widened = dequantised(tensors, torch.bfloat16)
-            tensors = merged(widened, read_adapter(adapter), adapter)
+            plain = dequantised(widened(tensors, torch.bfloat16), torch.bfloat16)
+            tensors = merged(plain, read_adapter(adapter), adapter)
         if dtype is not None:
-            tensors = cast_weights(dequantised(tensors, dtype), dtype)
-        if all(tensor.dtype != torch.float8_e4m3fn for tensor in tensors.values()):
+            tensors = cast_weights(dequantised(widened(tensors, dtype), dtype), dtype)
+        quantized = (torch.float8_e4m3fn, torch.int32)
+        if all(tensor.dtype not in quantized for tensor in tensors.values()):
             config.pop("quantization_config", None)
         config.pop("torch_dtype", None)  # the old name; a reader must not find two answers
         self.config, self.tensors = config_json(config, tensors), tensors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,12 +15,14 @@ CHUNK = 64 << 20  # bytes in float32 of the rows read at once
 class Lazy:
     """A tensor by its dtype, shape, and `rows(start, stop)`, which makes that range of rows.
 
-    What `rows` gives may have another dtype; who stores it casts it.
+    What `rows` gives may have another dtype; who stores it casts it. `mapped` is there where the
+    whole tensor lies in a file as it is, and gives it without reading.
     """
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     rows: Callable[[int, int], Tensor]
+    mapped: Callable[[], Tensor] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -38,7 +40,7 @@ class Lazy:
 
     def cast(self, dtype: torch.dtype) -> Lazy:
         """The same, to be stored in `dtype`."""
-        return replace(self, dtype=dtype)
+        return self if dtype == self.dtype else Lazy(dtype, self.shape, self.rows)
 
     def copy_to(self, target: Tensor) -> None:
         """Fill a tensor of the same shape, whatever its dtype and strides."""

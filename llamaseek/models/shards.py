@@ -63,7 +63,7 @@ def _mapped(file: Any, entry: Stored) -> Lazy:
         whole: Tensor = file.get_tensor(entry.name)
         return whole[start:stop] if entry.shape else whole
 
-    return Lazy(DTYPES[entry.dtype], entry.shape, rows)
+    return Lazy(DTYPES[entry.dtype], entry.shape, rows, lambda: file.get_tensor(entry.name))
 
 
 def write_tensors(

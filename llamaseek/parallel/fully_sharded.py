@@ -55,3 +55,4 @@ def shard_weights(
     for module in root.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # all that gloo has

@@ -30,6 +30,8 @@ def process_group(recipe: Recipe) -> Iterator[None]:
     device = pick(recipe.train.device)
     timeout = timedelta(seconds=recipe.parallel.timeout)
     store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
+    # The launcher keeps its store over restarts; what lost ranks left there must not be read.
+    store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     compare(dist.PrefixStore("recipe", store), rank, world, recipe)
     dist.init_process_group(
         BACKENDS[device], store=store, rank=rank, world_size=world, timeout=timeout * 2

@@ -183,7 +183,9 @@ class Pipeline:
         stages = [self._stage(stage, rows, time, dtype) for stage in self.stages]
         kind = SCHEDULES[self.plan.schedule]
         given = stages[0] if kind is Schedule1F1B else stages
-        return kind(given, micro_batches, loss_fn=lambda loss, target: loss[0], scale_grads=False)
+        return kind(
+            given, micro_batches, loss_fn=lambda loss, target: loss.sum(), scale_grads=False
+        )
 
     def _stage(self, stage: Stage, rows: int, time: int, dtype: torch.dtype) -> PipelineStage:
         """Shapes are known, so that nothing is run to find them."""

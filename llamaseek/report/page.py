@@ -14,8 +14,8 @@ from llamaseek.report.model import Report, StageReport, read_report
 from llamaseek.report.plots import curves, expert_bars, watched
 
 
-def render_page(report: Report) -> str:
-    """The whole page; everything that came from a model or a file is escaped."""
+def templates() -> Environment:
+    """Where the pages' templates are; whatever is put into them is escaped."""
     environment = Environment(
         loader=PackageLoader("llamaseek.report", "."),
         autoescape=True,
@@ -24,8 +24,13 @@ def render_page(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda share: f"{100 * share:.1f}%"
+    return environment
+
+
+def render_page(report: Report) -> str:
+    """The whole page."""
     stages = [_view(stage) for stage in report.stages]
-    page = environment.get_template("page.html.j2")
+    page = templates().get_template("page.html.j2")
     return page.render(report=report, stages=stages, version=__version__)
 
 

@@ -124,6 +124,25 @@ def expert_bars(loads: Sequence[Sequence[float]]) -> str:
         return as_svg(figure)
 
 
+def length_bars(before: dict[str, int], after: dict[str, int]) -> str:
+    """Documents by length, each bar twice as long as the one before; in and out side by side."""
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(10.5, 2.4))
+        powers = sorted(map(int, {*before, *after}))
+        places = range(powers[0], powers[-1] + 1) if powers else range(0)
+        for shift, counts, colour, name in (
+            (-0.2, before, SECOND, "read"),
+            (0.2, after, MAIN, "kept"),
+        ):
+            heights = [counts.get(str(power), 0) for power in places]
+            axis.bar([power + shift for power in places], heights, 0.4, color=colour, label=name)
+        axis.set_xticks(list(places), [f"{2**power:,}" for power in places])
+        axis.set_xlabel("characters, at least")
+        axis.set_title("documents by length")
+        axis.legend(loc="upper right")
+        return as_svg(figure)
+
+
 def smooth(values: Sequence[float]) -> list[float]:
     """Exponential moving average over a fortieth of the run, without a lag at the start."""
     keep = 1 - 1 / max(len(values) / 40, 1)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
@@ -14,7 +19,8 @@ from llamaseek.data.clean.engine import Crew
 from llamaseek.data.clean.recipe import CleanRecipe
 from llamaseek.data.clean.run import clean
 from llamaseek.data.documents import read_documents
-from tests.data.planted import BOILERPLATE, write_planted, write_rows
+from llamaseek.errors import UserError
+from tests.data.planted import BOILERPLATE, page, write_planted, write_rows
 
 STAGES = [
     "url_dedup",
@@ -66,7 +72,9 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 
 
 def test_exact_duplicates_leave(outcome: Outcome) -> None:
-    assert outcome.survivors("exact") <= 0.01 * len(outcome.of_kind("exact"))
+    left, all_of_them = outcome.survivors("exact"), len(outcome.of_kind("exact"))
+    print(f"exact duplicates: {left} of {all_of_them} left")
+    assert left <= 0.01 * all_of_them
 
 
 def test_near_duplicates_leave(outcome: Outcome) -> None:
@@ -74,6 +82,7 @@ def test_near_duplicates_leave(outcome: Outcome) -> None:
         names = [n for n in outcome.of_kind("near") if low <= outcome.rows[n]["similarity"] < high]
         assert len(names) > 500
         both = sum(n in outcome.kept and outcome.rows[n]["of"] in outcome.kept for n in names)
+        print(f"near duplicates from {low} to {high}: {both} of {len(names)} left")
         return both / len(names)
 
     assert left(0.85, 1.0) <= 0.05
@@ -110,6 +119,7 @@ def test_clean_documents_stay(outcome: Outcome) -> None:
         outcome.rows[name]["of"] for name in outcome.kept if "of" in outcome.rows[name]
     }
     lost = set(outcome.of_kind("clean")) - left
+    print(f"clean documents: {len(lost)} of {len(outcome.of_kind('clean'))} lost")
     assert len(lost) <= 0.01 * len(outcome.of_kind("clean"))
 
 
@@ -131,16 +141,24 @@ def test_the_result_can_be_read_again(outcome: Outcome) -> None:
 # The bytes of a result
 
 
+FEW = ["url_dedup", {"line_dedup": {"bucket": 200}}, "gopher_quality", "minhash"]
+
+
 def small(folder: Path, out: str, **changes: Any) -> CleanRecipe:
-    """A recipe of 400 documents in shards of different make: parts of a file, files, gz."""
+    """A recipe of 400 documents in shards of different make: parts of a file, and files."""
     if not (folder / "corpus").exists():
-        rows = write_planted(folder)
-        for path in (folder / "corpus").iterdir():
-            path.unlink()
+        rng = Random(5)
+        rows: list[dict[str, Any]] = []
+        for number in range(400):
+            again = rows[rng.randrange(len(rows))]["text"] if rows and number % 4 == 0 else ""
+            lines = (again or page(rng)).split("\n") + BOILERPLATE[: number % 2]
+            url = f"https://site.example/{number % 350}"
+            rows.append({"id": str(number), "text": "\n".join(lines), "url": url, "date": number})
+        (folder / "corpus").mkdir()
         write_rows(folder / "corpus" / "a.jsonl", rows[:300])
         write_rows(folder / "corpus" / "b.jsonl", rows[300:380])
-        write_rows(folder / "corpus" / "c.jsonl", rows[200:220])
-    return recipe_of(folder, folder / out, shard_bytes=20_000, **changes)
+        write_rows(folder / "corpus" / "c.jsonl", rows[380:])
+    return recipe_of(folder, folder / out, **{"shard_bytes": 60_000, "stages": FEW, **changes})
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -151,3 +169,72 @@ def content(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("small")
+
+
+@pytest.fixture(scope="module")
+def whole(corpus: Path) -> dict[str, bytes]:
+    """What one worker makes of it."""
+    return content(clean(small(corpus, "one"), Crew(1)))
+
+
+def test_two_workers_give_the_same_bytes(corpus: Path, whole: dict[str, bytes]) -> None:
+    assert len([name for name in whole if name.startswith("documents/")]) > 5
+    assert content(clean(small(corpus, "two"), Crew(2))) == whole
+
+
+def on_machine(corpus: str, machine: int) -> None:
+    """What one of two machines runs over their shared folder."""
+    clean(small(Path(corpus), "machines"), Crew(1, machine, 2))
+
+
+def started(function: str, *arguments: Any) -> subprocess.Popen[bytes]:
+    """A function of this module in a process and a group of its own."""
+    code = f"from tests.data import test_clean; test_clean.{function}(*{arguments!r})"
+    command = [sys.executable, "-c", code]
+    return subprocess.Popen(command, cwd=Path(__file__).parents[2], start_new_session=True)
+
+
+def test_two_machines_give_the_same_bytes(corpus: Path, whole: dict[str, bytes]) -> None:
+    for process in [started("on_machine", str(corpus), n) for n in (0, 1)]:
+        assert process.wait(200) == 0
+    assert content(corpus / "machines") == whole
+
+
+KILLS = ["url_dedup: decide 1", "line_dedup, gopher_quality", "minhash: decide 2"]
+
+
+class Killed(BaseException):
+    """Where a run is about to be killed."""
+
+
+def until_a_new_step(corpus: str) -> None:
+    """Run until one of KILLS begins that no run before has come to; then SIGKILL."""
+    seen = Path(corpus) / "seen.txt"
+
+    def kill(step: str, tasks: int) -> None:
+        if step in KILLS and step not in (seen.read_text().splitlines() if seen.exists() else []):
+            with seen.open("a") as file:
+                file.write(step + "\n")
+            raise Killed
+
+    try:
+        clean(small(Path(corpus), "killed"), Crew(2), on_step=kill)
+    except Killed:
+        os.killpg(0, signal.SIGKILL)
+
+
+def test_killed_runs_go_on_to_the_same_bytes(corpus: Path, whole: dict[str, bytes]) -> None:
+    runs, code = 0, -signal.SIGKILL
+    while code == -signal.SIGKILL:
+        code, runs = started("until_a_new_step", str(corpus)).wait(200), runs + 1
+    assert code == 0 and runs == 1 + len(KILLS)
+    assert content(corpus / "killed") == whole
+
+
+def test_a_run_is_not_lost_by_accident(corpus: Path, whole: dict[str, bytes]) -> None:
+    with pytest.raises(UserError, match="holds another run; --overwrite replaces it"):
+        clean(small(corpus, "one", stages=["c4"]), Crew(1))
+    assert content(corpus / "one") == whole
+    before = (corpus / "one" / "stats.json").stat().st_mtime_ns
+    clean(small(corpus, "one"), Crew(1))  # the same again: nothing to do
+    assert (corpus / "one" / "stats.json").stat().st_mtime_ns == before

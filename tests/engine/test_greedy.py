@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from llamaseek.engine.options import Speculation
+from llamaseek.kernels.build import builder
 from tests.engine.reference import (
     FAMILIES,
     answers,
@@ -58,6 +59,14 @@ def test_same_tokens_as_transformers(case: Case, way: str) -> None:
     assert engine.pool.used == 0
     assert (engine.scheduler.preemptions > 0) == (way == "preempted")
     assert engine.statistics.output == len(PROMPTS) * NEW
+
+
+def test_without_kernels(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plain model in PyTorch's operators, as where no kernel can be built."""
+    monkeypatch.setattr(builder(), "ready", False)
+    monkeypatch.setattr(builder(), "reason", "not in this test")
+    got, _ = answers(case.ours, PROMPTS, NEW)
+    case.check("without kernels", got)
 
 
 def test_alone(case: Case) -> None:

@@ -26,6 +26,7 @@ ALONE: dict[str, dict[str, Any]] = {
     "pipeline": {"pipeline": 2},
     "pipeline of 3": {"pipeline": 3},
     "interleaved": {"pipeline": 2, "schedule": "interleaved"},
+    "zero bubble": {"pipeline": 2, "schedule": "zero_bubble"},
     "expert": {"data": 2, "expert": 2},
 }
 TOGETHER: dict[str, dict[str, Any]] = {
@@ -47,6 +48,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
         "expert": 2,
         "schedule": "interleaved",
     },  # fmt: skip
+    "zero bubble shard": {"pipeline": 2, "shard": 2, "schedule": "zero_bubble"},
     "pipeline shard context": {"pipeline": 2, "shard": 2, "context": 2},
 }
 PLANS = ALONE | TOGETHER
@@ -65,7 +67,7 @@ CHOSEN = {
     ("llama3", "shard tensor"),
     ("llama3", "pipeline shard"),
     ("deepseek_v3", "zero"),
-    ("deepseek_v3", "interleaved"),
+    ("deepseek_v3", "zero bubble"),
     ("deepseek_v3", "shard expert"),
     ("deepseek_v3", "context tensor"),
     ("deepseek_v3", "data expert tensor"),

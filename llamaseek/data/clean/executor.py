@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import multiprocess
 from datatrove.executor import LocalPipelineExecutor
 from loguru import logger
 
@@ -15,8 +16,12 @@ class QuietExecutor(LocalPipelineExecutor):  # type: ignore[misc]
     """The same, but silent."""
 
     def run(self) -> Any:
-        """All tasks of this machine that are not marked as done."""
+        """All tasks of this machine that are not marked as done.
+
+        The processes come from a server that has imported what every task needs.
+        """
         logger.disable("datatrove")
+        multiprocess.set_forkserver_preload([__name__, "llamaseek.data.clean.steps"])
         return super().run()
 
     def _launch_run_for_rank(self, *args: Any, **settings: Any) -> Any:

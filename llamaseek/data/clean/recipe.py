@@ -19,6 +19,7 @@ from llamaseek.data.filters.language import Language
 from llamaseek.data.filters.personal import Personal
 from llamaseek.data.filters.repetition import GopherRepetition
 from llamaseek.data.filters.url import Url
+from llamaseek.data.quality.stage import Quality
 from llamaseek.data.stage import Stage
 from llamaseek.recipe import Section, read_mapping, validated
 
@@ -31,6 +32,7 @@ STAGES: dict[str, type[Stage | CorpusStage]] = {
     "fineweb": FineWeb,
     "personal": Personal,
     "decontaminate": Decontaminate,
+    "quality": Quality,
     "line_dedup": LineDedup,
     "url_dedup": UrlDedup,
     "exact_dedup": ExactDedup,
@@ -63,18 +65,22 @@ class CleanRecipe(Section):
     @field_validator("sources", mode="before")
     @classmethod
     def _as_lists(cls, value: Any) -> Any:
-        """`name: path` and `name: [paths]`; a list alone is one source called `text`."""
-        if isinstance(value, list | str):
-            value = {"text": value}
-        if not isinstance(value, dict):
-            return value
-        return {name: [paths] if isinstance(paths, str) else paths for name, paths in value.items()}
+        return as_lists(value)
 
     @field_validator("stages", mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
         """`name`, or `name: {setting: value}`, in order."""
         return [_named(entry) for entry in value] if isinstance(value, list) else value
+
+
+def as_lists(value: Any) -> Any:
+    """`name: path` and `name: [paths]` as the latter; a list alone is one source called `text`."""
+    if isinstance(value, list | str):
+        value = {"text": value}
+    if not isinstance(value, dict):
+        return value
+    return {name: [paths] if isinstance(paths, str) else paths for name, paths in value.items()}
 
 
 def _named(entry: Any) -> Named:

@@ -35,7 +35,8 @@ def clean(
 
     Raises UserError if the folder holds another run, and for sources that cannot be read.
     """
-    mark = fingerprint(recipe.sources, dump(recipe))
+    does = {key: value for key, value in dump(recipe).items() if key not in ("name", "out")}
+    mark = fingerprint(recipe.sources, does)
     folder = recipe.folder
     if _done(folder, mark, overwrite):
         return folder

@@ -52,7 +52,7 @@ function bars(token) {
   const list = element("ol", { class: "bars" });
   for (const [text, logprob] of rows) list.append(bar(text, logprob, text === token.text));
   const rest = 1 - rows.reduce((sum, [, logprob]) => sum + chance(logprob), 0);
-  if (rest > 0.0005) list.append(row("everything else", "else", rest, "rest"));
+  if (rest > 0.0005) list.append(row("any other", "any other token", rest, "rest"));
   return list;
 }
 

@@ -1,0 +1,183 @@
+"""`data`: clean a corpus, let a judge filter it, look at what came of it and at training rows."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from llamaseek.cli.program import program, this_command
+from llamaseek.errors import bad_value
+from llamaseek.recipe_files import find_recipe
+
+if TYPE_CHECKING:
+    from llamaseek.data.clean.run import OnStep
+
+RECIPE = typer.Argument(help="A recipe file, or the name of one that ships with llamaseek.")
+OVERRIDES = typer.Argument(None, metavar="[KEY=VALUE]...", help="Overrides, as in out=data/web.")
+WORKERS = typer.Option(0, help="Processes on this machine; 0 takes every core.")
+MACHINE = typer.Option(0, help="Which of the machines this one is, from 0.")
+MACHINES = typer.Option(1, help="How many machines share the run over one folder.")
+OVERWRITE = typer.Option(False, "--overwrite", help="Replace another run in the same folder.")
+DRY_RUN = typer.Option(False, "--dry-run", help="Check the recipe and print it; run nothing.")
+ROWS = typer.Option(3, help="How many rows to print.")
+
+app = typer.Typer(no_args_is_help=True, help="Clean, judge, mix and look at data.")
+
+
+@app.command()
+def clean(
+    recipe: str = RECIPE,
+    overrides: list[str] = OVERRIDES,
+    workers: int = WORKERS,
+    machine: int = MACHINE,
+    machines: int = MACHINES,
+    overwrite: bool = OVERWRITE,
+    dry_run: bool = DRY_RUN,
+) -> None:
+    """Filter, deduplicate and decontaminate a corpus; every document that leaves says why."""
+    if machines < 1:
+        raise bad_value("--machines", machines, "at least 1")
+    if not 0 <= machine < machines:
+        raise bad_value("--machine", machine, f"0 to {machines - 1}")
+
+    from llamaseek.data.clean.recipe import dump, load_clean_recipe
+
+    loaded = load_clean_recipe(find_recipe(recipe), overrides or [])
+    if dry_run:
+        import yaml
+
+        print(yaml.safe_dump(dump(loaded), sort_keys=False), end="")
+        return
+
+    from llamaseek.data.clean.engine import Crew
+    from llamaseek.data.clean.run import clean as run
+
+    crew = Crew(workers or cores(), machine, machines)
+    with step_bar(loaded.name) as on_step, stoppable():
+        folder = run(loaded, crew, overwrite, on_step)
+    if machine == 0:
+        finish(folder)
+
+
+@app.command()
+def judge(
+    recipe: str = RECIPE,
+    overrides: list[str] = OVERRIDES,
+    workers: int = WORKERS,
+) -> None:
+    """Let a model grade a sample, train a classifier on the grades, filter the corpus with it."""
+    from llamaseek.data.quality.recipe import load_quality_recipe
+
+    loaded = load_quality_recipe(find_recipe(recipe), overrides or [])
+
+    from llamaseek.data.clean.engine import Crew
+    from llamaseek.data.quality.flow import filter_by_judge
+    from llamaseek.evals.judge import open_judge
+    from llamaseek.report.data_page import write_data_report
+
+    asked = loaded.judge
+    grader = open_judge(asked.model, asked.url, asked.rubric, asked.best, asked.at_once)
+    crew = Crew(workers or cores())
+    with grade_bar(loaded.name) as on_grade, step_bar(loaded.name) as on_step, stoppable():
+        found = filter_by_judge(loaded, grader, crew, on_grade, on_step)
+    print(
+        f"classifier and judge on {found.documents} held-out documents: "
+        f"same grade {found.exact:.1%} (most frequent grade {found.majority:.1%}), "
+        f"within one {found.within_one:.1%}, correlation {found.correlation:.3f}, "
+        f"keep or not F1 {found.f1:.3f}"
+    )
+    write_data_report(loaded.folder)
+    finish(loaded.folder)
+
+
+@app.command()
+def stats(folder: Path = typer.Argument(help="The folder of a cleaning run.")) -> None:
+    """Write the report page of a cleaning run: lengths, reasons with examples, shares."""
+    finish(folder)
+
+
+@app.command()
+def inspect(recipe: str = RECIPE, overrides: list[str] = OVERRIDES, rows: int = ROWS) -> None:
+    """Print training rows as the model will see them; what is not learnt is dimmed."""
+    from llamaseek.recipe import load_recipe
+
+    loaded = load_recipe(find_recipe(recipe), overrides or [])
+
+    from rich.console import Console
+
+    from llamaseek.cli.rows import print_rows
+    from llamaseek.train.rows import training_rows
+
+    console = Console(highlight=False, soft_wrap=True)
+    print_rows(console, training_rows(loaded, rows), loaded)
+
+
+def finish(folder: Path) -> None:
+    """Print what a run kept and removed, and write its page."""
+    from llamaseek.cli.rows import print_stages
+    from llamaseek.report.data_page import write_data_report
+
+    report = write_data_report(folder)
+    print_stages(folder)
+    print(f"documents  {folder / 'documents'}\nreport     {report}")
+    print(f"read them  {program()} pretrain RECIPE 'data.sources=[{folder / 'documents'}]'")
+
+
+def cores() -> int:
+    """The processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def step_bar(name: str) -> Iterator[OnStep]:
+    """The step that is running and for how long; on a pipe a line a step."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        tasks: list[int] = []
+
+        def on_step(step: str, count: int) -> None:
+            if not console.is_terminal:
+                console.print(f"{name}: {step} ({count} tasks)", highlight=False)
+            for task in tasks:
+                bar.update(task, total=1, completed=1)  # type: ignore[arg-type]
+            tasks[:] = [bar.add_task(f"[bold]{name}[/] {step} ({count} tasks)", total=None)]
+
+        yield on_step
+
+
+@contextmanager
+def grade_bar(name: str) -> Iterator:  # type: ignore[type-arg]
+    """Documents graded so far."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn(f"[bold]{name}[/] grade"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Ctrl-C says how to go on: what is done is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\nstopped; to go on:\n  {this_command()}", file=sys.stderr)
+        sys.exit(130)

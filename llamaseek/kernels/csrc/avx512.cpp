@@ -1,0 +1,420 @@
+// AVX-512 with VNNI and BF16 (Zen 4, Cooper Lake, Sapphire Rapids and later).
+#pragma GCC optimize("O3", "no-math-errno", "no-trapping-math")
+#pragma GCC target( \
+    "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,fma,avx2,prefer-vector-width=512")
+#include <immintrin.h>
+
+#include "common.h"
+
+namespace llamaseek {
+namespace {
+
+// The tokens `first` … of a tile, and which of the next rows are fetched during them.
+struct Share {
+  int first, fetch_from, fetch_to;
+};
+
+inline void ahead(const uint8_t* at) {
+  _mm_prefetch(reinterpret_cast<const char*>(at + 2048), _MM_HINT_T0);
+}
+
+inline void fetch(const Rows& rows, const Share& share, int64_t at) {
+  for (int r = share.fetch_from; r < share.fetch_to; r++) {
+    _mm_prefetch(reinterpret_cast<const char*>(rows.next[r] + at), _MM_HINT_T1);
+  }
+}
+
+// Lane i of the result is the sum of sums[i]'s lanes.
+inline __m512 sum_each(const __m512 (&sums)[16]) {
+  __m512 half[8], quarter[4];
+  for (int i = 0; i < 8; i++) {  // lanes of 2i and 2i+1 beside each other
+    half[i] = _mm512_add_ps(_mm512_unpacklo_ps(sums[2 * i], sums[2 * i + 1]),
+                            _mm512_unpackhi_ps(sums[2 * i], sums[2 * i + 1]));
+  }
+  for (int i = 0; i < 4; i++) {
+    __m512d a = _mm512_castps_pd(half[2 * i]), b = _mm512_castps_pd(half[2 * i + 1]);
+    quarter[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
+                               _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+  // quarter[i] holds, in each 128-bit part, sums of 4i..4i+3; add the four parts of each.
+  __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(quarter[0], quarter[1], 0x88),
+                            _mm512_shuffle_f32x4(quarter[0], quarter[1], 0xdd));
+  __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(quarter[2], quarter[3], 0x88),
+                            _mm512_shuffle_f32x4(quarter[2], quarter[3], 0xdd));
+  return _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+}
+
+template <int M>
+inline void keep(const __m512 (&sums)[kRows][M], int first, float* out) {
+  if constexpr (M == 4) {
+    __m512 flat[16];
+    for (int r = 0; r < kRows; r++) {
+      for (int m = 0; m < M; m++) flat[r * M + m] = sums[r][m];
+    }
+    alignas(64) float found[16];
+    _mm512_store_ps(found, sum_each(flat));
+    for (int r = 0; r < kRows; r++) {
+      for (int m = 0; m < M; m++) out[r * kTokens + first + m] = found[r * M + m];
+    }
+  } else {
+    for (int r = 0; r < kRows; r++) {
+      for (int m = 0; m < M; m++) {
+        out[r * kTokens + first + m] = _mm512_reduce_add_ps(sums[r][m]);
+      }
+    }
+  }
+}
+
+inline __m512bh as_bf16(__m512i x) {
+  __m512bh out;
+  std::memcpy(&out, &x, sizeof out);
+  return out;
+}
+
+template <int M>
+void tile_bf16(const Rows& rows, const Tokens& x, const Share& share, float* out) {
+  const int first = share.first;
+  __m512 sums[kRows][M] = {};
+  const int64_t width = x.width;
+  int64_t k = 0;
+  for (; k + 32 <= width; k += 32) {
+    __m512bh v[M];
+    for (int m = 0; m < M; m++) v[m] = as_bf16(_mm512_loadu_si512(x.bf16[first + m] + k));
+    fetch(rows, share, 2 * k);
+    for (int r = 0; r < kRows; r++) {
+      __m512bh w = as_bf16(_mm512_loadu_si512(rows.weight[r] + 2 * k));
+      for (int m = 0; m < M; m++) sums[r][m] = _mm512_dpbf16_ps(sums[r][m], w, v[m]);
+    }
+  }
+  if (k < width) {
+    const __mmask32 left = (1u << (width - k)) - 1;
+    for (int r = 0; r < kRows; r++) {
+      __m512bh w = as_bf16(_mm512_maskz_loadu_epi16(left, rows.weight[r] + 2 * k));
+      for (int m = 0; m < M; m++) {
+        __m512bh v = as_bf16(_mm512_maskz_loadu_epi16(left, x.bf16[first + m] + k));
+        sums[r][m] = _mm512_dpbf16_ps(sums[r][m], w, v);
+      }
+    }
+  }
+  keep<M>(sums, first, out);
+}
+
+template <int M>
+void tile_float(const Rows& rows, const Tokens& x, const Share& share, float* out) {
+  const int first = share.first;
+  __m512 sums[kRows][M] = {};
+  for (int64_t k = 0; k < x.width; k += 16) {
+    const int64_t count = x.width - k;
+    const __mmask16 some = count >= 16 ? 0xffff : (1u << count) - 1;
+    fetch(rows, share, 4 * k);
+    for (int r = 0; r < kRows; r++) {
+      __m512 w = _mm512_maskz_loadu_ps(some, rows.weight[r] + 4 * k);
+      for (int m = 0; m < M; m++) {
+        __m512 v = _mm512_maskz_loadu_ps(some, x.wide[first + m] + k);
+        sums[r][m] = _mm512_fmadd_ps(w, v, sums[r][m]);
+      }
+    }
+  }
+  keep<M>(sums, first, out);
+}
+
+inline __mmask64 low_bytes(int64_t count) {
+  return count >= 64 ? ~0ull : count <= 0 ? 0 : (1ull << count) - 1;
+}
+
+template <int M>
+inline void scale_rows(const Rows& rows, __m512 (&sums)[kRows][M]) {
+  for (int r = 0; r < kRows; r++) {
+    const __m512 by = _mm512_set1_ps(widen(rows.scale[r][0]));
+    for (int m = 0; m < M; m++) sums[r][m] = _mm512_mul_ps(sums[r][m], by);
+  }
+}
+
+template <int M>
+void tile_8(const Rows& rows, const Tokens& x, const Share& share, float* out) {
+  const int first = share.first;
+  __m512 sums[kRows][M] = {};
+  for (int64_t k = 0, block = 0; k < x.width; k += kBlock, block++) {
+    const int64_t count = std::min<int64_t>(x.width - k, kBlock);
+    const __mmask64 low = low_bytes(count), high = low_bytes(count - 64);
+    fetch(rows, share, k), fetch(rows, share, k + 64);
+    __m512i v[M][2], bias[M];
+    for (int m = 0; m < M; m++) {
+      v[m][0] = _mm512_loadu_si512(x.codes[first + m] + k);
+      v[m][1] = _mm512_loadu_si512(x.codes[first + m] + k + 64);
+      bias[m] = _mm512_loadu_si512(x.bias[first + m] + block * kLanes);
+    }
+    for (int r = 0; r < kRows; r++) {
+      const uint8_t* at = rows.weight[r] + k;
+      const __m512i w0 = _mm512_maskz_loadu_epi8(low, at);
+      const __m512i w1 = _mm512_maskz_loadu_epi8(high, at + 64);
+      const float scale = rows.group ? widen(rows.scale[r][k / rows.group]) : 1.0f;
+      for (int m = 0; m < M; m++) {
+        const __m512i dot = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(bias[m], w0, v[m][0]), w1,
+                                                v[m][1]);
+        const __m512 by = _mm512_set1_ps(scale * x.scale[first + m][block]);
+        sums[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), by, sums[r][m]);
+      }
+    }
+  }
+  if (!rows.group) scale_rows<M>(rows, sums);
+  keep<M>(sums, first, out);
+}
+
+// Which lanes of 16 scales a block's lanes take; a block has 1, 2 or 4 groups.
+struct Spread {
+  int groups, blocks;  // of a block; of a span of 16 scales
+  __m512i lanes;
+
+  explicit Spread(int64_t group)
+      : groups(group ? int(std::max<int64_t>(kBlock / group, 1)) : 1),
+        blocks(group > kBlock ? 1 : kLanes / groups) {
+    const __m512i order = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    lanes = _mm512_srli_epi32(order, groups == 4 ? 2 : groups == 2 ? 3 : 4);
+  }
+
+  // The scales from block `at` on, as many as are left of 16; ones where there are none.
+  __m512 load(const Rows& rows, int r, int64_t at, int64_t width) const {
+    if (!rows.group) return _mm512_set1_ps(1.0f);
+    const int64_t first = at * kBlock / rows.group;
+    const int64_t count = std::min<int64_t>(width / rows.group - first, kLanes);
+    const __mmask16 some = (1u << count) - 1;
+    const __m256i half = _mm256_maskz_loadu_epi16(some, rows.scale[r] + first);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+  }
+
+  __m512 pick(__m512 scales, int block) const {
+    return _mm512_permutexvar_ps(
+        _mm512_add_epi32(lanes, _mm512_set1_epi32(block * groups)), scales);
+  }
+};
+
+// A block's 64 bytes as codes of even and odd inputs; bytes behind the row's end are zeros.
+inline void split(const uint8_t* at, int64_t count, __m512i& even, __m512i& odd) {
+  const __m512i nibble = _mm512_set1_epi8(15);
+  const __mmask64 some = count >= kBlock ? ~0ull : (1ull << count / 2) - 1;
+  const __m512i w = _mm512_maskz_loadu_epi8(some, at);
+  even = _mm512_and_si512(w, nibble);
+  odd = _mm512_and_si512(_mm512_srli_epi16(w, 4), nibble);
+}
+
+template <int M>
+void tile_4(const Rows& rows, const Tokens& x, const Share& share, float* out) {
+  const int first = share.first;
+  __m512 sums[kRows][M] = {};
+  const Spread spread(rows.group);
+  const int64_t blocks = (x.width + kBlock - 1) / kBlock;
+  for (int64_t span = 0; span < blocks; span += spread.blocks) {
+    __m512 scales[kRows];
+    for (int r = 0; r < kRows; r++) scales[r] = spread.load(rows, r, span, x.width);
+    for (int64_t block = span; block < std::min(span + spread.blocks, blocks); block++) {
+      fetch(rows, share, block * 64);
+      __m512i v[M][2], bias[M];
+      for (int m = 0; m < M; m++) {
+        v[m][0] = _mm512_loadu_si512(x.codes[first + m] + block * kBlock);
+        v[m][1] = _mm512_loadu_si512(x.codes[first + m] + block * kBlock + 64);
+        bias[m] = _mm512_loadu_si512(x.bias[first + m] + block * kLanes);
+      }
+      for (int r = 0; r < kRows; r++) {
+        __m512i even, odd;
+        split(rows.weight[r] + block * 64, x.width - block * kBlock, even, odd);
+        const __m512 scale = spread.pick(scales[r], int(block - span));
+        for (int m = 0; m < M; m++) {
+          const __m512i dot = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(bias[m], even, v[m][0]),
+                                                  odd, v[m][1]);
+          const __m512 by = _mm512_mul_ps(scale, _mm512_set1_ps(x.scale[first + m][block]));
+          sums[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), by, sums[r][m]);
+        }
+      }
+    }
+  }
+  if (!rows.group) scale_rows<M>(rows, sums);
+  keep<M>(sums, first, out);
+}
+
+// One token alone is bound by memory, which likes one long stream: row after row.
+void one_bf16(const Rows& rows, const Tokens& x, const Share& share, float* out) {
+  const int m = share.first;
+  for (int r = 0; r < kRows; r++) {
+    __m512 sums[4] = {};
+    int64_t k = 0;
+    for (; k + 128 <= x.width; k += 128) {
+      for (int i = 0; i < 4; i++) {
+        ahead(rows.weight[r] + 2 * k + 64 * i);
+        const __m512bh w = as_bf16(_mm512_loadu_si512(rows.weight[r] + 2 * k + 64 * i));
+        const __m512bh v = as_bf16(_mm512_loadu_si512(x.bf16[m] + k + 32 * i));
+        sums[i] = _mm512_dpbf16_ps(sums[i], w, v);
+      }
+    }
+    for (; k < x.width; k += 32) {
+      const int64_t count = x.width - k;
+      const __mmask32 some = count >= 32 ? ~0u : (1u << count) - 1;
+      const __m512bh w = as_bf16(_mm512_maskz_loadu_epi16(some, rows.weight[r] + 2 * k));
+      const __m512bh v = as_bf16(_mm512_maskz_loadu_epi16(some, x.bf16[m] + k));
+      sums[0] = _mm512_dpbf16_ps(sums[0], w, v);
+    }
+    out[r * kTokens + m] = _mm512_reduce_add_ps(
+        _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
+  }
+}
+
+void one_8(const Rows& rows, const Tokens& x, const Share& share, float* out) {
+  const int m = share.first;
+  for (int r = 0; r < kRows; r++) {
+    __m512 sums[2] = {};
+    int64_t block = 0;
+    for (int64_t k = 0; k < x.width; k += kBlock, block++) {
+      const int64_t count = std::min<int64_t>(x.width - k, kBlock);
+      const uint8_t* at = rows.weight[r] + k;
+      ahead(at), ahead(at + 64);
+      const __m512i w0 = _mm512_maskz_loadu_epi8(low_bytes(count), at);
+      const __m512i w1 = _mm512_maskz_loadu_epi8(low_bytes(count - 64), at + 64);
+      const __m512i bias = _mm512_loadu_si512(x.bias[m] + block * kLanes);
+      const __m512i a = _mm512_dpbusd_epi32(bias, w0, _mm512_loadu_si512(x.codes[m] + k));
+      const __m512i dot = _mm512_dpbusd_epi32(a, w1, _mm512_loadu_si512(x.codes[m] + k + 64));
+      const float scale = rows.group ? widen(rows.scale[r][k / rows.group]) : 1.0f;
+      const __m512 by = _mm512_set1_ps(scale * x.scale[m][block]);
+      sums[block & 1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), by, sums[block & 1]);
+    }
+    const float whole = rows.group ? 1.0f : widen(rows.scale[r][0]);
+    out[r * kTokens + m] = whole * _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1]));
+  }
+}
+
+void one_4(const Rows& rows, const Tokens& x, const Share& share, float* out) {
+  const int m = share.first;
+  const Spread spread(rows.group);
+  const int64_t blocks = (x.width + kBlock - 1) / kBlock;
+  for (int r = 0; r < kRows; r++) {
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t span = 0; span < blocks; span += spread.blocks) {
+      const __m512 scales = spread.load(rows, r, span, x.width);
+      for (int64_t block = span; block < std::min(span + spread.blocks, blocks); block++) {
+        const uint8_t* at = rows.weight[r] + block * 64;
+        ahead(at);
+        __m512i even, odd;
+        split(at, x.width - block * kBlock, even, odd);
+        const int8_t* codes = x.codes[m] + block * kBlock;
+        const __m512i bias = _mm512_loadu_si512(x.bias[m] + block * kLanes);
+        const __m512i a = _mm512_dpbusd_epi32(bias, even, _mm512_loadu_si512(codes));
+        const __m512i dot = _mm512_dpbusd_epi32(a, odd, _mm512_loadu_si512(codes + 64));
+        const __m512 by = _mm512_mul_ps(spread.pick(scales, int(block - span)),
+                                        _mm512_set1_ps(x.scale[m][block]));
+        sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), by, sum);
+      }
+    }
+    const float whole = rows.group ? 1.0f : widen(rows.scale[r][0]);
+    out[r * kTokens + m] = whole * _mm512_reduce_add_ps(sum);
+  }
+}
+
+using Part = void (*)(const Rows&, const Tokens&, const Share&, float*);
+
+// Four tokens at a time, then what is left.
+template <Part One, Part Two, Part Three, Part Four>
+void by_fours(const Rows& rows, const Tokens& x, float* out) {
+  const int parts = (x.count + 3) / 4, rows_each = rows.next[0] ? kRows : 0;
+  for (int part = 0; part < parts; part++) {
+    const int first = part * 4;
+    const Share share{first, part * rows_each / parts, (part + 1) * rows_each / parts};
+    switch (std::min(x.count - first, 4)) {
+      case 1: One(rows, x, share, out); break;
+      case 2: Two(rows, x, share, out); break;
+      case 3: Three(rows, x, share, out); break;
+      default: Four(rows, x, share, out);
+    }
+  }
+}
+
+constexpr Tile kBf16 = by_fours<one_bf16, tile_bf16<2>, tile_bf16<3>, tile_bf16<4>>;
+constexpr Tile kFloat = by_fours<tile_float<1>, tile_float<2>, tile_float<3>, tile_float<4>>;
+constexpr Tile kBits8 = by_fours<one_8, tile_8<2>, tile_8<3>, tile_8<4>>;
+constexpr Tile kBits4 = by_fours<one_4, tile_4<2>, tile_4<3>, tile_4<4>>;
+
+// Values of two keys side by side are multiplied by their two weights in one instruction.
+template <int G>
+void weigh_bf16(const Stretch& s, const float* weights, int first, float* out) {
+  for (int64_t v = 0; v < s.values; v += 32) {
+    const int64_t count = s.values - v;
+    const __mmask32 some = count >= 32 ? ~0u : (1u << count) - 1;
+    __m512 sums[G][2] = {};
+    for (int key = 0; key < s.count; key += 2) {
+      const int next = std::min(key + 1, s.count - 1);  // its weight is 0 behind the last
+      const __m512i a = _mm512_maskz_loadu_epi16(some, (const uint16_t*)s.items[key] + v);
+      const __m512i b = _mm512_maskz_loadu_epi16(some, (const uint16_t*)s.items[next] + v);
+      const __m512bh low = as_bf16(_mm512_unpacklo_epi16(a, b));
+      const __m512bh high = as_bf16(_mm512_unpackhi_epi16(a, b));
+      for (int g = 0; g < G; g++) {
+        const uint32_t* pair =
+            reinterpret_cast<const uint32_t*>(weights) + (first + g) * (kKeys / 2) + key / 2;
+        const __m512bh by = as_bf16(_mm512_set1_epi32(int(*pair)));
+        sums[g][0] = _mm512_dpbf16_ps(sums[g][0], low, by);
+        sums[g][1] = _mm512_dpbf16_ps(sums[g][1], high, by);
+      }
+    }
+    for (int g = 0; g < G; g++) {  // unpacking took each 128-bit part's halves apart
+      alignas(64) float low[16], high[16];
+      _mm512_store_ps(low, sums[g][0]);
+      _mm512_store_ps(high, sums[g][1]);
+      float* to = out + (first + g) * s.values + v;
+      for (int i = 0; i < std::min<int64_t>(count, 32); i++) {
+        to[i] = (i & 4 ? high : low)[i / 8 * 4 + (i & 3)];
+      }
+    }
+  }
+}
+
+template <int G>
+void weigh_float(const Stretch& s, const float* weights, int first, float* out) {
+  for (int64_t v = 0; v < s.values; v += 16) {
+    const int64_t count = s.values - v;
+    const __mmask16 some = count >= 16 ? 0xffff : (1u << count) - 1;
+    __m512 sums[G] = {};
+    for (int key = 0; key < s.count; key++) {
+      const __m512 item = _mm512_maskz_loadu_ps(some, (const float*)s.items[key] + v);
+      for (int g = 0; g < G; g++) {
+        const __m512 by = _mm512_set1_ps(weights[(first + g) * kKeys + key]);
+        sums[g] = _mm512_fmadd_ps(item, by, sums[g]);
+      }
+    }
+    for (int g = 0; g < G; g++) {
+      _mm512_mask_storeu_ps(out + (first + g) * s.values + v, some, sums[g]);
+    }
+  }
+}
+
+using Weigh = void (*)(const Stretch&, const float*, int, float*);
+
+// As many heads at once as there are, in powers of two.
+template <Weigh One, Weigh Two, Weigh Four, Weigh Eight>
+void by_heads(const Stretch& s, const float* weights, float* out) {
+  int h = 0;
+  for (; h + 8 <= s.heads; h += 8) Eight(s, weights, h, out);
+  if (s.heads - h >= 4) Four(s, weights, h, out), h += 4;
+  if (s.heads - h >= 2) Two(s, weights, h, out), h += 2;
+  if (s.heads - h >= 1) One(s, weights, h, out);
+}
+
+void attend_bf16(const Stretch& s, const Tokens& q, float* largest, float* sum, float* out) {
+  attend(s, q, largest, sum, out, kBf16, [](const Stretch& s, const float* scores, float* out) {
+    alignas(64) uint16_t weights[kTokens * kKeys];
+    const int even = (s.count + 1) / 2 * 2;
+    for (int h = 0; h < s.heads; h++) {
+      narrow_all(scores + h * kKeys, even, weights + h * kKeys);
+    }
+    by_heads<weigh_bf16<1>, weigh_bf16<2>, weigh_bf16<4>, weigh_bf16<8>>(
+        s, reinterpret_cast<const float*>(weights), out);
+  });
+}
+
+void attend_float(const Stretch& s, const Tokens& q, float* largest, float* sum, float* out) {
+  attend(s, q, largest, sum, out, kFloat,
+         by_heads<weigh_float<1>, weigh_float<2>, weigh_float<4>, weigh_float<8>>);
+}
+
+}  // namespace
+
+const Kernels avx512_kernels{kFloat, kBf16, kBits8, kBits4, attend_bf16, attend_float,
+                             normalize, narrow_all, encode};
+
+}  // namespace llamaseek

@@ -1,0 +1,83 @@
+// Between tensors and tiles: activations made ready, rows found, work shared among threads.
+#pragma once
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include <atomic>
+#include <optional>
+
+#include "kernels.h"
+
+namespace llamaseek {
+
+using at::Tensor;
+
+const Kernels& kernels();
+
+inline bool is_float(const Tensor& x) { return x.scalar_type() == at::kFloat; }
+
+inline float load(const void* from, bool wide, int64_t at) {
+  if (wide) return static_cast<const float*>(from)[at];
+  return static_cast<float>(static_cast<const at::BFloat16*>(from)[at]);
+}
+
+inline void store(void* to, bool wide, int64_t at, float value) {
+  if (wide) {
+    static_cast<float*>(to)[at] = value;
+  } else {
+    static_cast<at::BFloat16*>(to)[at] = value;
+  }
+}
+
+inline const uint8_t* row_of(const Tensor& x, int64_t row) {
+  return static_cast<const uint8_t*>(x.const_data_ptr()) + row * x.stride(0) * x.element_size();
+}
+
+// Calls work(begin, end) on pieces of [0, count); a thread that is done takes the next one.
+template <class Work>
+void share(int64_t count, int64_t piece, const Work& work) {
+  std::atomic<int64_t> next{0};
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), (count + piece - 1) / piece);
+  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (int64_t at; (at = next.fetch_add(piece)) < count;) {
+      work(at, std::min(at + piece, count));
+    }
+  });
+}
+
+// Up to kTokens rows of x (M, K), in the forms that tiles for weights of `bits` bits read.
+class Prepared {
+ public:
+  struct Norm {
+    const void* weight;
+    bool is_float;
+    float eps;
+  };
+
+  Prepared(int count, int64_t width, int bits);
+  // Fills token m from its row.
+  void fill(int m, const void* row, bool row_is_float, const Norm& norm);
+  Tokens tokens{};
+
+ private:
+  int bits_;
+  Tensor memory_;
+};
+
+// A matrix (N, K): plain bf16 or float32, or packed with scales.
+struct Matrix {
+  const uint8_t* weight;
+  const uint16_t* scale;
+  int64_t rows, stride, scales, group;
+
+  Matrix(const Tensor& weight, const std::optional<Tensor>& scale, int64_t width);
+  Matrix part(int64_t first, int64_t count) const;
+  // Row r of a tile is this matrix's `row`; the next tile's is `ahead` rows further.
+  void point(Rows& rows, int r, int64_t row, int64_t ahead) const;
+};
+
+Tile tile_for(int64_t bits);
+Prepared::Norm norm_of(const std::optional<Tensor>& weight, double eps);
+
+}  // namespace llamaseek

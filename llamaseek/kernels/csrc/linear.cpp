@@ -1,0 +1,252 @@
+// Matrix products of a few tokens: every weight is read once, whatever the number of tokens.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "driver.h"
+#include "ops.h"
+
+namespace llamaseek {
+namespace {
+
+// Tiles that a thread takes at once: few enough that threads end together, and one long stream each.
+int64_t piece(int64_t tiles) {
+  return std::clamp<int64_t>(tiles / (8 * at::get_num_threads()), 1, 32);
+}
+
+Prepared prepare(const Tensor& x, int64_t first, int bits, const Prepared::Norm& norm) {
+  const int count = int(std::min<int64_t>(x.size(0) - first, kTokens));
+  Prepared ready(count, x.size(1), bits);
+  at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; m++) {
+      ready.fill(int(m), row_of(x, first + m), is_float(x), norm);
+    }
+  });
+  return ready;
+}
+
+std::vector<Matrix> matrices(at::TensorList weights, at::TensorList scales,
+                             int64_t width) {
+  std::vector<Matrix> found;
+  for (size_t i = 0; i < weights.size(); i++) {
+    found.emplace_back(weights[i], scales.empty() ? std::nullopt : std::optional(scales[i]), width);
+  }
+  return found;
+}
+
+float gated(float gate, float up) { return gate / (1.0f + std::exp(-gate)) * up; }
+
+// Where tiles put what they made: rows of out (M, N) from `first` on, on top of a residual.
+struct Target {
+  void* out;
+  const void* residual;
+  bool wide;
+  int64_t width, first;
+
+  void put(int64_t m, int64_t n, float value) const {
+    const int64_t at = (first + m) * width + n;
+    store(out, wide, at, residual ? value + load(residual, wide, at) : value);
+  }
+};
+
+// out[:, offset + n] = matrix n · tokens, for each matrix behind the one before.
+void multiply(const std::vector<Matrix>& all, const Tokens& tokens, Tile tile, const Target& to) {
+  std::vector<int64_t> ends, offsets;
+  int64_t units = 0, offset = 0;
+  for (const Matrix& one : all) {
+    offsets.push_back(offset);
+    offset += one.rows;
+    ends.push_back(units += (one.rows + kRows - 1) / kRows);
+  }
+  share(units, piece(units), [&](int64_t begin, int64_t end) {
+    alignas(64) float found[kRows * kTokens];
+    for (int64_t unit = begin; unit < end; unit++) {
+      const size_t i = std::upper_bound(ends.begin(), ends.end(), unit) - ends.begin();
+      const int64_t row = (unit - (i ? ends[i - 1] : 0)) * kRows;
+      Rows rows{};
+      for (int r = 0; r < kRows; r++) all[i].point(rows, r, row + r, kRows);
+      tile(rows, tokens, found);
+      for (int r = 0; r < kRows && row + r < all[i].rows; r++) {
+        for (int m = 0; m < tokens.count; m++) {
+          to.put(m, offsets[i] + row + r, found[r * kTokens + m]);
+        }
+      }
+    }
+  });
+}
+
+// Two rows of the gate and the same two of up; put(m, n, silu(gate) * up).
+template <class Put>
+void gate_tile(const Matrix& gate, const Matrix& up, int64_t row, const Tokens& tokens, Tile tile,
+               const Put& put) {
+  alignas(64) float found[kRows * kTokens];
+  Rows rows{};
+  for (int r = 0; r < 2; r++) {
+    gate.point(rows, r, row + r, 2);
+    up.point(rows, 2 + r, row + r, 2);
+  }
+  tile(rows, tokens, found);
+  for (int r = 0; r < 2 && row + r < gate.rows; r++) {
+    for (int m = 0; m < tokens.count; m++) {
+      put(m, row + r, gated(found[r * kTokens + m], found[(2 + r) * kTokens + m]));
+    }
+  }
+}
+
+}  // namespace
+
+Tensor linear(const Tensor& x, const std::optional<Tensor>& norm, double eps,
+              at::TensorList weights, at::TensorList scales, int64_t bits,
+              const std::optional<Tensor>& residual, bool gate) {
+  const auto all = matrices(weights, scales, x.size(1));
+  int64_t width = 0;
+  for (const Matrix& one : all) width += one.rows;
+  if (gate) width /= 2;
+  Tensor out = at::empty({x.size(0), width}, x.options());
+  const Tile tile = tile_for(bits);
+  Target to{out.data_ptr(), residual ? residual->const_data_ptr() : nullptr, is_float(x), width, 0};
+  for (; to.first < x.size(0); to.first += kTokens) {
+    const Prepared ready = prepare(x, to.first, int(bits), norm_of(norm, eps));
+    if (!gate) {
+      multiply(all, ready.tokens, tile, to);
+      continue;
+    }
+    share((width + 1) / 2, piece((width + 1) / 2), [&](int64_t begin, int64_t end) {
+      for (int64_t unit = begin; unit < end; unit++) {
+        gate_tile(all[0], all[1], unit * 2, ready.tokens, tile,
+                  [&](int m, int64_t n, float value) { to.put(m, n, value); });
+      }
+    });
+  }
+  return out;
+}
+
+Tensor linear_heads(const Tensor& x, const Tensor& weight) {
+  const int64_t tokens = x.size(0), heads = x.size(1), width = x.size(2), rows = weight.size(1);
+  const int bits = is_float(weight) ? 32 : 16;
+  const Tile tile = tile_for(bits);
+  Tensor out = at::empty({tokens, heads, rows}, x.options());
+  const int64_t units = (rows + kRows - 1) / kRows;
+  const int64_t head_bytes = x.stride(1) * x.element_size();
+  for (int64_t first = 0; first < tokens; first += kTokens) {
+    const int count = int(std::min<int64_t>(tokens - first, kTokens));
+    share(heads, 1, [&](int64_t begin, int64_t end) {
+      Prepared ready(count, width, bits);
+      alignas(64) float found[kRows * kTokens];
+      for (int64_t head = begin; head < end; head++) {
+        for (int m = 0; m < count; m++) {
+          ready.fill(m, row_of(x, first + m) + head * head_bytes, is_float(x), {});
+        }
+        const Matrix matrix(weight[head], std::nullopt, width);
+        for (int64_t unit = 0; unit < units; unit++) {
+          Rows four{};
+          for (int r = 0; r < kRows; r++) matrix.point(four, r, unit * kRows + r, kRows);
+          tile(four, ready.tokens, found);
+          for (int r = 0; r < kRows && unit * kRows + r < rows; r++) {
+            for (int m = 0; m < count; m++) {
+              const int64_t at = ((first + m) * heads + head) * rows + unit * kRows + r;
+              store(out.data_ptr(), is_float(x), at, found[r * kTokens + m]);
+            }
+          }
+        }
+      }
+    });
+  }
+  return out;
+}
+
+namespace {
+
+// The (token, choice) pairs of one expert, up to kTokens of them.
+struct Visit {
+  int64_t expert;
+  std::vector<int64_t> pairs;
+};
+
+std::vector<Visit> visits(const Tensor& chosen, int64_t experts) {
+  const int64_t* ids = chosen.const_data_ptr<int64_t>();
+  std::vector<Visit> open(experts), found;
+  for (int64_t pair = 0; pair < chosen.numel(); pair++) {
+    Visit& visit = open[ids[pair]];
+    visit.expert = ids[pair];
+    visit.pairs.push_back(pair);
+    if (int64_t(visit.pairs.size()) == kTokens) {
+      found.push_back(visit);
+      visit.pairs.clear();
+    }
+  }
+  for (Visit& visit : open) {
+    if (!visit.pairs.empty()) found.push_back(visit);
+  }
+  return found;
+}
+
+// Runs work(visit, ready, unit) for `units` units of each visit, all visits in one go.
+template <class Row, class Work>
+void each_visit(const std::vector<Visit>& all, int64_t width, int bits, int64_t units,
+                const Row& row, const Work& work) {
+  std::vector<Prepared> ready;
+  for (const Visit& visit : all) ready.emplace_back(int(visit.pairs.size()), width, bits);
+  share(int64_t(all.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t v = begin; v < end; v++) {
+      for (size_t m = 0; m < all[v].pairs.size(); m++) {
+        auto [from, wide] = row(all[v].pairs[m]);
+        ready[v].fill(int(m), from, wide, {});
+      }
+    }
+  });
+  share(int64_t(all.size()) * units, piece(int64_t(all.size()) * units), [&](int64_t begin, int64_t end) {
+    for (int64_t at = begin; at < end; at++) {
+      work(all[at / units], ready[at / units].tokens, at % units);
+    }
+  });
+}
+
+}  // namespace
+
+Tensor experts(const Tensor& x, const Tensor& chosen, const Tensor& gates, const Tensor& gate_up,
+               const std::optional<Tensor>& gate_up_scale, const Tensor& down,
+               const std::optional<Tensor>& down_scale, int64_t bits, int64_t down_bits) {
+  TORCH_CHECK(gate_up.dim() == 3 && down.dim() == 3, "experts: weights have three dimensions");
+  const int64_t width = x.size(1), hidden = gate_up.size(1) / 2, choices = chosen.size(1);
+  const Tensor ids = chosen.contiguous(), shares = gates.to(at::kFloat).contiguous();
+  const auto all = visits(ids, gate_up.size(0));
+  const Tile tile = tile_for(bits), down_tile = tile_for(down_bits);
+  const auto expert = [](const Tensor& weight, const std::optional<Tensor>& scale, int64_t e,
+                         int64_t inputs) {
+    return Matrix(weight[e], scale ? std::optional((*scale)[e]) : std::nullopt, inputs);
+  };
+  std::vector<Matrix> ups, downs;
+  for (int64_t e = 0; e < gate_up.size(0); e++) {
+    ups.push_back(expert(gate_up, gate_up_scale, e, width));
+    downs.push_back(expert(down, down_scale, e, hidden));
+  }
+  Tensor inner = at::empty({ids.numel(), hidden}, at::kFloat);
+  Tensor made = at::empty({ids.numel(), width}, at::kFloat);
+  float *to_inner = inner.data_ptr<float>(), *to_made = made.data_ptr<float>();
+  each_visit(
+      all, width, int(bits), (hidden + 1) / 2,
+      [&](int64_t pair) { return std::pair(row_of(x, pair / choices), is_float(x)); },
+      [&](const Visit& visit, const Tokens& tokens, int64_t unit) {
+        const Matrix& both = ups[visit.expert];
+        gate_tile(both.part(0, hidden), both.part(hidden, hidden), unit * 2, tokens, tile,
+                  [&](int m, int64_t n, float v) { to_inner[visit.pairs[m] * hidden + n] = v; });
+      });
+  each_visit(
+      all, hidden, int(down_bits), (width + kRows - 1) / kRows,
+      [&](int64_t pair) { return std::pair(row_of(inner, pair), true); },
+      [&](const Visit& visit, const Tokens& tokens, int64_t unit) {
+        alignas(64) float found[kRows * kTokens];
+        Rows rows{};
+        for (int r = 0; r < kRows; r++) downs[visit.expert].point(rows, r, unit * kRows + r, kRows);
+        down_tile(rows, tokens, found);
+        for (int r = 0; r < kRows && unit * kRows + r < width; r++) {
+          for (int m = 0; m < tokens.count; m++) {
+            to_made[visit.pairs[m] * width + unit * kRows + r] = found[r * kTokens + m];
+          }
+        }
+      });
+  return made.view({x.size(0), choices, width}).mul_(shares.unsqueeze(-1)).sum(1).to(x.dtype());
+}
+
+}  // namespace llamaseek

@@ -1,0 +1,163 @@
+"""Quantized folders: what is in them, that others read them, and that answers come from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from llamaseek.engine.engine import Engine
+from llamaseek.engine.quantize import Packing, Plan, Quantization
+from llamaseek.engine.request import Request, SamplingParams
+from llamaseek.errors import UserError
+from llamaseek.kernels import packed
+from llamaseek.models.checkpoint import load_model, save_model
+from llamaseek.models.convert import Conversion
+from llamaseek.models.lazy import lazy
+from llamaseek.models.packed import PackedExperts, PackedLinear
+from tests.engine.reference import FAMILIES
+from tests.kernels.check import PACKED, TWICE, relative
+from tests.models.shapes import tiny_model
+
+SIZES: dict[str, dict[str, Any]] = {
+    "llama3": {"hidden_size": 64, "intermediate_size": 96, "tie_word_embeddings": True},
+    "deepseek_v3": {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "moe_intermediate_size": 32,
+        "num_nextn_predict_layers": 1,
+    },
+}
+
+
+def quantized(family: str, folder: Path, bits: int, group: int | None) -> Path:
+    save_model(tiny_model(family, **SIZES[family]), folder / "plain")
+    Quantization(folder / "plain", folder / "packed", bits, group).run()
+    return folder / "packed"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("bits", "group"), [(8, None), (4, 32)])
+class TestFolder:
+    def test_transformers_reads_the_same_model(
+        self, family: str, bits: int, group: int | None, tmp_path: Path
+    ) -> None:
+        """compressed-tensors widens our weights to bf16; so does `convert`, and ours multiply."""
+        transformers = pytest.importorskip("transformers")
+        pytest.importorskip("compressed_tensors")
+        folder = quantized(family, tmp_path, bits, group)
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        Conversion(folder, tmp_path / "widened", torch.bfloat16).run()
+        widened = load_model(tmp_path / "widened", torch.float32).eval()
+        tokens = torch.arange(1, 21)[None]
+        with torch.no_grad():
+            wanted = theirs.eval()(tokens).logits
+            found = widened.logits(widened(tokens, tokens - 1))
+        assert (found - wanted).norm() / wanted.norm() < 2e-2
+
+    def test_the_packed_model_is_the_widened_one(
+        self, family: str, bits: int, group: int | None, tmp_path: Path
+    ) -> None:
+        folder = quantized(family, tmp_path, bits, group)
+        Conversion(folder, tmp_path / "widened", torch.float32).run()
+        widened, model = load_model(tmp_path / "widened").eval(), load_model(folder).eval()
+        assert isinstance(model.lm_head, PackedLinear)
+        routed = [m for m in model.modules() if isinstance(m, PackedExperts)]
+        assert bool(routed) == (family == "deepseek_v3")
+        for name, layer in model.named_modules():
+            x, plain = torch.randn(5, 64), widened.get_submodule(name)
+            if isinstance(layer, PackedLinear):
+                x = torch.randn(5, layer.in_features)
+                assert relative(layer(x), plain(x)) < PACKED
+            elif isinstance(layer, PackedExperts):
+                choice = torch.tensor([[0, 1], [1, 2], [1, 3], [0, 3], [7, 1]])
+                rest = choice, torch.rand(5, 2), choice.flatten().bincount(minlength=8)
+                assert relative(layer(x, *rest), plain(x, *rest)) < TWICE
+        request = Request(prompt=[1, 2, 3], params=SamplingParams(max_tokens=6))
+        assert len(Engine(model).generate([request])[0].answers[0].tokens) == 6
+
+
+def test_words_and_scales_are_those_of_the_whole_matrix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few rows at a time or all at once: the same bits; and read again, the scales are gone."""
+    monkeypatch.setattr("llamaseek.engine.quantize.NUMBERS", 128 * 64)
+    weight = torch.randn(700, 64)
+    tensors = Packing(lazy(weight), Plan(4, 32)).tensors("a")
+    words, scales = packed.quantise(weight, 4, 32)
+    found = torch.cat([tensors["a.weight_packed"].rows(s, s + 350) for s in (0, 350)])
+    assert torch.equal(found, words)
+    assert torch.equal(tensors["a.weight_scale"].rows(0, 700), scales)
+
+
+def test_what_stays_and_what_gets_fewer_bits(tmp_path: Path) -> None:
+    folder = quantized("deepseek_v3", tmp_path, 4, 64)
+    stored = load_file(folder / "model.safetensors")
+    assert stored["model.layers.1.mlp.experts.0.gate_proj.weight_packed"].shape == (32, 8)
+    # No group of 64 divides 32 inputs: 8 bits, a scale a row.
+    assert stored["model.layers.1.mlp.experts.0.down_proj.weight_packed"].shape == (64, 8)
+    assert stored["model.layers.1.mlp.experts.0.down_proj.weight_scale"].shape == (64, 1)
+    assert stored["lm_head.weight_packed"].shape == (97, 16)
+    for name in ("embed_tokens", "layers.1.mlp.gate", "layers.1.self_attn.kv_b_proj", "norm"):
+        assert stored[f"model.{name}.weight"].dtype == torch.float32
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert {g["weights"]["num_bits"] for g in config["config_groups"].values()} == {4, 8}
+    model = load_model(folder)
+    assert model.config.num_nextn_predict_layers == 1
+
+
+def test_a_tied_head_is_stored_apart(tmp_path: Path) -> None:
+    folder = quantized("llama3", tmp_path, 8, None)
+    model = load_model(folder)
+    assert not model.config.tie_word_embeddings
+    plain = load_model(tmp_path / "plain")
+    assert torch.equal(model.model.embed_tokens.weight, plain.model.embed_tokens.weight)
+
+
+class TestRefused:
+    def test_options(self, tmp_path: Path) -> None:
+        folder = quantized("llama3", tmp_path, 8, None)
+        plain = tmp_path / "plain"
+        for bits, group, said in ((3, None, "--bits"), (4, 48, "--group"), (8, 32, "--group")):
+            with pytest.raises(UserError, match=said):
+                Quantization(plain, tmp_path / "new", bits, group)
+        with pytest.raises(UserError, match="quantized already"):
+            Quantization(folder, tmp_path / "new", 4)
+        with pytest.raises(UserError, match="--overwrite"):
+            Quantization(plain, folder, 4).run()
+        assert not (tmp_path / "new").exists()
+
+    @pytest.mark.parametrize(
+        ("name", "broken", "said"),
+        [
+            ("weight_packed", torch.zeros(64, 9, dtype=torch.int32), "4 or 8 bits"),
+            ("weight_packed", torch.zeros(64, 16, dtype=torch.int64), "I32"),
+            ("weight_scale", torch.zeros(64, 3, dtype=torch.bfloat16), "one a row"),
+            ("weight_scale", torch.zeros(64, 1), "BF16"),
+            ("weight_scale", None, "lacks"),
+        ],
+    )
+    def test_broken_folders(
+        self, name: str, broken: torch.Tensor | None, said: str, tmp_path: Path
+    ) -> None:
+        folder = quantized("llama3", tmp_path, 8, None)
+        tensors = load_file(folder / "model.safetensors")
+        key = f"model.layers.0.self_attn.q_proj.{name}"
+        tensors.pop(key)
+        if broken is not None:
+            tensors[key] = broken
+        save_file(tensors, folder / "model.safetensors")
+        with pytest.raises(UserError, match=f"q_proj.{name}.*{said}|{said}.*q_proj.{name}"):
+            load_model(folder)
+
+    def test_another_layout(self, tmp_path: Path) -> None:
+        folder = quantized("llama3", tmp_path, 8, None)
+        config = json.loads((folder / "config.json").read_text())
+        config["quantization_config"] = {"quant_method": "gptq"}
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(UserError, match="quantization_config"):
+            load_model(folder)

@@ -1,0 +1,151 @@
+"""Every operator against its plain computation, as a script too, so that each instruction set's
+kernels can be checked on one machine: `LLAMASEEK_KERNELS=avx2 python -m tests.kernels.check`."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from llamaseek.kernels import ops
+from llamaseek.kernels.build import builder
+from llamaseek.kernels.packed import dequantise, quantise
+
+KERNELS = torch.ops.llamaseek
+# Relative errors in the norm of the outcome. Packed weights meet activations of 8 bits: rounding to
+# 1/127 of the largest of 128 normal numbers is 0.7% of their size, and 1.5% where it is done twice.
+EXACT, BF16, PACKED, TWICE = 2e-6, 4e-3, 1.5e-2, 2.5e-2
+AVERAGE = 1e-5  # of attention over random values, which cancel each other out
+FORMS = ((32, 0), (16, 0), (8, 0), (8, 128), (4, 0), (4, 32), (4, 64), (4, 128))
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    return float((found.float() - wanted.float()).norm() / wanted.float().norm())
+
+
+def tolerance(bits: int) -> float:
+    return {32: EXACT, 16: BF16}.get(bits, PACKED)
+
+
+def make(shape: tuple[int, ...], bits: int, group: int) -> tuple[Tensor, list[Tensor], Tensor]:
+    """A weight as an operator takes it, its scales if it has any, and as plain float32."""
+    weight = torch.randn(shape) * shape[-1] ** -0.5
+    if bits >= 16:
+        weight = weight.to({32: torch.float32, 16: torch.bfloat16}[bits])
+        return weight, [], weight.float()
+    words, scales = quantise(weight, bits, group)
+    return words, [scales], dequantise(words, scales, bits, torch.float32)
+
+
+def check_linear(bits: int, group: int) -> None:
+    """Several weights at once; norm, residual and gate; widths with tails; 1 to 19 tokens."""
+    for tokens, width in itertools.product((1, 2, 3, 4, 7, 16, 19), (40, 128, 200, 384)):
+        if group and width % group:
+            continue
+        made = [make((rows, width), bits, group) for rows in (33, 7)]
+        words, scales = [m[0] for m in made], [s for m in made for s in m[1]]
+        x, norm = torch.randn(tokens, width), torch.rand(width) + 0.5
+        residual = torch.randn(tokens, 40)
+        ready = torch.nn.functional.rms_norm(x, (width,), norm, 1e-5)
+        wanted = torch.cat([ready @ m[2].T for m in made], -1) + residual
+        found = KERNELS.linear(x, norm, 1e-5, words, scales, bits, residual, False)
+        assert relative(found, wanted) < tolerance(bits), (tokens, width)
+        gate, up = make((21, width), bits, group), make((21, width), bits, group)
+        both = [gate[0], up[0]], [*gate[1], *up[1]]
+        found = KERNELS.linear(x, None, 0.0, *both, bits, None, True)
+        wanted = torch.nn.functional.silu(x @ gate[2].T) * (x @ up[2].T)
+        assert relative(found, wanted) < 2 * tolerance(bits), (tokens, width)
+
+
+def check_bf16_activations() -> None:
+    """Activations in bf16 give what float32 ones of the same values give, rounded once."""
+    x, weight = torch.randn(3, 200).bfloat16(), torch.randn(12, 200).bfloat16()
+    found = KERNELS.linear(x, None, 0.0, [weight], [], 16, None, False)
+    assert found.dtype == torch.bfloat16
+    assert relative(found, x.float() @ weight.float().T) < BF16
+
+
+def check_heads() -> None:
+    for dtype, most in ((torch.float32, EXACT), (torch.bfloat16, BF16)):
+        x, weight = torch.randn(3, 8, 40, dtype=dtype), torch.randn(8, 30, 24, dtype=dtype)
+        wanted = torch.einsum("mhk,hnk->mhn", x[..., :24].float(), weight.float())
+        assert relative(KERNELS.linear_heads(x[..., :24], weight), wanted) < most
+
+
+def check_experts(bits: int, group: int) -> None:
+    """A token's outcome is the sum of its experts', each weighed by its gate."""
+    experts, width, hidden, tokens = 6, 128, 128, 20
+    up, down = (
+        make((experts, 2 * hidden, width), bits, group),
+        make((experts, width, hidden), bits, group),
+    )
+    x = torch.randn(tokens, width)
+    chosen = torch.stack([torch.randperm(experts)[:2] for _ in range(tokens)])
+    gates = torch.rand(tokens, 2)
+    scales = [m[1][0] if m[1] else None for m in (up, down)]
+    found = KERNELS.experts(x, chosen, gates, up[0], scales[0], down[0], scales[1], bits, bits)
+    wanted = torch.zeros(tokens, width)
+    for token, choice in itertools.product(range(tokens), range(2)):
+        expert = int(chosen[token, choice])
+        first, second = (up[2][expert] @ x[token]).chunk(2)
+        made = down[2][expert] @ (torch.nn.functional.silu(first) * second)
+        wanted[token] += gates[token, choice] * made
+    assert relative(found, wanted) < (TWICE if bits < 16 else 2 * tolerance(bits))
+
+
+def check_attend() -> None:
+    """Scattered blocks, several lengths, values that are a part of the keys, many heads."""
+    for dtype, (heads, groups, width, values) in itertools.product(
+        (torch.float32, torch.bfloat16),
+        ((8, 2, 64, 64), (16, 1, 576, 512), (20, 1, 40, 24), (3, 3, 18, 18)),
+    ):
+        kept = [torch.randn(groups, 1024, width, dtype=dtype) for _ in range(2)]
+        v = kept[1] if values == width else kept[0][..., :values]
+        q = torch.randn(3, heads, width, dtype=dtype)
+        tables, lengths = torch.randperm(60).view(3, 20), [1, 257, 320]
+        found = KERNELS.attend(q, kept[0], v, tables, torch.tensor(lengths), 16, 0.1)
+        for token, length in enumerate(lengths):
+            slots = (tables[token][:, None] * 16 + torch.arange(16)).flatten()[:length]
+            for head in range(heads):
+                group = head * groups // heads
+                scores = kept[0][group, slots].float() @ q[token, head].float() * 0.1
+                wanted = scores.softmax(0) @ v[group, slots].float()
+                error = relative(found[token, head], wanted)
+                assert error < (AVERAGE if dtype == torch.float32 else 2 * BF16)
+
+
+def check_rotations() -> None:
+    """The kernels turn and store as the fallbacks do, which the greedy tests hold to the models."""
+    for dtype in (torch.float32, torch.bfloat16):
+        qkv, slots = torch.randn(3, 12 * 16, dtype=dtype), torch.tensor([5, 9, 31])
+        cos, sin = torch.rand(3, 8, dtype=dtype), torch.rand(3, 8, dtype=dtype)
+        both = [[torch.zeros(2, 32, 16, dtype=dtype) for _ in range(2)] for _ in range(2)]
+        found = KERNELS.rotate_store(qkv, cos, sin, slots, *both[0])
+        wanted = ops.rotate_store(qkv, cos, sin, slots, *both[1])
+        for ours, theirs in ((found, wanted), *zip(*both, strict=True)):
+            assert relative(ours, theirs) < EXACT
+        q, absorbed = torch.randn(3, 4, 40, dtype=dtype), torch.randn(3, 4, 48, dtype=dtype)
+        latent, norm = torch.randn(3, 64, dtype=dtype), torch.rand(48, dtype=dtype)
+        stores = [torch.zeros(1, 32, 64, dtype=dtype) for _ in range(2)]
+        rest = (q, absorbed, latent, norm, 1e-6, cos, sin, slots)
+        found = KERNELS.rotate_store_latent(*rest, stores[0])
+        wanted = ops.rotate_store_latent(*rest, stores[1])
+        most = EXACT if dtype == torch.float32 else BF16
+        assert relative(found, wanted) < most and relative(*stores) < most
+
+
+def check_all() -> None:
+    torch.manual_seed(0)
+    for form in FORMS:
+        check_linear(*form)
+        check_experts(*form)
+    check_bf16_activations()
+    check_heads()
+    check_attend()
+    check_rotations()
+
+
+if __name__ == "__main__":
+    assert builder().build(), builder().reason
+    check_all()
