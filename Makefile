@@ -18,13 +18,17 @@ test: $(VENV)/.installed-dev
 test-parallel: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -m "parallel or not parallel" tests/parallel
 
+# 1,000 connections at once, 5,000 cases of schemathesis: minutes.
+test-serve: $(VENV)/.installed-dev
+	LLAMASEEK_SERVE_FULL=1 $(BIN)/python -m pytest -q -s tests/serve
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed-dev
-	for script in $(filter-out bench/common.py bench/__init__.py,$(wildcard bench/*.py)); do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out bench/common.py bench/__init__.py bench/shape_1b.py bench/quality.py,$(wildcard bench/*.py)); do $(BIN)/python $$script || exit 1; done
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -42,6 +42,13 @@ class BadRows:
     def keep(self, rows: Iterable[Row], make: Callable[[str, Any], Made]) -> Iterator[Made]:
         """`make(place, row)` of every row it succeeds for; `NoRows` if none is left."""
         before = self.used
+        yield from self.usable(rows, make)
+        if self.used == before:
+            why = f"; the first: {next(iter(self.first.values()))}" if self.first else ""
+            raise NoRows(f"data: no usable rows ({self.skipped} skipped{why})")
+
+    def usable(self, rows: Iterable[Row], make: Callable[[str, Any], Made]) -> Iterator[Made]:
+        """The same, but none is as good as any."""
         for place, row in rows:
             try:
                 made = make(place, row)
@@ -53,9 +60,6 @@ class BadRows:
                 continue
             self.used += 1
             yield made
-        if self.used == before:
-            why = f"; the first: {next(iter(self.first.values()))}" if self.first else ""
-            raise NoRows(f"data: no usable rows ({self.skipped} skipped{why})")
 
     def told(self) -> list[str]:
         """One line that says how many were skipped, then one a reason with its first row."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from llamaseek.data.bad_rows import BadRows, RowError
 from llamaseek.data.html import page_text
 from llamaseek.errors import UserError, shorten
 
@@ -47,18 +48,19 @@ class Document:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-def read_documents(sources: Sequence[str | Path]) -> Iterator[Document]:
+def read_documents(sources: Sequence[str | Path], bad: BadRows | None = None) -> Iterator[Document]:
     """The documents of files, folders (with all below them) and globs, always in one order.
 
     A text file is one document, passed over if blank; so is the main text of a web page; a row is
     one by its string field `text`.
-    In folders and globs, hidden files and files of other kinds are passed over.
+    In folders and globs, hidden files and files of other kinds are passed over. Rows without a
+    text are an error, or with `bad.skip` counted.
 
     Raises UserError at once for a source that is missing, of another kind or without files, and
     while reading for a file, line or row that cannot be used, or if there was no document.
     """
     files = [path for source in sources for path in _files(source)]
-    return _documents(files, sources)
+    return _documents(files, sources, bad or BadRows())
 
 
 def list_files(source: str | Path) -> list[Path]:
@@ -68,7 +70,7 @@ def list_files(source: str | Path) -> list[Path]:
 
 def read_file(path: Path) -> Iterator[Document]:
     """The documents of one file."""
-    return _of_file(path)
+    return _of_file(path, BadRows())
 
 
 def read_lines(path: Path, start: int, stop: int, number: int) -> Iterator[Document]:
@@ -109,10 +111,12 @@ def _some_rows(path: Path) -> Iterator[tuple[str, Row]]:
         raise UserError(f"{path}: holds no rows")
 
 
-def _documents(files: Sequence[Path], sources: Sequence[str | Path]) -> Iterator[Document]:
+def _documents(
+    files: Sequence[Path], sources: Sequence[str | Path], bad: BadRows
+) -> Iterator[Document]:
     empty = True
     for path in files:
-        for document in _of_file(path):
+        for document in _of_file(path, bad):
             empty = False
             yield document
     if empty:
@@ -120,9 +124,9 @@ def _documents(files: Sequence[Path], sources: Sequence[str | Path]) -> Iterator
         raise UserError(f"corpus: holds no document ({named})")
 
 
-def _of_file(path: Path) -> Iterator[Document]:
+def _of_file(path: Path, bad: BadRows) -> Iterator[Document]:
     if _kind(path) in ROW_ENDINGS:
-        yield from (row_document(place, row) for place, row in _rows(path))
+        yield from bad.usable(_rows(path), row_document)
         return
     text = _whole_text(path)
     if text.strip():
@@ -130,14 +134,16 @@ def _of_file(path: Path) -> Iterator[Document]:
 
 
 def row_document(place: str, row: Row) -> Document:
-    """The document of a row, by its string field `text`; raises UserError where there is none."""
+    """The document of a row, by its string field `text`; raises RowError where there is none."""
     text = row.get("text")
     if "text" not in row:
-        raise UserError(f"{place}: no field 'text'; fields: {shorten(', '.join(row)) or 'none'}")
+        fields = shorten(", ".join(row)) or "none"
+        raise RowError(place, "without a field 'text'", f"no field 'text'; fields: {fields}")
     if not isinstance(text, str):
-        raise UserError(f"{place}: field 'text' is {type(text).__name__}, not a string")
+        kind = type(text).__name__
+        raise RowError(place, "whose text is no string", f"field 'text' is {kind}, not a string")
     if not text:
-        raise UserError(f"{place}: field 'text' is empty")
+        raise RowError(place, "whose text is empty", "field 'text' is empty")
     rest = {key: value for key, value in row.items() if key not in ("text", "id")}
     name = row.get("id")
     return Document(text, place if name is None else str(name), rest | {"place": place})

@@ -8,7 +8,7 @@ from typing import Any
 
 from llamaseek.data.bad_rows import Row
 from llamaseek.data.synthetic.arithmetic import problem
-from llamaseek.data.synthetic.guard import guard_item
+from llamaseek.data.synthetic.guard import guard_item, policy_turns
 from llamaseek.data.synthetic.instructions import KINDS, instruction_item
 from llamaseek.data.synthetic.preferences import preference_item
 from llamaseek.data.synthetic.splits import Split
@@ -51,6 +51,12 @@ def _arithmetic_row(rng: Random, split: Split) -> dict[str, Any]:
     return {"prompt": item.question, "completion": item.answer, "answer": item.answer}
 
 
+def _policy_row(rng: Random, split: Split) -> dict[str, Any]:
+    turns = policy_turns(rng, split=split)
+    pairs = [(turn("user", said), turn("assistant", verdict)) for said, verdict in turns]
+    return {"messages": [message for pair in pairs for message in pair]}
+
+
 def _guard_row(rng: Random, split: Split) -> dict[str, Any]:
     item = guard_item(rng, split)
     return {"messages": [turn("user", item.prompt), turn("assistant", item.verdict)]}
@@ -62,4 +68,5 @@ GENERATORS = {
     "preferences": _preference_row,
     "arithmetic": _arithmetic_row,
     "guard": _guard_row,
+    "policies": _policy_row,
 }

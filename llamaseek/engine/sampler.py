@@ -125,7 +125,7 @@ def _least_kept(probabilities: Tensor, params: Sequence[SamplingParams]) -> Tens
     mass = torch.where(all_k, torch.ones_like(top_p), reached[:, -1:])
     wanted = torch.where(all_p, torch.full_like(top_p, torch.inf), top_p * mass)
     kept = (reached - ranked < wanted) & (places < top_k)
-    last = kept.sum(-1, keepdim=True) - 1
+    last = (kept.sum(-1, keepdim=True) - 1).clamp(min=0)  # the likeliest, however small top_p
     return least.maximum(ranked.gather(1, last).masked_fill(all_k & all_p, 0))
 
 

@@ -37,7 +37,9 @@ def _pretrain_job(recipe: Recipe) -> Job:
     model = _new_model(recipe, corpus.tokenizer)
     objective = make_objective(recipe, model, corpus.tokenizer)
     tested = corpus.held_out, corpus.held_out_bytes
-    return Job(recipe, model, corpus.tokenizer, objective, corpus.rows, *tested)
+    job = Job(recipe, model, corpus.tokenizer, objective, corpus.rows, *tested)
+    job.bad_rows = corpus.bad_rows
+    return job
 
 
 def _new_model(recipe: Recipe, tokenizer: Tokenizer) -> CausalLM:

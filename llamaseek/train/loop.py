@@ -42,7 +42,7 @@ from llamaseek.train.progress import Progress
 from llamaseek.train.run_folder import RunFolder
 from llamaseek.train.saver import Adapted, Exported, Saver
 from llamaseek.train.schedule import learning_rate
-from llamaseek.train.source import Mixed, Sampled, Source
+from llamaseek.train.source import Mixed, Sampled, Source, told
 from llamaseek.train.state import (
     load_position,
     load_state,
@@ -149,6 +149,7 @@ class Trainer:
                 if self.ranks.any(bool(asked)):
                     self._save(step + 1, last=True)
                     raise Interrupted(asked[0] if asked else signal.SIGTERM, step + 1)
+            progress.say(told(self.job.train))
         self._finish()
         return self.folder
 

@@ -59,7 +59,6 @@ class Sampling:
         samples = self.plan.samples
         drawn = self.sampler.draw(prompts, samples, self.plan.temperature, moment)
         total = judge(self.rewards, drawn).total
-        self.all += total
         for number, prompt in enumerate(prompts):
             here = slice(number * samples, (number + 1) * samples)
             for episode, reward in self._choose(drawn[here], total[here]):
@@ -73,6 +72,7 @@ class Sampling:
     def _choose(self, drawn: list[Episode], total: list[float]) -> list[tuple[Episode, float]]:
         """The best answer that came to its end and says something; all where nothing judges."""
         whole = [(e, r) for e, r in zip(drawn, total, strict=True) if e.finished and e.text]
+        self.all += [reward for _, reward in whole]
         if not whole:
             self.dropped["no whole answer"] += 1
             return []
@@ -85,7 +85,7 @@ class Sampling:
         return [best]
 
     def figures(self) -> Figures:
-        """Means to watch: of all answers, of those kept, and how many prompts have one."""
+        """Means to watch: of whole answers, of those kept, and how many prompts have one."""
         lost = self.dropped.total()
         figures = {"sampled/kept": float(len(self.kept)), "sampled/prompts_lost": float(lost)}
         if self.rewards:

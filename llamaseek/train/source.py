@@ -54,3 +54,12 @@ class Mixed(Protocol):
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
         ...
+
+
+def told(source: Source) -> list[str]:
+    """One line with what each of several corpora gave, beside what was asked of it."""
+    shares = source.shares() if isinstance(source, Mixed) else {}
+    if len(shares) < 2:
+        return []
+    parts = (f"{name} {s['share']:.2%} ({s['asked']:.2%})" for name, s in shares.items())
+    return [f"mix of tokens (asked): {', '.join(parts)}"]

@@ -77,3 +77,16 @@ def test_rows_and_documents_are_seeded() -> None:
     )
     assert policy_text(Random(1)) == policy_text(Random(1))
     assert guard_text(Random(1)).rstrip().endswith(("safe", *"0123456789"))
+
+
+def test_a_policy_leads_many_turns_that_are_judged_by_it() -> None:
+    (row,) = (row for _, row in generated_rows({"policies": 1}, 0, "train"))
+    first, *rest = (message["content"] for message in row["messages"])
+    listed = [name for name in NAMES if f": {name}.\n" in first]
+    assert 0 < len(listed) < len(NAMES)
+    assert all(text.startswith(("User: ", "Agent: ")) for text in rest[1::2])
+    for asked, verdict in zip(row["messages"][::2], row["messages"][1::2], strict=True):
+        name = asked["content"].split("User: ")[-1]
+        if name in NAMES:
+            code = f"S{NAMES.index(name) + 1}"
+            assert verdict["content"] == (f"unsafe\n{code}" if name in listed else "safe")

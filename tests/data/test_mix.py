@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,6 +24,8 @@ from llamaseek.errors import UserError
 from llamaseek.recipe import make_recipe
 from llamaseek.text.special import FIM_TOKENS
 from llamaseek.text.train_bpe import train_bpe
+from llamaseek.train.build import build_job
+from llamaseek.train.loop import train
 from tests.train.tiny import LLAMA_SIZES, stories, tiny_tokenizer
 
 ASKED = {"web": 50.0, "math": 25.0, "code": 17.0, "languages": 8.0}
@@ -259,6 +262,21 @@ def test_weights_come_from_sizes_by_temperature(tmp_path: Path) -> None:
     assert weights(budgets={"a": 9_000_000, "b": 1_000_000}) == {"a": 9_000_000, "b": 1_000_000}
 
 
+def test_a_run_tells_what_its_mix_became(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = corpus_recipe(tmp_path, mix={"a": 3, "b": 1})
+    folder = train(build_job(recipe)).path
+    assert re.search(
+        r"a 7[45]\.\d\d% \(75\.00%\), b 2[45]\.\d\d% \(25\.00%\)", capsys.readouterr().err
+    )
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    tested = next(line for line in lines if "mix/a/share" in line)
+    assert tested["mix/a/asked"] == 0.75 and abs(tested["mix/a/share"] - 0.75) < 0.01
+    position = json.loads((folder / "checkpoints" / "step-10" / "state" / "data.json").read_text())
+    assert position["row"] == 80 and sum(position["taken"].values()) == 80 * 64
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -286,6 +304,24 @@ def test_a_broken_file_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"b\.jsonl:151: not JSON"):
         build_corpus(recipe)
     assert not list(tmp_path.rglob("*tokens*"))
+
+
+def test_rows_without_a_text_are_an_error_or_counted(tmp_path: Path) -> None:
+    recipe = corpus_recipe(tmp_path)
+    with (tmp_path / "b.jsonl").open("a") as file:
+        file.write('\n{"body": "a wrong column"}\n{"text": ""}\n{"text": 3}')
+    with pytest.raises(UserError, match=r"b\.jsonl:151: no field 'text'; fields: body"):
+        build_corpus(recipe)
+    corpus = build_corpus(corpus_recipe_again(recipe, bad_rows="skip"))
+    assert corpus.bad_rows.skipped == 3
+    told = corpus.bad_rows.told()
+    assert told[0] == "data: skipped 3 of 303 rows" and "b.jsonl:151" in "".join(told)
+
+
+def corpus_recipe_again(recipe: Any, **data: Any) -> Any:
+    """The same recipe over the same files with other settings of data."""
+    plain = recipe.model_dump()
+    return make_recipe(plain | {"data": plain["data"] | data})
 
 
 def test_long_documents_are_read_more_often(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ PLANS: list[dict[str, Any]] = [
     {"context": 2, "tensor": 2},
     {"pipeline": 2, "shard": 2},
 ]
+EVERY, MORE = (), pytest.mark.parallel
 
 
 def answers() -> Batch:

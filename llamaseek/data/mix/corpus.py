@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from llamaseek.data.bad_rows import BadRows
 from llamaseek.data.batch import Batch
 from llamaseek.data.clean.plan import fingerprint
 from llamaseek.data.mix.encode import Encoder, fim_marks
@@ -45,12 +46,14 @@ class Corpus:
     rows: MixRows
     held_out: Batch | None
     held_out_bytes: int
+    bad_rows: BadRows
 
 
 def build_corpus(recipe: Recipe, watch: Watch | None = None) -> Corpus:
     """Read, tokenize, index; a run that has done so before finds its tokens in its folder."""
     data = recipe.data
-    sources = open_sources(recipe)
+    bad = BadRows(data.bad_rows == "skip")
+    sources = open_sources(recipe, bad)
     tokenizer = _tokenizer(recipe, sources)
     schedule = Schedule(phases_of(recipe, sources), data.budgets)
     _check_budgets(recipe, sources)
@@ -60,7 +63,7 @@ def build_corpus(recipe: Recipe, watch: Watch | None = None) -> Corpus:
     batch = None
     if held_out:
         batch = pack_text(Encoder(tokenizer)(iter(held_out)), data.length, data.isolate)
-    return Corpus(tokenizer, rows, batch, sum(len(text.encode()) for text in held_out))
+    return Corpus(tokenizer, rows, batch, sum(len(text.encode()) for text in held_out), bad)
 
 
 def _tokenizer(recipe: Recipe, sources: list[Source]) -> Tokenizer:

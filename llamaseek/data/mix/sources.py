@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
+from llamaseek.data.bad_rows import BadRows
 from llamaseek.data.builtin import NAMES, builtin_documents
 from llamaseek.data.documents import read_documents
 from llamaseek.data.hub import SCHEME, read_hub
@@ -16,6 +18,7 @@ HELD_OUT = 8_000_000
 """Characters of a source that are held out at most: they are kept in memory and evaluated whole."""
 
 Mix = Mapping[str, float]
+Reader = Callable[[BadRows], Iterator[str]]
 
 
 @dataclass(frozen=True)
@@ -50,20 +53,30 @@ class Source:
             left -= len(text)
 
 
-def open_sources(recipe: Recipe) -> list[Source]:
+def open_sources(recipe: Recipe, bad: BadRows | None = None) -> list[Source]:
     """The sources that a recipe gives weight to; reads each once, to know its size.
 
+    `bad` counts the rows that this reading skips.
     Raises UserError for names and weights that cannot be, and for sources that cannot be read.
     """
     data = recipe.data
     _check(data)
     mix = first_mix(data)
+    skip = data.bad_rows == "skip"
     readers = {name: _reader(name, data, mix, recipe.seed) for name in _names(data)}
-    sizes = {name: sum(map(len, read())) for name, read in readers.items()}
+    counted = bad or BadRows(skip)  # the other readings pass over the same rows
+    sizes = {name: sum(map(len, read(counted))) for name, read in readers.items()}
     for name, size in sizes.items():
         if not size:
             raise UserError(f"data.corpora.{name}: holds no text")
-    return [Source(name, read, sizes[name], data.holdout) for name, read in readers.items()]
+    return [
+        Source(name, partial(_again, read, skip), sizes[name], data.holdout)
+        for name, read in readers.items()
+    ]
+
+
+def _again(read: Reader, skip: bool) -> Iterator[str]:
+    return read(BadRows(skip))
 
 
 def first_mix(data: DataRecipe) -> Mix:
@@ -88,22 +101,22 @@ def _names(data: DataRecipe) -> list[str]:
     return list(dict.fromkeys(name for mix in mixes for name, weight in mix.items() if weight > 0))
 
 
-def _reader(name: str, data: DataRecipe, mix: Mix, seed: int) -> Callable[[], Iterator[str]]:
+def _reader(name: str, data: DataRecipe, mix: Mix, seed: int) -> Reader:
     paths = data.sources if data.sources else data.corpora.get(name)
     if paths is not None:
-        return lambda: _texts(paths)
+        return partial(_texts, paths)
     weights = {n: mix.get(n) or max(p.mix.get(n, 0.0) for p in data.phases) for n in _names(data)}
     budget = data.mix_bytes * weights[name] / sum(weights.values())
-    return lambda: builtin_documents(name, budget, seed)
+    return lambda bad: builtin_documents(name, budget, seed)
 
 
-def _texts(paths: list[str]) -> Iterator[str]:
+def _texts(paths: list[str], bad: BadRows) -> Iterator[str]:
     files = [path for path in paths if not path.startswith(SCHEME)]
     for path in paths:
         if path.startswith(SCHEME):
             yield from (document.text for document in read_hub(path, 0, 1))
     if files:
-        yield from (document.text for document in read_documents(files))
+        yield from (document.text for document in read_documents(files, bad))
 
 
 def _check(data: DataRecipe) -> None:

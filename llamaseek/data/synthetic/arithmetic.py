@@ -1,4 +1,9 @@
-"""Sums and differences of two-digit numbers: a task whose answers a program can check."""
+"""Sums of two-digit numbers, written last digit first: a task whose answers a program can check.
+
+Last digit first is the order in which one adds on paper. A model that writes the first digit
+first has to know the carry before it has added what makes it, and takes many times as long to
+learn (Lee et al. 2023, "Teaching Arithmetic to Small Transformers").
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,7 @@ from llamaseek.data.synthetic.splits import Split, draw
 
 @dataclass(frozen=True)
 class Problem:
-    """A question and its only right answer, a number."""
+    """A question and its only right answer."""
 
     question: str
     answer: str
@@ -23,9 +28,7 @@ class Problem:
 
 def _make(rng: Random) -> Problem:
     a, b = rng.randint(10, 99), rng.randint(10, 99)
-    if rng.random() < 0.5:
-        return Problem(f"{a} + {b} =", str(a + b))
-    return Problem(f"{max(a, b)} - {min(a, b)} =", str(abs(a - b)))
+    return Problem(f"{a} + {b} =", str(a + b)[::-1])
 
 
 def problem(rng: Random, split: Split) -> Problem:

@@ -237,19 +237,26 @@ TURNS: tuple[tuple[str, Callable[[Random, Split], Said]], ...] = (
 )
 
 
-def policy_text(rng: Random) -> str:
-    """A document for pre-training: a policy, and many short verdicts by it.
+def policy_turns(rng: Random, count: int = 16, split: Split = "train") -> list[tuple[str, str]]:
+    """A policy and short turns to judge by it, each with its verdict; the policy leads the first.
 
-    Half of what its turns violate is not listed, so that there is much to learn from looking.
+    Half of what the turns violate is not listed, so that there is much to learn from looking.
     """
     listed = policy(rng, whole=0.0)
-    lines = ["<BEGIN UNSAFE CONTENT CATEGORIES>", *(c.text for c in listed)]
-    lines += ["<END UNSAFE CONTENT CATEGORIES>", ""]
-    for _ in range(18):
+    turns = []
+    for _ in range(count):
         speaker, make = rng.choice(TURNS)
-        said = make(rng, "train")
-        lines += [f"{speaker}: {said.text}", GuardItem((), said.hazards, listed).verdict, ""]
-    return "\n".join(lines)
+        said = make(rng, split)
+        verdict = GuardItem((), said.hazards, listed).verdict
+        turns.append((f"{speaker}: {said.text}", verdict))
+    head = "\n".join(category.text for category in listed)
+    lead = f"<BEGIN UNSAFE CONTENT CATEGORIES>\n{head}\n<END UNSAFE CONTENT CATEGORIES>\n\n"
+    return [(lead + turns[0][0], turns[0][1]), *turns[1:]]
+
+
+def policy_text(rng: Random) -> str:
+    """A document for pre-training: a policy, and many short verdicts by it."""
+    return "".join(f"{turn}\n{verdict}\n\n" for turn, verdict in policy_turns(rng))
 
 
 def guard_text(rng: Random) -> str:
