@@ -1,6 +1,6 @@
 """Decoding speed: our engine beside llama.cpp and transformers, Llama 3.2 1B's shape.
 
-    python bench/decode.py [--json PATH] [--folder PATH] [--only CASE]
+    python bench/decode.py [--json PATH] [--folder PATH] [--only CASE,…]
 
 Weights are random and made once in `--folder` (10 GB). For each case every side's process loads
 its model and waits; then they are timed in turn, five rounds, so that all see the same machine, and
@@ -277,10 +277,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--folder", type=Path, default=FOLDER)
-    parser.add_argument("--only", help="one case, by name; --json then keeps the others' rows")
+    parser.add_argument(
+        "--only", help="cases by name, with commas; --json then keeps the others' rows"
+    )
     parser.add_argument("--side", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    chosen = [case for case in CASES if options.only in (None, case.name)]
+    wanted = options.only.split(",") if options.only else [case.name for case in CASES]
+    chosen = [case for case in CASES if case.name in wanted]
     if not chosen:
         raise SystemExit(f"--only: {options.only!r}; allowed: {', '.join(c.name for c in CASES)}")
     if options.side:

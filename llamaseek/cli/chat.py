@@ -39,10 +39,10 @@ def chat(
 ) -> None:
     """Talk to a model; /help lists what can be changed on the way."""
     from llamaseek.cli.conversation import Conversation
+    from llamaseek.cli.load import load
     from llamaseek.engine.engine import Engine
     from llamaseek.engine.options import EngineOptions
     from llamaseek.engine.request import SamplingParams
-    from llamaseek.models.checkpoint import load_model
     from llamaseek.safety.guard import load_guard
     from llamaseek.text.tokenizer import Tokenizer
     from llamaseek.train.machine import pick_device
@@ -52,7 +52,7 @@ def chat(
     )
     tokenizer = Tokenizer.load(model)
     device = pick_device("auto")
-    engine = Engine(load_model(model).to(device), tokenizer, EngineOptions(most_running=1))
+    engine = Engine(load(model), tokenizer, EngineOptions(most_running=1))
     talk = Conversation(engine, tokenizer, replace(sampling, stop_ids=tokenizer.stop_ids), system)
     talk.guard = load_guard(guard, device=device) if guard else None
     if sys.stdin.isatty():

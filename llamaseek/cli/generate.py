@@ -43,13 +43,12 @@ def generate(
     draft_tokens: int = DRAFT_TOKENS,
 ) -> None:
     """Continue a text, streaming; with --chat, answer a message."""
+    from llamaseek.cli.load import load
     from llamaseek.engine.engine import Engine
     from llamaseek.engine.options import EngineOptions
     from llamaseek.engine.request import Request, SamplingParams
-    from llamaseek.models.checkpoint import load_model
     from llamaseek.text.chat import encode_chat
     from llamaseek.text.tokenizer import Tokenizer
-    from llamaseek.train.machine import pick_device
 
     text = sys.stdin.read() if prompt == "-" else prompt
     tokenizer = Tokenizer.load(model)
@@ -62,7 +61,7 @@ def generate(
         stop_ids=tokenizer.stop_ids,
     )
     options = EngineOptions(most_running=1, speculation=speculation(speculate, draft_tokens))
-    engine = Engine(load_model(model).to(pick_device("auto")), tokenizer, options)
+    engine = Engine(load(model), tokenizer, options)
     if chat:
         messages = [{"role": "user", "content": text}]
         ids = encode_chat(tokenizer, messages, add_generation_prompt=True).ids
@@ -83,13 +82,12 @@ def generate(
 
 def speculation(source: str, depth: int) -> Speculation:
     """What `--speculate` asks for; a name that is no method is the folder of a draft model."""
+    from llamaseek.cli.load import load
     from llamaseek.engine.options import DRAFTERS, Speculation
-    from llamaseek.models.checkpoint import load_model
-    from llamaseek.train.machine import pick_device
 
     if source in DRAFTERS:
         return Speculation(kind=source, depth=depth)
-    draft = load_model(source).to(pick_device("auto"))
+    draft = load(source)
     return Speculation(kind="model", depth=depth, draft_model=draft)
 
 

@@ -37,7 +37,7 @@ def load_service(
         raise bad_value("--dtype", dtype, ", ".join(DTYPES))
     device = pick_device("auto")
     tokenizer = Tokenizer.load(folder)
-    model = load_model(folder, pick_dtype(dtype, device)).to(device)
+    model = load_model(folder, pick_dtype(dtype, device), mapped=True).to(device)
     found = read_adapters(adapters, options.name)
     return Service(Engine(model, tokenizer, engine, found), tokenizer, options)
 
