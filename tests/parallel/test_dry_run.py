@@ -94,7 +94,7 @@ def test_sends_are_the_formulas() -> None:
     hidden = LENGTH * 128 * 2  # bytes in bf16
     # Four collectives a layer each way; embedding and head add two more each way at the most.
     assert tensor == pytest.approx(0.5 * hidden * 8 * 4, rel=0.3)
-    routed = sends(dry_run(setting("deepseek_v3", shard=4, expert=4), 0))["expert"]
+    routed = sends(dry_run(setting("deepseek_v3", data=4, expert=4), 0))["expert"]
     # Rows go and come back, and their gradients do: 4 experts a token, 3 layers that route.
     assert routed == pytest.approx(0.75 * hidden * 4 * 4 * 3, rel=0.1)
 
@@ -126,15 +126,13 @@ def test_more_micro_batches_hide_the_pipeline() -> None:
 
 def test_a_recipe_is_planned_and_drawn(tmp_path: Path) -> None:
     layout = ("parallel.shard=2", "parallel.tensor=2", "data.length=128")
-    done = process(
-        "train-plan", "tiny-shakespeare", *layout, "data.sources=[x.txt]", "--json", cwd=tmp_path
-    )
+    done = process("train-plan", "quickstart-llama3", *layout, "--json", cwd=tmp_path)
     assert done.code == 0, done.err
     answer = json.loads(done.out)
     assert answer["ranks"] == 4 and answer["fits"]
     assert set(answer["per_rank"][0]["sent_bytes"]) == {"shard", "tensor"}
     picture = tmp_path / "layout.png"
-    told = process("train-plan", "tiny-shakespeare", *layout, "--draw", str(picture), cwd=tmp_path)
+    told = process("train-plan", "quickstart-llama3", *layout, "--draw", str(picture), cwd=tmp_path)
     assert told.code == 0, told.err
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "tokens/s" in told.out
