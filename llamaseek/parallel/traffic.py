@@ -35,8 +35,9 @@ class Traffic(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def _count(self, name: str, args: tuple[Any, ...]) -> None:
-        group = next((a for a in args if hasattr(a, "name") and hasattr(a, "size")), None)
-        ranks = 1 if group is None else torch.distributed.ProcessGroup.unbox(group).size()
+        boxed = [a for a in args if isinstance(a, torch.ScriptObject)]
+        (group,) = [a for a in boxed if "ProcessGroup" in str(a._type())]  # type: ignore[attr-defined]
+        ranks = torch.distributed.ProcessGroup.unbox(group).size()
         share = (ranks - 1) / ranks
         if name.startswith("allreduce"):
             self._add("all_reduce", 2 * share * size(args[0]))

@@ -139,3 +139,16 @@ def recomputed(plan: dict[str, int], changes: dict[str, Any]) -> list[dict[str, 
     """Two steps' lines."""
     lines: list[dict[str, float]] = train_steps("deepseek_v3", plan, 2, **changes)["lines"]
     return lines
+
+
+def test_sharded_sums_work_in_the_precision_users_train_in() -> None:
+    ranks = on_ranks(2, in_float32, {"shard": 2})
+    (wanted,) = on_ranks(1, in_float32, {})
+    for losses in ranks:
+        assert losses == pytest.approx(wanted, rel=1e-5)
+
+
+def in_float32(plan: dict[str, Any]) -> list[float]:
+    """Losses of three steps."""
+    lines = train_steps("llama3", plan, 3, precision="fp32")["lines"]
+    return [line["loss"] for line in lines]

@@ -172,6 +172,7 @@ def test_a_stopped_rank_is_named(tmp_path: Path) -> None:
         stop(run)
 
 
+@pytest.mark.parallel
 def test_a_stop_signal_to_torchrun_saves_in_time(tmp_path: Path) -> None:
     path = recipe_file(tmp_path, "asked", train__steps=5000, train__save_every=5000)
     run = torchrun(2, "pretrain", path, "parallel.tensor=2")
