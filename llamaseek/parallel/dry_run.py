@@ -193,6 +193,8 @@ def run(setting: Setting, rank: int, mesh: Mesh, parallel: Parallel) -> Report:
         holder.to_empty(device="cpu")
     report = at_rest(setting, rank, mesh, parallel.parts)
     whole = max(whole_weights(part, mesh) for part in parallel.parts)
+    for holder in holders:  # gradients are there from the first micro-batch on
+        backward(forward(setting, holder))
     tracker = MemTracker()
     tracker.track_external(*holders)
     with tracker:
@@ -287,16 +289,21 @@ def run_part(setting: Setting, holder: Stage | CausalLM, mesh: Mesh, tracker: Me
     held = enumerate(part.model.layers)
     layers = [number for number, layer in held if any(True for _ in layer.parameters())]
     before, whole = live(tracker), whole_weights(part, mesh)
-    with torch.autocast("cpu", torch.bfloat16):
-        with counted() as forward:
-            outs = outcome(setting, holder)
-        kept = max(live(tracker) - before - whole, 0)
-        with counted() as backward:
-            torch.autograd.backward(outs, [torch.ones_like(out) for out in outs])
-    return Part(layers, forward, backward, kept)
+    with counted() as there:
+        outs = forward(setting, holder)
+    kept = max(live(tracker) - before - whole, 0)
+    with counted() as back:
+        backward(outs)
+    return Part(layers, there, back, kept)
 
 
-def outcome(setting: Setting, holder: Stage | CausalLM) -> list[Tensor]:
+def backward(outs: list[Tensor]) -> None:
+    """The other way."""
+    torch.autograd.backward(outs, [torch.ones_like(out) for out in outs])
+
+
+@torch.autocast("cpu", torch.bfloat16)
+def forward(setting: Setting, holder: Stage | CausalLM) -> list[Tensor]:
     """What a micro-batch leaves: hidden states for the next stage, or the loss."""
     batch = rows_of(setting)
     if not isinstance(holder, Stage):

@@ -156,8 +156,9 @@ def test_no_checkpoint_at_all(cli: Cli, tmp_path: Path) -> None:
 
 def test_broken_state_cannot_be_resumed(cli: Cli, path: str, tmp_path: Path) -> None:
     assert cli("pretrain", path).code == 0
-    newest = tmp_path / "run" / "checkpoints" / "step-6" / "state" / "optimizer.safetensors"
-    newest.write_bytes(newest.read_bytes()[:50])
+    state = tmp_path / "run" / "checkpoints" / "step-6" / "state" / "weights"
+    for newest in state.glob("*.distcp"):
+        newest.write_bytes(newest.read_bytes()[:50])
     refused(cli("pretrain", path, "--resume"), "step-6")
 
 
@@ -168,7 +169,7 @@ def test_vocabulary_mismatch(cli: Cli, path: str, model: Path) -> None:
 def test_no_disk_space(
     cli: Cli, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(state.dcp, "save", full)
