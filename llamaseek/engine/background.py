@@ -74,6 +74,9 @@ class BackgroundEngine:
         self.engine = engine
         self.fault: str | None = None
         self.most = engine.options.most_running + engine.options.most_waiting
+        # The bound is kept here: between two steps the scheduler sees all that was just asked as
+        # waiting, also what will run at once.
+        engine.scheduler.most_waiting = self.most
         self._streams: dict[int, Stream] = {}
         self._commands: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -55,9 +55,10 @@ def deciding_guard(decide: Callable[[Sequence[Message]], str]) -> Guard:
         chosen[-1, script.popleft()] = 20.0
         return chosen
 
-    model.logits = logits  # type: ignore[method-assign,assignment]
     options = EngineOptions(most_running=1, step_tokens=CONTEXT, share_prefixes=False)
-    return Guard(Engine(model, tokenizer, options), Deciding(tokenizer))
+    engine = Engine(model, tokenizer, options)
+    engine.runner.logits = logits  # type: ignore[method-assign]
+    return Guard(engine, Deciding(tokenizer))
 
 
 def end(tokenizer: Tokenizer) -> int:

@@ -55,9 +55,9 @@ def spoken_service(speech: Speech, guard: Guard | None = None, **options: Any) -
     model: CausalLM = tiny_model(
         "llama3", vocab_size=TOKENIZER.vocab_size, max_position_embeddings=2048
     )
-    model.logits = speech.logits  # type: ignore[method-assign,assignment]
     service = make_service(model, options=options, most_running=1)
     speech.engine = service.engine
+    speech.engine.runner.logits = speech.logits  # type: ignore[method-assign]
     if guard is not None:
         service.guard = ServedGuard(guard, service.options.guard_timeout)
     return service

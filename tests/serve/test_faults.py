@@ -82,7 +82,9 @@ def test_200_random_disconnects_leave_no_block_in_use(server: Running) -> None:
 
 def ask_patiently(run: Running, body: dict[str, Any]) -> httpx.Response:
     """Ask until the queue has room."""
+    soon = time.monotonic() + 120
     while (answer := run.post(COMPLETIONS, **body)).status_code == 429:
+        assert time.monotonic() < soon, "the queue never had room"
         assert int(answer.headers["Retry-After"]) >= 1
         time.sleep(0.05)
     return answer
@@ -105,7 +107,9 @@ def test_ready_tells_a_full_queue(server: Running) -> None:
     slow_down(server)
     with ThreadPoolExecutor(12) as pool:
         asked = [pool.submit(server.post, COMPLETIONS, **LONG) for _ in range(12)]
+        soon = time.monotonic() + 30
         while server.service.background.in_flight < 12:
+            assert time.monotonic() < soon, "the queue never filled"
             time.sleep(0.005)
         assert server.client.get("/ready").json() == {"status": "full"}
         assert server.client.get("/health").status_code == 200
