@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -195,7 +196,7 @@ def run(setting: Setting, rank: int, mesh: Mesh, parallel: Parallel) -> Report:
     whole = max(whole_weights(part, mesh) for part in parallel.parts)
     for holder in holders:  # gradients are there from the first micro-batch on
         backward(forward(setting, holder))
-    tracker = MemTracker()
+    tracker = Tracker()
     tracker.track_external(*holders)
     with tracker:
         for holder in holders:
@@ -313,6 +314,22 @@ def forward(setting: Setting, holder: Stage | CausalLM) -> list[Tensor]:
     out = holder(torch.arange(setting.rows)) if holder.first else holder(*received)
     outs = [out] if isinstance(out, Tensor) else list(out)
     return [found for found in outs if found.requires_grad]  # dense layers have no balance loss
+
+
+class Tracker(MemTracker):
+    """MemTracker of the whole alone: by module it refuses those that run twice, as heads do."""
+
+    def _pre_fw_hook(self, module: nn.Module, inputs: Any) -> None:
+        pass
+
+    def _post_fw_hook(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        pass
+
+    def _pre_bw_hook(self, module: nn.Module, args: Any) -> None:
+        pass
+
+    def _post_bw_hook(self, module: nn.Module, args: Any) -> None:
+        pass
 
 
 def live(tracker: MemTracker) -> int:

@@ -105,6 +105,14 @@ def test_a_rank_of_every_kind_is_built_once() -> None:
     assert len(kinds(setting("llama3", pipeline=2, schedule="interleaved"))) == 2
 
 
+def test_modules_that_predict_ahead_run_the_head_again() -> None:
+    plain = setting("deepseek_v3")
+    config = config_from_sizes("deepseek_v3", {**DEEPSEEK, "num_nextn_predict_layers": 1})
+    ahead = dry_run(Setting(config, plain.plan, LENGTH, 1, 4, depth=1), 0)
+    once = dry_run(plain, 0)
+    assert ahead.parts[0].layers[-1] == 4 and ahead.fullest > once.fullest > 0
+
+
 def test_forwards_in_flight() -> None:
     deep = setting("llama3", micro_batches=8, pipeline=4)
     assert [in_flight(deep, place) for place in range(4)] == [4, 3, 2, 1]
