@@ -384,11 +384,15 @@ def test_a_phone_has_room_for_everything(browser: Any, server: Running, speech: 
         for act in (None, "#menu"):
             if act:
                 page.page.click(act)
-                assert page.page.get_by_role("button", name="New conversation").is_visible()
+                drawer = page.page.get_by_role("button", name="New conversation")
+                drawer.wait_for(state="visible", timeout=5000)  # it slides in
                 page.page.locator("#chats .chat").first.click()
             assert page.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         page.page.locator(".token").nth(2).tap()
         assert page.page.locator("#inspector").is_visible()
-        box = page.page.locator(".token.looked").bounding_box()
-        panel = page.page.locator("#inspector").bounding_box()
-        assert box["y"] + box["height"] <= panel["y"], "the token is not hidden by its panel"
+        # The list scrolls the token into sight, which takes a moment.
+        seen = """() => {
+            const token = document.querySelector(".token.looked").getBoundingClientRect();
+            return token.bottom <= document.querySelector("#inspector").getBoundingClientRect().top;
+        }"""
+        page.page.wait_for_function(seen, timeout=5000)  # the panel does not hide its token
