@@ -1,4 +1,4 @@
-"""Two hosts, as network namespaces joined by a cable: one loses it for a while, and the run goes on.
+"""Two hosts, network namespaces joined by a cable: one loses it for a while, and the run goes on.
 
 Started by the script that the docs name, on both; what they share is the disk and the cable.
 """
