@@ -12,8 +12,8 @@ import typer
 from llamaseek.cli.program import this_command
 from llamaseek.errors import UserError, bad_value
 
-Name = Literal["data-scaling", "size", "mix", "stages", "start"]
-NAME = typer.Argument(help="data-scaling, size, mix, stages or start.")
+Name = Literal["data-scaling", "size", "mix", "stages", "start", "parallelism"]
+NAME = typer.Argument(help="data-scaling, size, mix, stages, start or parallelism.")
 OVERRIDES = typer.Argument(
     None, metavar="[KEY=VALUE]...", help="Changes to the study recipe, as in train.steps=500."
 )

@@ -91,8 +91,7 @@ class Ranks:
             micro_batches = list(batch.split(rows))
             for number, micro in enumerate(micro_batches, start=1):
                 last = number == len(micro_batches)
-                for root in self.roots:  # nothing is sent but after the last
-                    root.set_is_last_backward(last)
+                for root in self.roots:  # gradients are sent after the last alone
                     root.set_requires_gradient_sync(last)
                 total = loss(self.parts[0], micro)
                 if backward:
