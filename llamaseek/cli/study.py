@@ -29,7 +29,7 @@ def study(
     seeds: int = SEEDS,
     smoke: bool = SMOKE,
 ) -> None:
-    """Answer one of the lecture's questions by training small models; a few minutes and a plot."""
+    """Answer one of the lecture's questions by training small models; minutes and a plot."""
     if seeds < 1:
         raise bad_value("seeds", seeds, "a number of at least 1")
     from llamaseek.study.answer import answer

@@ -42,7 +42,7 @@ class Ranks:
         held = Parallel([model], [])
         if self.mesh is not None:
             held = parallelize(model, self.mesh, plan, dtype)
-        self.parts = held.parts
+        self.parts, self.rows = held.parts, held.rows
         self.weights = weights_of(self.parts, self.mesh)
         self.zero = Zero(self.weights, self.mesh) if self.mesh is not None and plan.zero else None
         self.pipeline: Pipeline | None = None
@@ -75,6 +75,8 @@ class Ranks:
         each = self.mesh.layout.replicas
         micro = rows if self.pipeline else 1
         count = -(-len(batch.tokens) // (each * micro)) * micro
+        if self.rows is not None:
+            self.rows.time = batch.tokens.shape[1]
         batch = pad(batch, count * each, self.columns)
         return batch.select(slice(self.mesh.row_rank * count, (self.mesh.row_rank + 1) * count))
 
