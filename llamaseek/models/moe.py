@@ -130,7 +130,7 @@ class MoE(nn.Module):
         out = self.experts(flat, chosen, gates, load)
         if self.real is not None:
             real = self.real(x.shape[1], x.device).repeat(x.shape[0])
-            load = count_choices(chosen[real], scores.shape[1])
+            load = count_choices(chosen, scores.shape[1], real)
         if self.shared_experts is not None:
             out = out + self.shared_experts(flat)
         rows = scores.unflatten(0, x.shape[:2])
@@ -138,9 +138,10 @@ class MoE(nn.Module):
         return out.view_as(x), load, balance
 
 
-def count_choices(chosen: Tensor, experts: int) -> Tensor:
-    """How many tokens chose each expert: (N, K) → (E) int64."""
-    ones = torch.ones_like(chosen.flatten())
+def count_choices(chosen: Tensor, experts: int, real: Tensor | None = None) -> Tensor:
+    """How many tokens chose each expert, of those that are `real` (N): (N, K) → (E) int64."""
+    ones = torch.ones_like(chosen)
+    ones = (ones if real is None else ones * real[:, None]).flatten()
     return torch.zeros(experts, dtype=torch.int64, device=chosen.device).scatter_add(
         0, chosen.flatten(), ones
     )
