@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -50,9 +50,7 @@ def clean(
 
     loaded = load_clean_recipe(find_recipe(recipe), overrides or [])
     if dry_run:
-        import yaml
-
-        print(yaml.safe_dump(dump(loaded), sort_keys=False), end="")
+        print_recipe(dump(loaded))
         return
 
     from llamaseek.data.clean.engine import Crew
@@ -70,11 +68,15 @@ def judge(
     recipe: str = RECIPE,
     overrides: list[str] = OVERRIDES,
     workers: int = WORKERS,
+    dry_run: bool = DRY_RUN,
 ) -> None:
     """Let a model grade a sample, train a classifier on the grades, filter the corpus with it."""
     from llamaseek.data.quality.recipe import load_quality_recipe
 
     loaded = load_quality_recipe(find_recipe(recipe), overrides or [])
+    if dry_run:
+        print_recipe(loaded.model_dump(mode="json"))
+        return
 
     from llamaseek.data.clean.engine import Crew
     from llamaseek.data.quality.flow import filter_by_judge
@@ -116,6 +118,13 @@ def inspect(recipe: str = RECIPE, overrides: list[str] = OVERRIDES, rows: int = 
 
     console = Console(highlight=False, soft_wrap=True)
     print_rows(console, training_rows(loaded, rows), loaded)
+
+
+def print_recipe(recipe: dict[str, Any]) -> None:
+    """As YAML that can be saved and run."""
+    import yaml
+
+    print(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), end="")
 
 
 def finish(folder: Path) -> None:

@@ -49,6 +49,8 @@ def print_rows(console: Console, rows: Iterable[ShownRow], recipe: Recipe) -> No
                 text.append(stretch.text, style="" if stretch.learnt else "dim")
             console.print(text)
             console.print()
+        for column, value in (row.judged or {}).items():
+            console.print(f"{column}: {value}", markup=False)
     for line in row_notes(recipe):
         console.print(line, style="dim")
 
@@ -57,4 +59,8 @@ def row_notes(recipe: Recipe) -> list[str]:
     """What the dimming means in this recipe."""
     if recipe.stage == "pretrain":
         return ["Dimmed: a document's first token, which nothing predicts."]
+    if recipe.stage == "reward":
+        return ["Best answer first. Dimmed: all but each answer's last token, where its score is."]
+    if recipe.sampling is not None or recipe.stage in ("grpo", "ppo"):
+        return ["Prompts: a model answers them during the run; below each, what judges the answer."]
     return ["Dimmed: read by the model, but without a loss."]

@@ -121,11 +121,19 @@ def read_data(recipe: Recipe, pack: Pack) -> tuple[Batch, Batch | None, BadRows]
         train, held_out = split_rows(list(file_rows(data.sources)), data)
         packed = pack(train, reader, bad)
         return packed, _packed_if_any(pack, held_out, reader, bad), bad
-    if not data.rows:
-        raise UserError("data.sources: is empty; give files of rows, or generators in data.rows")
-    packed = pack(generated_rows(data.rows, recipe.seed, "train"), reader, bad)
+    packed = pack(training_part(recipe), reader, bad)
     few = dict.fromkeys(data.rows, HELD_OUT)
     return packed, pack(generated_rows(few, recipe.seed, "test"), reader, bad), bad
+
+
+def training_part(recipe: Recipe) -> Iterable[Row]:
+    """The rows that are trained on, of files or generators."""
+    data = recipe.data
+    if data.sources:
+        return split_rows(list(file_rows(data.sources)), data)[0]
+    if not data.rows:
+        raise UserError("data.sources: is empty; give files of rows, or generators in data.rows")
+    return generated_rows(data.rows, recipe.seed, "train")
 
 
 def _packed_if_any(pack: Pack, rows: list[Row], reader: RowReader, bad: BadRows) -> Batch | None:

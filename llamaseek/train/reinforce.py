@@ -61,7 +61,7 @@ def _job(
     recipe: Recipe, tokenizer: Tokenizer, model: CausalLM, objective: Objective, assess: Assess
 ) -> Job:
     bad = BadRows(recipe.data.bad_rows == "skip")
-    train, held_out = _prompts(recipe, tokenizer, bad)
+    train, held_out = rollout_prompts(recipe, tokenizer, bad)
     rewards = make_rewards(recipe.rollout.rewards, tokenizer)
     torch.manual_seed(recipe.seed)
     sampler = Sampler(model, tokenizer, recipe.rollout.max_tokens, recipe.seed)
@@ -70,7 +70,7 @@ def _job(
     return Job(recipe, model, tokenizer, objective, source, examine=test, bad_rows=bad)
 
 
-def _prompts(
+def rollout_prompts(
     recipe: Recipe, tokenizer: Tokenizer, bad: BadRows
 ) -> tuple[list[Prompt], list[Prompt]]:
     """Prompts to train on, and held-out ones, from files or the generators."""

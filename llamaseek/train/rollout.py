@@ -117,7 +117,7 @@ class Rollouts:
         for at in range(number * count, (number + 1) * count):
             epoch, place = divmod(at, size)
             if epoch not in orders:
-                orders[epoch] = shuffled(size, f"{self.seed}/prompts/{epoch}").tolist()
+                orders[epoch] = prompt_order(size, self.seed, epoch)
             found.append(self.prompts[orders[epoch][place]])
         return found
 
@@ -125,6 +125,11 @@ class Rollouts:
 def shuffled(count: int, seed: str) -> Tensor:
     """0 … count - 1 in an order that is a function of `seed`."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(hash_of(seed)))
+
+
+def prompt_order(count: int, seed: int, epoch: int) -> list[int]:
+    """Which prompt is asked when, in one pass over all of them."""
+    return shuffled(count, f"{seed}/prompts/{epoch}").tolist()
 
 
 def episode_batch(episodes: Sequence[Episode]) -> Batch:

@@ -91,6 +91,18 @@ def test_a_dry_run_prints_the_recipe(web: Path, cli: Cli) -> None:
     assert again.out == done.out
 
 
+def test_a_dry_run_of_a_judge_prints_its_recipe(web: Path, cli: Cli) -> None:
+    made = {
+        "name": "j", "stage": "judge", "sources": ["pages.jsonl"],
+        "judge": {"model": "nowhere"}, "keep": {"share": 0.5},
+    }  # fmt: skip
+    (web / "j.yaml").write_text(json.dumps(made))
+    done = cli("data", "judge", "j.yaml", "--dry-run")
+    assert done.code == 0 and "sample: 2000" in done.out and not (web / "data").exists()
+    (web / "again.yaml").write_text(done.out)
+    assert cli("data", "judge", "again.yaml", "--dry-run").out == done.out
+
+
 def test_pretraining_rows_are_shown_with_their_documents(tmp_path: Path, cli: Cli) -> None:
     tiny_tokenizer().save(tmp_path / "tok")
     (tmp_path / "r.yaml").write_text(
@@ -131,6 +143,48 @@ def test_what_has_no_loss_is_dimmed(tmp_path: Path, capsys: pytest.CaptureFixtur
     printed = capsys.readouterr().out
     assert DIM in printed and "Because.<|eot_id|>" in printed
     assert DIM not in printed[printed.index("Because.") - 4 : printed.index("Because.")]
+
+
+def test_ranked_answers_are_shown_with_the_token_that_is_scored(tmp_path: Path) -> None:
+    tiny_tokenizer().save(tmp_path / "tok")
+    row = {"prompt": "Why?", "chosen": "Because.", "rejected": "No."}
+    write_rows(tmp_path / "rows.jsonl", [row] * 3)
+    recipe = make_recipe(
+        {
+            "name": "r", "stage": "reward", "model": {"init_from": str(tmp_path / "tok")},
+            "data": {"sources": [str(tmp_path / "rows.jsonl")], "length": 200, "holdout": 0},
+        }
+    )  # fmt: skip
+    (shown,) = list(training_rows(recipe, 1))
+    texts = ["".join(s.text for s in document) for document in shown.documents]
+    assert ["Because." in texts[0], "No." in texts[1]] == [True, True]
+    assert [[s.text for s in d if s.learnt] for d in shown.documents] == [["<|eot_id|>"]] * 2
+    assert shown.learnt == 2
+
+
+def test_prompts_are_shown_in_the_order_of_the_first_rollout(tmp_path: Path, cli: Cli) -> None:
+    """The very prompts, in the order that the run's own source asks them."""
+    from types import SimpleNamespace
+
+    from llamaseek.train.rollout import Rollouts
+
+    tiny_tokenizer().save(tmp_path / "tok")
+    rows = [{"prompt": f"{n}+1?", "answer": str(n + 1)} for n in range(8)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    made = {
+        "name": "r", "stage": "grpo", "model": {"init_from": str(tmp_path / "tok")},
+        "data": {"sources": [str(tmp_path / "rows.jsonl")], "length": 200, "holdout": 0},
+        "rollout": {"rewards": [{"kind": "exact"}], "max_tokens": 4},
+    }  # fmt: skip
+    recipe = make_recipe(made)
+    shown = list(training_rows(recipe, 3))
+    source = Rollouts(recipe, None, rows, [], SimpleNamespace())  # type: ignore[arg-type]
+    asked = [row["answer"] for row in source._asked(0, 3)]  # type: ignore[call-overload]
+    assert [row.judged for row in shown] == [{"answer": answer} for answer in asked]
+    assert not any(s.learnt for row in shown for s in row.documents[0])
+    (tmp_path / "r.yaml").write_text(json.dumps(made))
+    done = cli("data", "inspect", str(tmp_path / "r.yaml"), "--rows", "1")
+    assert done.code == 0 and f"answer: {asked[0]}" in done.out and "Prompts:" in done.out
 
 
 def test_padding_is_counted_and_not_shown() -> None:

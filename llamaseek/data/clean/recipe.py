@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SerializeAsAny, field_validator
+from pydantic import SerializeAsAny, field_validator
 
+from llamaseek.data.corpus_recipe import CorpusRecipe
 from llamaseek.data.dedup.exact import ExactDedup, UrlDedup
 from llamaseek.data.dedup.lines import LineDedup
 from llamaseek.data.dedup.near import MinHashDedup
@@ -47,40 +48,17 @@ class Named(Section):
     settings: SerializeAsAny[Section]
 
 
-class CleanRecipe(Section):
-    """One cleaning run. `out` is its folder; `shard_bytes` is about what one task reads."""
+class CleanRecipe(CorpusRecipe):
+    """One cleaning run."""
 
-    name: str
     stage: Literal["data"] = "data"
-    out: str | None = None
-    sources: dict[str, tuple[str, ...]] = Field(min_length=1)
     stages: tuple[Named, ...] = ()
-    shard_bytes: int = Field(default=64_000_000, ge=1)
-
-    @property
-    def folder(self) -> Path:
-        """Where the documents, the removed and the statistics go."""
-        return Path(self.out or f"data/{self.name}")
-
-    @field_validator("sources", mode="before")
-    @classmethod
-    def _as_lists(cls, value: Any) -> Any:
-        return as_lists(value)
 
     @field_validator("stages", mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
         """`name`, or `name: {setting: value}`, in order."""
         return [_named(entry) for entry in value] if isinstance(value, list) else value
-
-
-def as_lists(value: Any) -> Any:
-    """`name: path` and `name: [paths]` as the latter; a list alone is one source called `text`."""
-    if isinstance(value, list | str):
-        value = {"text": value}
-    if not isinstance(value, dict):
-        return value
-    return {name: [paths] if isinstance(paths, str) else paths for name, paths in value.items()}
 
 
 def _named(entry: Any) -> Named:

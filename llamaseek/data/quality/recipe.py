@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from llamaseek.data.clean.recipe import as_lists
+from llamaseek.data.corpus_recipe import CorpusRecipe
 from llamaseek.recipe import read_mapping, validated
 from llamaseek.section import Section
 
@@ -58,27 +58,13 @@ class KeepRecipe(Section):
         return self
 
 
-class QualityRecipe(Section):
+class QualityRecipe(CorpusRecipe):
     """One run: grade a sample, train a classifier on the grades, score and filter the corpus."""
 
-    name: str
     stage: Literal["judge"] = "judge"
-    out: str | None = None
     seed: int = Field(default=0, ge=0)
-    sources: dict[str, tuple[str, ...]] = Field(min_length=1)
     judge: JudgeRecipe
     keep: KeepRecipe
-    shard_bytes: int = Field(default=64_000_000, ge=1)
-
-    @property
-    def folder(self) -> Path:
-        """Where the documents, the classifier and the statistics go."""
-        return Path(self.out or f"data/{self.name}")
-
-    @field_validator("sources", mode="before")
-    @classmethod
-    def _as_lists(cls, value: Any) -> Any:
-        return as_lists(value)
 
 
 def load_quality_recipe(path: Path, overrides: list[str]) -> QualityRecipe:
