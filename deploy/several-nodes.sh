@@ -4,6 +4,14 @@
 set -euo pipefail
 : "${HEAD:?the host name or address of one of the machines}"
 : "${NODES:?how many machines, or MIN:MAX}"
+# A machine that the network loses for less than a quarter of an hour comes back by itself.
+meeting="join_timeout=${JOIN_TIMEOUT:-1800},read_timeout=${READ_TIMEOUT:-900}"
+place=()
+if [ -n "${ADDRESS:-}" ]; then  # this machine's own, where its name does not lead to it
+  place=(--local-addr "$ADDRESS")
+  meeting+=",is_host=$([ "$ADDRESS" = "$HEAD" ] && echo true || echo false)"
+fi
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # restarts are counted by each machine for itself
 exec torchrun --nnodes "$NODES" --nproc-per-node "${GPUS:-gpu}" --max-restarts "${RESTARTS:-3}" \
   --rdzv-backend c10d --rdzv-endpoint "$HEAD:${PORT:-29500}" --rdzv-id "${RUN:-llamaseek}" \
-  -m llamaseek pretrain "$@"
+  --rdzv-conf "$meeting" "${place[@]}" -m llamaseek pretrain --auto-resume "$@"

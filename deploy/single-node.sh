@@ -3,4 +3,4 @@
 #   deploy/single-node.sh RECIPE [KEY=VALUE]...
 set -euo pipefail
 exec torchrun --standalone --nproc-per-node "${GPUS:-gpu}" --max-restarts "${RESTARTS:-3}" \
-  -m llamaseek pretrain "$@"
+  -m llamaseek pretrain --auto-resume "$@"

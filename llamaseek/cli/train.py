@@ -17,6 +17,9 @@ from llamaseek.recipe_files import find_recipe
 RECIPE = typer.Argument(help="A recipe file, or the name of one that ships with llamaseek.")
 OVERRIDES = typer.Argument(None, metavar="[KEY=VALUE]...", help="Overrides, as in train.lr=1e-3.")
 RESUME = typer.Option(False, "--resume", help="Go on from the newest checkpoint, bit for bit.")
+AUTO_RESUME = typer.Option(
+    False, "--auto-resume", help="Go on where there is a checkpoint, else begin; for launchers."
+)
 OVERWRITE = typer.Option(False, "--overwrite", help="Start again over a run that is there.")
 DRY_RUN = typer.Option(False, "--dry-run", help="Check the recipe and print it; train nothing.")
 
@@ -28,10 +31,13 @@ def verb(stage: str, summary: str) -> Callable[..., None]:
         recipe: str = RECIPE,
         overrides: list[str] = OVERRIDES,
         resume: bool = RESUME,
+        auto_resume: bool = AUTO_RESUME,
         overwrite: bool = OVERWRITE,
         dry_run: bool = DRY_RUN,
     ) -> None:
-        run_recipe(stage, recipe, overrides or [], resume, overwrite, dry_run)
+        ways = {"--resume": resume, "--auto-resume": auto_resume, "--overwrite": overwrite}
+        asked = [name for name, wanted in ways.items() if wanted]
+        run_recipe(stage, recipe, overrides or [], asked, dry_run)
 
     command.__name__, command.__doc__ = stage, summary
     return command
@@ -46,9 +52,12 @@ reward = verb("reward", "Train a reward model on ranked answers.")
 
 
 def run_recipe(
-    stage: str, wanted: str, overrides: list[str], resume: bool, overwrite: bool, dry_run: bool
+    stage: str, wanted: str, overrides: list[str], asked: list[str], dry_run: bool
 ) -> None:
-    """Everything the verbs share; checks the recipe before anything heavy is imported."""
+    """Everything the verbs share; checks the recipe before anything heavy is imported.
+
+    `asked` is how to begin: `--resume`, `--auto-resume`, `--overwrite` or nothing.
+    """
     recipe = load_recipe(find_recipe(wanted), overrides)
     if recipe.stage != stage:
         raise UserError(f"stage: {wanted} is a {recipe.stage} recipe; use llamaseek {recipe.stage}")
@@ -58,14 +67,15 @@ def run_recipe(
 
         print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), end="")
         return
-    if resume and overwrite:
-        raise UserError("--resume and --overwrite exclude each other")
+    if len(asked) > 1:
+        raise UserError(f"{asked[0]} and {asked[1]} exclude each other")
 
     from llamaseek.train.run_folder import RunFolder
 
+    resume = asked in (["--resume"], ["--auto-resume"])
     again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0  # a rank was lost
-    if not again:
-        RunFolder(recipe.folder).check(resume, overwrite)
+    if not again and asked != ["--auto-resume"]:
+        RunFolder(recipe.folder).check(resume, asked == ["--overwrite"])
 
     from llamaseek.parallel.launch import process_group
     from llamaseek.report.page import write_report
@@ -78,6 +88,7 @@ def run_recipe(
     except Interrupted as stop:
         if is_first_rank():
             command = this_command("--resume").replace(" --overwrite", "")
+            command = command.replace(" --auto-resume", "")
             print(f"{stop}; to go on:\n  {command}", file=sys.stderr)
         sys.exit(128 + stop.signum)
     if not is_first_rank():

@@ -29,9 +29,7 @@ def process_group(recipe: Recipe) -> Iterator[None]:
         return
     device = pick(recipe.train.device)
     timeout = timedelta(seconds=recipe.parallel.timeout)
-    store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
-    # The launcher keeps its store over restarts; what lost ranks left there must not be read.
-    store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    store, rank, world = meet(timeout)
     compare(dist.PrefixStore("recipe", store), rank, world, recipe)
     dist.init_process_group(
         BACKENDS[device], store=store, rank=rank, world_size=world, timeout=timeout * 2
@@ -43,6 +41,25 @@ def process_group(recipe: Recipe) -> Iterator[None]:
             dist.barrier()  # no rank goes while another still needs the store
     finally:
         dist.destroy_process_group()
+
+
+def meet(timeout: timedelta) -> tuple[dist.Store, int, int]:
+    """A store that only the ranks of this start read and write, this one's number, and how many.
+
+    torchrun's own store is kept over restarts, and what lost ranks left there must not be read; but
+    each machine counts its own restarts. With `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1` the first rank
+    opens a new one at every start. `UserError` where several machines that restart have no such.
+    """
+    starts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    if kept and restarts and os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        raise UserError(
+            "torchrun: restarts on several machines need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, "
+            "as deploy/several-nodes.sh has it; allowed without: --max-restarts 0"
+        )
+    store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
+    return dist.PrefixStore(f"start {starts}", store) if kept else store, rank, world
 
 
 def pick(wanted: str) -> str:

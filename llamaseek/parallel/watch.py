@@ -2,7 +2,7 @@
 
 Every rank tells the rendezvous' store each second where it is. When a rank has got nowhere for
 `timeout` seconds, the first one that still answers prints a line for every rank, and all end, so
-that torchrun can start them again.
+that torchrun can start them again. A rank that does not reach the store says that, and ends too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 import torch.distributed as dist
 
 BEAT = 1.0
+PATIENCE = 5.0  # seconds in which the store must answer
 HUNG = 75  # the exit code of a rank that ends because the run stands still
 
 
@@ -45,12 +46,28 @@ class Watch:
                 now = time.time()
                 self.store.set(str(self.rank), f"{now} {self.since} {self.place}")
                 if now - self.since > self.timeout:
-                    self._report()
+                    self._end()
         except RuntimeError:  # the store went with the rank that held it
             return
 
+    def _end(self) -> None:
+        """Tell where all ranks are, if the store answers; then this rank ends."""
+        teller = threading.Thread(target=self._tell, daemon=True)
+        teller.start()
+        teller.join(PATIENCE)
+        if teller.is_alive() and not self.done.is_set():
+            told = f"no progress for {self.timeout:.0f} s; the store does not answer rank"
+            print(f"error: {told} {self.rank}, in {self.place}", file=sys.stderr, flush=True)
+        os._exit(HUNG)
+
+    def _tell(self) -> None:
+        try:
+            self._report()
+        except RuntimeError:
+            time.sleep(PATIENCE)  # the same as no answer
+
     def _report(self) -> None:
-        """One line a rank, by the first rank that answers; then this rank ends."""
+        """One line a rank, by the first rank that answers."""
         lines, silent, answers = [], [], []
         for rank in range(self.world):
             if not self.store.check([str(rank)]):
@@ -72,7 +89,6 @@ class Watch:
             told = f"error: no progress for {self.timeout:.0f} s{named}\n" + "\n".join(lines)
             print(told, file=sys.stderr, flush=True)
         time.sleep(BEAT)
-        os._exit(HUNG)
 
 
 def at(place: str) -> None:

@@ -181,8 +181,11 @@ def test_no_disk_space(
 
 
 def test_a_run_that_is_there_is_kept(cli: Cli, path: str) -> None:
-    assert cli("pretrain", path).code == 0
+    assert cli("pretrain", path, "--auto-resume").code == 0  # nothing there: it begins
     refused(cli("pretrain", path), "--resume", "--overwrite")
+    refused(cli("pretrain", path, "--auto-resume", "--overwrite"), "exclude each other")
+    again = cli("pretrain", path, "--auto-resume")
+    assert again.code == 0 and "1/6" not in again.err
     assert cli("pretrain", path, "--overwrite").code == 0
 
 

@@ -39,12 +39,19 @@ def launched(script: str, place: Path, **environment: str) -> str:
 def test_one_machine(tmp_path: Path) -> None:
     command = launched("single-node.sh", tmp_path, GPUS="4")
     assert "--standalone --nproc-per-node 4" in command
-    assert command.endswith("-m llamaseek pretrain recipe.yaml parallel.shard=8")
+    assert command.endswith("-m llamaseek pretrain --auto-resume recipe.yaml parallel.shard=8")
 
 
 def test_several_machines_meet_at_the_head(tmp_path: Path) -> None:
     command = launched("several-nodes.sh", tmp_path, HEAD="node-0", NODES="4", RUN="a")
     assert "--nnodes 4" in command and "--rdzv-endpoint node-0:29500 --rdzv-id a" in command
+
+
+def test_a_machine_whose_name_leads_nowhere_gives_its_address(tmp_path: Path) -> None:
+    for address, host in (("10.0.0.1", "true"), ("10.0.0.2", "false")):
+        environment = {"HEAD": "10.0.0.1", "NODES": "2", "ADDRESS": address}
+        command = launched("several-nodes.sh", tmp_path, **environment)
+        assert f",is_host={host} --local-addr {address} -m llamaseek" in command
 
 
 def test_several_machines_need_a_head() -> None:
@@ -78,6 +85,10 @@ def container(name: str) -> dict[str, Any]:
 def test_manifests_ask_for_the_ranks_of_their_layout(name: str) -> None:
     found = container(name)
     assert found["resources"]["limits"]["nvidia.com/gpu"] * 4 == 32
+    restarts = (
+        "auto-resume" in " ".join(found["command"]) or "several-nodes.sh" in found["command"][0]
+    )
+    assert restarts
     assert "parallel.shard=32" in found["args"] and "out=/runs/llamaseek" in found["args"]
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llamaseek.errors import UserError
+from llamaseek.parallel.launch import meet
 from llamaseek.recipe import save_recipe
 from tests.cli.run import process
 from tests.train.tiny import recipe
@@ -119,6 +122,14 @@ def test_two_recipes_on_one_rendezvous_are_told_apart(tmp_path: Path) -> None:
     told = "error: parallel: rank 1 came with another recipe (yours) than rank 0 (mine)"
     assert code != 0 and err.count(told) == 1, err
     assert not (tmp_path / "mine").exists() and not (tmp_path / "yours").exists()
+
+
+def test_hosts_that_restart_need_a_store_of_each_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        meet(timedelta(seconds=1))
 
 
 @pytest.mark.parametrize(
