@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -20,7 +21,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import _disable_current_modes
 
 from llamaseek.data.batch import Batch
 from llamaseek.herd import ModelConfig
@@ -37,7 +40,7 @@ from llamaseek.parallel.trace import Work, counted
 from llamaseek.plan.layout import Layout, stage_layers
 from llamaseek.recipe import Recomputed
 from llamaseek.recipe_parallel import ParallelRecipe
-from llamaseek.train.loss import _CrossEntropySum, softmax_and_gradient
+from llamaseek.train.loss import counted_cross_entropy_sum, softmax_and_gradient
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ def dry_run(setting: Setting, rank: int) -> Report:
         parallel = parallelize(model, mesh, setting.plan, torch.bfloat16)
         for part in parallel.parts:
             prepare(part.train())
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        with FakeTensorMode(allow_non_fake_inputs=True), whole_tensors_unseen():
             return run(setting, rank, mesh, parallel)
 
 
@@ -153,6 +156,22 @@ def fake_ranks(rank: int, ranks: int) -> Iterator[None]:
             yield
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def whole_tensors_unseen() -> Iterator[None]:
+    """DTensor finds an operation's shape by running it on fake tensors of the whole's size, which
+    no rank holds: nothing that counts may see that.
+    """
+    name = "_propagate_tensor_meta_non_cached"
+    found = getattr(ShardingPropagator, name)
+
+    def unseen(*args: Any) -> Any:
+        with _disable_current_modes():
+            return found(*args)
+
+    with patch.object(ShardingPropagator, name, unseen):
+        yield
 
 
 class BalancedExperts(SplitExperts):
@@ -199,10 +218,11 @@ def run(setting: Setting, rank: int, mesh: Mesh, parallel: Parallel) -> Report:
     tracker = Tracker()
     tracker.track_external(*holders)
     with tracker:
+        before = live(tracker)  # weights and gradients
         for holder in holders:
             report.parts.append(run_part(setting, holder, mesh, tracker))
     peak = int(tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"])
-    report.fullest = max(peak - report.weights - whole, 0)
+    report.fullest = max(peak - before - whole, 0)
     return report
 
 
@@ -370,8 +390,7 @@ def head_loss(part: CausalLM, hidden: Tensor, targets: Tensor) -> Tensor:
 
     def read(h: Tensor, weight: Tensor, t: Tensor, softmax: Softmax | None = None) -> Tensor:
         kernel = softmax.gradient if softmax else softmax_and_gradient
-        total: Tensor = _CrossEntropySum.apply(h.flatten(0, -2), weight, t.flatten(), kernel)
-        return total
+        return counted_cross_entropy_sum(h.flatten(0, -2), weight, t.flatten(), kernel, "cuda")
 
     out: Tensor = part.lm_head(hidden, targets, read)
     return out

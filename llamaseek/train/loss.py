@@ -24,9 +24,9 @@ Kernel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 CHUNK_NUMBERS = {"cpu": 2**21, "cuda": 2**27}
 
 
-def chunk_length(weight: Tensor) -> int:
-    """Tokens a chunk for a head of weight (V, D), at least 64."""
-    return max(CHUNK_NUMBERS.get(weight.device.type, 2**23) // weight.shape[0], 64)
+def chunk_length(weight: Tensor, device: str | None = None) -> int:
+    """Tokens a chunk for a head of weight (V, D) on its own or another device, at least 64."""
+    return max(CHUNK_NUMBERS.get(device or weight.device.type, 2**23) // weight.shape[0], 64)
 
 
 def matmul_dtype(x: Tensor) -> torch.dtype:
@@ -38,28 +38,28 @@ def matmul_dtype(x: Tensor) -> torch.dtype:
 class _CrossEntropySum(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, kernel: Kernel
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, kernel: Kernel, size: int
     ) -> Tensor:
         dtype = matmul_dtype(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
-            loss, d_hidden, d_weight = _chunks(hidden.to(dtype), weight.to(dtype), targets, kernel)
+            narrow = hidden.to(dtype), weight.to(dtype)
+            loss, d_hidden, d_weight = _chunks(*narrow, targets, kernel, size)
         ctx.save_for_backward(d_hidden.to(hidden.dtype), d_weight.to(weight.dtype))
         return loss
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
         d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * scale.to(d_hidden.dtype), d_weight * scale, None, None
+        return d_hidden * scale.to(d_hidden.dtype), d_weight * scale, None, None, None
 
 
 def _chunks(
-    hidden: Tensor, weight: Tensor, targets: Tensor, kernel: Kernel
+    hidden: Tensor, weight: Tensor, targets: Tensor, kernel: Kernel, size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     wide = torch.promote_types(weight.dtype, torch.float32)
     loss = torch.zeros((), dtype=wide, device=hidden.device)
     d_hidden = torch.empty_like(hidden)
     d_weight = torch.zeros_like(weight, dtype=wide)
-    size = chunk_length(weight)
     for start in range(0, hidden.shape[0], size):
         part = slice(start, start + size)
         chunk_loss, gradient = kernel(hidden[part] @ weight.T, targets[part])
@@ -87,7 +87,22 @@ def cross_entropy_sum(
         hidden, targets = hidden[counted], targets[counted]
     if not torch.is_grad_enabled():
         return -token_log_probs(hidden, weight, targets, softmax or WHOLE).sum()
-    total: Tensor = _CrossEntropySum.apply(hidden, weight, targets, kernel)
+    return counted_cross_entropy_sum(hidden, weight, targets, kernel)
+
+
+def counted_cross_entropy_sum(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    kernel: Kernel = softmax_and_gradient,
+    device: str | None = None,
+) -> Tensor:
+    """The same where every target counts: hidden (N, D), targets (N), with gradients.
+
+    `device` makes chunks as large as that kind of device wants them.
+    """
+    size = chunk_length(weight, device)
+    total: Tensor = _CrossEntropySum.apply(hidden, weight, targets, kernel, size)
     return total
 
 
