@@ -75,22 +75,38 @@ void multiply(const std::vector<Matrix>& all, const Tokens& tokens, Tile tile, c
   });
 }
 
-// Two rows of the gate and the same two of up; put(m, n, silu(gate) * up).
-template <class Put>
-void gate_tile(const Matrix& gate, const Matrix& up, int64_t row, const Tokens& tokens, Tile tile,
-               const Put& put) {
-  alignas(64) float found[kRows * kTokens];
-  Rows rows{};
-  for (int r = 0; r < 2; r++) {
-    gate.point(rows, r, row + r, 2);
-    up.point(rows, 2 + r, row + r, 2);
+// Found [r * kTokens + m] for `count` rows of a matrix from `first` on, in one stream.
+void span_of(const Matrix& matrix, int64_t first, int64_t count, const Tokens& tokens, Tile tile,
+             float* found) {
+  for (int64_t row = 0; row < count; row += kRows) {
+    Rows rows{};
+    for (int r = 0; r < kRows; r++) matrix.point(rows, r, first + row + r, kRows);
+    tile(rows, tokens, found + row * kTokens);
   }
-  tile(rows, tokens, found);
-  for (int r = 0; r < 2 && row + r < gate.rows; r++) {
+}
+
+constexpr int64_t kSpan = 128;  // rows of the gate, and then of up, that are read in one stream
+
+// put(m, n, silu(gate) * up) for rows [begin, end), at most kSpan of them. Rows of the one between
+// rows of the other would make many short streams, which memory is slower at.
+template <class Put>
+void gate_span(const Matrix& gate, const Matrix& up, int64_t begin, int64_t end,
+               const Tokens& tokens, Tile tile, const Put& put) {
+  alignas(64) float gates[kSpan * kTokens], ups[kSpan * kTokens];
+  span_of(gate, begin, end - begin, tokens, tile, gates);
+  span_of(up, begin, end - begin, tokens, tile, ups);
+  for (int64_t row = begin; row < end; row++) {
     for (int m = 0; m < tokens.count; m++) {
-      put(m, row + r, gated(found[r * kTokens + m], found[(2 + r) * kTokens + m]));
+      const int64_t at = (row - begin) * kTokens + m;
+      put(m, row, gated(gates[at], ups[at]));
     }
   }
+}
+
+// Rows of a span: enough for one stream each, few enough that threads end together.
+int64_t span(int64_t rows) {
+  const int64_t tiles = (rows + kRows - 1) / kRows;
+  return std::min(piece(tiles) * kRows, kSpan);
 }
 
 }  // namespace
@@ -111,11 +127,9 @@ Tensor linear(const Tensor& x, const std::optional<Tensor>& norm, double eps,
       multiply(all, ready.tokens, tile, to);
       continue;
     }
-    share((width + 1) / 2, piece((width + 1) / 2), [&](int64_t begin, int64_t end) {
-      for (int64_t unit = begin; unit < end; unit++) {
-        gate_tile(all[0], all[1], unit * 2, ready.tokens, tile,
-                  [&](int m, int64_t n, float value) { to.put(m, n, value); });
-      }
+    share(width, span(width), [&](int64_t begin, int64_t end) {
+      gate_span(all[0], all[1], begin, end, ready.tokens, tile,
+                [&](int m, int64_t n, float value) { to.put(m, n, value); });
     });
   }
   return out;
@@ -224,12 +238,14 @@ Tensor experts(const Tensor& x, const Tensor& chosen, const Tensor& gates, const
   Tensor inner = at::empty({ids.numel(), hidden}, at::kFloat);
   Tensor made = at::empty({ids.numel(), width}, at::kFloat);
   float *to_inner = inner.data_ptr<float>(), *to_made = made.data_ptr<float>();
+  const int64_t rows = span(hidden);
   each_visit(
-      all, width, int(bits), (hidden + 1) / 2,
+      all, width, int(bits), (hidden + rows - 1) / rows,
       [&](int64_t pair) { return std::pair(row_of(x, pair / choices), is_float(x)); },
       [&](const Visit& visit, const Tokens& tokens, int64_t unit) {
         const Matrix& both = ups[visit.expert];
-        gate_tile(both.part(0, hidden), both.part(hidden, hidden), unit * 2, tokens, tile,
+        gate_span(both.part(0, hidden), both.part(hidden, hidden), unit * rows,
+                  std::min((unit + 1) * rows, hidden), tokens, tile,
                   [&](int m, int64_t n, float v) { to_inner[visit.pairs[m] * hidden + n] = v; });
       });
   each_visit(
