@@ -31,13 +31,17 @@ async def ask(port: int, chat: Chat, moment: float, start: float) -> Timing:
     writer.write(head.encode() + body)
     status = await reader.readline()
     if b" 200 " not in status:
-        raise RuntimeError(f"{status!r} {await reader.read(2000)!r}")
+        raise ConnectionError(f"{status!r} {await reader.read(2000)!r}")
     first = last = 0.0
+    ended = False
     async for line in reader:
         if line.startswith(b"data: {"):
             last = time.perf_counter()
             first = first or last
+        ended = ended or line.startswith(b"data: [DONE]")
     writer.close()
+    if not ended:
+        raise ConnectionError("a stream broke off")
     return Timing(first - began, last - began, last - start)
 
 

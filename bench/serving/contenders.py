@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -58,7 +59,7 @@ class Worker:
         for line in self.process.stdout:
             if line.startswith("TIMES "):
                 return [Timing(*each) for each in json.loads(line.removeprefix("TIMES "))]
-        raise SystemExit("transformers' worker ended")
+        raise ConnectionError("the worker ended")
 
 
 def skipped(name: str) -> str | None:
@@ -73,8 +74,9 @@ def skipped(name: str) -> str | None:
 
 
 @contextmanager
-def started(name: str, folder: Path) -> Iterator[Contender]:
-    """A contender, ready to answer; it ends with the block."""
+def started(name: str, folder: Path, limit: float) -> Iterator[Contender]:
+    """A contender, ready to answer; it ends with the block, or after `limit` seconds, which its
+    callers see as `ConnectionError`."""
     port, threads = free_port(), str(len(os.sched_getaffinity(0)))
     model = str(folder / "model")
     commands = {
@@ -92,6 +94,8 @@ def started(name: str, folder: Path) -> Iterator[Contender]:
             commands[name], stdin=pipe, stdout=pipe, stderr=log, text=True, cwd=_root()
         ) as process,
     ):
+        bound = threading.Timer(limit, process.kill)
+        bound.start()
         try:
             if name == "transformers":
                 yield Worker(process)
@@ -99,6 +103,7 @@ def started(name: str, folder: Path) -> Iterator[Contender]:
                 _wait(process, port, folder / f"{name}.log")
                 yield HttpServer(port)
         finally:
+            bound.cancel()
             process.terminate()
             try:
                 process.wait(20)
@@ -127,4 +132,4 @@ def _wait(process: subprocess.Popen[str], port: int, log: Path) -> None:
                     return
         except OSError:
             time.sleep(0.2)
-    raise SystemExit(f"{process.args} did not start:\n{log.read_text()[-2000:]}")
+    raise ConnectionError(f"did not start:\n{log.read_text()[-2000:]}")

@@ -17,7 +17,7 @@ import torch
 from bench.serving.folders import CONTEXT
 from bench.serving.workload import CHATS
 
-BLOCK = 32
+PAGE = 32
 
 
 def start(folder: str) -> Any:
@@ -30,7 +30,7 @@ def start(folder: str) -> Any:
     manager = model.init_continuous_batching(
         generation_config=GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0),
         continuous_batching_config=ContinuousBatchingConfig(
-            block_size=BLOCK, num_blocks=CONTEXT * CHATS // 2 // BLOCK, max_batch_tokens=512
+            page_size=PAGE, num_blocks=CONTEXT * CHATS // 2 // PAGE, max_batch_tokens=512
         ),
     )
     manager.start()

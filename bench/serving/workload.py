@@ -45,9 +45,9 @@ SHAPES = {
             "num_key_value_heads": 8,
             "head_dim": 64,
         },
-        prompt=(16, 96),
-        answer=(8, 48),
-        rate=0.5,
+        prompt=(16, 48),
+        answer=(4, 24),
+        rate=1.0,
         patience=20.0,
         repeats=1,
     ),
@@ -62,14 +62,15 @@ class Chat:
     answer: int
 
 
-def chats(shape: Shape, count: int = CHATS) -> list[Chat]:
-    """Ids of plain words of Llama 3's vocabulary; no two prompts begin alike."""
-    rng = Random(0)
+def chats(shape: Shape, run: int, count: int = CHATS) -> list[Chat]:
+    """Lengths that are every run's; ids of plain words of Llama 3's vocabulary that are this run's
+    own, so that no cache of prompts knows them from the run before."""
+    lengths, words = Random(0), Random(f"run {run}")
     found = []
     for _ in range(count):
-        length = rng.randint(*shape.prompt)
-        ids = [rng.randrange(1000, 100_000) for _ in range(length)]
-        found.append(Chat(ids, rng.randint(*shape.answer)))
+        prompt = lengths.randint(*shape.prompt)
+        ids = [words.randrange(1000, 100_000) for _ in range(prompt)]
+        found.append(Chat(ids, lengths.randint(*shape.answer)))
     return found
 
 
