@@ -32,6 +32,7 @@ from llamaseek.models.head import Softmax
 from llamaseek.models.moe import run_experts
 from llamaseek.parallel.apply import Parallel, parallelize
 from llamaseek.parallel.collectives import exchange
+from llamaseek.parallel.context import SlicedRotary
 from llamaseek.parallel.expert import SplitExperts
 from llamaseek.parallel.mesh import Mesh
 from llamaseek.parallel.pipeline import Stage, routes
@@ -199,8 +200,9 @@ class BalancedExperts(SplitExperts):
 
 def prepare(part: CausalLM) -> None:
     """Let a part run on tensors without numbers: one document a row, experts loaded alike."""
-    if getattr(part.mask, "__func__", None) is CausalLM.mask:  # not a split row's own
-        part.mask = lambda positions: None  # type: ignore[method-assign]
+    part.mask = lambda positions: None  # type: ignore[method-assign]
+    if isinstance(part.model.rotary, SlicedRotary):  # attention to a row's chunks needs no mask
+        part.model.rotary.slices.last = lambda *sizes: None  # type: ignore[method-assign]
     for moe in part.moe_layers().values():
         if isinstance(moe.experts, SplitExperts):
             moe.experts.__class__ = BalancedExperts
