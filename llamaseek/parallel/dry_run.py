@@ -35,6 +35,7 @@ from llamaseek.parallel.collectives import exchange
 from llamaseek.parallel.context import SlicedRotary
 from llamaseek.parallel.expert import SplitExperts
 from llamaseek.parallel.mesh import Mesh
+from llamaseek.parallel.movement import Movement
 from llamaseek.parallel.pipeline import Stage, routes
 from llamaseek.parallel.ranks import layout_of
 from llamaseek.parallel.trace import Work, counted
@@ -56,6 +57,7 @@ class Setting:
     micro_batches: int
     checkpoint: Recomputed = "none"
     depth: int = 0  # multi-token modules trained
+    compile: bool = False
 
     @property
     def layout(self) -> Layout:
@@ -312,10 +314,11 @@ def run_part(setting: Setting, holder: Stage | CausalLM, mesh: Mesh, tracker: Me
     held = enumerate(part.model.layers)
     layers = [number for number, layer in held if any(True for _ in layer.parameters())]
     before, whole = live(tracker), whole_weights(part, mesh)
-    with counted() as there:
+    movement = Movement(setting.compile)
+    with counted(movement) as there:
         outs = forward(setting, holder)
     kept = max(live(tracker) - before - whole, 0)
-    with counted() as back:
+    with counted(movement) as back:
         backward(outs)
     return Part(layers, there, back, kept)
 
