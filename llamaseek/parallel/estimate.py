@@ -1,9 +1,10 @@
 """How long a step takes: each rank's counted work at published rates, nothing assumed of the whole.
 
-A micro-batch takes its products, its attention (half of the keys, where causality says so), its
-results' way to memory and its sends one after the other; sends over the data and shard ranks go
-beside one micro-batch's work, and what is longer shows. A pipeline of p places takes as many such times as it
-has micro-batches, and p - 1 more, each shorter by the stages a rank. The utilisation comes out.
+A micro-batch takes its products, its attention (half of the keys, where causality says so), what it
+moves to and from memory, and its sends one after the other; sends over the data and shard ranks go
+beside one micro-batch's work, and what is longer shows. A pipeline of p places takes as many such
+times as it has micro-batches, and p - 1 more, each shorter by the stages a rank. The utilisation is
+what comes out.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
-FREE = {  # allocations, and views by another name
+FREE = {  # allocations, waiting, and views by another name
+    torch.ops._c10d_functional.wait_tensor.default,
     aten.empty.memory_format,
     aten.empty_like.default,
     aten.empty_strided.default,

@@ -33,7 +33,8 @@ FLOPS: dict[Any, Callable[..., float]] = {
         lambda out, q, k, v, *rest, **kw: 2.5 * _attention(q.shape, k.shape, v.shape)
     ),
 }
-COLLECTIVES = GATHERS | {c10d.allreduce_.default, c10d.alltoall_base_.default}
+SCATTER = torch.ops._c10d_functional.reduce_scatter_tensor.default
+COLLECTIVES = GATHERS | {SCATTER, c10d.allreduce_.default, c10d.alltoall_base_.default}
 
 
 @dataclass
@@ -87,8 +88,10 @@ class Counting(TorchDispatchMode):
         return out
 
     def _collective(self, func: Any, args: Any) -> None:
+        if func == SCATTER:
+            self._sends(args[3], sizes([args[0]]), args[2])
+            return
         group = next(ProcessGroup.unbox(a) for a in args if isinstance(a, torch.ScriptObject))
-        others = (group.size() - 1) / group.size()
         if func in GATHERS:
             whole = args[0] if func == c10d._allgather_base_.default else args[1]
             size = sizes([whole])
@@ -96,8 +99,11 @@ class Counting(TorchDispatchMode):
             size = 2 * sizes(args[0])  # scattered, then gathered
         else:
             size = sizes([args[1]])
-        self.work.sent[group.group_name] += int(size * others)
-        self.work.calls[group.group_name] += 1
+        self._sends(group.group_name, size, group.size())
+
+    def _sends(self, group: str, size: int, ranks: int) -> None:
+        self.work.sent[group] += int(size * (ranks - 1) / ranks)
+        self.work.calls[group] += 1
 
 
 def _attention(q: torch.Size, k: torch.Size, v: torch.Size) -> float:
