@@ -70,13 +70,16 @@ class Movement:
             size = sum(self._reads(tensor) for tensor in given)
             self.pending.update((storage(tensor), self.kernel) for tensor in made)
             return size
-        return self.product(given) + sizes(given) + sizes(made)
+        return self.product(given, made) + sizes(given) + sizes(made)
 
-    def product(self, args: Any) -> int:
+    def product(self, args: Any, out: Any) -> int:
         """What a product, or anything else outside fused kernels, needs to be in memory."""
         self.kernel += 1
         self.read.clear()
-        return sum(self._written(tensor) for tensor in tensors(args))
+        written = sum(self._written(tensor) for tensor in tensors(args))
+        for tensor in tensors(out):  # in memory now, maybe where something was that never came
+            self.pending.pop(storage(tensor), None)
+        return written
 
     def _reads(self, tensor: Tensor) -> int:
         """By the fused kernel: nothing of what it makes itself, everything else once."""

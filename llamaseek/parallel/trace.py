@@ -74,10 +74,10 @@ class Counting(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         if func in COLLECTIVES:
-            self.work.moved += self.movement.product(args)
+            self.work.moved += self.movement.product(args, out)
             self._collective(func, args)
         elif func._overloadpacket in FLOPS:
-            self.work.moved += self.movement.product(args)
+            self.work.moved += self.movement.product(args, out)
             flops = float(FLOPS[func._overloadpacket](*args, **kwargs, out_val=out))
             if "attention" in func._overloadpacket.__name__:
                 self.work.attention_flops += flops
