@@ -12,8 +12,8 @@ import typer
 from llamaseek.cli.program import this_command
 from llamaseek.errors import UserError, bad_value
 
-Name = Literal["data-scaling", "size", "mix", "stages", "start"]
-NAME = typer.Argument(help="data-scaling, size, mix, stages or start.")
+Name = Literal["data-scaling", "size", "mix", "stages", "start", "parallelism"]
+NAME = typer.Argument(help="data-scaling, size, mix, stages, start or parallelism.")
 OVERRIDES = typer.Argument(
     None, metavar="[KEY=VALUE]...", help="Changes to the study recipe, as in train.steps=500."
 )
@@ -29,7 +29,7 @@ def study(
     seeds: int = SEEDS,
     smoke: bool = SMOKE,
 ) -> None:
-    """Answer one of the lecture's questions by training small models; a few minutes and a plot."""
+    """Answer one of the lecture's questions by training small models; minutes and a plot."""
     if seeds < 1:
         raise bad_value("seeds", seeds, "a number of at least 1")
     from llamaseek.study.answer import answer

@@ -108,7 +108,11 @@ class MoE(nn.Module):
     def __init__(self, config: DeepseekV3Config) -> None:
         super().__init__()
         hidden = config.moe_intermediate_size
-        self.row_mean = row_mean  # another one where a row is split over ranks
+        self.row_mean: Callable[[Tensor], Tensor] = (
+            row_mean  # another one where a row is split over ranks
+        )
+        # Where rows are padded to be split: which of T columns are not padding, bool (T).
+        self.real: Callable[[int, torch.device], Tensor] | None = None
         self.gate = Router(config)
         self.experts = Experts(config.n_routed_experts, config.hidden_size, hidden)
         self.shared_experts = (
@@ -124,6 +128,9 @@ class MoE(nn.Module):
         chosen, gates = self.gate.choose(scores)
         load = count_choices(chosen, scores.shape[1])
         out = self.experts(flat, chosen, gates, load)
+        if self.real is not None:
+            real = self.real(x.shape[1], x.device).repeat(x.shape[0])
+            load = count_choices(chosen, scores.shape[1], real)
         if self.shared_experts is not None:
             out = out + self.shared_experts(flat)
         rows = scores.unflatten(0, x.shape[:2])
@@ -131,9 +138,10 @@ class MoE(nn.Module):
         return out.view_as(x), load, balance
 
 
-def count_choices(chosen: Tensor, experts: int) -> Tensor:
-    """How many tokens chose each expert: (N, K) → (E) int64."""
-    ones = torch.ones_like(chosen.flatten())
+def count_choices(chosen: Tensor, experts: int, real: Tensor | None = None) -> Tensor:
+    """How many tokens chose each expert, of those that are `real` (N): (N, K) → (E) int64."""
+    ones = torch.ones_like(chosen)
+    ones = (ones if real is None else ones * real[:, None]).flatten()
     return torch.zeros(experts, dtype=torch.int64, device=chosen.device).scatter_add(
         0, chosen.flatten(), ones
     )

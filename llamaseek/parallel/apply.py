@@ -8,7 +8,7 @@ import torch
 
 from llamaseek.models import CausalLM
 from llamaseek.parallel.context import Slices, split_rows
-from llamaseek.parallel.expert import spread_experts
+from llamaseek.parallel.expert import SplitRows, spread_experts
 from llamaseek.parallel.fully_sharded import shard_weights
 from llamaseek.parallel.mesh import Mesh
 from llamaseek.parallel.pipeline import Stage, cut
@@ -23,6 +23,7 @@ class Parallel:
 
     parts: list[CausalLM]
     stages: list[Stage]
+    rows: SplitRows | None = None  # what of the rows is padding, where they are split
 
 
 def parallelize(
@@ -39,6 +40,7 @@ def parallelize(
         indices = range(mesh.rank("pipeline"), plan.stages, plan.pipeline)
         stages = [Stage(part, i, plan.stages) for part, i in zip(parts, indices, strict=True)]
     slices = Slices(mesh.context)
+    rows = SplitRows(slices, mesh.tensor)
     for number, part in enumerate(parts):
         if mesh.context is not None:
             split_rows(part, slices)
@@ -47,7 +49,7 @@ def parallelize(
         if mesh.tensor is not None:
             for layer in part.model.layers:
                 split_layer(layer, mesh)
-        spread_experts(part, mesh)
+        spread_experts(part, mesh, rows)
         if mesh.shard is not None:
             shard_weights(stages[number] if stages else part, part, mesh, plan, dtype)
-    return Parallel(parts, stages)
+    return Parallel(parts, stages, rows)

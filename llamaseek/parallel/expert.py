@@ -9,6 +9,8 @@ N tokens, D width, E experts, K experts a token, R ranks of the expert group, F 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -25,6 +27,7 @@ from llamaseek.parallel.collectives import (
     scatter,
     sum_whole,
 )
+from llamaseek.parallel.context import Slices
 from llamaseek.parallel.mesh import Mesh
 from llamaseek.parallel.tensor import local, split
 
@@ -73,13 +76,29 @@ class SplitExperts(Experts):
         return torch.zeros_like(x).index_add(0, tokens, exchange(out, received, sent, group))
 
 
-def spread_experts(model: CausalLM, mesh: Mesh) -> None:
+class SplitRows:
+    """Rows that are split over ranks; columns from `time` on are padding, which does not count."""
+
+    def __init__(self, slices: Slices, tensor: Group) -> None:
+        self.slices, self.tensor = slices, tensor
+        self.time: int | None = None
+
+    def real(self, columns: int, device: torch.device) -> Tensor:
+        """Which of this rank's `columns` of a row are not padding: bool."""
+        ranks = self.tensor.size() if self.tensor else 1
+        own = self.slices.columns(columns * ranks * self.slices.ranks, device)
+        if self.tensor is not None:
+            own = own.chunk(ranks)[self.tensor.rank()]
+        return own < (self.time or columns * ranks * self.slices.ranks)
+
+
+def spread_experts(model: CausalLM, mesh: Mesh, rows: SplitRows) -> None:
     """Put split experts in place of a model's own, and means over whole rows. In place."""
     for moe in model.moe_layers().values():
         if mesh.expert is not None or mesh.tensor is not None:
             moe.experts = split_experts(moe.experts, mesh)
         if mesh.slices is not None:
-            moe.row_mean = _mean_over(mesh.slices)
+            moe.row_mean, moe.real = _mean_over(mesh.slices, rows), rows.real
 
 
 def split_experts(experts: Experts, mesh: Mesh) -> SplitExperts:
@@ -106,9 +125,10 @@ def _share(parameter: nn.Parameter, mesh: Mesh, inner: int) -> nn.Parameter:
     return nn.Parameter(shared, requires_grad=parameter.requires_grad)
 
 
-def _mean_over(group: dist.ProcessGroup):  # type: ignore[no-untyped-def]
+def _mean_over(group: dist.ProcessGroup, rows: SplitRows) -> Callable[[Tensor], Tensor]:
     def row_mean(x: Tensor) -> Tensor:
-        """(B, T / ranks, E) → (B, E): the mean over the whole row."""
-        return sum_whole(x.sum(1), group) / (x.shape[1] * group.size())
+        """(B, T / ranks, E) → (B, E): the mean over the whole row, padding apart."""
+        real = rows.real(x.shape[1], x.device)[:, None]
+        return sum_whole((x * real).sum(1), group) / (rows.time or x.shape[1] * group.size())
 
     return row_mean

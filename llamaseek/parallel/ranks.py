@@ -42,7 +42,7 @@ class Ranks:
         held = Parallel([model], [])
         if self.mesh is not None:
             held = parallelize(model, self.mesh, plan, dtype)
-        self.parts = held.parts
+        self.parts, self.rows = held.parts, held.rows
         self.weights = weights_of(self.parts, self.mesh)
         self.zero = Zero(self.weights, self.mesh) if self.mesh is not None and plan.zero else None
         self.pipeline: Pipeline | None = None
@@ -75,6 +75,8 @@ class Ranks:
         each = self.mesh.layout.replicas
         micro = rows if self.pipeline else 1
         count = -(-len(batch.tokens) // (each * micro)) * micro
+        if self.rows is not None:
+            self.rows.time = batch.tokens.shape[1]
         batch = pad(batch, count * each, self.columns)
         return batch.select(slice(self.mesh.row_rank * count, (self.mesh.row_rank + 1) * count))
 
@@ -91,8 +93,7 @@ class Ranks:
             micro_batches = list(batch.split(rows))
             for number, micro in enumerate(micro_batches, start=1):
                 last = number == len(micro_batches)
-                for root in self.roots:  # nothing is sent but after the last
-                    root.set_is_last_backward(last)
+                for root in self.roots:  # gradients are sent after the last alone
                     root.set_requires_gradient_sync(last)
                 total = loss(self.parts[0], micro)
                 if backward:

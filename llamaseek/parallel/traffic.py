@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from llamaseek.herd import DeepseekV3Config, Llama3Config, ModelConfig
 from llamaseek.herd.count import count_parameters
 from llamaseek.plan.layout import Layout
+from llamaseek.plan.weights import whole_of_layer
 
 
 class Traffic(TorchDispatchMode):
@@ -69,7 +70,8 @@ def size(value: Any) -> int:
 def expected(
     config: ModelConfig, layout: Layout, tokens: int, micro_batches: int, number: int, zero: bool
 ) -> dict[str, float]:
-    """Bytes by collective of a layout that has one degree above 1, on an average rank.
+    """Bytes by collective on an average rank of a layout that has one degree above 1, or data and
+    shard, or data and expert.
 
     `tokens` of a micro-batch on one rank's rows, numbers of `number` bytes; docs/parallel.md says
     the same in words. What has no size to speak of (norms, sums of losses) is left out.
@@ -82,10 +84,11 @@ def expected(
     if layout.shard > 1:
         share, outside = _share(layout.shard), _tables(config)
         again = 2 * (everything - outside) + outside
+        added = {"all_reduce": _share(layout.data) * sums / layout.shard}
         return {
             "all_gather": share * micro_batches * again * number,
             "reduce_scatter": share * everything * number,
-        }
+        } | (added if layout.data > 1 else {})
     if layout.tensor > 1:
         row = tokens * micro_batches * number
         blocks = _share(layout.tensor) * row * _gathered(config)
@@ -111,6 +114,31 @@ def expected(
     if zero:
         found["broadcast"] = _share(layout.data) * everything * number
     return found
+
+
+def held(config: ModelConfig, layout: Layout, zero: bool) -> dict[str, float]:
+    """Bytes of weights, gradients and AdamW's moments, all float32, on an average rank."""
+    count = count_parameters(config)
+    everything = count.total + count.multi_token
+    mine = everything / (layout.shard * layout.pipeline)
+    if layout.tensor > 1:
+        whole = unsplit(config)
+        mine = whole + (everything - whole) / layout.tensor
+    if layout.expert > 1:
+        assert isinstance(config, DeepseekV3Config)
+        routed = _routed(config)
+        mine = (everything - routed) / layout.shard + routed / layout.expert
+    if layout.pipeline > 1 and count.multi_token:  # the last stage looks tokens up as well
+        mine += config.vocab_size * config.hidden_size / layout.pipeline
+    moments = 8 * mine / (layout.data if zero else 1)
+    return {"weights": 4 * mine, "gradients": 4 * mine, "optimizer": moments}
+
+
+def unsplit(config: ModelConfig) -> int:
+    """Parameters that tensor ranks all hold: norms, routers, what makes latents."""
+    layers = config.num_hidden_layers + getattr(config, "num_nextn_predict_layers", 0)
+    each = (whole_of_layer(config, layer) for layer in range(layers))
+    return config.hidden_size + sum(each)
 
 
 def _share(ranks: int) -> float:

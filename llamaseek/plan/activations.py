@@ -9,6 +9,7 @@ Norms, the softmax of blocked attention and the router compute in fp32 whatever 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from llamaseek.herd.configs import DeepseekV3Config, Llama3Config, ModelConfig
 
@@ -20,7 +21,8 @@ BLOCK, BLOCKED_LENGTH = 128, 1024  # `models/attention.py` on CPUs
 class Pass:
     """One forward and backward of `rows` × `length` tokens on one device.
 
-    `number` is c; `blocked` says that attention keeps its weights (short rows on a CPU);
+    `number` is c; `length` is what one context rank holds of a row, whose tokens `tensor` ranks
+    share between blocks; `blocked` says that attention keeps its weights (short rows on a CPU);
     `adapters` names the linear layers that LoRA of `rank` trains, None that everything trains.
     """
 
@@ -30,6 +32,8 @@ class Pass:
     blocked: bool = False
     adapters: frozenset[str] | None = None
     rank: int = 0
+    tensor: int = 1
+    context: int = 1
 
     @property
     def tokens(self) -> int:
@@ -51,45 +55,57 @@ class Pass:
         return FLOAT * (width * (1 if self.adapters is not None else 2) + 1)
 
 
-def layer_saved(config: ModelConfig, layer: int, run: Pass) -> int:
-    """Bytes that layer `layer` keeps from forward to backward, copies of weights apart."""
-    width = config.hidden_size
-    token = 2 * run.norm(width)
+def layer_saved(config: ModelConfig, layer: int, run: Pass) -> float:
+    """Bytes that layer `layer` keeps from forward to backward on one rank, copies of weights apart.
+
+    Tensor ranks split heads and inner widths of all tokens, and the tokens of what is not split.
+    """
+    width, ranks = config.hidden_size, run.tensor
+    token = 2 * run.norm(width) / ranks
     if isinstance(config, DeepseekV3Config):
         token += _latent_attention(config, run)
         mixture = is_mixture(config, layer)
-        token += _mixture(config, run) if mixture else _gated(width, config.intermediate_size, run)
+        dense = _gated(width, config.intermediate_size, run)
+        token += _mixture(config, run) if mixture else dense
     else:
         assert isinstance(config, Llama3Config)
         queries = config.num_attention_heads * config.head_dim
         token += run.kept(width, "q_proj", "k_proj", "v_proj")
         # What the output projection reads is the fused kernel's output, counted there.
-        token += run.kept(queries if run.blocked else 0, "o_proj")
+        token += run.kept(queries if run.blocked else 0, "o_proj") / ranks
         token += _gated(width, config.intermediate_size, run)
     if layer >= config.num_hidden_layers:
-        token += 2 * run.norm(width) + run.kept(2 * width, "eh_proj")
+        token += (2 * run.norm(width) + run.kept(2 * width, "eh_proj")) / ranks
     return token * run.tokens + attention_core(config, run)
 
 
-def attention_core(config: ModelConfig, run: Pass) -> int:
-    """Bytes kept by softmax(q k) v itself, all rows."""
-    heads = config.num_attention_heads
+def attention_core(config: ModelConfig, run: Pass) -> float:
+    """Bytes kept by softmax(q k) v itself, all rows: a tensor rank's heads, a context rank's
+    queries against the keys of whole rows.
+    """
+    heads = config.num_attention_heads / run.tensor
     if isinstance(config, DeepseekV3Config):
         key_heads, query = heads, config.qk_head_dim  # values are padded to the keys' width
     else:
         assert isinstance(config, Llama3Config)
-        key_heads, query = config.num_key_value_heads, config.head_dim
+        key_heads, query = config.num_key_value_heads / run.tensor, config.head_dim
     if not run.blocked:
-        widths = 2 * heads * query + 2 * key_heads * query  # query, output; key, value
+        # query, output; key, value
+        widths = 2 * heads * query + 2 * run.context * key_heads * query
         return run.tokens * (run.number * widths + FLOAT * heads)
-    seen = pairs(run.length, keys_only=False)
+    split = run.context > 1
+    keys = run.length * run.context
+    seen = run.length * keys if split else pairs(run.length, keys_only=False)
     # Each block copies its keys and values, unless there is one row, where they are views.
     copies = pairs(run.length, keys_only=True) if run.rows > 1 else run.length
+    if split:  # every block sees all keys
+        copies = keys * (ceil(run.length / BLOCK) if run.rows > 1 else 1)
     weights = FLOAT + (run.number if run.number < FLOAT else 0)
     row = seen * heads * weights + run.number * query * (
         run.length * heads + 2 * copies * key_heads
     )
-    return run.rows * row + seen  # the mask: one byte a pair, shared by rows and heads
+    # The mask: one byte a pair, shared by heads, and by rows unless they are split.
+    return run.rows * row + seen * (run.rows if split else 1)
 
 
 def rotary_tables(config: ModelConfig, run: Pass) -> int:
@@ -124,34 +140,39 @@ def pairs(length: int, keys_only: bool) -> int:
     return total
 
 
-def _latent_attention(config: DeepseekV3Config, run: Pass) -> int:
-    """Projections and latent norms; a token."""
+def _latent_attention(config: DeepseekV3Config, run: Pass) -> float:
+    """Projections and latent norms; a token. Latents are gathered by tensor and context ranks."""
     width, rank, rope = config.hidden_size, config.kv_lora_rank, config.qk_rope_head_dim
     values = config.num_attention_heads * config.v_head_dim
-    query = "q_proj" if config.q_lora_rank is None else "q_a_proj"
-    token = run.kept(width, query, "kv_a_proj_with_mqa") + run.kept(values, "o_proj")
+    token = run.kept(values, "o_proj") / run.tensor
+    if config.q_lora_rank is None and run.tensor > 1:  # all tokens' inputs, and its own
+        token += run.kept(width, "q_proj") + run.kept(width, "kv_a_proj_with_mqa") / run.tensor
+    else:
+        query = "q_proj" if config.q_lora_rank is None else "q_a_proj"
+        token += run.kept(width, query, "kv_a_proj_with_mqa") / run.tensor
     # In fp32 the norm's input is a view of the projection, whose rotary part stays with it.
     token += run.norm(rank) + (FLOAT * rope if run.number == FLOAT else 0)
-    token += run.kept(rank, "kv_b_proj")
+    token += run.context * run.kept(rank, "kv_b_proj")
     if config.q_lora_rank is not None:
         token += run.norm(config.q_lora_rank) + run.kept(config.q_lora_rank, "q_b_proj")
     return token
 
 
-def _gated(width: int, inner: int, run: Pass) -> int:
+def _gated(width: int, inner: int, run: Pass) -> float:
     """SwiGLU: its input, gate, silu(gate), up, and the product; a token."""
-    token = run.kept(width, "gate_proj", "up_proj") + 3 * run.number * inner
-    return token + run.kept(inner, "down_proj")
+    token = 3 * run.number * inner + run.kept(inner, "down_proj")
+    return run.kept(width, "gate_proj", "up_proj") + token / run.tensor
 
 
-def _mixture(config: DeepseekV3Config, run: Pass) -> int:
+def _mixture(config: DeepseekV3Config, run: Pass) -> float:
     """Router, routed experts (never adapted) and shared experts; a token."""
     width, inner = config.hidden_size, config.moe_intermediate_size
     chosen, full = config.num_experts_per_tok, run.adapters is None
     router = FLOAT * (config.n_routed_experts + chosen + 2) + INTEGER * 3 * chosen
-    if full and (run.number < FLOAT or not config.n_shared_experts):
+    if full and (run.number < FLOAT or not config.n_shared_experts or run.tensor > 1):
         router += FLOAT * width  # the router's fp32 input, in fp32 also the shared experts'
     # gate and up, silu, their product, the product with the gates; outputs, gates; inputs.
-    expert = run.number * (4 * inner + width + 1) + (run.number * (inner + width) if full else 0)
+    inside = run.number * (4 + full) * inner / run.tensor
+    expert = inside + run.number * ((1 + full) * width + 1)
     shared = _gated(width, inner * config.n_shared_experts, run) if config.n_shared_experts else 0
-    return router + chosen * expert + shared
+    return router / run.tensor + chosen * expert + shared

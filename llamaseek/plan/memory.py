@@ -7,7 +7,7 @@ the head's gradient is made), each layer's backward pass, and the embedding's gr
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from llamaseek.herd.configs import ModelConfig
@@ -91,6 +91,8 @@ def training_memory(
     ]
     first, last = stage == 0, stage == layout.pipeline - 1
     tables = first + last - (config.tie_word_embeddings and first and last)
+    # Multi-token modules of a last stage look tokens up in a table of its own, or in a tied head.
+    tables += last and not first and training.depth > 0 and not config.tie_word_embeddings
     owned = tables * table_size(config) / (layout.tensor * layout.shard)
     owned += last * config.hidden_size / layout.shard  # the final norm
     owned += sum(s.count * s.parameters for s in stretches)
@@ -113,12 +115,14 @@ def stretch(
 ) -> Stretch:
     """`count` layers like `layer`."""
     run, size, tensor = training.run, layer_size(config, layer), layout.tensor
+    split = replace(run, tensor=tensor, context=layout.context)
     share = tensor * layout.expert
-    owned = size.plain / (tensor * layout.shard)
+    plain = size.whole + (size.plain - size.whole) / tensor
+    owned = plain / layout.shard
     owned += size.routed / (tensor * max(layout.shard, layout.expert))
     added = adapter_size(config, layer, run.adapters, run.rank) if run.adapters else 0
     adapters = added / (tensor * layout.shard)
-    saved = layer_saved(config, layer, run) / tensor
+    saved = layer_saved(config, layer, split)
     entry = run.number * config.hidden_size * run.tokens / tensor
     # FSDP gathers copies of its own; autocast makes them where weights are whole.
     cast = run.number if layout.shard == 1 and training.stored > run.number else 0
@@ -128,7 +132,7 @@ def stretch(
         count=count,
         parameters=owned,
         adapters=adapters,
-        whole=size.plain / tensor + size.routed / share,
+        whole=plain + size.routed / share,
         saved=saved,
         held=entry if training.checkpoint else saved,
         copies=cast * (size.matrices / tensor + size.routed / share),

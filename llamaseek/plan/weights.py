@@ -15,13 +15,15 @@ from llamaseek.plan.activations import is_mixture
 @dataclass(frozen=True)
 class LayerSize:
     """Parameters of one layer: `plain` and `routed` (all experts); `small` of them are norms and
-    router. `last` is the matrix, or experts' stack, that the backward pass meets first, `largest`
-    the largest. `matrices` are plain ones that autocast copies.
+    router, `whole` what no tensor rank splits. `last` is the matrix, or experts' stack, that the
+    backward pass meets first, `largest` the largest. `matrices` are plain ones that autocast
+    copies.
     """
 
     plain: int
     routed: int
     small: int
+    whole: int
     last: int
     largest: int
 
@@ -29,6 +31,16 @@ class LayerSize:
     def matrices(self) -> int:
         """Parameters in plain matrices."""
         return self.plain - self.small
+
+
+WHOLE = ("norm", "mlp.gate.weight", "q_a_proj", "kv_a_proj", "eh_proj")
+"""In the names of a layer's tensors that tensor ranks all hold whole."""
+
+
+def whole_of_layer(config: ModelConfig, layer: int) -> int:
+    """Parameters of `layer` that every tensor rank holds: what runs on its own tokens alone."""
+    named = layer_tensors(config, layer).items()
+    return sum(prod(shape) for name, shape in named if any(part in name for part in WHOLE))
 
 
 def kind(config: ModelConfig, layer: int) -> int:
@@ -52,7 +64,7 @@ def layer_size(config: ModelConfig, layer: int) -> LayerSize:
     else:
         last = largest = config.hidden_size * config.intermediate_size
     small = parts["norms"] + parts["router"]
-    return LayerSize(plain, parts["routed"], small, last, largest)
+    return LayerSize(plain, parts["routed"], small, whole_of_layer(config, layer), last, largest)
 
 
 @lru_cache(maxsize=64)

@@ -9,6 +9,7 @@ from typing import Any
 from llamaseek.files import write_json
 from llamaseek.study.data_scaling import data_scaling
 from llamaseek.study.mix import mix
+from llamaseek.study.parallelism import parallelism
 from llamaseek.study.plot import write_figure
 from llamaseek.study.runs import Finding, Settings
 from llamaseek.study.size import size
@@ -29,6 +30,7 @@ STUDIES = {
     "size": Study("A larger model or more data?", size),
     "mix": Study("Is a better mix better at equal tokens?", mix),
     "stages": Study("Why not a single training instead of several stages?", stages),
+    "parallelism": Study("What does each layout hold, and what does it send?", parallelism),
     "start": Study("Which model to fine-tune an emotion detector from?", start),
 }
 

@@ -60,5 +60,6 @@ def grouped_bars(
         bars = axis.bar(places, values, width * 0.92, color=colour, label=name)
         axis.bar_label(bars, [form.format(value) for value in values], fontsize=7)
     axis.set_xticks(range(len(groups)), groups)
+    axis.margins(y=0.15)  # room for the values under the legend
     axis.grid(False, axis="x")
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=len(series))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,6 +24,7 @@ from llamaseek.data.mix.schedule import Phase, Schedule
 from llamaseek.data.mix.shuffle import shuffled
 from llamaseek.data.mix.store import Store, write_store
 from llamaseek.errors import UserError
+from llamaseek.files import write_text
 from llamaseek.recipe import make_recipe
 from llamaseek.text.special import FIM_TOKENS
 from llamaseek.text.train_bpe import train_bpe
@@ -96,6 +100,38 @@ def test_stopped_at_ten_points_the_stream_is_the_same(stores: dict[str, Store]) 
         assert torch.equal(found.tokens, wanted[step].tokens)
         assert torch.equal(found.targets, wanted[step].targets)
         assert torch.equal(found.positions, wanted[step].positions)
+
+
+def read_until(stores: dict[str, Store], folder: Path, stop: int) -> None:
+    """A process that reads on from what is on disk and kills itself after reading step `stop`.
+
+    Its tokens are written before the place it has come to, so that the last step is read again.
+    """
+    rows, state = rows_of(stores), folder / "state.json"
+    if state.exists():
+        rows.restore(json.loads(state.read_text()))
+    for step in range(int((folder / "next").read_text()), 60):
+        np.save(folder / f"{step}.npy", rows.step(step, 8).tokens.numpy())
+        if step == stop:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write_text(state, json.dumps(rows.state()))
+        write_text(folder / "next", str(step + 1))
+
+
+def test_killed_at_ten_points_the_stream_is_the_same(
+    stores: dict[str, Store], tmp_path: Path
+) -> None:
+    (tmp_path / "next").write_text("0")
+    stops = sorted(Random(4).sample(range(60), 10))
+    for stop in [*stops, 60]:
+        process = get_context("fork").Process(target=read_until, args=(stores, tmp_path, stop))
+        process.start()
+        process.join(60)
+        assert process.exitcode == (-signal.SIGKILL if stop < 60 else 0)
+    whole = rows_of(stores)
+    for step in range(60):
+        wanted = whole.step(step, 8).tokens.numpy()
+        assert np.array_equal(np.load(tmp_path / f"{step}.npy"), wanted)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
