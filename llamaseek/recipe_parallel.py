@@ -25,6 +25,7 @@ class ParallelRecipe(Section):
     context: int = Field(default=1, ge=1)
     expert: int = Field(default=1, ge=1)
     schedule: Schedule = "1f1b"
+    stages_per_rank: int = Field(default=2, ge=2)  # of schedules that interleave
     zero: bool = False  # the optimizer's moments spread over the data ranks (ZeRO-1)
     reshard: bool = True  # sharded weights are given back after each layer's forward
     offload: bool = False  # sharded weights and moments wait in the host's memory
@@ -37,5 +38,6 @@ class ParallelRecipe(Section):
 
     @property
     def stages(self) -> int:
-        """Parts the layers are cut into: one a pipeline rank, two where they interleave."""
-        return self.pipeline * (1 if self.pipeline == 1 or self.schedule == "1f1b" else 2)
+        """Parts the layers are cut into: one a pipeline rank, several where they interleave."""
+        alone = self.pipeline == 1 or self.schedule == "1f1b"
+        return self.pipeline * (1 if alone else self.stages_per_rank)

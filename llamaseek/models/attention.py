@@ -99,7 +99,7 @@ class GroupedQueryAttention(nn.Module):
         self.layer = layer
         self.head_dim = config.head_dim
         self.causal = config.is_causal
-        self.whole_row = whole_row
+        self.whole_row, self.attend = whole_row, attend_in_row
         self.scale = softmax_scale(config.head_dim, config.rope_scaling)
         width, heads = config.hidden_size, config.num_attention_heads
         self.q_proj = nn.Linear(width, heads * self.head_dim, bias=False)
@@ -127,7 +127,7 @@ class GroupedQueryAttention(nn.Module):
         v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
         if cache is None:
             k, v = self.whole_row(k), self.whole_row(v)
-            out = attend_in_row(q, k, v, mask, self.causal, self.scale)
+            out = self.attend(q, k, v, mask, self.causal, self.scale)
         else:
             out = cache.attend(self.layer, q, (k, v), positions, self.scale)
         projected: Tensor = self.o_proj(out.flatten(2))
@@ -146,7 +146,7 @@ class LatentAttention(nn.Module):
         super().__init__()
         self.layer = layer
         self.causal = config.is_causal
-        self.whole_row = whole_row
+        self.whole_row, self.attend = whole_row, attend_in_row
         self.heads = config.num_attention_heads
         self.nope, self.rope = config.qk_nope_head_dim, config.qk_rope_head_dim
         self.value, self.rank = config.v_head_dim, config.kv_lora_rank
@@ -209,7 +209,8 @@ class LatentAttention(nn.Module):
         k = torch.cat((k_nope, k_rope.expand(-1, -1, k_nope.shape[2], -1)), dim=-1)
         # The fused kernels want values as wide as keys; the zeros come out as zeros.
         v = F.pad(v, (0, self.nope + self.rope - self.value))
-        return attend_in_row(q, k, v, mask, self.causal, self.scale)[..., : self.value]
+        out: Tensor = self.attend(q, k, v, mask, self.causal, self.scale)
+        return out[..., : self.value]
 
     def _absorbed(
         self,

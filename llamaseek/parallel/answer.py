@@ -31,6 +31,7 @@ def setting_of(recipe: Recipe) -> Setting:
         micro_batches=share // rows,
         checkpoint=train.checkpoint_activations,
         depth=depth,
+        compile=train.compile,
     )
 
 

@@ -110,8 +110,11 @@ def _sizes(config: ModelConfig, plan: ParallelRecipe) -> Iterator[str]:
     for what, size in {**heads, **widths}.items():
         yield from _divides("parallel.tensor", tensor, what, size)
     layers = config.num_hidden_layers
-    if plan.stages > layers:
-        yield f"parallel.pipeline: {plan.stages} stages are more than the model's {layers} layers"
+    if plan.stages > layers + 2:  # the first may hold the embedding alone, the last the head
+        yield (
+            f"parallel.pipeline: {plan.stages} stages are more than the model's {layers} layers, "
+            "embedding and head"
+        )
     ahead = getattr(config, "num_nextn_predict_layers", 0)
     if plan.pipeline > 1 and ahead > (layers + ahead) // plan.stages:
         yield (

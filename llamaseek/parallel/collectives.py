@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 Group = dist.ProcessGroup | None
+functional = torch.ops._c10d_functional
 
 
 class _Gather(torch.autograd.Function):
@@ -105,8 +106,9 @@ def reduce_scatter(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
     """The own slice along `dim` of the sum."""
     parts = x.chunk(group.size(), dim)
     slices = x.contiguous() if dim == 0 else torch.cat(parts)
-    own = slices.new_empty(parts[0].shape)
-    dist.reduce_scatter_tensor(own, slices, group=group)
+    # The operator that gives its result, so that recomputation can keep that (models/recompute.py).
+    waiting = functional.reduce_scatter_tensor(slices, "sum", group.size(), group.group_name)
+    own: Tensor = functional.wait_tensor(waiting)
     return own
 
 

@@ -1,17 +1,19 @@
 """Context parallel: each rank holds some of a row's tokens and gathers keys and values of all.
 
 As Llama 3 does it (§3.3.2): a row is cut into 2 × C chunks, rank r takes chunks r and 2C - 1 - r,
-so that causal work is even, and keys and values, small beside the queries' work, are gathered
-before attention. Any document mask works. B batch, T time, C ranks.
+and keys and values, small beside the queries' work, are gathered before attention. Each chunk
+looks no further than its own end, so that all ranks do the same causal work, 1 / 2C more than half
+of all pairs. Any document mask works. B batch, T time, C ranks.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
 from llamaseek.models import CausalLM
-from llamaseek.models.attention import GroupedQueryAttention, LatentAttention
+from llamaseek.models.attention import GroupedQueryAttention, LatentAttention, attend_in_row
 from llamaseek.models.rope import Rotary
 from llamaseek.parallel.collectives import Group, gather, gather_whole
 
@@ -44,6 +46,26 @@ class Slices:
             return x
         return gather_whole(x, 1, self.group)[:, self._places(x)]
 
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float
+    ) -> Tensor:
+        """`attend_in_row` of this rank's chunks q (B, T / C, H, W) over whole k, v (B, T, K, W)."""
+        if not causal:
+            return attend_in_row(q, k, v, mask, False, scale)
+        outs, size = [], q.shape[1] // 2
+        for half, chunk in enumerate((self.rank, 2 * self.ranks - 1 - self.rank)):
+            own, end = slice(half * size, (half + 1) * size), (chunk + 1) * size
+            seen = mask[:, :, own, :end] if mask is not None else self.last(size, end, q.device)
+            outs.append(attend_in_row(q[:, own], k[:, :end], v[:, :end], seen, False, scale))
+        return torch.cat(outs, 1)
+
+    def last(self, queries: int, keys: int, device: torch.device) -> Tensor | None:
+        """What each of the last `queries` of `keys` tokens sees. GPUs' kernels know it by name."""
+        if device.type == "cuda":
+            bias: Tensor = causal_lower_right(queries, keys)
+            return bias
+        return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
     def _order(self, time: int, device: torch.device) -> Tensor:
         chunks = torch.arange(time, device=device).view(2 * self.ranks, -1)
         return torch.cat((chunks[: self.ranks], chunks.flip(0)[: self.ranks]), dim=1)
@@ -69,20 +91,23 @@ def split_rows(model: CausalLM, slices: Slices) -> None:
     model.model.rotary = rotary.to(model.model.rotary.inv_freq.device)
     causal = model.config.is_causal
 
-    def mask(positions: Tensor) -> Tensor:
+    def mask(positions: Tensor) -> Tensor | None:
         return sliced_mask(positions, causal, slices)
 
     model.mask = mask  # type: ignore[method-assign]
     for module in model.modules():
         if isinstance(module, (GroupedQueryAttention, LatentAttention)):
-            module.whole_row = slices.whole
-            module.causal = False  # the mask says it
+            module.whole_row, module.attend = slices.whole, slices.attend
 
 
-def sliced_mask(positions: Tensor, causal: bool, slices: Slices) -> Tensor:
-    """Which keys of the whole row each of this rank's queries sees: bool (B, 1, T / C, T)."""
+def sliced_mask(positions: Tensor, causal: bool, slices: Slices) -> Tensor | None:
+    """Which keys of the whole row each of this rank's queries sees: bool (B, 1, T / C, T), or
+    None where every row is one document, of which each chunk sees what is before its end.
+    """
     time = positions.shape[1]
     steps = torch.arange(time, device=positions.device)
+    if torch.equal(positions, steps.expand_as(positions)):
+        return None
     documents = (positions == 0).cumsum(1)
     same = slices.own(documents)[:, :, None] == documents[:, None, :]
     if causal:

@@ -32,8 +32,10 @@ from llamaseek.models.head import Softmax
 from llamaseek.models.moe import run_experts
 from llamaseek.parallel.apply import Parallel, parallelize
 from llamaseek.parallel.collectives import exchange
+from llamaseek.parallel.context import SlicedRotary
 from llamaseek.parallel.expert import SplitExperts
 from llamaseek.parallel.mesh import Mesh
+from llamaseek.parallel.movement import Movement
 from llamaseek.parallel.pipeline import Stage, routes
 from llamaseek.parallel.ranks import layout_of
 from llamaseek.parallel.trace import Work, counted
@@ -55,6 +57,7 @@ class Setting:
     micro_batches: int
     checkpoint: Recomputed = "none"
     depth: int = 0  # multi-token modules trained
+    compile: bool = False
 
     @property
     def layout(self) -> Layout:
@@ -70,6 +73,7 @@ class Part:
     forward: Work
     backward: Work
     kept: int  # bytes of activations between forward and backward
+    fullest: int  # at the most, of one micro-batch, with what is kept
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,8 @@ class Report:
     optimizer: int
     gathered: int  # weights whole in bf16, and their gradients before they are scattered
     in_flight: int  # forwards of parts that wait for their backward at once
-    fullest: int = 0  # beyond the state, of a single micro-batch
+    stride: int = 1  # micro-batches that a part takes in a row before the next one's turn
+    micro_batches: int = 1
     parts: list[Part] = field(default_factory=list)
     groups: dict[str, str] = field(default_factory=dict)  # process group → the mesh's name
     tensors: list[Held] = field(default_factory=list)  # of the rank's first layer
@@ -102,14 +107,29 @@ class Report:
     @property
     def activations(self) -> int:
         """The fullest moment of one micro-batch, and the forwards that wait beside it."""
-        each = max(part.kept for part in self.parts)
-        return self.fullest + each * (self.in_flight - 1)
+        return fullest_moment(self.parts, self.stride, self.micro_batches, self.in_flight)
 
     @property
     def total(self) -> int:
         """The fullest moment of a step."""
         state = self.weights + self.gradients + self.optimizer
         return state + self.gathered + self.activations
+
+
+def fullest_moment(parts: list[Part], stride: int, micro_batches: int, most: int) -> int:
+    """Bytes of activations at the most: parts take `stride` micro-batches in turn, forward in
+    order and backward from the last, and `most` forwards wait for their backward at once.
+    """
+    steps, count = micro_batches * len(parts), len(parts)
+    waiting = fullest = 0
+    for step in range(steps + most - 1):
+        if step < steps:
+            waiting += parts[step // stride % count].kept
+        if step >= most - 1:
+            back = parts[count - 1 - (step - most + 1) // stride % count]
+            waiting -= back.kept
+            fullest = max(fullest, waiting + back.fullest)
+    return fullest
 
 
 def kinds(setting: Setting) -> list[int]:
@@ -199,8 +219,9 @@ class BalancedExperts(SplitExperts):
 
 def prepare(part: CausalLM) -> None:
     """Let a part run on tensors without numbers: one document a row, experts loaded alike."""
-    if getattr(part.mask, "__func__", None) is CausalLM.mask:  # not a split row's own
-        part.mask = lambda positions: None  # type: ignore[method-assign]
+    part.mask = lambda positions: None  # type: ignore[method-assign]
+    if isinstance(part.model.rotary, SlicedRotary):  # attention to a row's chunks needs no mask
+        part.model.rotary.slices.last = lambda *sizes: None  # type: ignore[method-assign]
     for moe in part.moe_layers().values():
         if isinstance(moe.experts, SplitExperts):
             moe.experts.__class__ = BalancedExperts
@@ -212,17 +233,9 @@ def run(setting: Setting, rank: int, mesh: Mesh, parallel: Parallel) -> Report:
     for holder in holders:
         holder.to_empty(device="cpu")
     report = at_rest(setting, rank, mesh, parallel.parts)
-    whole = max(whole_weights(part, mesh) for part in parallel.parts)
-    for holder in holders:  # gradients are there from the first micro-batch on
-        backward(forward(setting, holder))
-    tracker = Tracker()
-    tracker.track_external(*holders)
-    with tracker:
-        before = live(tracker)  # weights and gradients
-        for holder in holders:
-            report.parts.append(run_part(setting, holder, mesh, tracker))
-    peak = int(tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"])
-    report.fullest = max(peak - before - whole, 0)
+    for holder in holders:
+        backward(forward(setting, holder))  # gradients are there from the first micro-batch on
+        report.parts.append(run_part(setting, holder, mesh))
     return report
 
 
@@ -253,6 +266,8 @@ def at_rest(setting: Setting, rank: int, mesh: Mesh, parts: list[CausalLM]) -> R
         optimizer=8 * numbers // (plan.data if plan.zero else 1),
         gathered=whole + added,
         in_flight=in_flight(setting, place),
+        stride=min(plan.pipeline, setting.micro_batches),
+        micro_batches=setting.micro_batches,
         groups=group_names(mesh),
         tensors=first_layer(parts[0]),
     )
@@ -303,19 +318,23 @@ def in_flight(setting: Setting, place: int) -> int:
     return min((each - 1) * plan.pipeline + 2 * (plan.pipeline - 1 - place) + 1, most)
 
 
-def run_part(setting: Setting, holder: Stage | CausalLM, mesh: Mesh, tracker: MemTracker) -> Part:
+def run_part(setting: Setting, holder: Stage | CausalLM, mesh: Mesh) -> Part:
     """Forward and backward of one micro-batch through a stage, or through the whole model."""
     part = holder.model if isinstance(holder, Stage) else holder
     assert isinstance(part, CausalLM)
     held = enumerate(part.model.layers)
     layers = [number for number, layer in held if any(True for _ in layer.parameters())]
-    before, whole = live(tracker), whole_weights(part, mesh)
-    with counted() as there:
-        outs = forward(setting, holder)
-    kept = max(live(tracker) - before - whole, 0)
-    with counted() as back:
-        backward(outs)
-    return Part(layers, there, back, kept)
+    tracker, movement = Tracker(), Movement(setting.compile)
+    tracker.track_external(holder)
+    with tracker:
+        state = live(tracker) + whole_weights(part, mesh)  # weights and gradients
+        with counted(movement) as there:
+            outs = forward(setting, holder)
+        kept = max(live(tracker) - state, 0)
+        with counted(movement) as back:
+            backward(outs)
+        fullest = max(live(tracker, "peak") - state, 0)
+    return Part(layers, there, back, kept, fullest)
 
 
 def backward(outs: list[Tensor]) -> None:
@@ -352,9 +371,9 @@ class Tracker(MemTracker):
         pass
 
 
-def live(tracker: MemTracker) -> int:
-    """Bytes that exist now."""
-    return int(tracker.get_tracker_snapshot()[torch.device("cpu")]["Total"])
+def live(tracker: MemTracker, when: str = "current") -> int:
+    """Bytes that exist now, or at the peak."""
+    return int(tracker.get_tracker_snapshot(when)[torch.device("cpu")]["Total"])
 
 
 def rows_of(setting: Setting) -> Batch:

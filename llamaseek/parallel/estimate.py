@@ -1,9 +1,10 @@
 """How long a step takes: each rank's counted work at published rates, nothing assumed of the whole.
 
-A micro-batch takes its products, its attention (half of the keys, where causality says so), its
-results' way to memory and its sends one after the other; sends over the data and shard ranks go
-beside one micro-batch's work, and what is longer shows. A pipeline takes as many such times as it
-has micro-batches and stages before the last. The utilisation is what comes out.
+A micro-batch takes its products, its attention (half of the keys, where causality says so), what it
+moves to and from memory, and its sends one after the other; sends over the data and shard ranks go
+beside one micro-batch's work, and what is longer shows. A pipeline of p places takes as many such
+times as it has micro-batches, and p - 1 more, each shorter by the stages a rank. The utilisation is
+what comes out.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ STATE_BYTES = 4 * (4 + 3)  # of AdamW a parameter: four numbers read, three writ
 
 @dataclass(frozen=True)
 class Slot:
-    """Seconds that one micro-batch takes on one part of a rank."""
+    """Seconds that one micro-batch takes on all parts of a rank."""
 
     products: float
     attention: float
@@ -35,13 +36,21 @@ class Slot:
         """One after the other."""
         return self.products + self.attention + self.memory + self.sends
 
+    def __add__(self, other: Slot) -> Slot:
+        return Slot(
+            self.products + other.products,
+            self.attention + other.attention,
+            self.memory + other.memory,
+            self.sends + other.sends,
+        )
+
 
 @dataclass(frozen=True)
 class Estimate:
     """One step of all ranks together."""
 
     seconds: float
-    slot: Slot  # of the slowest part
+    slot: Slot  # of the slowest rank
     bubble: float  # seconds that the slowest rank waits for the pipeline
     beside: float  # seconds of data and shard sends that nothing hides
     optimizer: float
@@ -52,11 +61,10 @@ class Estimate:
 def estimate(setting: Setting, reports: list[Report], gpu: Gpu, dtype: str) -> Estimate:
     """The step that the slowest of the ranks makes."""
     rates, layout, plan = rates_of(gpu, dtype), setting.layout, setting.plan
-    slots = [slot(setting, report, rates, part) for report in reports for part in works(report)]
+    slots = [rank_slot(setting, report, rates) for report in reports]
     slowest = max(slots, key=lambda found: found.seconds)
-    parts = plan.stages // plan.pipeline
-    busy = setting.micro_batches * parts * slowest.seconds
-    idle = (plan.pipeline - 1) * slowest.seconds
+    busy = setting.micro_batches * slowest.seconds
+    idle = (plan.pipeline - 1) * slowest.seconds / (plan.stages // plan.pipeline)
     if plan.schedule == "zero_bubble" and plan.pipeline > 1:
         idle /= 3  # weights' gradients fill the rest (Qi et al. 2023, ZB-H1)
     beside = max(beside_seconds(report, rates, setting) for report in reports)
@@ -83,9 +91,17 @@ def works(report: Report) -> Iterable[Work]:
     return (part.forward + part.backward for part in report.parts)
 
 
+def rank_slot(setting: Setting, report: Report, rates: Rates) -> Slot:
+    """A micro-batch through all parts of a rank."""
+    slots = (slot(setting, report, rates, work) for work in works(report))
+    return sum(slots, Slot(0.0, 0.0, 0.0, 0.0))
+
+
 def slot(setting: Setting, report: Report, rates: Rates, work: Work) -> Slot:
     """A micro-batch of one part; what it passes to the next stage is sent both ways."""
-    causal = 1.0 if setting.plan.context > 1 else 0.5  # a split row's mask skips nothing
+    # Of all keys half are seen. A split row's chunks are counted to their ends, 1 / 2C more.
+    split = 2 * setting.plan.context
+    causal = split / (split + 1) if setting.plan.context > 1 else 0.5
     sends = sum(
         size / rates.reach(reach(setting, report.groups.get(group, "")))
         for group, size in work.sent.items()
@@ -97,7 +113,7 @@ def slot(setting: Setting, report: Report, rates: Rates, work: Work) -> Slot:
     return Slot(
         products=work.product_flops / rates.products,
         attention=causal * work.attention_flops / rates.attention,
-        memory=work.written / rates.memory,
+        memory=work.moved / rates.memory,
         sends=sends,
     )
 

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from llamaseek.errors import UserError
 from llamaseek.models.attention import GroupedQueryAttention, LatentAttention
 from llamaseek.models.layers import GatedMLP
+from llamaseek.models.recompute import parts_of_sums
 from llamaseek.parallel.collectives import Group, gather, scatter
 from llamaseek.parallel.mesh import Mesh
 
@@ -33,11 +34,20 @@ def local(weight: Tensor) -> Tensor:
 
 
 class SplitLinear(nn.Linear):
-    """A linear layer of which this rank holds some rows or columns of the weight."""
+    """A linear layer of which this rank holds some rows of the weight."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., I) → (..., O / R) with rows; (..., I / R) → a part of the sum with columns."""
+        """x (..., I) → (..., O / R)."""
         return F.linear(x, local(self.weight))
+
+
+class SummedLinear(SplitLinear):
+    """A linear layer of which this rank holds some columns of the weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., I / R) → this rank's part of the sum (..., O)."""
+        with parts_of_sums():
+            return super().forward(x)
 
 
 def split(parameter: nn.Parameter, mesh: Mesh, dim: int) -> nn.Parameter:
@@ -60,7 +70,8 @@ def split_linears(module: nn.Module, mesh: Mesh, dims: dict[str, int]) -> None:
         linear = getattr(module, name, None)
         if linear is None:
             continue
-        replaced = SplitLinear(
+        kind = SplitLinear if dim == ROWS else SummedLinear
+        replaced = kind(
             linear.in_features, linear.out_features, bias=False, device=torch.device("meta")
         )
         replaced.weight = split(linear.weight, mesh, dim)

@@ -1,4 +1,4 @@
-"""Counting what a rank does: products, attention, bytes written, and what it sends to whom.
+"""Counting what a rank does: products, attention, bytes moved, and what it sends to whom.
 
 Works on fake tensors, so that a rank of any cluster can be counted on any machine.
 """
@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from llamaseek.parallel.movement import Movement, sizes
 
 aten, c10d = torch.ops.aten, torch.ops.c10d
 GATHERS = {c10d._allgather_base_.default, c10d._reduce_scatter_base_.default}
@@ -33,7 +33,8 @@ FLOPS: dict[Any, Callable[..., float]] = {
         lambda out, q, k, v, *rest, **kw: 2.5 * _attention(q.shape, k.shape, v.shape)
     ),
 }
-COLLECTIVES = GATHERS | {c10d.allreduce_.default, c10d.alltoall_base_.default}
+SCATTER = torch.ops._c10d_functional.reduce_scatter_tensor.default
+COLLECTIVES = GATHERS | {SCATTER, c10d.allreduce_.default, c10d.alltoall_base_.default}
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Work:
 
     product_flops: float = 0.0
     attention_flops: float = 0.0  # all keys; causality leaves half of them
-    written: float = 0.0  # bytes of results that are no products
+    moved: float = 0.0  # bytes to and from memory of what is no product
     sent: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
 
@@ -52,7 +53,7 @@ class Work:
         return Work(
             self.product_flops + other.product_flops,
             self.attention_flops + other.attention_flops,
-            self.written + other.written,
+            self.moved + other.moved,
             self.sent + other.sent,
             self.calls + other.calls,
         )
@@ -61,9 +62,9 @@ class Work:
 class Counting(TorchDispatchMode):
     """Adds what runs under it to `work`."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, movement: Movement) -> None:
         super().__init__()
-        self.work = work
+        self.work, self.movement = work, movement
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -73,29 +74,36 @@ class Counting(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         if func in COLLECTIVES:
+            self.work.moved += self.movement.product(args, out)
             self._collective(func, args)
         elif func._overloadpacket in FLOPS:
+            self.work.moved += self.movement.product(args, out)
             flops = float(FLOPS[func._overloadpacket](*args, **kwargs, out_val=out))
             if "attention" in func._overloadpacket.__name__:
                 self.work.attention_flops += flops
             else:
                 self.work.product_flops += flops
-        elif not func.is_view:
-            self.work.written += sum(t.numel() * t.itemsize for t in tensors(out))
+        else:
+            self.work.moved += self.movement.plain(func, (args, kwargs), out)
         return out
 
     def _collective(self, func: Any, args: Any) -> None:
+        if func == SCATTER:
+            self._sends(args[3], sizes([args[0]]), args[2])
+            return
         group = next(ProcessGroup.unbox(a) for a in args if isinstance(a, torch.ScriptObject))
-        others = (group.size() - 1) / group.size()
         if func in GATHERS:
             whole = args[0] if func == c10d._allgather_base_.default else args[1]
-            size = bytes_of([whole])
+            size = sizes([whole])
         elif func == c10d.allreduce_.default:
-            size = 2 * bytes_of(args[0])  # scattered, then gathered
+            size = 2 * sizes(args[0])  # scattered, then gathered
         else:
-            size = bytes_of([args[1]])
-        self.work.sent[group.group_name] += int(size * others)
-        self.work.calls[group.group_name] += 1
+            size = sizes([args[1]])
+        self._sends(group.group_name, size, group.size())
+
+    def _sends(self, group: str, size: int, ranks: int) -> None:
+        self.work.sent[group] += int(size * (ranks - 1) / ranks)
+        self.work.calls[group] += 1
 
 
 def _attention(q: torch.Size, k: torch.Size, v: torch.Size) -> float:
@@ -103,19 +111,9 @@ def _attention(q: torch.Size, k: torch.Size, v: torch.Size) -> float:
     return 2.0 * q[0] * q[1] * q[2] * k[2] * (q[3] + v[3])
 
 
-def bytes_of(found: list[Tensor]) -> int:
-    """Memory of tensors' numbers."""
-    return sum(t.numel() * t.itemsize for t in found)
-
-
-def tensors(out: Any) -> Iterator[Tensor]:
-    """The tensors in what an operator returned."""
-    return (leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
-
-
 @contextmanager
-def counted() -> Iterator[Work]:
+def counted(movement: Movement) -> Iterator[Work]:
     """The work of what runs inside."""
     work = Work()
-    with Counting(work):
+    with Counting(work, movement):
         yield work

@@ -31,7 +31,9 @@ class Traffic(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func.namespace == "c10d":
+        if func is torch.ops._c10d_functional.reduce_scatter_tensor.default:
+            self._add("reduce_scatter", (args[2] - 1) / args[2] * size(args[0]))
+        elif func.namespace == "c10d":
             self._count(func._schema.name.removeprefix("c10d::").strip("_"), args)
         return func(*args, **(kwargs or {}))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,18 @@ import torch
 
 from llamaseek.herd import config_from_sizes
 from llamaseek.models import build_model
-from llamaseek.parallel.dry_run import Report, Setting, dry_run, in_flight, kinds
+from llamaseek.parallel.dry_run import (
+    Part,
+    Report,
+    Setting,
+    dry_run,
+    fullest_moment,
+    in_flight,
+    kinds,
+)
 from llamaseek.parallel.estimate import estimate
+from llamaseek.parallel.movement import Movement
+from llamaseek.parallel.trace import Work, counted
 from llamaseek.plan.flops import training_flops
 from llamaseek.plan.gpus import find_gpu
 from llamaseek.plan.layout import Layout
@@ -110,7 +121,7 @@ def test_modules_that_predict_ahead_run_the_head_again() -> None:
     config = config_from_sizes("deepseek_v3", {**DEEPSEEK, "num_nextn_predict_layers": 1})
     ahead = dry_run(Setting(config, plain.plan, LENGTH, 1, 4, depth=1), 0)
     once = dry_run(plain, 0)
-    assert ahead.parts[0].layers[-1] == 4 and ahead.fullest > once.fullest > 0
+    assert ahead.parts[0].layers[-1] == 4 and ahead.activations > once.activations > 0
 
 
 def test_forwards_in_flight() -> None:
@@ -119,6 +130,43 @@ def test_forwards_in_flight() -> None:
     assert in_flight(setting("llama3", micro_batches=2, pipeline=4), 0) == 2
     twice = setting("llama3", micro_batches=8, pipeline=2, schedule="interleaved")
     assert [in_flight(twice, place) for place in range(2)] == [5, 3]
+
+
+def test_the_fullest_moment_is_that_of_the_schedule() -> None:
+    def part(kept: int, fullest: int) -> Part:
+        return Part([], Work(), Work(), kept, fullest)
+
+    assert fullest_moment([part(10, 15)], 1, 4, 1) == 15
+    assert fullest_moment([part(10, 15)], 4, 8, 3) == 2 * 10 + 15
+    # Two stages: four forwards of the first and the first of the second, whose backward is next.
+    assert fullest_moment([part(10, 12), part(1, 50)], 4, 8, 5) == 4 * 10 + 50
+
+
+def test_the_memory_of_a_split_weight_is_the_ranks_own() -> None:
+    whole, split = (dry_run(setting("deepseek_v3", data=4, expert=e), 0) for e in (1, 4))
+    # Tokens are as many, but three quarters of the experts and of their gradients are elsewhere.
+    assert split.parameters < whole.parameters / 2
+    assert split.activations < 1.5 * whole.activations
+
+
+def test_ranks_that_split_a_row_do_half_of_its_products_together() -> None:
+    # Chunks of 2,048 tokens, which go to the fused attention.
+    alone, split = (replace(setting("llama3", context=c), length=16384) for c in (1, 4))
+    found = [dry_run(s, rank).parts[0] for s in (alone, split) for rank in range(s.layout.gpus)]
+    whole, *parts = [(part.forward + part.backward).attention_flops for part in found]
+    assert set(parts) == {whole * 9 / 16 / 4}  # eight chunks: (1 + 2 + … + 8) / 64 of all pairs
+
+
+def test_compiled_kernels_read_and_write_once() -> None:
+    x, weight = torch.ones(64, 32), torch.ones(32, 16)
+    moved = []
+    for compiled in (False, True):
+        with counted(Movement(compiled)) as work:
+            ((x + 1).relu() @ weight).exp().neg().sum()
+        moved.append(work.moved)
+    wide, narrow, number = 64 * 32 * 4, 64 * 16 * 4, 4
+    assert moved == [4 * wide + 5 * narrow + number, 2 * wide + narrow]
+    assert work.product_flops == 2 * 64 * 32 * 16
 
 
 def test_more_micro_batches_hide_the_pipeline() -> None:
