@@ -32,6 +32,7 @@ def setting_of(recipe: Recipe) -> Setting:
         checkpoint=train.checkpoint_activations,
         depth=depth,
         compile=train.compile,
+        moment=2 if train.moments == "bf16" else 4,
     )
 
 
