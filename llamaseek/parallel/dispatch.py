@@ -20,7 +20,7 @@ GROUP = 128
 
 
 def narrow(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x (N, D) → e4m3 numbers (N, D), a group's largest in (224, 448], and float32 scales (N, G)."""
+    """x (N, D) → e4m3 numbers (N, D), a group's largest over 224, and float32 scales (N, G)."""
     groups = x.unflatten(1, (-1, GROUP))
     most = groups.abs().amax(-1).to(torch.float32).clamp(min=1e-12)
     scale = (most / FP8_MAX).log2().ceil().exp2()

@@ -137,24 +137,24 @@ def fullest_moment(parts: list[Part], stride: int, micro_batches: int, most: int
     return fullest
 
 
-def kinds(setting: Setting) -> list[int]:
-    """A rank of every kind: the first one of each pipeline place that differs from those before
-    it in how many layers it holds, of which sort, and whether it holds embedding or head.
+def kinds(setting: Setting) -> dict[int, list[int]]:
+    """A rank of every kind, and the pipeline places that hold the same as its own: as many layers
+    of each sort, and embedding or head or neither.
     """
     layout, stages = setting.layout, setting.plan.stages
     config = setting.config
     dense = getattr(config, "first_k_dense_replace", 0)
     total = config.num_hidden_layers + getattr(config, "num_nextn_predict_layers", 0)
     each = layout.gpus // layout.pipeline
-    found: dict[tuple[object, ...], int] = {}
+    found: dict[tuple[object, ...], list[int]] = {}
     for place in range(layout.pipeline):
         held = []
         for stage in range(place, stages, layout.pipeline):
             layers = stage_layers(total, stages, stage, setting.plan.last_layers)
             mixtures = sum(layer >= dense for layer in layers)
             held.append((len(layers), mixtures, stage == 0, stage == stages - 1))
-        found.setdefault(tuple(held), place * each)
-    return list(found.values())
+        found.setdefault(tuple(held), []).append(place)
+    return {places[0] * each: places for places in found.values()}
 
 
 def dry_run(setting: Setting, rank: int) -> Report:
@@ -322,7 +322,7 @@ def group_names(mesh: Mesh) -> dict[str, str]:
     wide = [dim for dim, size in mesh.sizes.items() if size > 1]
     named: dict[str, str] = {str(mesh.root.get_group(dim).group_name): dim for dim in wide}
     if mesh.expert is not None:
-        named[str(mesh.expert.group_name)] = "expert"
+        named["exchange"] = "expert"
     return named
 
 

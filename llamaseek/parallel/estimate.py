@@ -56,6 +56,7 @@ class Estimate:
     optimizer: float
     tokens_per_second: float
     utilisation: float  # of the peak in `dtype`, by the FLOPs that published figures count
+    hidden_seconds: float  # a step's, did every send of a micro-batch run beside its work
 
     @property
     def slot(self) -> Slot:
@@ -68,24 +69,26 @@ def estimate(setting: Setting, reports: list[Report], gpu: Gpu, dtype: str) -> E
     rates, layout, plan = rates_of(gpu, dtype), setting.layout, setting.plan
     slots = [rank_slot(setting, report, rates) for report in reports]
     slowest = max(slot.seconds for slot in slots)
-    busy = setting.micro_batches * slowest
-    idle = (plan.pipeline - 1) * slowest / (plan.stages // plan.pipeline)
+    working = max(slot.seconds - slot.sends for slot in slots)
+    waits = (plan.pipeline - 1) / (plan.stages // plan.pipeline)  # in micro-batches
     if plan.schedule == "zero_bubble" and plan.pipeline > 1:
-        idle /= 3  # weights' gradients fill the rest (Qi et al. 2023, ZB-H1)
+        waits /= 3  # weights' gradients fill the rest (Qi et al. 2023, ZB-H1)
+    passes = setting.micro_batches + waits
     exposed = max(exposed_seconds(report, rates, slowest) for report in reports)
     stepping = max(step_bytes(setting, report) for report in reports) / rates.memory
-    seconds = busy + idle + exposed + stepping
+    seconds = passes * slowest + exposed + stepping
     rows = setting.rows * setting.micro_batches * layout.replicas
     tokens = rows * setting.length
     flops = tokens * training_flops(setting.config, "pretrain", setting.length)
     return Estimate(
         seconds=seconds,
         slots=slots,
-        bubble=idle,
+        bubble=waits * slowest,
         exposed=exposed,
         optimizer=stepping,
         tokens_per_second=tokens / seconds,
         utilisation=flops / (seconds * layout.gpus * gpu.peak(dtype)),
+        hidden_seconds=passes * working + exposed + stepping,
     )
 
 

@@ -93,7 +93,8 @@ class Counting(TorchDispatchMode):
             self._sends(args[3], sizes([args[0]]), args[2])
             return
         if func == EXCHANGE:
-            self._sends(args[3], sizes([args[0]]), len(args[1]))
+            # By its own name: the ranks may be those of another group as well.
+            self._sends("exchange", sizes([args[0]]), len(args[1]))
             return
         group = next(ProcessGroup.unbox(a) for a in args if isinstance(a, torch.ScriptObject))
         if func in GATHERS:

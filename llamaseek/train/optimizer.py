@@ -39,9 +39,9 @@ class NarrowAdamW(torch.optim.AdamW):
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
-                    self._one(weight, group)
+                    self._one(weight, weight.grad, group)
 
-    def _one(self, weight: Tensor, group: dict[str, Any]) -> None:
+    def _one(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[weight]
         if not state:
             state["step"] = torch.zeros((), device=weight.device)
@@ -50,7 +50,7 @@ class NarrowAdamW(torch.optim.AdamW):
         wide = [state[name].to(weight.dtype) for name in MOMENTS]
         beta1, beta2 = group["betas"]
         adamw(
-            [weight], [weight.grad], [wide[0]], [wide[1]], [], [state["step"]],
+            [weight], [gradient], [wide[0]], [wide[1]], [], [state["step"]],
             fused=True, amsgrad=False, maximize=False, beta1=beta1, beta2=beta2,
             lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"],
         )  # fmt: skip

@@ -21,13 +21,16 @@ WRONG: list[tuple[str, dict[str, Any], dict[str, Any], list[str]]] = [
     ("deepseek_v3", {"shard": 4, "expert": 2}, {}, ["parallel.expert: 2", "parallel.shard (4)"]),
     ("llama3", {"data": 2, "expert": 2}, {}, ["parallel.expert: 2", "experts"]),
     ("llama3", {"data": 3}, {}, ["3", "train.batch (8)"]),
-    ("llama3", {"pipeline": 5}, {}, ["5 stages", "4 layers"]),
+    ("llama3", {"pipeline": 7}, {}, ["7 stages", "4 layers"]),
     ("llama3", {"pipeline": 4, "schedule": "interleaved"}, {}, ["8 stages", "4 layers"]),
     ("llama3", {"pipeline": 4}, {"batch": 2}, ["parallel.pipeline: 4", "micro-batches", "2"]),
     ("llama3", {"pipeline": 2}, {"micro_batch": 3}, ["train.micro_batch: 3", "rows (8)"]),
     ("llama3", {"context": 3}, {}, ["context", "6", "data.length (32)"]),
     ("llama3", {"shard": 2, "zero": True}, {}, ["parallel.zero", "shard"]),
     ("llama3", {"offload": True}, {}, ["parallel.offload", "parallel.shard"]),
+    ("llama3", {"last_layers": 1}, {}, ["parallel.last_layers: 1", "parallel.pipeline"]),
+    ("deepseek_v3", {"pipeline": 2, "last_layers": 0}, {}, ["parallel.last_layers: 0", "1 to 3"]),
+    ("deepseek_v3", {"data": 2, "expert": 2, "fp8_dispatch": True}, {}, ["fp8_dispatch", "128"]),
     ("llama3", {"data": 2, "tensor": 2}, {"neftune": 5.0}, ["parallel.tensor", "neftune"]),
 ]
 
