@@ -11,7 +11,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from llamaseek.errors import UserError
+from llamaseek.errors import UserError, bad_value
 from llamaseek.parallel.watch import Watch
 from llamaseek.recipe import Recipe
 
@@ -66,6 +66,8 @@ def pick(wanted: str) -> str:
     """`cpu` or `cuda`; with GPUs each local rank takes one of its own."""
     if wanted == "cpu" or not torch.cuda.is_available():
         return "cpu"
+    if wanted not in ("auto", "cuda"):
+        raise bad_value("train.device", wanted, "auto, cpu, cuda: each rank takes a GPU of its own")
     here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if here > gpus:
         allowed = f"allowed: torchrun --nproc-per-node {gpus}, or train.device=cpu"
