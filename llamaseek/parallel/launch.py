@@ -70,7 +70,10 @@ def pick(wanted: str) -> str:
         raise bad_value("train.device", wanted, "auto, cpu, cuda: each rank takes a GPU of its own")
     here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if here > gpus:
-        raise UserError(f"parallel: {here} ranks on this machine, but {gpus} GPUs")
+        allowed = f"allowed: torchrun --nproc-per-node {gpus}, or train.device=cpu"
+        raise UserError(
+            f"parallel: {here} ranks on this machine, but it has {gpus} GPUs; {allowed}"
+        )
     torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     return "cuda"
 
