@@ -133,14 +133,21 @@ def load_model(
         if fp8:
             keep_fp8(model, tensors)
         keep_packed(model, tensors)
+    return materialise(model, tensors if fp8 else dequantised(tensors, dtype), mapped, device)
+
+
+def materialise(
+    model: CausalLM, tensors: dict[str, Lazy], mapped: bool, device: torch.device
+) -> CausalLM:
+    """A model on `meta`, with a folder's tensors on `device`, or `mapped` as `load_model` says."""
     model.to_empty(device=device)
     model.tie()
     # What no checkpoint stores, and what stays float32, is made anew after the empty start.
-    model.model.rotary = Rotary(model.model.rotary.width, config).to(device)
+    model.model.rotary = Rotary(model.model.rotary.width, model.config).to(device)
     for moe in model.moe_layers().values():
         bias = moe.gate.e_score_correction_bias
         moe.gate.e_score_correction_bias = torch.zeros_like(bias, dtype=torch.float32)
-    _fill(model, tensors if fp8 else dequantised(tensors, dtype), mapped and device.type == "cpu")
+    _fill(model, tensors, mapped and device.type == "cpu")
     model.tie()
     return model
 
