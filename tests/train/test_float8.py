@@ -50,8 +50,8 @@ def losses(made: Recipe) -> list[float]:
 
 @pytest.mark.parametrize("family", ["llama3", "deepseek_v3"])
 def test_a_run_tracks_the_plain_one(family: str, tmp_path: Path) -> None:
-    steps = {"train__steps": 25, "train__eval_every": 25, "train__objective": OBJECTIVE[family]}
-    steps |= {"data__length": 48, "data__holdout": 0.01}
+    steps = {"train__steps": 30, "train__eval_every": 30, "train__objective": OBJECTIVE[family]}
+    steps |= {"train__lr": 1e-3, "train__warmup": 5, "data__length": 48, "data__holdout": 0.01}
     found = {
         kind: losses(
             fp8_recipe(tmp_path, family, train__float8=kind, out=str(tmp_path / kind), **steps)
@@ -62,7 +62,7 @@ def test_a_run_tracks_the_plain_one(family: str, tmp_path: Path) -> None:
     print(f"{family}: {plain:.4f} plain, {ours:.4f} in fp8, {ours / plain - 1:+.2%}")
     assert found["deepseek"] != found["none"]
     assert plain < 0.8 * found["none"][0]
-    assert abs(ours / plain - 1) < 0.01
+    assert abs(ours / plain - 1) < 0.005
     folder = tmp_path / "deepseek" / "model"  # a plain folder of the float32 weights
     assert all(type(m) is not BlockScaledLinear for m in load_model(folder).modules())
 
@@ -129,19 +129,18 @@ def test_torchao_off_a_gpu_is_one_line() -> None:
         use_float8(model, "tensorwise", torch.device("cpu"))
 
 
-def test_ranks_with_shards_and_experts_train_as_one(tmp_path: Path) -> None:
-    """Experts' tokens lie in other tiles then, so gradients are near, not equal."""
-    shared = {"float8": "deepseek", "precision": "fp32"}
-    wanted = train_steps("deepseek_v3", {}, 3, **shared)
+def test_ranks_with_shards_and_experts_compute_as_one(tmp_path: Path) -> None:
+    """Experts' tokens lie in other tiles then, so their own gradients are near, not equal."""
+    asked = {"float8": "deepseek", "precision": "fp32"}
+    wanted = train_steps("deepseek_v3", {}, 1, **asked)
     plan = {"shard": 2, "expert": 2}
-    found = on_ranks(2, partial(train_steps, "deepseek_v3", plan, 3, **shared))[0]
-    for ours, right in zip(found["lines"], wanted["lines"], strict=True):
-        assert ours["loss"] == pytest.approx(right["loss"], rel=1e-3)
-        assert ours["grad_norm"] == pytest.approx(right["grad_norm"], rel=2e-2)
-    assert found["lines"][0]["loss"] == pytest.approx(wanted["lines"][0]["loss"], rel=1e-5)
-    for name, right in wanted["gradients"].items():
-        off = np.linalg.norm(found["gradients"][name] - right)
-        assert off <= 0.1 * np.linalg.norm(right), name
+    found = on_ranks(2, partial(train_steps, "deepseek_v3", plan, 1, **asked))[0]
+    ours, right = found["lines"][0], wanted["lines"][0]
+    assert ours["loss"] == pytest.approx(right["loss"], rel=1e-5)
+    assert ours["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-2)
+    for name, gradient in wanted["gradients"].items():
+        off = np.linalg.norm(found["gradients"][name] - gradient) / np.linalg.norm(gradient)
+        assert off < (0.05 if ".experts." in name else 1e-4), name
 
 
 @pytest.mark.gpu
