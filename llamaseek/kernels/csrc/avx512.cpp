@@ -23,10 +23,12 @@ inline void fetch(const Rows& rows, const Share& share, int64_t at) {
 // Lane i of the result is the sum of sums[i]'s lanes.
 inline __m512 sum_each(const __m512 (&sums)[16]) {
   __m512 half[8], quarter[4];
+#pragma GCC unroll 8
   for (int i = 0; i < 8; i++) {  // lanes of 2i and 2i+1 beside each other
     half[i] = _mm512_add_ps(_mm512_unpacklo_ps(sums[2 * i], sums[2 * i + 1]),
                             _mm512_unpackhi_ps(sums[2 * i], sums[2 * i + 1]));
   }
+#pragma GCC unroll 4
   for (int i = 0; i < 4; i++) {
     __m512d a = _mm512_castps_pd(half[2 * i]), b = _mm512_castps_pd(half[2 * i + 1]);
     quarter[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
@@ -43,9 +45,11 @@ inline __m512 sum_each(const __m512 (&sums)[16]) {
 template <int R, int M>
 inline void keep(const __m512 (&sums)[R][M], const Share& share, float* out) {
   float* to = out + share.row * kTokens + share.first;
-  if constexpr (R == 4 && M == 4) {
-    __m512 flat[16];
+  if constexpr (R * M >= 8) {
+    __m512 flat[16] = {};
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
+#pragma GCC unroll 8
       for (int m = 0; m < M; m++) flat[r * M + m] = sums[r][m];
     }
     alignas(64) float found[16];
@@ -54,7 +58,9 @@ inline void keep(const __m512 (&sums)[R][M], const Share& share, float* out) {
       for (int m = 0; m < M; m++) to[r * kTokens + m] = found[r * M + m];
     }
   } else {
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
+#pragma GCC unroll 8
       for (int m = 0; m < M; m++) to[r * kTokens + m] = _mm512_reduce_add_ps(sums[r][m]);
     }
   }
@@ -74,17 +80,22 @@ void tile_bf16(const Rows& rows, const Tokens& x, const Share& share, float* out
   int64_t k = 0;
   for (; k + 32 <= width; k += 32) {
     __m512bh v[M];
+#pragma GCC unroll 8
     for (int m = 0; m < M; m++) v[m] = as_bf16(_mm512_loadu_si512(x.bf16[first + m] + k));
     fetch(rows, share, 2 * k);
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
       __m512bh w = as_bf16(_mm512_loadu_si512(rows.weight[share.row + r] + 2 * k));
+#pragma GCC unroll 8
       for (int m = 0; m < M; m++) sums[r][m] = _mm512_dpbf16_ps(sums[r][m], w, v[m]);
     }
   }
   if (k < width) {
     const __mmask32 left = (1u << (width - k)) - 1;
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
       __m512bh w = as_bf16(_mm512_maskz_loadu_epi16(left, rows.weight[share.row + r] + 2 * k));
+#pragma GCC unroll 8
       for (int m = 0; m < M; m++) {
         __m512bh v = as_bf16(_mm512_maskz_loadu_epi16(left, x.bf16[first + m] + k));
         sums[r][m] = _mm512_dpbf16_ps(sums[r][m], w, v);
@@ -102,8 +113,10 @@ void tile_float(const Rows& rows, const Tokens& x, const Share& share, float* ou
     const int64_t count = x.width - k;
     const __mmask16 some = count >= 16 ? 0xffff : (1u << count) - 1;
     fetch(rows, share, 4 * k);
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
       __m512 w = _mm512_maskz_loadu_ps(some, rows.weight[share.row + r] + 4 * k);
+#pragma GCC unroll 8
       for (int m = 0; m < M; m++) {
         __m512 v = _mm512_maskz_loadu_ps(some, x.wide[first + m] + k);
         sums[r][m] = _mm512_fmadd_ps(w, v, sums[r][m]);
@@ -119,8 +132,10 @@ inline __mmask64 low_bytes(int64_t count) {
 
 template <int R, int M>
 inline void scale_rows(const Rows& rows, const Share& share, __m512 (&sums)[R][M]) {
+#pragma GCC unroll 8
   for (int r = 0; r < R; r++) {
     const __m512 by = _mm512_set1_ps(widen(rows.scale[share.row + r][0]));
+#pragma GCC unroll 8
     for (int m = 0; m < M; m++) sums[r][m] = _mm512_mul_ps(sums[r][m], by);
   }
 }
@@ -134,16 +149,19 @@ void tile_8(const Rows& rows, const Tokens& x, const Share& share, float* out) {
     const __mmask64 low = low_bytes(count), high = low_bytes(count - 64);
     fetch(rows, share, k), fetch(rows, share, k + 64);
     __m512i v[M][2], bias[M];
+#pragma GCC unroll 8
     for (int m = 0; m < M; m++) {
       v[m][0] = _mm512_loadu_si512(x.codes[first + m] + k);
       v[m][1] = _mm512_loadu_si512(x.codes[first + m] + k + 64);
       bias[m] = _mm512_loadu_si512(x.bias[first + m] + block * kLanes);
     }
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
       const uint8_t* at = rows.weight[share.row + r] + k;
       const __m512i w0 = _mm512_maskz_loadu_epi8(low, at);
       const __m512i w1 = _mm512_maskz_loadu_epi8(high, at + 64);
       const float scale = rows.group ? widen(rows.scale[share.row + r][k / rows.group]) : 1.0f;
+#pragma GCC unroll 8
       for (int m = 0; m < M; m++) {
         const __m512i dot = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(bias[m], w0, v[m][0]), w1,
                                                 v[m][1]);
@@ -178,16 +196,23 @@ struct Spread {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
   }
 
-  __m512 pick(__m512 scales, int block) const {
-    return _mm512_permutexvar_ps(
-        _mm512_add_epi32(lanes, _mm512_set1_epi32(block * groups)), scales);
+  // Which of the span's scales the lanes of its block take.
+  __m512i of(int block) const {
+    return _mm512_add_epi32(lanes, _mm512_set1_epi32(block * groups));
+  }
+
+  // The scales of one token's blocks from `at` on, each where its groups' scales are.
+  __m512 of_token(const float* scale, int64_t at, int64_t count) const {
+    const __mmask16 some = (1u << std::min<int64_t>(count - at, kLanes)) - 1;
+    const __m512i order = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i block = _mm512_srli_epi32(order, groups == 4 ? 2 : groups == 2 ? 1 : 0);
+    return _mm512_permutexvar_ps(block, _mm512_maskz_loadu_ps(some, scale + at));
   }
 };
 
 // A block's 64 bytes as codes of even and odd inputs; bytes behind the row's end are zeros.
-inline void split(const uint8_t* at, int64_t count, __m512i& even, __m512i& odd) {
+inline void split(const uint8_t* at, __mmask64 some, __m512i& even, __m512i& odd) {
   const __m512i nibble = _mm512_set1_epi8(15);
-  const __mmask64 some = count >= kBlock ? ~0ull : (1ull << count / 2) - 1;
   const __m512i w = _mm512_maskz_loadu_epi8(some, at);
   even = _mm512_and_si512(w, nibble);
   odd = _mm512_and_si512(_mm512_srli_epi16(w, 4), nibble);
@@ -201,23 +226,35 @@ void tile_4(const Rows& rows, const Tokens& x, const Share& share, float* out) {
   const int64_t blocks = (x.width + kBlock - 1) / kBlock;
   for (int64_t span = 0; span < blocks; span += spread.blocks) {
     __m512 scales[R];
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++) scales[r] = spread.load(rows, share.row + r, span, x.width);
+    if constexpr (M == 1) {  // once a span instead of once a block
+      const __m512 token = spread.of_token(x.scale[first], span, blocks);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) scales[r] = _mm512_mul_ps(scales[r], token);
+    }
     for (int64_t block = span; block < std::min(span + spread.blocks, blocks); block++) {
       fetch(rows, share, block * 64);
+      const __mmask64 some = low_bytes((x.width - block * kBlock) / 2);
+      const __m512i lanes = spread.of(int(block - span));
       __m512i v[M][2], bias[M];
+#pragma GCC unroll 8
       for (int m = 0; m < M; m++) {
         v[m][0] = _mm512_loadu_si512(x.codes[first + m] + block * kBlock);
         v[m][1] = _mm512_loadu_si512(x.codes[first + m] + block * kBlock + 64);
         bias[m] = _mm512_loadu_si512(x.bias[first + m] + block * kLanes);
       }
+#pragma GCC unroll 8
       for (int r = 0; r < R; r++) {
         __m512i even, odd;
-        split(rows.weight[share.row + r] + block * 64, x.width - block * kBlock, even, odd);
-        const __m512 scale = spread.pick(scales[r], int(block - span));
+        split(rows.weight[share.row + r] + block * 64, some, even, odd);
+        const __m512 scale = _mm512_permutexvar_ps(lanes, scales[r]);
+#pragma GCC unroll 8
         for (int m = 0; m < M; m++) {
           const __m512i dot = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(bias[m], even, v[m][0]),
                                                   odd, v[m][1]);
-          const __m512 by = _mm512_mul_ps(scale, _mm512_set1_ps(x.scale[first + m][block]));
+          const __m512 by =
+              M == 1 ? scale : _mm512_mul_ps(scale, _mm512_set1_ps(x.scale[first + m][block]));
           sums[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), by, sums[r][m]);
         }
       }
