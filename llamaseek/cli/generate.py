@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from llamaseek.cli.load import DEVICE
+
 if TYPE_CHECKING:
     from llamaseek.engine.options import Speculation
     from llamaseek.engine.statistics import Statistics
@@ -41,6 +43,7 @@ def generate(
     stats: bool = STATS,
     speculate: str = SPECULATE,
     draft_tokens: int = DRAFT_TOKENS,
+    device: str = DEVICE,
 ) -> None:
     """Continue a text, streaming; with --chat, answer a message."""
     from llamaseek.cli.load import load
@@ -60,8 +63,9 @@ def generate(
         seed=seed,
         stop_ids=tokenizer.stop_ids,
     )
-    options = EngineOptions(most_running=1, speculation=speculation(speculate, draft_tokens))
-    engine = Engine(load(model), tokenizer, options)
+    drafts = speculation(speculate, draft_tokens, device)
+    options = EngineOptions(most_running=1, speculation=drafts)
+    engine = Engine(load(model, device), tokenizer, options)
     if chat:
         messages = [{"role": "user", "content": text}]
         ids = encode_chat(tokenizer, messages, add_generation_prompt=True).ids
@@ -80,14 +84,14 @@ def generate(
         print(describe(engine.statistics, time.perf_counter() - start), file=sys.stderr)
 
 
-def speculation(source: str, depth: int) -> Speculation:
+def speculation(source: str, depth: int, device: str) -> Speculation:
     """What `--speculate` asks for; a name that is no method is the folder of a draft model."""
     from llamaseek.cli.load import load
     from llamaseek.engine.options import DRAFTERS, Speculation
 
     if source in DRAFTERS:
         return Speculation(kind=source, depth=depth)
-    draft = load(source)
+    draft = load(source, device)
     return Speculation(kind="model", depth=depth, draft_model=draft)
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import typer
 
+from llamaseek.cli.load import DEVICE
+
 MODEL = typer.Argument(help="A model folder.")
 NAME = typer.Option(None, help="What requests call the model.", show_default="the folder's name")
 ADAPTER = typer.Option(
@@ -37,6 +39,7 @@ def serve(
     host: str = HOST,
     port: int = PORT,
     api_key: str = API_KEY,
+    device: str = DEVICE,
     dtype: str = DTYPE,
     cache_gb: float = CACHE,
     cache_dtype: str = CACHE_DTYPE,
@@ -76,9 +79,9 @@ def serve(
         most_waiting=queue,
         step_tokens=step_tokens,
     )
-    service = load_service(model, dtype, options, engine, adapter)
+    service = load_service(model, device, dtype, options, engine, adapter)
     if guard is not None:
         service.guard = load_served_guard(
-            guard, read_policy(guard_categories, guard_drop), options, engine
+            guard, device, read_policy(guard_categories, guard_drop), options, engine
         )
     run(service)

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from llamaseek.engine.adapters import Adapters
 from llamaseek.engine.blocks import BlockPool
-from llamaseek.engine.layout import Layout
+from llamaseek.engine.graphs import Graphs, capturable
+from llamaseek.engine.layout import Layout, some_rows
 from llamaseek.engine.options import EngineOptions
 from llamaseek.engine.paged import build_cache, bytes_per_token
 from llamaseek.engine.request import (
@@ -136,11 +137,14 @@ class Engine:
     def _runner(self, model: CausalLM) -> Runner:
         """A model with a cache of its own, in the same blocks."""
         options, (dtype, device) = self.options, home(model)
-        size, count = options.block_size, self.pool.count
-        shapes = model.cache_shapes()
-        cache = build_cache(shapes, count, size, dtype, options.cache_dtype, device)
+        size, count, tables = options.block_size, self.pool.count, self.scheduler.tables
         adapters = self.adapters if model is self.model else None
-        return Runner(model, cache, self.scheduler.tables, size, adapters)
+        adapted = adapters is not None and adapters.names  # whose rows change from step to step
+        replayed = options.cuda_graphs and capturable(model) and not adapted
+        shapes, blocks = model.cache_shapes(), count + int(replayed)
+        cache = build_cache(shapes, blocks, size, dtype, options.cache_dtype, device)
+        graphs = Graphs(model, cache, tables.shape[1]) if replayed else None
+        return Runner(model, cache, tables, size, adapters, graphs, spare=count)
 
     @property
     def busy(self) -> bool:
@@ -317,8 +321,7 @@ class Engine:
                 chunk.answer.computed += chunk.count
         if not drawing:
             return []
-        if len(rows) < len(hidden):
-            hidden = hidden[torch.tensor(rows, device=hidden.device)]
+        hidden = some_rows(hidden, rows)
         logits = self.runner.logits(hidden)
         now = time.monotonic()
         deltas, scored, start = [], [], 0

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
-from llamaseek.errors import UserError, bad_value
+from llamaseek.errors import UserError
 from llamaseek.herd import DeepseekV3Config, Llama3Config, ModelConfig, config_from_sizes
 from llamaseek.herd.folder import read_config
+from llamaseek.parallel.auto import choose
 from llamaseek.plan.layout import Layout
-from llamaseek.plan.planner import Planner
-from llamaseek.plan.question import ask
 from llamaseek.recipe import Recipe
 from llamaseek.recipe_parallel import ParallelRecipe
 
@@ -39,8 +37,13 @@ def resolve(recipe: Recipe, ranks: int | None) -> Recipe:
         return recipe
     config = model_config(recipe)
     if recipe.parallel.auto:
-        degrees = choose(recipe, config, ranks or 1)
-        recipe = recipe.model_copy(update={"parallel": degrees})
+
+        def runs(plan: ParallelRecipe) -> bool:
+            tried = recipe.model_copy(update={"parallel": plan})
+            return next(problems(tried, config, ranks), None) is None
+
+        chosen = choose(recipe, config, ranks or 1, runs)
+        recipe = recipe.model_copy(update={"parallel": chosen})
     for problem in problems(recipe, config, ranks):
         raise UserError(problem)
     return recipe
@@ -55,26 +58,6 @@ def model_config(recipe: Recipe) -> ModelConfig:
     known = recipe.tokenizer.vocab_size if recipe.tokenizer.path is None else 2**20
     sizes.setdefault("vocab_size", known)
     return config_from_sizes(recipe.model.family, sizes)
-
-
-def choose(recipe: Recipe, config: ModelConfig, ranks: int) -> ParallelRecipe:
-    """The planner's fastest layout of all ranks that this recipe can run under."""
-    device = "cpu" if recipe.train.device == "cpu" else os.environ.get("LLAMASEEK_GPU", "cpu")
-    question = ask(
-        None, device, "pretrain", params=1, context=recipe.data.length, batch=recipe.train.batch
-    )
-    planner = Planner(replace(question, config=config, parameters=None))
-    runnable = []
-    for layout in planner.layouts(ranks):
-        plan = ParallelRecipe.model_validate(layout.to_dict())
-        tried = recipe.model_copy(update={"parallel": plan})
-        if next(problems(tried, config, ranks), None) is None:
-            runnable.append(layout)
-    fitting = [layout for layout in runnable if planner.fits(layout)]
-    if not fitting:
-        raise bad_value("parallel", "auto", f"degrees of your own: none that fits {ranks} ranks")
-    best = min(fitting, key=lambda layout: planner.speed(layout).step_seconds)
-    return ParallelRecipe.model_validate(best.to_dict())
 
 
 def problems(recipe: Recipe, config: ModelConfig, ranks: int | None) -> Iterator[str]:
@@ -164,20 +147,19 @@ def _combinations(recipe: Recipe, plan: ParallelRecipe) -> Iterator[str]:
         yield "parallel.zero: true is not for shard above 1, which spreads the moments already"
     if plan.offload and plan.shard == 1:
         yield "parallel.offload: true needs parallel.shard above 1: only sharded weights move"
-    if plan.offload and recipe.train.device == "cpu":
-        yield "parallel.offload: true needs a GPU: on a CPU the weights are in its memory already"
-    if recipe.stage in ("grpo", "ppo") and splits:
+    whole = [name for name in splits if name != "shard"]
+    if whole and (recipe.stage in ("grpo", "ppo") or recipe.sampling is not None):
+        what = "sampling" if recipe.sampling is not None else recipe.stage
         yield (
-            f"parallel.{splits[0]}: above 1 is not for {recipe.stage}, whose engine samples from "
-            "whole weights; allowed: data alone"
+            f"parallel.{whole[0]}: above 1 is not for {what}, whose engine answers from whole "
+            "weights; allowed: data, shard"
         )
-    if recipe.stage == "reward" and inside:
+    across = [name for name in ("tensor", "context") if name in splits]
+    if recipe.distill is not None and across:
         yield (
-            f"parallel.{inside[0]}: above 1 is not for reward models, whose score is read off one "
-            "rank's whole rows and last layer; allowed: data, shard, expert"
+            f"parallel.{across[0]}: above 1 is not for distillation, whose teacher is whole on "
+            "each rank; allowed: data, shard, pipeline, expert"
         )
-    if recipe.distill is not None and splits:
-        yield f"parallel.{splits[0]}: above 1 is not for distillation; allowed: data alone"
     if recipe.lora is not None and splits:
         yield (
             f"parallel.{splits[0]}: above 1 is not for adapters, which are added to whole "

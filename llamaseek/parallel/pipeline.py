@@ -137,19 +137,21 @@ def part(model: CausalLM, index: int, stages: int) -> CausalLM:
     made.model.rotary = deepcopy(model.model.rotary)
     made.checkpoint_activations = model.checkpoint_activations
     first, last = index == 0, index == stages - 1
-    embedding, head = model.model.embed_tokens, model.lm_head
-    made.model.embed_tokens, made.lm_head = embedding, nn.Identity()  # type: ignore[assignment]
+    end = "score" if model.config.scores else "lm_head"
+    embedding, head = model.model.embed_tokens, model.get_submodule(end)
+    made.model.embed_tokens = embedding
+    setattr(made, end, nn.Identity())
     made.model.norm = model.model.norm if last else nn.Identity()  # type: ignore[assignment]
     if not first:
         ahead = len(model.model.layers) > model.config.num_hidden_layers
-        copies = last and (ahead or model.config.tie_word_embeddings)
+        copies = last and (ahead or model.tied)
         table = deepcopy(embedding) if copies else None
         made.model.embed_tokens = Received(table if ahead else None)  # type: ignore[assignment]
-        if copies and model.config.tie_word_embeddings:
+        if copies and model.tied:
             head = deepcopy(head)
             head.weight = table.weight  # type: ignore[union-attr]
     if last:
-        made.lm_head = head
+        setattr(made, end, head)
     return made
 
 

@@ -24,6 +24,7 @@ DTYPES = ("auto", "bf16", "fp32")
 
 def load_service(
     folder: Path,
+    device: str,
     dtype: str,
     options: ServeOptions,
     engine: EngineOptions,
@@ -35,9 +36,10 @@ def load_service(
     """
     if dtype not in DTYPES:
         raise bad_value("--dtype", dtype, ", ".join(DTYPES))
-    device = pick_device("auto")
+    place = pick_device(device, "--device")
     tokenizer = Tokenizer.load(folder)
-    model = load_model(folder, pick_dtype(dtype, device), mapped=True).to(device)
+    kept, kind = place.type == "cuda", pick_dtype(dtype, place)
+    model = load_model(folder, kind, fp8=kept, mapped=True, device=place)
     found = read_adapters(adapters, options.name)
     return Service(Engine(model, tokenizer, engine, found), tokenizer, options)
 
@@ -56,9 +58,13 @@ def read_adapters(given: Sequence[str], base: str) -> dict[str, Adapter]:
 
 
 def load_served_guard(
-    folder: Path, categories: Sequence[Category], options: ServeOptions, engine: EngineOptions
+    folder: Path,
+    device: str,
+    categories: Sequence[Category],
+    options: ServeOptions,
+    engine: EngineOptions,
 ) -> ServedGuard:
     """A guard to stand before a service; its cache takes half of what the model's may."""
     limits = replace(engine, cache_bytes=engine.cache_bytes // 2)
-    guard = load_guard(folder, categories, pick_device("auto"), limits)
+    guard = load_guard(folder, categories, pick_device(device, "--device"), limits)
     return ServedGuard(guard, options.guard_timeout)
