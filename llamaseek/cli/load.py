@@ -16,7 +16,7 @@ DEVICE = typer.Option("auto", help="cpu, cuda or cuda:1; auto takes the GPU wher
 def load(folder: str | Path, device: str = "auto") -> CausalLM:
     """In the precision it is stored in, where the device has it.
 
-    On a CPU the weights stay in their files until they are first read.
+    On a CPU the weights stay in their files until they are first read, and fp8 is widened.
     """
     import torch
 
@@ -28,4 +28,4 @@ def load(folder: str | Path, device: str = "auto") -> CausalLM:
     stored = stored_tensors(Path(folder)).get("model.norm.weight")
     wide = stored is None or stored.dtype in ("F32", "F64") or not has_bf16(place)
     dtype = torch.float32 if wide else torch.bfloat16
-    return load_model(folder, dtype, mapped=True, device=place)
+    return load_model(folder, dtype, fp8=place.type == "cuda", mapped=True, device=place)

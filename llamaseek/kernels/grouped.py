@@ -10,7 +10,6 @@ C stretches.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import triton
@@ -24,15 +23,15 @@ NARROWEST = 16  # rows and columns that a matrix unit takes
 
 @triton.jit
 def read(
-    kept: Any,
-    scales: Any,
-    slot: Any,
-    seen: Any,
-    column: Any,
+    kept: tl.tensor,
+    scales: tl.tensor,
+    slot: tl.tensor,
+    seen: tl.tensor,
+    column: tl.tensor,
     WIDTH: tl.constexpr,
     dtype: tl.constexpr,
     EIGHT: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """Rows (STEP, W) of a head at slots (STEP), in the queries' dtype; zeros where none is."""
     mask = seen[:, None] & (column < WIDTH)[None, :]
     rows = tl.load(kept + slot[:, None] * WIDTH + column[None, :], mask=mask, other=0)
@@ -44,19 +43,19 @@ def read(
 
 @triton.jit
 def attend(
-    q: Any,
-    keys: Any,
-    values: Any,
-    key_scales: Any,
-    value_scales: Any,
-    tables: Any,
-    lengths: Any,
-    means: Any,
-    logs: Any,
-    slots: Any,
-    blocks: Any,
-    cuts: Any,
-    scale: Any,
+    q: tl.tensor,
+    keys: tl.tensor,
+    values: tl.tensor,
+    key_scales: tl.tensor,
+    value_scales: tl.tensor,
+    tables: tl.tensor,
+    lengths: tl.tensor,
+    means: tl.tensor,
+    logs: tl.tensor,
+    slots: tl.tensor,
+    blocks: tl.tensor,
+    cuts: tl.tensor,
+    scale: tl.tensor,
     SIZE: tl.constexpr,
     HEADS: tl.constexpr,
     SHARED: tl.constexpr,

@@ -10,7 +10,6 @@ R rotary width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import triton
@@ -26,18 +25,18 @@ DATA_CENTRE = (9, 10)  # compute capabilities with 227 KiB of shared memory a mu
 
 @triton.jit
 def read(
-    kept: Any,
-    scales: Any,
+    kept: tl.tensor,
+    scales: tl.tensor,
     PART: tl.constexpr,
-    slot: Any,
-    seen: Any,
-    column: Any,
+    slot: tl.tensor,
+    seen: tl.tensor,
+    column: tl.tensor,
     FIRST: tl.constexpr,
     COUNT: tl.constexpr,
     WIDTH: tl.constexpr,
     dtype: tl.constexpr,
     EIGHT: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """Numbers (STEP, COUNT) from FIRST on of latents at slots (STEP), in the queries' dtype."""
     mask = seen[:, None] & (column < COUNT)[None, :]
     rows = tl.load(kept + slot[:, None] * WIDTH + FIRST + column[None, :], mask=mask, other=0)
@@ -49,16 +48,16 @@ def read(
 
 @triton.jit
 def attend(
-    q: Any,
-    kept: Any,
-    scales: Any,
-    tables: Any,
-    lengths: Any,
-    means: Any,
-    logs: Any,
-    blocks: Any,
-    cuts: Any,
-    scale: Any,
+    q: tl.tensor,
+    kept: tl.tensor,
+    scales: tl.tensor,
+    tables: tl.tensor,
+    lengths: tl.tensor,
+    means: tl.tensor,
+    logs: tl.tensor,
+    blocks: tl.tensor,
+    cuts: tl.tensor,
+    scale: tl.tensor,
     SIZE: tl.constexpr,
     HEADS: tl.constexpr,
     RANK: tl.constexpr,

@@ -10,8 +10,6 @@ M tokens, H query heads, C stretches, V value width.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -37,14 +35,16 @@ def blank(q: Tensor, cuts: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 @triton.jit
-def span(length: Any, cuts: Any, cut: Any, STEP: tl.constexpr) -> Any:
+def span(length: tl.tensor, cuts: tl.tensor, cut: tl.tensor, STEP: tl.constexpr) -> tl.tuple:
     """The tokens, from and to, of stretch `cut`: whole steps, alike for all but the last."""
     each = tl.cdiv(tl.cdiv(length, STEP), cuts) * STEP
     return cut * each, tl.minimum(length, (cut + 1) * each)
 
 
 @triton.jit
-def places(tables: Any, start: Any, last: Any, size: Any, STEP: tl.constexpr) -> Any:
+def places(
+    tables: tl.tensor, start: tl.tensor, last: tl.tensor, size: tl.tensor, STEP: tl.constexpr
+) -> tl.tuple:
     """Slots (STEP) of the tokens from `start` on, and which of them are before `last`."""
     at = start + tl.arange(0, STEP)
     seen = at < last
@@ -53,7 +53,7 @@ def places(tables: Any, start: Any, last: Any, size: Any, STEP: tl.constexpr) ->
 
 
 @triton.jit
-def more(scores: Any, most: Any, total: Any) -> Any:
+def more(scores: tl.tensor, most: tl.tensor, total: tl.tensor) -> tl.tuple:
     """Softmax goes on by scores (heads, STEP): weights, what to shrink the past by, most, total."""
     now = tl.maximum(most, tl.max(scores, 1))
     shrink = tl.exp(most - now)
@@ -63,11 +63,11 @@ def more(scores: Any, most: Any, total: Any) -> Any:
 
 @triton.jit
 def combine(
-    means: Any,
-    logs: Any,
-    out: Any,
-    cuts: Any,
-    width: Any,
+    means: tl.tensor,
+    logs: tl.tensor,
+    out: tl.tensor,
+    cuts: tl.tensor,
+    width: tl.tensor,
     CUTS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ) -> None:

@@ -38,7 +38,8 @@ def load_service(
         raise bad_value("--dtype", dtype, ", ".join(DTYPES))
     place = pick_device(device, "--device")
     tokenizer = Tokenizer.load(folder)
-    model = load_model(folder, pick_dtype(dtype, place), mapped=True, device=place)
+    kept, kind = place.type == "cuda", pick_dtype(dtype, place)
+    model = load_model(folder, kind, fp8=kept, mapped=True, device=place)
     found = read_adapters(adapters, options.name)
     return Service(Engine(model, tokenizer, engine, found), tokenizer, options)
 
