@@ -163,6 +163,8 @@ def _combinations(recipe: Recipe, plan: ParallelRecipe) -> Iterator[str]:
     inside = [name for name in ("tensor", "pipeline", "context") if name in splits]
     if plan.zero and plan.shard > 1:
         yield "parallel.zero: true is not for shard above 1, which spreads the moments already"
+    if plan.zero and plan.data == 1:
+        yield "parallel.zero: true needs parallel.data above 1: moments are spread over data ranks"
     if plan.offload and plan.shard == 1:
         yield "parallel.offload: true needs parallel.shard above 1: only sharded weights move"
     whole = [name for name in splits if name != "shard"]
@@ -188,5 +190,3 @@ def _combinations(recipe: Recipe, plan: ParallelRecipe) -> Iterator[str]:
             f"parallel.{inside[0]}: above 1 is not for train.neftune, whose noise is drawn for "
             "whole rows; allowed: data, shard, expert"
         )
-    if plan.zero and recipe.train.ema and plan.data == 1:
-        yield "parallel.zero: true needs parallel.data above 1"
