@@ -1,12 +1,15 @@
 """Decoding speed: our engine beside llama.cpp and transformers, Llama 3.2 1B's shape.
 
-    python bench/decode.py [--json PATH] [--folder PATH] [--only CASE,…]
+    python bench/decode.py [--json PATH] [--folder PATH] [--only CASE,…] [--device cuda]
 
 Weights are random and made once in `--folder` (10 GB). For each case every side's process loads
 its model and waits; then they are timed in turn, five rounds, so that all see the same machine, and
 medians are compared. A rate's share of the limit is the weights it reads a second against a plain
 read of a gigabyte, or its products a second against a square bf16 product, timed in the same
 rounds. Ours are steps of the engine: scheduling, sampling and the cache are in the time.
+
+Where there is a GPU all sides run on it (`--device cpu` keeps them off), and fp8 is a case too;
+llama.cpp is left out unless its build has one.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from bench.common import Row, installed, report, row
+from llamaseek.train.machine import pick_device
 
 ROUNDS, PROMPT = 5, 256
 FOLDER = Path(__file__).resolve().parents[1] / "runs" / "bench-1b"
@@ -33,7 +37,10 @@ FOLDER = Path(__file__).resolve().parents[1] / "runs" / "bench-1b"
 
 @dataclass(frozen=True)
 class Case:
-    """What is timed: our folder and the peer's file, how many sequences, and whether the prompt."""
+    """What is timed: our folder and the peer's file, how many sequences, and whether the prompt.
+
+    `gpu` cases are for GPUs alone.
+    """
 
     name: str
     ours: str
@@ -42,12 +49,20 @@ class Case:
     prefill: bool = False
     transformers: bool = False
     steps: int = 16
+    gpu: bool = False
+    device: str = "cpu"
+
+    def settle(self) -> None:
+        """Wait for what the device still computes."""
+        if self.device != "cpu":
+            torch.cuda.synchronize()
 
 
 CASES = (
     Case("decode bf16", "bf16", "bf16", transformers=True, steps=10),
     Case("decode int8", "int8", "q8_0"),
     Case("decode int4", "int4", "q4_0"),
+    Case("decode fp8", "fp8", "q8_0", gpu=True),
     Case("prefill 256 bf16", "bf16", "bf16", prefill=True, transformers=True),
     Case("decode 16 at once bf16", "bf16", "bf16", batch=16, transformers=True, steps=6),
 )
@@ -72,7 +87,8 @@ class Ours:
 
         builder().build()
         self.case = case
-        model = load_model(folder / case.ours, torch.bfloat16, mapped=True)
+        path, kept = folder / case.ours, case.device != "cpu"
+        model = load_model(path, torch.bfloat16, fp8=kept, mapped=True, device=case.device)
         options = EngineOptions(share_prefixes=False, most_running=case.batch, step_tokens=512)
         self.engine = Engine(model, options=options)
 
@@ -111,7 +127,7 @@ class LlamaCpp:
         llama_cpp.llama_backend_init()
         path = str(folder / f"{case.gguf}.gguf").encode()
         params = llama_cpp.llama_model_default_params()
-        params.n_gpu_layers = 0
+        params.n_gpu_layers = 0 if case.device == "cpu" else 999
         self.model = llama_cpp.llama_model_load_from_file(path, params)
         wanted = llama_cpp.llama_context_default_params()
         wanted.n_ctx, wanted.n_batch, wanted.n_ubatch = 2048 * max(1, case.batch // 4), 512, 512
@@ -156,7 +172,8 @@ class Transformers:
 
         self.case = case
         path = folder / case.ours
-        self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
+        self.model: Any = model.eval().to(case.device)
 
     @torch.inference_mode()
     def rate(self) -> float:
@@ -164,13 +181,17 @@ class Transformers:
         case = self.case
         steps = max(2, case.steps // 4)
         tokens = torch.randint(100, 100000, (case.batch, PROMPT if case.batch == 1 else 1))
+        tokens = tokens.to(case.device)
+        case.settle()
         start = time.perf_counter()
         out = self.model(tokens, use_cache=True, logits_to_keep=1)
+        case.settle()
         if not case.prefill:
             start = time.perf_counter()
             for _ in range(steps):
                 token = out.logits[:, -1].argmax(-1, keepdim=True)
                 out = self.model(token, past_key_values=out.past_key_values, use_cache=True)
+            case.settle()
         seconds = time.perf_counter() - start
         return PROMPT / seconds if case.prefill else steps * case.batch / seconds
 
@@ -179,18 +200,20 @@ class Limits:
     """What the machine can do: bytes read a second, or bf16 products a second."""
 
     def __init__(self, case: Case, folder: Path) -> None:
-        self.case, self.numbers = case, torch.ones(1 << 28)
+        self.case, self.numbers = case, torch.ones(1 << 28, device=case.device)
 
     def rate(self) -> float:
         """Bytes a second, or floating-point operations."""
         from llamaseek.train.machine import matrix_peak
 
         if self.case.prefill:
-            return matrix_peak(torch.bfloat16, torch.device("cpu"))
+            device = torch.device(self.case.device)
+            return matrix_peak(torch.bfloat16, device, 2048 if device.type == "cpu" else 8192)
         times = []
         for _ in range(3):
             start = time.perf_counter()
             self.numbers.sum()
+            self.case.settle()
             times.append(time.perf_counter() - start)
         return self.numbers.nbytes / min(times)
 
@@ -214,7 +237,7 @@ class Process:
 
     def __init__(self, side: str, case: Case, folder: Path) -> None:
         command = [sys.executable, __file__, "--side", side, "--only", case.name]
-        command += ["--folder", str(folder)]
+        command += ["--folder", str(folder), "--device", case.device]
         self.pipe = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -268,7 +291,8 @@ def demand(case: Case, folder: Path) -> tuple[float, str, float]:
     if case.prefill:
         return 2 * (count_parameters(config()).total - embedding), "GFLOP/s", 1e9
     size = sum(path.stat().st_size for path in (folder / case.ours).glob("*.safetensors"))
-    apart = 0 if case.ours == "bf16" else 2 * embedding  # beside a packed head, of which few rows
+    tied = case.ours in ("bf16", "fp8")
+    apart = 0 if tied else 2 * embedding  # beside a packed head, of which few rows
     return (size - apart) / case.batch, "GB/s", 1e9
 
 
@@ -281,32 +305,48 @@ def main() -> None:
         "--only", help="cases by name, with commas; --json then keeps the others' rows"
     )
     parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:1; a GPU if there is")
     options = parser.parse_args()
-    wanted = options.only.split(",") if options.only else [case.name for case in CASES]
-    chosen = [case for case in CASES if case.name in wanted]
-    if not chosen:
-        raise SystemExit(f"--only: {options.only!r}; allowed: {', '.join(c.name for c in CASES)}")
+    chosen = cases(options.only, str(pick_device(options.device, "--device")))
     if options.side:
         work(options.side, chosen[0], options.folder)
         return
     from bench.shape_1b import make_gguf, make_ours
 
+    gpu = chosen[0].device != "cpu"
     peers = [name for name, package in PACKAGES.items() if installed(package)]
+    if gpu and "llama.cpp" in peers and not llama_cpp_has_gpu():
+        peers.remove("llama.cpp")
     options.folder.mkdir(parents=True, exist_ok=True)
-    make_ours(options.folder)
+    make_ours(options.folder, ("8", "4", "fp8") if gpu else ("8", "4"))
     if "llama.cpp" in peers:
         make_gguf(options.folder)
-    rows = kept_rows(options.json, chosen)
+    rows = kept_rows(options.json, chosen) if options.only else []
     for case in chosen:
         rows += compare(case, options.folder, peers)
-    report(
-        rows, [f"{name} (not installed)" for name in PACKAGES if name not in peers], options.json
-    )
+    why = "has no GPU, or is not installed" if gpu else "not installed"
+    report(rows, [f"{name} ({why})" for name in PACKAGES if name not in peers], options.json)
+
+
+def cases(only: str | None, device: str) -> list[Case]:
+    """Those that are asked for and run on this device."""
+    known = [replace(case, device=device) for case in CASES if device != "cpu" or not case.gpu]
+    chosen = [case for case in known if not only or case.name in only.split(",")]
+    if not chosen:
+        raise SystemExit(f"--only: {only!r}; allowed: {', '.join(c.name for c in known)}")
+    return chosen
+
+
+def llama_cpp_has_gpu() -> bool:
+    """Whether llama.cpp was built for a GPU."""
+    import llama_cpp
+
+    return bool(llama_cpp.llama_supports_gpu_offload())
 
 
 def kept_rows(path: Path | None, chosen: list[Case]) -> list[Row]:
     """Rows of an earlier run for the cases that this one leaves out."""
-    if path is None or not path.exists() or len(chosen) == len(CASES):
+    if path is None or not path.exists():
         return []
     names = {case.name for case in chosen}
     earlier = json.loads(path.read_text())["rows"]

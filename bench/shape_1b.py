@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +60,18 @@ def random_tensors() -> Iterator[tuple[str, Tensor]]:
             yield name, torch.randn(shape, generator=generator).mul_(0.02).bfloat16()
 
 
-def make_ours(folder: Path) -> None:
-    """`bf16`, `int8` and `int4` under `folder`, those that are not there yet."""
+def make_ours(folder: Path, bits: Sequence[str] = ("8", "4")) -> None:
+    """`bf16`, and `int8`, `int4` or `fp8`, under `folder`, those that are not there yet."""
     if not (folder / "bf16").is_dir():
         tensors = {name: lazy(tensor) for name, tensor in random_tensors()}
         size = sum(tensor.nbytes for tensor in tensors.values())
         with new_folder(folder / "bf16", size, False) as target:
             write_tensors(target, tensors)
             write_json(target / "config.json", config().to_dict() | {"dtype": "bfloat16"})
-    for bits in (8, 4):
-        if not (folder / f"int{bits}").is_dir():
-            Quantization(folder / "bf16", folder / f"int{bits}", bits).run()
+    for few in bits:
+        target = folder / (few if few == "fp8" else f"int{few}")
+        if not target.is_dir():
+            Quantization(folder / "bf16", target, few).run()
 
 
 def make_gguf(folder: Path) -> None:

@@ -28,6 +28,7 @@ Recomputed = Annotated[
     Literal["none", "selective", "full"],
     BeforeValidator(lambda x: {True: "full", False: "none"}[x] if isinstance(x, bool) else x),
 ]
+Float8 = Literal["none", "tensorwise", "rowwise", "deepseek"]
 ObjectiveName = Literal["next_token", "multi_token", "masked", "sft", "dpo"]
 
 
@@ -115,6 +116,7 @@ class TrainRecipe(Section):
     weight_decay: float = Field(default=0.1, ge=0)
     clip: float = Field(default=1.0, gt=0)
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
+    float8: Float8 = "none"  # the layers' products: torchao's scales, or DeepSeek-V3's (§3.3)
     compile: bool = False
     checkpoint_activations: Recomputed = "none"
     ema: float | None = Field(default=None, gt=0, lt=1)
@@ -124,7 +126,7 @@ class TrainRecipe(Section):
     keep: int = Field(default=2, ge=1)
     save_in_background: bool = False  # the run goes on while a checkpoint is written
     max_skipped: int = Field(default=10, ge=1)  # steps in a row without a finite loss and gradient
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     # DeepSeek-V3 report §4.2: lambda 0.3, alpha 1e-4, gamma 1e-3
     mtp_weight: float = Field(default=0.3, ge=0)
     balance_weight: float = Field(default=1e-4, ge=0)

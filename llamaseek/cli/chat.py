@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from llamaseek.cli.load import DEVICE
 from llamaseek.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def chat(
     stop: list[str] = STOP,
     seed: int = SEED,
     guard: Path = GUARD,
+    device: str = DEVICE,
 ) -> None:
     """Talk to a model; /help lists what can be changed on the way."""
     from llamaseek.cli.conversation import Conversation
@@ -51,10 +53,9 @@ def chat(
         temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed, stop=stop
     )
     tokenizer = Tokenizer.load(model)
-    device = pick_device("auto")
-    engine = Engine(load(model), tokenizer, EngineOptions(most_running=1))
+    engine = Engine(load(model, device), tokenizer, EngineOptions(most_running=1))
     talk = Conversation(engine, tokenizer, replace(sampling, stop_ids=tokenizer.stop_ids), system)
-    talk.guard = load_guard(guard, device=device) if guard else None
+    talk.guard = load_guard(guard, device=pick_device(device, "--device")) if guard else None
     if sys.stdin.isatty():
         print(f"{model}  ·  /help for commands, Ctrl-D to leave")
     run(talk, reader())

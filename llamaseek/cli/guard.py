@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from llamaseek.cli.load import DEVICE
 from llamaseek.errors import UserError, shorten
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def guard(
     categories: Path = CATEGORIES,
     as_json: bool = JSON,
     held_out: int = HELD_OUT,
+    device: str = DEVICE,
 ) -> None:
     """Judge a conversation's last turn with Llama Guard 3's prompt; exit code 1 is unsafe."""
     chosen = policy(categories, drop)
@@ -52,7 +54,7 @@ def guard(
 
     if messages:
         guard_prompt(messages, chosen)  # what is wrong with them is said before a model is read
-    loaded = load_guard(model, chosen, pick_device("auto"))
+    loaded = load_guard(model, chosen, pick_device(device, "--device"))
     if held_out:
         show_score(loaded, held_out, as_json)
         return

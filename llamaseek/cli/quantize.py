@@ -8,7 +8,7 @@ import typer
 
 SOURCE = typer.Argument(..., help="A Hugging Face folder, or Meta's with consolidated.*.pth.")
 TARGET = typer.Argument(..., help="The folder to make.")
-BITS = typer.Option(8, help="8 or 4.")
+BITS = typer.Option("8", help="8, 4, or fp8 for GPUs.")
 GROUP = typer.Option(
     None, help="Inputs that share a scale; 0 is a scale a row. 64 in 4 bits, 0 in 8 unless told."
 )
@@ -18,11 +18,11 @@ OVERWRITE = typer.Option(False, "--overwrite", help="Replace a folder that exist
 def quantize(
     source: Path = SOURCE,
     target: Path = TARGET,
-    bits: int = BITS,
+    bits: str = BITS,
     group: int = GROUP,
     overwrite: bool = OVERWRITE,
 ) -> None:
-    """Store a model's matrices in 8 or 4 bits; generate, chat and serve run what it makes."""
+    """Store a model's matrices in fewer bits; generate, chat and serve run what it makes."""
     from rich.progress import (
         BarColumn,
         DownloadColumn,

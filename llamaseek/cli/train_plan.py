@@ -48,9 +48,10 @@ def train_plan(
     loaded = load_recipe(find_recipe(recipe), overrides or [])
 
     if draw is not None:
-        from llamaseek.parallel.draw import check_name, draw_layout
+        from llamaseek.parallel.draw import draw_layout
+        from llamaseek.pictures import check_format
 
-        check_name(draw)
+        check_format("draw", draw)
     from llamaseek.parallel.answer import plan_training
 
     planned = plan_training(loaded, chosen, dtype)

@@ -8,6 +8,7 @@ N tokens of the step, b sequences of a group, T most queries, S most keys.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +45,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Layout:
-    """One step: `positions` and `slots` (N) of its tokens, and the groups they attend in."""
+    """One step: `positions` and `slots` (N) of its tokens, and the groups they attend in.
+
+    Without groups every token attends by itself, over `lengths` tokens of its row of `tables`.
+    """
 
     positions: Tensor
     slots: Tensor
@@ -56,9 +60,17 @@ class Layout:
 
 
 def lay_out(
-    tables: Ints, starts: Ints, counts: Ints, size: int, device: torch.device | str = "cpu"
+    tables: Ints,
+    starts: Ints,
+    counts: Ints,
+    size: int,
+    device: torch.device | str = "cpu",
+    apart: bool = False,
 ) -> Layout:
-    """tables (B, blocks of the longest), starts and counts (B) of the chunks → the layout."""
+    """tables (B, blocks of the longest), starts and counts (B) of the chunks → the layout.
+
+    With `apart` there are no groups.
+    """
     ends = counts.cumsum()
     first = ends - counts
     total = int(ends[-1])
@@ -68,16 +80,16 @@ def lay_out(
     slots = tables[sequence, block] * size + offset
     lengths = starts + counts
     groups = []
-    for members in like_sizes(counts, lengths):
+    for members in [] if apart else like_sizes(counts, lengths):
         whole = len(members) == len(counts)
         groups.append(_group(tables, starts, counts, first, members, whole, size, device))
     return Layout(
-        positions=_tensor(positions, device),
-        slots=_tensor(slots, device),
+        positions=sent(positions, device),
+        slots=sent(slots, device),
         ends=ends,
         groups=groups,
-        tables=_tensor(tables[sequence], device) if total <= FEW else None,
-        lengths=_tensor(positions + 1, device),
+        tables=sent(tables[sequence], device) if apart or total <= FEW else None,
+        lengths=sent(positions + 1, device),
         size=size,
     )
 
@@ -108,11 +120,11 @@ def _group(
     keys = length if run else blocks.shape[1] * size
     even = bool((count == queries).all())
     ahead = np.minimum(np.arange(queries), count[:, None] - 1)  # (b, T)
-    places = None if whole and even else _tensor((first[members, None] + ahead).ravel(), device)
-    real = None if even else _tensor(np.flatnonzero(np.arange(queries) < count[:, None]), device)
+    places = None if whole and even else sent((first[members, None] + ahead).ravel(), device)
+    real = None if even else sent(np.flatnonzero(np.arange(queries) < count[:, None]), device)
     hidden = None
     if not run or queries > 1:
-        last = _tensor(start[:, None] + ahead, device)
+        last = sent(start[:, None] + ahead, device)
         hidden = torch.arange(keys, device=device) > last[None, :, :, None, None]
     return Group(
         sequences=len(members),
@@ -121,7 +133,7 @@ def _group(
         before=int(start.max()),
         places=places,
         real=real,
-        blocks=None if run else _tensor(blocks.ravel(), device),
+        blocks=None if run else sent(blocks.ravel(), device),
         run=run,
         hidden=hidden,
     )
@@ -135,5 +147,13 @@ def _run(blocks: Ints, length: int, size: int) -> slice | None:
     return slice(first * size, first * size + length)
 
 
-def _tensor(numbers: Ints, device: torch.device | str) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(numbers)).to(device)
+def sent(numbers: Ints, device: torch.device | str) -> Tensor:
+    """Whole numbers as a tensor on a device. Nothing waits for what the device computes."""
+    return torch.from_numpy(np.ascontiguousarray(numbers)).to(device, non_blocking=True)
+
+
+def some_rows(hidden: Tensor, rows: Sequence[int]) -> Tensor:
+    """Some rows of hidden (N, D), in ascending order; itself where they are all."""
+    if len(rows) == len(hidden):
+        return hidden
+    return hidden[sent(np.array(rows, np.int64), hidden.device)]

@@ -16,9 +16,11 @@ from mmap import mmap
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from llamaseek.engine.layout import Group, Layout
 from llamaseek.errors import bad_value
+from llamaseek.kernels import paged as _paged  # noqa: F401  defines the operator
 from llamaseek.kernels.build import builder
 from llamaseek.models.cache import LayerShape
 
@@ -39,6 +41,11 @@ class Store:
     def bytes_per_token(shape: LayerShape, dtype: torch.dtype) -> int:
         """Memory a cached token takes in this layer."""
         return shape.numbers_per_token * dtype.itemsize
+
+    @property
+    def factors(self) -> list[Tensor]:
+        """What the numbers of each tensor are multiplied by, (K, slots, parts); none here."""
+        return []
 
     def write(self, slots: Tensor, new: Sequence[Tensor]) -> None:
         """Keep new (1, N, K, W) at slots (N)."""
@@ -65,6 +72,11 @@ class QuantizedStore(Store):
             blank((shape.heads, blocks * size, len(parts)), torch.float32, device)
             for parts in self._parts(shape)
         ]
+
+    @property
+    def factors(self) -> list[Tensor]:
+        """See `Store.factors`."""
+        return self.scales
 
     @staticmethod
     def _parts(shape: LayerShape) -> list[tuple[int, ...]]:
@@ -124,6 +136,8 @@ class PagedCache:
         assert self.layout is not None
         store = self.stores[layer]
         store.write(self.layout.slots, new)
+        if not self.layout.groups:
+            return self._attend_apart(store, q[0], scale)[None]
         if self.layout.tables is not None and type(store) is Store and builder().ready:
             return self.attend_few(layer, q[0], scale)[None]
         row = q[0]
@@ -138,6 +152,16 @@ class PagedCache:
             out = found if places is None else out.index_copy_(0, places, found)
         return out[None]
 
+    def _attend_apart(self, store: Store, q: Tensor, scale: float) -> Tensor:
+        """Every token of the step by itself: q (N, H, W) → (N, H, V)."""
+        layout = self.layout
+        assert layout is not None and layout.tables is not None
+        width, lengths = store.shape.value_width, layout.lengths
+        found: Tensor = torch.ops.llamaseek.attend_paged(
+            q, store.kept, store.factors, layout.tables, lengths, layout.size, width, scale
+        )
+        return found
+
     def attend_few(self, layer: int, q: Tensor, scale: float) -> Tensor:
         """Attend for the few tokens of a step, already kept: q (N, H, W) → (N, H, V)."""
         store, layout = self.stores[layer], self.layout
@@ -150,11 +174,16 @@ class PagedCache:
 
 
 def _attend(q: Tensor, store: Store, group: Group, scale: float) -> Tensor:
-    """q (b × T, H, W) → (b × T, H, V), by blocks of queries whose scores stay in the caches."""
+    """q (b × T, H, W) → (b × T, H, V); on a CPU by blocks of queries, so that scores stay in its
+    caches.
+    """
     heads, shared = store.shape.heads, q.shape[1] // store.shape.heads
     grouped = q.view(group.sequences, group.queries, heads, shared, q.shape[-1])
     grouped = grouped.permute(2, 0, 1, 3, 4)  # (K, b, T, G, W)
     keys, values = store.read(group, q.dtype)
+    if q.is_cuda:
+        out = _attend_whole(grouped, keys, values, group.hidden, scale)
+        return out.permute(1, 2, 0, 3, 4).reshape(q.shape[0], q.shape[1], -1)
     step = max(1, SCORES // (q.shape[1] * group.sequences * group.keys))
     outs = []
     for start in range(0, group.queries, step):
@@ -166,6 +195,20 @@ def _attend(q: Tensor, store: Store, group: Group, scale: float) -> Tensor:
         outs.append(_attend_block(part, keys[:, :end], values[:, :end], hidden, scale))
     out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
     return out.permute(1, 2, 0, 3, 4).reshape(q.shape[0], q.shape[1], -1)
+
+
+def _attend_whole(
+    q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None, scale: float
+) -> Tensor:
+    """As `_attend_block`, by the device's fused kernel; heads that share a key are more queries."""
+    heads, sequences, queries, shared, _ = q.shape
+    flat = q.reshape(heads, sequences, queries * shared, -1)
+    seen = None
+    if hidden is not None:
+        seen = ~hidden.expand(-1, -1, -1, shared, -1).flatten(2, 3)  # (1, b, T × G, S)
+    k, v = (part.unflatten(0, (heads, sequences)) for part in (keys, values))
+    out = F.scaled_dot_product_attention(flat, k, v, attn_mask=seen, scale=scale)
+    return out.unflatten(2, (queries, shared))
 
 
 def _attend_block(

@@ -12,10 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from llamaseek.engine.layout import Layout
+from llamaseek.engine.layout import Layout, some_rows
 from llamaseek.engine.options import Speculation
 from llamaseek.engine.request import Answer
 from llamaseek.engine.runner import Runner
@@ -53,7 +52,7 @@ def make_drafter(
     if wanted.kind == "mtp":
         if not isinstance(model, DeepseekV3) or not model.config.num_nextn_predict_layers:
             raise UserError("speculate: mtp needs a model with a multi-token module")
-        return MultiTokenDrafter(runner, model, scheduler, wanted.depth)
+        return MultiTokenDrafter(runner, scheduler, wanted.depth)
     if wanted.kind == "lookup":
         return LookupDrafter(wanted.depth)
     if wanted.draft_model is not None:
@@ -131,8 +130,8 @@ class MultiTokenDrafter:
     that may cost a draft, never a token.
     """
 
-    def __init__(self, runner: Runner, model: DeepseekV3, scheduler: Scheduler, depth: int) -> None:
-        self.runner, self.model, self.scheduler, self.depth = runner, model, scheduler, depth
+    def __init__(self, runner: Runner, scheduler: Scheduler, depth: int) -> None:
+        self.runner, self.scheduler, self.depth = runner, scheduler, depth
 
     def propose(self, plan: Sequence[Chunk], hidden: Tensor, layout: Layout) -> None:
         """See `Drafter.propose`."""
@@ -148,9 +147,9 @@ class MultiTokenDrafter:
                 following += answer.tokens[start + 1 : start + settled + 1]
         if not chunks:
             return
-        ahead, ends = self._run(chunks, _rows(hidden, rows), following)
+        ahead, ends = self._run(chunks, some_rows(hidden, rows), following)
         drawing = [n for n, chunk in enumerate(chunks) if room(chunk.answer, self.depth)]
-        last = _rows(ahead, [ends[n] for n in drawing])
+        last = some_rows(ahead, [ends[n] for n in drawing])
         answers = [chunks[n].answer for n in drawing]
         draft_on(answers, last, self.runner, self.scheduler, self.depth, self._on)
 
@@ -162,10 +161,7 @@ class MultiTokenDrafter:
         self, chunks: Sequence[Chunk], hidden: Tensor, following: list[int]
     ) -> tuple[Tensor, list[int]]:
         """Hidden (N, D) and what follows each (N) → the module's, and the chunks' last rows."""
-        layout = self.runner.begin(chunks)
-        tokens = torch.tensor(following, device=hidden.device)[None]
-        where, cache = layout.positions[None], self.runner.cache
-        ahead = self.model.mtp(0, hidden[None], tokens, where, cache)[0]
+        ahead, layout = self.runner.ahead(chunks, hidden, following)
         return ahead, (layout.ends - 1).tolist()
 
 
@@ -192,7 +188,7 @@ class ModelDrafter:
         if not chunks:
             return
         ahead, theirs = self.runner.run(chunks)
-        last = _rows(ahead, [int(theirs.ends[n]) - 1 for n in drawing])
+        last = some_rows(ahead, [int(theirs.ends[n]) - 1 for n in drawing])
         answers = [chunks[n].answer for n in drawing]
         draft_on(answers, last, self.runner, self.scheduler, self.depth, self._on)
 
@@ -229,10 +225,3 @@ def look_up(tokens: Sequence[int], most: int) -> list[int]:
             found: list[int] = text[start : start + most].tolist()
             return found
     return []
-
-
-def _rows(hidden: Tensor, rows: list[int]) -> Tensor:
-    """Some rows of hidden (N, D), in ascending order; itself where they are all."""
-    if len(rows) == len(hidden):
-        return hidden
-    return hidden[torch.tensor(rows, dtype=torch.int64, device=hidden.device)]

@@ -132,4 +132,4 @@ def open_judge(
     if url is not None:
         return EndpointJudge(url, model, rubric, best, at_once)
     tokenizer = Tokenizer.load(Path(model))
-    return EngineJudge(load_model(model).to(pick_device("auto")), tokenizer, rubric, best)
+    return EngineJudge(load_model(model, device=pick_device("auto")), tokenizer, rubric, best)

@@ -112,17 +112,20 @@ def load_model(
     fp8: bool = False,
     config: ModelConfig | None = None,
     mapped: bool = False,
+    device: torch.device | str = "cpu",
 ) -> CausalLM:
     """The model of a Hugging Face folder, in `dtype`; each tensor is in memory once.
+
+    Weights go from their files to `device`, a few rows at a time.
 
     Weights stored in fp8 blocks are widened to `dtype`, or with `fp8` kept as they are. Packed ones
     of 4 or 8 bits stay packed, and `dtype` is what the model computes in. `config` takes the place
     of the folder's, as where a context is extended. With `mapped`, tensors that are stored as they
-    are used stay in their files, read when first touched, and take no memory that the system cannot
-    have back; such a model is for inference.
+    are used stay in their files on a CPU, read when first touched, and take no memory that the
+    system cannot have back; such a model is for inference.
     Raises `UserError` as `read_folder` does, and for a scale that is not a number.
     """
-    folder = Path(folder)
+    folder, device = Path(folder), torch.device(device)
     config = config or read_config(folder)
     tensors = read_folder(folder, config)
     with torch.device("meta"):
@@ -130,14 +133,21 @@ def load_model(
         if fp8:
             keep_fp8(model, tensors)
         keep_packed(model, tensors)
-    model.to_empty(device="cpu")
+    return materialise(model, tensors if fp8 else dequantised(tensors, dtype), mapped, device)
+
+
+def materialise(
+    model: CausalLM, tensors: dict[str, Lazy], mapped: bool, device: torch.device
+) -> CausalLM:
+    """A model on `meta`, with a folder's tensors on `device`, or `mapped` as `load_model` says."""
+    model.to_empty(device=device)
     model.tie()
     # What no checkpoint stores, and what stays float32, is made anew after the empty start.
-    model.model.rotary = Rotary(model.model.rotary.width, config)
+    model.model.rotary = Rotary(model.model.rotary.width, model.config).to(device)
     for moe in model.moe_layers().values():
         bias = moe.gate.e_score_correction_bias
         moe.gate.e_score_correction_bias = torch.zeros_like(bias, dtype=torch.float32)
-    _fill(model, tensors if fp8 else dequantised(tensors, dtype), mapped)
+    _fill(model, tensors, mapped and device.type == "cpu")
     model.tie()
     return model
 

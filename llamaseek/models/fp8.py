@@ -12,28 +12,22 @@ from torch.nn import functional as F
 
 from llamaseek.errors import UserError
 from llamaseek.herd.check import BLOCK, SCALE, scale_shape
+from llamaseek.kernels.fp8 import dequantise
 from llamaseek.models.lazy import Lazy
 from llamaseek.models.moe import Experts, run_experts
 
 FP8_MAX = 448.0  # the largest e4m3 number
-
-
-def dequantise(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """weight (..., N, K) e4m3 × scale (..., ⌈N/128⌉, ⌈K/128⌉) → (..., N, K) in `dtype`."""
-    rows, columns = weight.shape[-2:]
-    wide = scale.repeat_interleave(BLOCK, -2)[..., :rows, :]
-    wide = wide.repeat_interleave(BLOCK, -1)[..., :columns]
-    return (weight.float() * wide).to(dtype)
+SMALLEST = 1e-12  # of what a block's largest number counts as, so that zeros have a scale
 
 
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, K) → e4m3 numbers (N, K) and float32 scales, each block's largest number at 448."""
-    rows, columns = weight.shape
+    """(..., N, K) → e4m3 numbers (..., N, K) and float32 scales, each block's largest at 448."""
+    rows, columns = weight.shape[-2:]
     padded = F.pad(weight.float(), (0, -columns % BLOCK, 0, -rows % BLOCK))
-    blocks = padded.unflatten(1, (-1, BLOCK)).unflatten(0, (-1, BLOCK))
-    scale = blocks.abs().amax((1, 3)).clamp(min=1e-12) / FP8_MAX
-    numbers = (blocks / scale[:, None, :, None]).flatten(2, 3).flatten(0, 1)
-    return numbers[:rows, :columns].to(torch.float8_e4m3fn).contiguous(), scale
+    blocks = padded.unflatten(-1, (-1, BLOCK)).unflatten(-3, (-1, BLOCK))
+    scale = blocks.abs().amax((-3, -1)).clamp(min=SMALLEST) / FP8_MAX
+    numbers = (blocks / scale[..., :, None, :, None]).flatten(-2).flatten(-3, -2)
+    return numbers[..., :rows, :columns].to(torch.float8_e4m3fn).contiguous(), scale
 
 
 def dequantised(tensors: dict[str, Lazy], dtype: torch.dtype) -> dict[str, Lazy]:
@@ -63,7 +57,7 @@ def check_scale(name: str, scale: Tensor) -> None:
 
 
 class Fp8Linear(nn.Module):
-    """A linear layer that keeps fp8 blocks and widens them when it is used."""
+    """A linear layer that keeps fp8 blocks."""
 
     weight: Tensor
     weight_scale_inv: Tensor
@@ -80,7 +74,11 @@ class Fp8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., K) → (..., N)."""
-        return F.linear(x, self.dense(x.dtype))
+        if x.requires_grad:  # the operator has no backward
+            return F.linear(x, self.dense(x.dtype))
+        flat = x.reshape(-1, x.shape[-1])
+        out: Tensor = torch.ops.llamaseek.fp8_linear(flat, self.weight, self.weight_scale_inv)
+        return out.view(*x.shape[:-1], -1)
 
 
 class Fp8Experts(nn.Module):

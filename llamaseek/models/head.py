@@ -75,3 +75,21 @@ class Head(nn.Linear):
         if read is None or targets is None:
             return super().forward(hidden)
         return read(hidden, self.weight, targets)
+
+
+class Score(nn.Linear):
+    """D → one number a token without bias, for rewards."""
+
+    def __init__(self, width: int, device: torch.device | None = None) -> None:
+        super().__init__(width, 1, bias=False, device=device)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """hidden (..., D) → (...), in at least float32."""
+        return one_number(self, hidden)
+
+
+def one_number(head: nn.Linear, hidden: Tensor) -> Tensor:
+    """hidden (..., D) → (...), in at least float32 whatever the weights of `head` are in."""
+    bias = None if head.bias is None else widen(head.bias)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return F.linear(widen(hidden), widen(head.weight), bias).squeeze(-1)

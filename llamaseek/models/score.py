@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from llamaseek.herd import DeepseekV3Config, ModelConfig
 from llamaseek.models import CausalLM, build_model
-from llamaseek.models.layers import widen
+from llamaseek.models.head import Score, one_number
 
 
 def reward_model(model: CausalLM) -> CausalLM:
@@ -31,7 +31,7 @@ def reward_model(model: CausalLM) -> CausalLM:
     scorer.model = model.model
     scorer.model.layers = scorer.model.layers[: config.num_hidden_layers]
     weight = model.model.norm.weight
-    scorer.score = nn.Linear(config.hidden_size, 1, bias=False, device=weight.device)
+    scorer.score = Score(config.hidden_size, weight.device)
     nn.init.normal_(scorer.score.weight, std=config.initializer_range)
     return scorer
 
@@ -44,9 +44,8 @@ def add_value_head(model: CausalLM) -> None:
     nn.init.zeros_(model.value_head.bias)
 
 
-def scores(head: nn.Module | Tensor, hidden: Tensor) -> Tensor:
-    """hidden (..., D) → one number each (...), in at least float32."""
-    assert isinstance(head, nn.Module)
-    with torch.autocast(hidden.device.type, enabled=False):
-        out: Tensor = head(widen(hidden)).squeeze(-1)
-    return out
+def token_values(model: CausalLM, hidden: Tensor) -> Tensor:
+    """What PPO's value head makes of hidden (..., D): (...), in at least float32."""
+    head = model.value_head
+    assert isinstance(head, nn.Linear)
+    return one_number(head, hidden)

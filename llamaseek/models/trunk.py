@@ -15,7 +15,7 @@ from llamaseek.errors import UserError
 from llamaseek.herd import ModelConfig
 from llamaseek.models.attention import document_mask
 from llamaseek.models.cache import Cache, LayerShape
-from llamaseek.models.head import Head
+from llamaseek.models.head import Head, Score
 from llamaseek.models.layers import RMSNorm
 from llamaseek.models.moe import Experts, MoE, Router
 from llamaseek.models.rope import Rotary
@@ -40,7 +40,7 @@ class CausalLM(nn.Module):
         self.config = config
         self.model = trunk
         if config.scores:
-            self.score = nn.Linear(config.hidden_size, 1, bias=False)
+            self.score = Score(config.hidden_size)
         else:
             self.lm_head = Head(config.hidden_size, config.vocab_size)
         self.tie()
@@ -49,9 +49,14 @@ class CausalLM(nn.Module):
         # Tokens an expert since the last reset, one tensor (E) a MoE layer, by layer number.
         self.expert_load: dict[int, Tensor] = {}
 
+    @property
+    def tied(self) -> bool:
+        """Whether embedding and head are one table."""
+        return self.config.tie_word_embeddings and not self.config.scores
+
     def tie(self) -> None:
         """Share embedding and head where the config says so; again after moving off `meta`."""
-        if self.config.tie_word_embeddings and not self.config.scores:
+        if self.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(self, tokens: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:

@@ -8,12 +8,15 @@ from the same value, each rank's gradient is whole already and it keeps its own 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Group = dist.ProcessGroup | None
 functional = torch.ops._c10d_functional
 
@@ -118,3 +121,16 @@ def all_to_all(x: Tensor, sent: list[int], received: list[int], group: dist.Proc
     waiting = functional.all_to_all_single(x.contiguous(), received, sent, group.group_name)
     out: Tensor = functional.wait_tensor(waiting)
     return out
+
+
+def dealt(
+    items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]
+) -> list[Result]:
+    """`work` gives a result for each item. Ranks deal the items out, and all get all results."""
+    if not dist.is_initialized():
+        return list(work(items))
+    rank, world = dist.get_rank(), dist.get_world_size()
+    found: list[Any] = [None] * world
+    own = items[rank::world]
+    dist.all_gather_object(found, list(work(own)) if own else [])
+    return [found[number % world][number // world] for number in range(len(items))]

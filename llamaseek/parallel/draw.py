@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,49 +11,33 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from llamaseek.errors import UserError, bad_value
 from llamaseek.parallel.dry_run import Report, Setting
 from llamaseek.parallel.mesh import DIMS
+from llamaseek.pictures import BLUE, GREEN, GREY, PURPLE, SKY, VERMILION, save
 from llamaseek.plan.layout import Layout
 
-# Okabe and Ito's palette, told apart with every kind of colour vision.
 COLOURS = {
-    "pipeline": "#CC79A7",
-    "data": "#999999",
-    "shard": "#009E73",
-    "context": "#56B4E9",
-    "tensor": "#0072B2",
-    "expert": "#D55E00",
+    "pipeline": PURPLE,
+    "data": GREY,
+    "shard": GREEN,
+    "context": SKY,
+    "tensor": BLUE,
+    "expert": VERMILION,
 }
-FORMATS = (".png", ".svg", ".pdf")
 MOST = 16  # squares drawn along a dimension; longer ones are cut short
 BAR = 2**17  # numbers from which on a tensor is drawn; norms are not
-
-
-def check_name(path: Path) -> None:
-    """`UserError` for what cannot be drawn into, before anything is worked out."""
-    if path.suffix not in FORMATS:
-        raise bad_value("draw", str(path), "a name that ends in .png, .svg or .pdf")
-    if not path.parent.is_dir():
-        raise UserError(f"draw: {path} cannot be written: no folder {path.parent}")
 
 
 def draw_layout(setting: Setting, reports: list[Report], path: Path) -> None:
     """Write the picture; UserError where it cannot be."""
     style: Any = {"font.size": 8}
-    partial = path.with_name(path.name + ".partial")
     with rc_context(style):
         figure = Figure(figsize=(9.5, 4.8), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.5))
         middle = reports[min(1, len(reports) - 1)]
         _mesh(left, setting, middle.rank)
         _tensors(right, setting, middle)
-        try:
-            figure.savefig(partial, dpi=150, format=path.suffix[1:])
-            os.replace(partial, path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+        save(figure, path)
 
 
 def _mesh(axis: Axes, setting: Setting, rank: int) -> None:
@@ -92,7 +75,7 @@ def _tensors(axis: Axes, setting: Setting, report: Report) -> None:
     matrices = [tensor for tensor in report.tensors if tensor.whole > BAR]
     for row, tensor in enumerate(matrices):
         dims = [dim for dim in tensor.dims if getattr(setting.layout, dim) > 1]
-        axis.add_patch(Rectangle((0, -row), 1, 0.7, fill=False, edgecolor="#999999"))
+        axis.add_patch(Rectangle((0, -row), 1, 0.7, fill=False, edgecolor=GREY))
         colour = COLOURS[dims[0]] if dims else "#444444"
         width = tensor.held / tensor.whole
         axis.add_patch(Rectangle((0, -row), max(width, 0.004), 0.7, color=colour))

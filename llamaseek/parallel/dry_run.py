@@ -218,7 +218,7 @@ class BalancedExperts(SplitExperts):
         shares = exchange(gates.flatten()[tokens], even, even, group)
         ids = torch.arange(len(rows)) % experts
         load = torch.full((experts,), len(rows) // experts)
-        out = run_experts(rows, ids[:, None], shares[:, None], load, *weights)
+        out = run_experts(rows, ids[:, None], shares[:, None], load, *weights, self.product)
         return add_rows(self.combine(out, even, even, group), tokens, len(x))
 
 

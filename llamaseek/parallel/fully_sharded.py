@@ -6,6 +6,9 @@ the last micro-batch. Sums, not means: the loop has divided each loss by its glo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from torch.distributed.fsdp import (
@@ -20,6 +23,8 @@ from llamaseek.models import CausalLM
 from llamaseek.parallel.expert import SplitExperts
 from llamaseek.parallel.mesh import Mesh
 from llamaseek.recipe_parallel import ParallelRecipe
+
+GIVEN_BACK = "given_back"  # a layer's attribute: whether its weights are resharded after forward
 
 
 def shard_weights(
@@ -43,11 +48,13 @@ def shard_weights(
         reduce_dtype=torch.float32 if narrow else None,
         cast_forward_inputs=False,
     )
-    offload = CPUOffloadPolicy() if plan.offload else OffloadPolicy()
+    gpu = mesh.root.device_type == "cuda"
+    offload = CPUOffloadPolicy(pin_memory=gpu) if plan.offload else OffloadPolicy()
     again = plan.reshard and mesh.pipeline is None
     shared = {"mesh": mesh.root["shard"], "mp_policy": policy, "offload_policy": offload}
     for layer in model.model.layers:
         if any(True for _ in layer.parameters()):
+            setattr(layer, GIVEN_BACK, again)
             fully_shard(layer, reshard_after_forward=again, ignored_params=spread, **shared)  # type: ignore[call-overload]
     # The root's weights stay gathered from forward to backward: multi-token modules and losses
     # read embedding and head after the root's forward.
@@ -56,3 +63,23 @@ def shard_weights(
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # all that gloo has
+
+
+@contextmanager
+def whole_weights(model: nn.Module) -> Iterator[bool]:
+    """Every rank has all weights of a sharded model meanwhile, so that forwards send nothing and
+    ranks may run different ones. Gives whether the model is sharded; nothing happens if not.
+
+    All ranks of the shard group enter and leave together. Not for gradients, nor for steps.
+    """
+    modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in modules:
+        module.reshard()
+        module.unshard()
+        module.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield bool(modules)
+    finally:
+        for module in modules:
+            module.reshard()
+            module.set_reshard_after_forward(getattr(module, GIVEN_BACK, False), recurse=False)

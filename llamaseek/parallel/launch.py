@@ -11,7 +11,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from llamaseek.errors import UserError
+from llamaseek.errors import UserError, bad_value
 from llamaseek.parallel.watch import Watch
 from llamaseek.recipe import Recipe
 
@@ -64,11 +64,19 @@ def meet(timeout: timedelta) -> tuple[dist.Store, int, int]:
 
 def pick(wanted: str) -> str:
     """`cpu` or `cuda`; with GPUs each local rank takes one of its own."""
-    if wanted == "cpu" or not torch.cuda.is_available():
+    found = torch.cuda.is_available()
+    if not found and wanted not in ("auto", "cpu"):
+        raise bad_value("train.device", wanted, "auto, cpu on this machine")
+    if wanted == "cpu" or not found:
         return "cpu"
+    if wanted not in ("auto", "cuda"):
+        raise bad_value("train.device", wanted, "auto, cpu, cuda: each rank takes a GPU of its own")
     here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if here > gpus:
-        raise UserError(f"parallel: {here} ranks on this machine, but {gpus} GPUs")
+        allowed = f"allowed: torchrun --nproc-per-node {gpus}, or train.device=cpu"
+        raise UserError(
+            f"parallel: {here} ranks on this machine, but it has {gpus} GPUs; {allowed}"
+        )
     torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     return "cuda"
 

@@ -103,10 +103,12 @@ class Stage(nn.Module):
 
 
 def add_balance(balance: Tensor | None) -> Callable[..., None]:
-    """A forward hook that adds the balance loss of earlier stages to the model's own."""
+    """A forward hook that adds the balance loss of earlier stages to the model's own; evaluations
+    have none.
+    """
 
     def hook(model: CausalLM, args: Any, out: Any) -> None:
-        if balance is not None:
+        if balance is not None and model.training:
             own = model.balance_loss
             model.balance_loss = balance if own is None else own + balance
 
@@ -139,19 +141,21 @@ def part(model: CausalLM, index: int, stages: int, layers: range) -> CausalLM:
         made.model.layers[layer] = model.model.layers[layer] if layer in layers else Elsewhere()
     made.model.rotary = deepcopy(model.model.rotary)
     first, last = index == 0, index == stages - 1
-    embedding, head = model.model.embed_tokens, model.lm_head
-    made.model.embed_tokens, made.lm_head = embedding, nn.Identity()  # type: ignore[assignment]
+    end = "score" if model.config.scores else "lm_head"
+    embedding, head = model.model.embed_tokens, model.get_submodule(end)
+    made.model.embed_tokens = embedding
+    setattr(made, end, nn.Identity())
     made.model.norm = model.model.norm if last else nn.Identity()  # type: ignore[assignment]
     if not first:
         ahead = len(model.model.layers) > model.config.num_hidden_layers
-        copies = last and (ahead or model.config.tie_word_embeddings)
+        copies = last and (ahead or model.tied)
         table = deepcopy(embedding) if copies else None
         made.model.embed_tokens = Received(table if ahead else None)  # type: ignore[assignment]
-        if copies and model.config.tie_word_embeddings:
+        if copies and model.tied:
             head = deepcopy(head)
             head.weight = table.weight  # type: ignore[union-attr]
     if last:
-        made.lm_head = head
+        setattr(made, end, head)
     return made
 
 

@@ -21,6 +21,8 @@ from llamaseek.parallel.zero import Zero
 from llamaseek.plan.layout import Layout
 from llamaseek.recipe_parallel import ParallelRecipe
 
+PLACES = ("ends",)  # of what objectives add: columns of a row, -1 where there is none
+
 
 def layout_of(plan: ParallelRecipe) -> Layout:
     """The plan's degrees as the planner's layout."""
@@ -196,7 +198,7 @@ def pad(batch: Batch, rows: int, multiple: int) -> Batch:
     """More rows, and columns up to a multiple, in which nothing counts.
 
     Padding is documents of one token without a target; whole numbers that go with tokens become
-    -1, everything else 0.
+    -1, as do places in a row, everything else 0.
     """
     count, time = batch.tokens.shape
     wide = -(-time // multiple) * multiple
@@ -208,9 +210,10 @@ def pad(batch: Batch, rows: int, multiple: int) -> Batch:
         space = (0, 0) * (x.dim() - 2) + ((0, columns) if x.dim() > 1 else ())
         return F.pad(x, (*space, 0, rows - count), value=value)
 
-    def beside_tokens(x: Tensor) -> bool:
-        return x.shape == batch.tokens.shape and not x.is_floating_point()
+    def nowhere(name: str, x: Tensor) -> bool:
+        beside_tokens = x.shape == batch.tokens.shape and not x.is_floating_point()
+        return beside_tokens or name in PLACES
 
-    extra = {name: fill(x, -beside_tokens(x)) for name, x in batch.extra.items()}
+    extra = {name: fill(x, -nowhere(name, x)) for name, x in batch.extra.items()}
     targets = fill(batch.targets, IGNORE)
     return Batch(fill(batch.tokens, 0), fill(batch.positions, 0), targets, extra)

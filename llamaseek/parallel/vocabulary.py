@@ -1,4 +1,4 @@
-"""Embedding, head and loss with the vocabulary split over tensor ranks.
+"""Embedding, head and loss with the vocabulary split over tensor ranks; scores of split rows.
 
 Each rank holds rows [first, first + V / R) of the table. N tokens, B batch, T time, D width.
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llamaseek.models import CausalLM
-from llamaseek.models.head import Head, Read, Softmax
+from llamaseek.models.head import Head, Read, Score, Softmax
 from llamaseek.models.layers import widen
 from llamaseek.parallel.collectives import Group, gather, gather_whole, scatter, sum_whole
 from llamaseek.parallel.context import Slices
@@ -32,7 +32,7 @@ class SplitEmbedding(nn.Embedding):
         tokens, weight = self.slices.own(tokens), local(self.weight)
         if self.group is None:
             return F.embedding(tokens, weight)
-        inside, place = own_ids(tokens, weight.shape[0], self.group)
+        inside, place = own_ids(tokens, weight.shape[0], self.group.rank())
         rows = F.embedding(place, weight).masked_fill(~inside[..., None], 0)
         return scatter(rows, 1, self.group)
 
@@ -58,9 +58,22 @@ class SplitHead(Head):
         return self.slices.whole_alike(out) if out.dim() else sum_whole(out, self.slices.group)
 
 
+class SplitScore(Score):
+    """Scores this rank's tokens, and puts all ranks' scores together: whole rows, alike on all."""
+
+    slices: Slices
+    group: Group
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """hidden (B, T / C / R, D) → (B, T)."""
+        return self.slices.whole_alike(gather_whole(super().forward(hidden), 1, self.group))
+
+
 def split_vocabulary(model: CausalLM, mesh: Mesh, slices: Slices) -> None:
-    """Put split tables in place of embedding and head, those that the model has. In place."""
-    embedding, head = model.model.embed_tokens, model.lm_head
+    """Put split tables in place of embedding and head, those that the model has; a reward model's
+    score stays whole, for a rank's own tokens. In place.
+    """
+    embedding = model.model.embed_tokens
     split_weight: dict[nn.Parameter, nn.Parameter] = {}  # a tied weight stays one
 
     def replaced(table: nn.Module, new: Any) -> Any:
@@ -77,13 +90,23 @@ def split_vocabulary(model: CausalLM, mesh: Mesh, slices: Slices) -> None:
         model.model.embed_tokens = replaced(embedding, new_embedding)
     elif embedding.embed_tokens is not None:  # a later stage's second copy
         embedding.embed_tokens = replaced(embedding.embed_tokens, new_embedding)
-    if isinstance(head, Head):
-        model.lm_head = replaced(head, new_head)
+    if model.config.scores:
+        if isinstance(model.score, Score):
+            model.score = split_score(model.score, slices, mesh.tensor)
+    elif isinstance(model.lm_head, Head):
+        model.lm_head = replaced(model.lm_head, new_head)
 
 
-def own_ids(ids: Tensor, rows: int, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
-    """Which ids this rank's `rows` rows hold, and where (0 for the others)."""
-    place = ids - group.rank() * rows
+def split_score(score: Score, slices: Slices, group: Group) -> SplitScore:
+    """The score with its own weight, for rows that are split."""
+    new = SplitScore(score.in_features, torch.device("meta"))
+    new.weight, new.slices, new.group = score.weight, slices, group
+    return new
+
+
+def own_ids(ids: Tensor, rows: int, rank: int) -> tuple[Tensor, Tensor]:
+    """Which ids the `rows` rows of a rank hold, and where (0 for the others)."""
+    place = ids - rank * rows
     inside = (place >= 0) & (place < rows)
     return inside, place.masked_fill(~inside, 0)
 
@@ -93,7 +116,7 @@ def vocabulary_softmax(group: dist.ProcessGroup) -> Softmax:
 
     def gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         log_p, share = _log_probs_and_shares(logits, targets, group)
-        inside, place = own_ids(targets, logits.shape[1], group)
+        inside, place = own_ids(targets, logits.shape[1], group.rank())
         share.scatter_add_(1, place[:, None], -inside[:, None].to(share.dtype))
         return -log_p.sum(), share.to(logits.dtype)
 
@@ -112,7 +135,7 @@ def _log_probs_and_shares(
     top = wide.amax(1)
     dist.all_reduce(top, dist.ReduceOp.MAX, group=group)
     shifted = wide - top[:, None]
-    inside, place = own_ids(targets, logits.shape[1], group)
+    inside, place = own_ids(targets, logits.shape[1], group.rank())
     at_target = shifted.gather(1, place[:, None]).squeeze(1).masked_fill(~inside, 0)
     exponents = shifted.exp()
     sums = torch.stack((at_target, exponents.sum(1)))
@@ -124,7 +147,7 @@ class _LogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, group: dist.ProcessGroup) -> Tensor:
         log_p, share = _log_probs_and_shares(logits, targets, group)
-        inside, place = own_ids(targets, logits.shape[1], group)
+        inside, place = own_ids(targets, logits.shape[1], group.rank())
         ctx.save_for_backward(share, inside, place)
         ctx.dtype = logits.dtype
         return log_p

@@ -87,7 +87,7 @@ def _weight(part: CausalLM, name: str, parameter: nn.Parameter, mesh: Mesh, spre
     group = mesh.replicas if over_tensor else mesh.replicas_and_tensor
     ahead = len(part.model.layers) > part.config.num_hidden_layers
     shared = mesh.pipeline is not None and name == "model.embed_tokens.weight"
-    shared = shared and (ahead or part.config.tie_word_embeddings)
+    shared = shared and (ahead or part.tied)
     return Weight(
         name=name,
         parameter=parameter,
@@ -115,7 +115,8 @@ def own_gradients(weights: Iterable[Weight]) -> list[Tensor]:
 def add_replicas(weights: list[Weight], ends: Group) -> None:
     """Add up the gradients of all ranks that computed some of the same numbers. In place.
 
-    Once a step, however many micro-batches there were; `ends` are the first and last stage.
+    Once a step, however many micro-batches there were; `ends` are the first and last stage. A table
+    that both have has a gradient on both, 0 where the objective runs no multi-token modules.
     """
     by_group: dict[Group, list[Tensor]] = {}
     for weight in weights:
@@ -124,7 +125,10 @@ def add_replicas(weights: list[Weight], ends: Group) -> None:
     for group, gradients in by_group.items():
         add_up(gradients, group)
     if ends is not None:
-        add_up([w.own.grad for w in weights if w.shared and w.own.grad is not None], ends)
+        shared = [w.own for w in weights if w.shared]
+        for own in shared:
+            own.grad = torch.zeros_like(own) if own.grad is None else own.grad
+        add_up([own.grad for own in shared if own.grad is not None], ends)
 
 
 @torch.no_grad()

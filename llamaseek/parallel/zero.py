@@ -20,7 +20,7 @@ class Zero:
     def __init__(self, weights: list[Weight], mesh: Mesh) -> None:
         by_group: dict[Group, list[Weight]] = {}
         for weight in weights:
-            spread = weight.group is not None and weight.group is mesh.expert_copies
+            spread = weight.group is mesh.expert_copies  # None: this rank alone has these experts
             by_group.setdefault(mesh.expert_copies if spread else mesh.data, []).append(weight)
         self.dealt = [
             (group, deal(some, group.size())) for group, some in by_group.items() if group

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
@@ -47,14 +48,14 @@ class Planner:
         return USABLE * self.question.gpu.memory
 
     def training(self, layout: Layout, checkpoint: bool | None = None) -> Training:
-        """What one rank does with a micro-batch of one row."""
+        """What one rank does with a micro-batch."""
         q, cpu = self.question, self.question.gpu.name == "cpu"
         lora = q.task == "lora"
         depth = 0
         if q.task == "pretrain" and isinstance(self.config, DeepseekV3Config):
             depth = self.config.num_nextn_predict_layers
         run = Pass(
-            rows=1,
+            rows=self.rows(layout),
             length=ceil(q.context / layout.context),
             number=q.form.number,
             blocked=cpu and q.context <= BLOCKED_LENGTH,
@@ -99,13 +100,18 @@ class Planner:
         """Whether the fullest rank stays within the usable memory."""
         return self.memory(layout).total <= self.usable
 
-    def fastest(self, gpus: int) -> Layout | None:
-        """The layout of `gpus` that fits, is fastest, and loses least to links and idle stages."""
+    def fastest(
+        self, gpus: int, runs: Callable[[Layout], bool] = lambda layout: True
+    ) -> Layout | None:
+        """The layout of `gpus` that `runs` and fits, is fastest, and loses least to links and idle
+        stages.
+        """
 
         def seconds(layout: Layout) -> tuple[float, float]:
             return self.speed(layout).step_seconds, self._lost(layout)
 
-        return best(self.layouts(gpus), self.fits, seconds)
+        layouts = (layout for layout in self.layouts(gpus) if runs(layout))
+        return best(layouts, self.fits, seconds)
 
     def smallest(self) -> int | None:
         """The fewest GPUs that some layout fits on."""
@@ -126,8 +132,13 @@ class Planner:
         return training_speed(self._compute(layout), self._links(layout), q.batch * q.context)
 
     def micro_batches(self, layout: Layout) -> int:
-        """Forward and backward passes of one row a step, on each rank."""
-        return max(self.question.batch // layout.replicas, 1)
+        """Forward and backward passes a step, on each rank."""
+        return max(self.question.batch // (layout.replicas * self.rows(layout)), 1)
+
+    def rows(self, layout: Layout) -> int:
+        """Rows of a micro-batch."""
+        share = max(self.question.batch // layout.replicas, 1)
+        return min(self.question.rows or (share if layout.pipeline == 1 else 1), share)
 
     def _compute(self, layout: Layout) -> float:
         q = self.question

@@ -40,6 +40,7 @@ class Question:
     gpus: int | None = None
     tokens: float | None = None
     price: float | None = None
+    rows: int | None = 1  # of a micro-batch in training; None: as many as a rank has
 
     @property
     def trains(self) -> bool:
@@ -49,7 +50,7 @@ class Question:
 
 def ask(
     model: str | None,
-    gpu: str,
+    gpu: str | Gpu,
     task: str = "inference",
     dtype: str = "bf16",
     context: int | None = None,
@@ -76,7 +77,7 @@ def ask(
         raise UserError("model: give a model or --params, one of them")
     entry = find_or_read(model) if model else None
     config = entry.config if entry else None
-    form, found = find_format(dtype, task), find_gpu(gpu)
+    form, found = find_format(dtype, task), find_gpu(gpu) if isinstance(gpu, str) else gpu
     found.peak(form.rate)
     length = context or _context(config, task)
     if config and length > config.max_position_embeddings:

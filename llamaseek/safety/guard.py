@@ -97,6 +97,6 @@ def load_guard(
 ) -> Guard:
     """A guard from a model folder."""
     tokenizer = Tokenizer.load(Path(folder))
-    model = load_model(folder).to(device)
+    model = load_model(folder, device=device)
     engine = Engine(model, tokenizer, options or EngineOptions(most_running=16))
     return Guard(engine, Policy(tokenizer, categories))

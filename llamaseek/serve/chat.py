@@ -114,7 +114,7 @@ async def begin(service: Service, fields: ChatFields) -> Chat | Findings:
     if found is not None and not found.safe:
         return found
     clock = Clock(service.metrics)
-    _, stream = service.submit([prompt], params, adapter, fields.user)
+    _, stream = service.submit([prompt], params, adapter, fields.user, "messages")
     choices = [
         ChatChoice(
             index,
@@ -166,7 +166,7 @@ async def constraint_for(service: Service, fields: ChatFields) -> Constraint | N
     call = call_constraint(fields, service.tokenizer)
     wanted = constraint_of(fields.response_format)
     if call is not None and wanted is not None:
-        raise UserError("response_format: cannot be asked for together with a tool_choice")
+        raise UserError("response_format: cannot be asked for together with calls held to a schema")
     return await service.compile(call, "tools") or await service.compile(wanted)
 
 

@@ -8,6 +8,7 @@ their work, run in a thread of their own, without Python's lock.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from llamaseek.errors import UserError
 from llamaseek.serve.bodies import depth
 from llamaseek.serve.options import Limits
 
+JSON = re.compile(r"%json\s+")
 REPEAT = re.compile(r"\{(\d+)?(,)?(\d+)?\}")
 ATOM = re.compile(r"\\[pP]\{[^}]*\}|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|.", re.DOTALL)
 LARGEST_REGEX = 50_000  # characters, once its counted repetitions are written out
@@ -49,17 +51,24 @@ class Compiler:
         if len(source) > limits.schema_bytes:
             size = f"{len(source)} characters is too large; allowed: {limits.schema_bytes}"
             raise UserError(f"{name}: of {size}")
-        patterns = [source]
-        if constraint.kind == "json_schema":
-            schema = json.loads(source)
+        alone = constraint.kind == "json_schema"
+        patterns = [] if alone else [source]
+        for schema in [json.loads(source)] if alone else _schemas(source):
             if depth(schema) > limits.schema_depth:
                 raise UserError(f"{name}: is nested deeper than {limits.schema_depth}")
-            patterns = list(_patterns(schema))
+            patterns += _patterns(schema)
         if any(written_out(pattern) > LARGEST_REGEX for pattern in patterns):
             raise UserError(f"{name}: repeats too much; written out it is over {LARGEST_REGEX}")
 
     def _compile(self, constraint: Constraint) -> None:
         self._grammars.matcher(constraint).mask(torch.zeros(self._vocabulary))
+
+
+def _schemas(grammar: str) -> Iterator[Any]:
+    """The JSON schemas that a Lark grammar names by `%json`."""
+    for found in JSON.finditer(grammar):
+        with contextlib.suppress(ValueError, RecursionError):  # the compiler tells what is wrong
+            yield json.JSONDecoder().raw_decode(grammar, found.end())[0]
 
 
 def written_out(pattern: str) -> int:

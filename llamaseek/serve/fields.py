@@ -108,7 +108,7 @@ class CompletionFields(Sampling):
 
 
 class FunctionOf(Strict):
-    """A function that the model may call."""
+    """A function that the model may call; `strict` holds its calls to `parameters`."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
     description: str | None = None

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from typing import Any
 
-from llamaseek.engine.constrain import JSON_STYLE, Constraint
+from llamaseek.engine.constrain import Constraint
 from llamaseek.errors import UserError, bad_value
+from llamaseek.serve.call_grammar import call_grammar
 from llamaseek.serve.fields import ChatFields, FunctionOf, NamedTool
 from llamaseek.serve.options import Limits
 from llamaseek.text.chat import TEMPLATE
 from llamaseek.text.parse import family_of
-from llamaseek.text.special import CALL_BEGIN, CALL_END, CALL_SEP, CALLS_BEGIN, CALLS_END
 from llamaseek.text.tokenizer import Tokenizer
 
 
@@ -40,49 +38,27 @@ def shown_tools(fields: ChatFields, tokenizer: Tokenizer, limits: Limits) -> lis
 
 
 def call_constraint(fields: ChatFields, tokenizer: Tokenizer) -> Constraint | None:
-    """What holds an answer to a call of one of the tools, where `tool_choice` asks for that."""
+    """What holds an answer's calls to the schemas of their functions.
+
+    A `tool_choice` that asks for a call holds the whole answer to one. Where the model chooses
+    and a function is `strict`, what it says is free until it calls; functions that are not strict
+    then take any object. UserError for arguments that are no object.
+    """
     choice = fields.tool_choice
-    if choice in (None, "none", "auto") or not fields.tools:
+    functions = [tool.function for tool in fields.tools or []]
+    free = choice in (None, "auto")
+    if choice == "none" or not functions or (free and not any(f.strict for f in functions)):
         return None
-    functions = [tool.function for tool in fields.tools]
     if isinstance(choice, NamedTool):
         functions = [each for each in functions if each.name == choice.function.name]
-    if family_of(tokenizer) == "deepseek_v3":
-        return Constraint("lark", deepseek_grammar(functions, tokenizer))
-    return Constraint("json_schema", json.dumps(llama3_schema(functions)))
+    held = {each.name: arguments(each, free and not each.strict) for each in functions}
+    return Constraint("lark", call_grammar(held, tokenizer, free))
 
 
-def llama3_schema(functions: Sequence[FunctionOf]) -> dict[str, Any]:
-    """Llama 3's call as a schema: `{"name": …, "parameters": {…}}`."""
-    calls = [
-        {
-            "type": "object",
-            "properties": {"name": {"const": each.name}, "parameters": arguments(each)},
-            "required": ["name", "parameters"],
-            "additionalProperties": False,
-        }
-        for each in functions
-    ]
-    return {"anyOf": calls} if len(calls) > 1 else calls[0]
-
-
-def deepseek_grammar(functions: Sequence[FunctionOf], tokenizer: Tokenizer) -> str:
-    """DeepSeek-V3's call as a Lark grammar; `<[id]>` is a token by its id."""
-
-    def token(name: str) -> str:
-        return f"<[{tokenizer.id_of(name)}]>"
-
-    start = f'start: {token(CALLS_BEGIN)} {token(CALL_BEGIN)} "function" {token(CALL_SEP)} call '
-    lines = [start + f'"\\n```" {token(CALL_END)} {token(CALLS_END)}']
-    lines.append("call: " + " | ".join(f"call{n}" for n in range(len(functions))))
-    for number, each in enumerate(functions):
-        opening = json.dumps(f"{each.name}\n```json\n")
-        lines.append(f"call{number}: {opening} arguments{number}")
-        schema = {**arguments(each), "x-guidance": JSON_STYLE}
-        lines.append(f"arguments{number}: %json {json.dumps(schema)}")
-    return "\n".join(lines)
-
-
-def arguments(function: FunctionOf) -> dict[str, Any]:
-    """The schema of a function's arguments: an object, whatever else it says."""
-    return {"type": "object", **(function.parameters or {})}
+def arguments(function: FunctionOf, loose: bool) -> dict[str, Any]:
+    """The schema of a function's arguments: an object, `loose` any object."""
+    wanted = {} if loose else function.parameters or {}
+    if wanted.get("type", "object") != "object":
+        name = f"tools: parameters.type of {function.name}"
+        raise bad_value(name, wanted["type"], "object")
+    return {**wanted, "type": "object"}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.models import CausalLM
-from llamaseek.models.score import scores
+from llamaseek.models.score import token_values
 from llamaseek.recipe import Recipe
 from llamaseek.recipe_post import PpoRecipe
 from llamaseek.train.objectives.grpo import group_advantages, without_signal
@@ -98,7 +98,7 @@ class ActorCritic:
         def both(model: CausalLM, micro: Batch) -> Tensor:
             hidden = model(micro.tokens, micro.positions)
             log_p = log_probs_of(model, hidden, micro.targets, temperature)[0]
-            return torch.stack((log_p, scores(model.value_head, hidden)), -1)
+            return torch.stack((log_p, token_values(model, hidden)), -1)
 
         return self.scored.run(self.scored.model, batch, both)
 

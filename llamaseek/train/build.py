@@ -12,14 +12,13 @@ from llamaseek.herd import ModelConfig, config_from_sizes
 from llamaseek.herd.extend import extended
 from llamaseek.herd.folder import read_config
 from llamaseek.models import CausalLM, build_model
-from llamaseek.models.checkpoint import load_model
 from llamaseek.recipe import Recipe
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.loop import Job
 from llamaseek.train.objectives.choose import make_objective
 from llamaseek.train.post import post_job
 from llamaseek.train.progress import tokenizing
-from llamaseek.train.start import check_vocabulary
+from llamaseek.train.start import check_vocabulary, trainable
 
 
 def build_job(recipe: Recipe) -> Job:
@@ -47,7 +46,7 @@ def _new_model(recipe: Recipe, tokenizer: Tokenizer) -> CausalLM:
         folder = Path(recipe.model.init_from)
         config = starting_config(recipe)
         _check_length(recipe, config)
-        model = load_model(folder, config=config)
+        model = trainable(folder, config)
         check_vocabulary(model, tokenizer)
         return model
     if recipe.model.extend is not None:

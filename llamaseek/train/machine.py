@@ -9,18 +9,23 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from llamaseek.errors import UserError
+from llamaseek.errors import bad_value
 from llamaseek.herd import DeepseekV3Config, Llama3Config
 from llamaseek.models import CausalLM
 from llamaseek.recipe import TrainRecipe
 
 
-def pick_device(wanted: str) -> torch.device:
-    """`auto` takes the GPU where there is one."""
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("train.device: 'cuda' is not available on this machine; allowed: auto, cpu")
+def pick_device(wanted: str, field: str = "train.device") -> torch.device:
+    """`auto` takes the GPU where there is one, `cuda:1` the second of several.
+
+    Raises `UserError`, naming `field`, for a device that this machine lacks.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    named = ["cuda", *(f"cuda:{number}" for number in range(gpus))] if gpus else []
     if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+        wanted = "cuda" if gpus else "cpu"
+    if wanted not in ("cpu", *named):
+        raise bad_value(field, wanted, ", ".join(("auto", "cpu", *named)) + " on this machine")
     return torch.device(wanted)
 
 

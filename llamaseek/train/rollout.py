@@ -18,6 +18,8 @@ from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.data.pack import Packable, pack_apart
 from llamaseek.models import CausalLM
 from llamaseek.models.lora import LoRALinear
+from llamaseek.parallel.collectives import dealt
+from llamaseek.parallel.fully_sharded import whole_weights
 from llamaseek.recipe import Recipe
 from llamaseek.train.machine import autocast
 from llamaseek.train.objectives.policy import sampled_log_probs
@@ -175,14 +177,20 @@ class Scored:
     def run(
         self, model: CausalLM, batch: Batch, function: Callable[[CausalLM, Batch], Tensor]
     ) -> Tensor:
-        """`function` of micro-batches, laid together on the CPU, the model in evaluation mode."""
+        """`function` of micro-batches, laid together on the CPU, the model in evaluation mode.
+        Ranks deal the micro-batches out among them.
+        """
         device = model.model.norm.weight.device
         trained = model.training
         model.eval()
-        found = []
-        for micro in batch.split(self.recipe.micro_batch or self.recipe.batch):
+
+        def scored(micro_batches: Sequence[Batch]) -> list[Tensor]:
             with autocast(self.recipe, device):
-                found.append(function(model, micro.to(device)).cpu())
+                return [function(model, micro.to(device)).cpu() for micro in micro_batches]
+
+        with whole_weights(model):
+            rows = self.recipe.micro_batch or self.recipe.batch
+            found = dealt(list(batch.split(rows)), scored)
         model.train(trained)
         return torch.cat(found)
 

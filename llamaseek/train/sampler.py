@@ -19,6 +19,8 @@ from llamaseek.engine.engine import Engine
 from llamaseek.engine.options import EngineOptions
 from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.models import CausalLM
+from llamaseek.parallel.collectives import dealt
+from llamaseek.parallel.fully_sharded import whole_weights
 from llamaseek.recipe_post import RewardRecipe
 from llamaseek.text.messages import Message
 from llamaseek.text.tokenizer import Tokenizer
@@ -74,25 +76,34 @@ class Sampler:
     def draw(
         self, prompts: Sequence[Prompt], samples: int, temperature: float, moment: str
     ) -> list[Episode]:
-        """Answers of the model as it is now. `moment` names the weights and seeds the draw.
+        """Answers of the model as it is now. `moment` names the weights and seeds the draw. Ranks
+        deal the prompts out among them, and all get all answers.
 
         What the engine kept of other weights' prompts is not used: `moment` salts its prefixes.
         """
         trained = self.model.training
-        if self.engine is None:  # only now is the model on its device
-            options = EngineOptions(most_running=ROWS, step_tokens=8 * ROWS)
-            self.engine = Engine(self.model, options=options)
         requests = [
             self._request(prompt, samples, temperature, moment, number)
             for number, prompt in enumerate(prompts)
         ]
-        outputs = self.engine.generate(requests)
+        with whole_weights(self.model) as sharded:
+            answers = dealt(requests, self._answers)
+            if sharded:  # what an engine made of the weights goes with them
+                self.engine = None
         self.model.train(trained)
         return [
-            self._episode(prompt, answer.tokens, answer.stop_id)
-            for prompt, output in zip(prompts, outputs, strict=True)
-            for answer in output.answers
+            self._episode(prompt, said, stop)
+            for prompt, group in zip(prompts, answers, strict=True)
+            for said, stop in group
         ]
+
+    def _answers(self, requests: Sequence[Request]) -> list[list[tuple[list[int], int | None]]]:
+        """To each request, tokens and the stop id of each of its answers."""
+        if self.engine is None:  # only now is the model on its device
+            options = EngineOptions(most_running=ROWS, step_tokens=8 * ROWS)
+            self.engine = Engine(self.model, options=options)
+        outputs = self.engine.generate(requests)
+        return [[(a.tokens, a.stop_id) for a in output.answers] for output in outputs]
 
     def _request(
         self, prompt: Prompt, samples: int, temperature: float, moment: str, number: int
@@ -141,8 +152,11 @@ class Judged:
 def judge(
     rewards: Sequence[Reward], episodes: Sequence[Episode], missing_end: float = 0.0
 ) -> Judged:
-    """The weighted sum of the rewards, and `missing_end` for answers that were cut off."""
-    parts = {reward.name: reward.score(episodes) for reward in rewards}
+    """The weighted sum of the rewards, and `missing_end` for answers that were cut off.
+
+    Ranks deal the answers out, and all learn from the same reward, also where a program timed out.
+    """
+    parts = {reward.name: dealt(episodes, reward.score) for reward in rewards}
     total = [0.0 if episode.finished else missing_end for episode in episodes]
     for reward in rewards:
         scored = parts[reward.name]

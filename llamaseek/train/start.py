@@ -7,7 +7,10 @@ from pathlib import Path
 import torch
 
 from llamaseek.errors import UserError
+from llamaseek.herd import ModelConfig
+from llamaseek.herd.check import PACKED
 from llamaseek.herd.folder import read_config
+from llamaseek.herd.stored import stored_tensors
 from llamaseek.models import CausalLM
 from llamaseek.models.checkpoint import load_model
 from llamaseek.models.lora import add_lora
@@ -24,11 +27,24 @@ def start_from(recipe: Recipe) -> tuple[Tokenizer, CausalLM]:
     folder = Path(recipe.model.init_from)
     read_config(folder)
     tokenizer = Tokenizer.load(Path(recipe.tokenizer.path or folder))
-    model = load_model(folder)
+    model = trainable(folder)
     check_vocabulary(model, tokenizer)
     if recipe.lora is not None:
         adapt_model(model, recipe.lora, recipe.seed)
     return tokenizer, model
+
+
+def trainable(folder: Path, config: ModelConfig | None = None) -> CausalLM:
+    """The model of a folder, in float32; UserError where its weights are whole numbers.
+
+    Such weights have no gradients. Those in fp8 are widened.
+    """
+    if any(name.endswith(PACKED) for name in stored_tensors(folder)):
+        raise UserError(
+            f"model.init_from: {folder} holds weights of 4 or 8 bits, which cannot be trained; "
+            f"allowed: what it was made from, or: llamaseek convert {folder} NEW --dtype bfloat16"
+        )
+    return load_model(folder, config=config)
 
 
 def adapt_model(model: CausalLM, lora: LoraRecipe, seed: int) -> None:

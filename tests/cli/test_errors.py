@@ -71,6 +71,14 @@ class TestRecipe:
         refused(cli("pretrain", path, "train.steps"), "'train.steps'", "key=value")
 
 
+@pytest.mark.parametrize("verb", ["generate", "chat", "guard", "serve"])
+@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
+def test_devices_that_are_not_there(cli: Cli, model: Path, verb: str, device: str) -> None:
+    words = ["a text"] if verb in ("generate", "guard") else []
+    done = cli(verb, str(model), *words, "--device", device)
+    refused(done, "--device", f"'{device}'", "allowed: auto, cpu")
+
+
 @pytest.mark.usefixtures("nothing_written")
 class TestData:
     def test_missing_file(self, cli: Cli, path: str) -> None:

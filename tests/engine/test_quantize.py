@@ -118,6 +118,46 @@ def test_a_tied_head_is_stored_apart(tmp_path: Path) -> None:
     assert torch.equal(model.model.embed_tokens.weight, plain.model.embed_tokens.weight)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+class TestFp8:
+    """Blocks of 128 × 128; see also `tests/models/test_checkpoint.py`."""
+
+    def folder(self, family: str, folder: Path, hidden: int, inner: int) -> Path:
+        sizes = {**SIZES[family], "hidden_size": hidden, "intermediate_size": inner}
+        save_model(tiny_model(family, **sizes), folder / "plain")
+        Quantization(folder / "plain", folder / "fp8", "fp8").run()
+        return folder / "fp8"
+
+    def test_nothing_is_widened_in_memory(self, family: str, tmp_path: Path) -> None:
+        folder = self.folder(family, tmp_path, 160, 300)
+        stored = load_file(folder / "model.safetensors")
+        wide = {name for name, t in stored.items() if t.dtype != torch.float8_e4m3fn}
+        left = {name.split(".")[-2] for name in wide if not name.endswith(("inv", "bias"))}
+        assert {name for name in left if "norm" not in name} <= {
+            "embed_tokens", "lm_head", "gate", "kv_b_proj",
+        }  # fmt: skip
+        model = load_model(folder, torch.bfloat16, fp8=True).eval()
+        kept = [t for t in model.state_dict().values() if t.dtype == torch.float8_e4m3fn]
+        fp8 = [t for name, t in stored.items() if name not in wide]
+        assert sum(t.numel() for t in fp8) == sum(t.numel() for t in kept) > 0
+        request = Request(prompt=[1, 2, 3], params=SamplingParams(max_tokens=6))
+        assert len(Engine(model).generate([request])[0].answers[0].tokens) == 6
+
+    def test_transformers_reads_the_same_model(self, family: str, tmp_path: Path) -> None:
+        transformers = pytest.importorskip("transformers")
+        folder = self.folder(family, tmp_path, 256, 384)
+        config = transformers.FineGrainedFP8Config(dequantize=True)
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, quantization_config=config, dtype=torch.float32
+        ).eval()
+        model = load_model(folder, fp8=True).eval()
+        tokens = torch.arange(1, 21)[None]
+        with torch.no_grad():
+            wanted = theirs(tokens).logits
+            found = model.logits(model(tokens, tokens - 1))
+        assert (found - wanted).norm() / wanted.norm() < 1e-5
+
+
 class TestRefused:
     def test_options(self, tmp_path: Path) -> None:
         folder = quantized("llama3", tmp_path, 8, None)
@@ -125,8 +165,13 @@ class TestRefused:
         for bits, group, said in ((3, None, "--bits"), (4, 48, "--group"), (8, 32, "--group")):
             with pytest.raises(UserError, match=said):
                 Quantization(plain, tmp_path / "new", bits, group)
+        with pytest.raises(UserError, match="--group: 64"):
+            Quantization(plain, tmp_path / "new", "fp8", 64)
         with pytest.raises(UserError, match="quantized already"):
             Quantization(folder, tmp_path / "new", 4)
+        Quantization(plain, tmp_path / "fp8", "fp8").run()
+        with pytest.raises(UserError, match="quantized already"):
+            Quantization(tmp_path / "fp8", tmp_path / "new", "fp8")
         with pytest.raises(UserError, match="--overwrite"):
             Quantization(plain, folder, 4).run()
         assert not (tmp_path / "new").exists()

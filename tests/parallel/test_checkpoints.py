@@ -28,7 +28,7 @@ LATER: list[tuple[str, dict[str, Any]]] = [
     ("llama3", {}),
     ("deepseek_v3", {"data": 4, "zero": True}),
     ("deepseek_v3", {"pipeline": 2}),
-    ("deepseek_v3", {"data": 2, "expert": 2}),
+    ("deepseek_v3", {"data": 2, "expert": 2, "zero": True}),
     ("deepseek_v3", {"shard": 2, "expert": 2, "tensor": 2}),
     ("deepseek_v3", {}),
 ]

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+from functools import cache
+from math import prod
 from typing import Any
 
 import pytest
 import torch
 
 from llamaseek.data.batch import IGNORE, Batch, Rows
+from llamaseek.herd import config_from_sizes
+from llamaseek.models import CausalLM, build_model
+from llamaseek.models.score import reward_model
+from llamaseek.recipe_post import DistillRecipe
 from llamaseek.train.loop import Job, Trainer
+from llamaseek.train.objectives.distill import Distill
 from llamaseek.train.objectives.dpo import DPO
 from llamaseek.train.objectives.masked import Masked
 from llamaseek.train.objectives.next_token import NextToken
+from llamaseek.train.objectives.reward import BradleyTerry
 from tests.parallel.launch import on_ranks
-from tests.parallel.scenes import BATCH, LENGTH, VOCABULARY, job_of, recipe_of, rows
+from tests.parallel.scenes import BATCH, LENGTH, LLAMA, VOCABULARY, job_of, recipe_of, rows
 
 PLANS: list[dict[str, Any]] = [
     {"data": 2, "shard": 2},
     {"context": 2, "tensor": 2},
     {"pipeline": 2, "shard": 2},
+    {"data": 2, "expert": 2},
 ]
-EVERY, MORE = (), pytest.mark.parallel
+KINDS = ("answers", "pairs", "masked", "rewards", "distill")
+# Masked models are Llama's, which has no experts; a teacher is whole on each rank.
+REFUSED = {("masked", "expert"), ("distill", "tensor")}
+# What runs in every test run: all that context and tensor ranks can do, and one case more.
+CHOSEN = {(kind, "tensor") for kind in KINDS} | {("distill", "pipeline")}
 
 
 def answers() -> Batch:
@@ -51,6 +64,21 @@ def pairs() -> Batch:
     return Batch(tokens, positions, targets, extra)
 
 
+def ranked() -> Batch:
+    """Two or three answers a row, the best first, of which one row has one alone."""
+    batch, rng = pairs(), torch.Generator().manual_seed(11)
+    ends = torch.randint(1, LENGTH - 3, (len(batch.tokens), 3), generator=rng)
+    ends[::2, 2] = -1
+    ends[5, 1:] = -1
+    return Batch(batch.tokens, batch.positions, batch.targets, {"ends": ends})
+
+
+def teacher() -> CausalLM:
+    """Another model of the same vocabulary, in float64."""
+    torch.manual_seed(1)
+    return build_model(config_from_sizes("llama3", LLAMA)).double()
+
+
 def step_of(kind: str, plan: dict[str, Any]) -> dict[str, float]:
     """The first step's figures."""
     made = recipe_of("deepseek_v3", plan, objective="next_token", micro_batch=1)
@@ -61,14 +89,17 @@ def step_of(kind: str, plan: dict[str, Any]) -> dict[str, float]:
         for layer in job.model.model.layers:
             layer.self_attn.causal = False  # type: ignore[union-attr]
         job.model.config.__dict__["is_causal"] = False
+    model = reward_model(job.model) if kind == "rewards" else job.model
     data, objective = {
-        "answers": (answers(), NextToken(0.1)),
-        "pairs": (pairs(), DPO(0.1, 0.2, 0.1)),
-        "masked": (rows().batch, Masked(1, 3, VOCABULARY - 20, 0.0)),
-    }[kind]
+        "answers": lambda: (answers(), NextToken(0.1)),
+        "pairs": lambda: (pairs(), DPO(0.1, 0.2, 0.1)),
+        "masked": lambda: (rows().batch, Masked(1, 3, VOCABULARY - 20, 0.0)),
+        "rewards": lambda: (ranked(), BradleyTerry(0.1)),
+        "distill": lambda: (answers(), Distill(teacher(), DistillRecipe(teacher=""), 0.1)),
+    }[kind]()
     held_out = data.select(slice(0, 5))  # divides over nothing
-    trainer = Trainer(Job(made, job.model, job.tokenizer, objective, Rows(data, 1), held_out))
-    scores = {k: v for k, v in trainer._evaluate().items() if "balance" not in k}
+    trainer = Trainer(Job(made, model, job.tokenizer, objective, Rows(data, 1), held_out))
+    scores = trainer._evaluate()
     line = trainer.step(0)
     names = ("margin", "grad_norm", "expert_load_max_over_mean")
     kept = {k: v for k, v in line.items() if k.startswith("loss") or k in names}
@@ -76,16 +107,28 @@ def step_of(kind: str, plan: dict[str, Any]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    "plan",
+    ("kind", "plan"),
     [
         pytest.param(
-            plan, id=" ".join(plan), marks=[] if "tensor" in plan else pytest.mark.parallel
+            *(kind, plan),
+            id=f"{kind} {' '.join(plan)}",
+            marks=[] if any((kind, dim) in CHOSEN for dim in plan) else pytest.mark.parallel,
         )
+        for kind in KINDS
         for plan in PLANS
+        if not any((kind, dim) in REFUSED for dim in plan)
     ],
 )
-@pytest.mark.parametrize("kind", ["answers", "pairs", "masked"])
 def test_an_objective_is_the_same_under_a_layout(kind: str, plan: dict[str, Any]) -> None:
-    (wanted,) = on_ranks(1, step_of, kind, {})
-    for figures in on_ranks(4, step_of, kind, plan):
+    wanted = alone(kind)
+    world = prod(degree for dim, degree in plan.items() if dim != "expert")
+    for figures in on_ranks(world, step_of, kind, plan):
         assert figures == pytest.approx(wanted, rel=1e-9)
+
+
+@cache
+def alone(kind: str) -> dict[str, float]:
+    """What one process does."""
+    figures: dict[str, float] = on_ranks(1, step_of, kind, {})[0]
+    assert {"loss", "grad_norm", "val_loss"} <= figures.keys()
+    return figures

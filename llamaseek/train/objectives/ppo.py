@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.models import CausalLM
-from llamaseek.models.score import scores
+from llamaseek.models.score import token_values
 from llamaseek.recipe_post import PpoRecipe
 from llamaseek.train.objectives import Term, targets_counted
 from llamaseek.train.objectives.next_token import balance_terms
@@ -44,7 +44,7 @@ class PPO:
         """Policy and value loss; entropy, clipped share and KL from the rollout's policy."""
         hidden = model(batch.tokens, batch.positions)
         log_p, entropy = log_probs_of(model, hidden, batch.targets, self.temperature)
-        values = scores(model.value_head, hidden)
+        values = token_values(model, hidden)
         extra, mask = batch.extra, (batch.targets != IGNORE).to(log_p.dtype)
         moved = log_p - extra["old"]
         policy, clipped = self.policy_loss(moved.exp(), extra["advantages"])

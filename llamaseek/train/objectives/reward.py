@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from llamaseek.data.batch import Batch
 from llamaseek.models import CausalLM
-from llamaseek.models.score import scores
 from llamaseek.train.objectives import Term
 from llamaseek.train.objectives.next_token import balance_terms
 
@@ -55,8 +54,8 @@ class BradleyTerry:
 def answer_scores(model: CausalLM, batch: Batch) -> Tensor:
     """The reward of each answer (B, S); of no meaning where there is none."""
     hidden = model(batch.tokens, batch.positions)
-    ends = batch.extra["ends"].clamp(min=0)[..., None].expand(-1, -1, hidden.shape[-1])
-    return scores(model.score, hidden.gather(1, ends))
+    found: Tensor = model.score(hidden)
+    return found.gather(1, batch.extra["ends"].clamp(min=0))
 
 
 def better_and_worse(ends: Tensor) -> Tensor:

@@ -1,0 +1,138 @@
+"""The engine on a GPU, by fake tensors, which refuse to be mixed with those of another device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from llamaseek.engine.engine import Engine
+from llamaseek.engine.options import EngineOptions, Speculation
+from llamaseek.engine.quantize import Quantization
+from llamaseek.engine.request import Request, SamplingParams
+from llamaseek.engine.sampler import distributions, draw, penalize
+from llamaseek.engine.scheduler import Chunk
+from llamaseek.engine.speculate import MultiTokenDrafter
+from llamaseek.errors import UserError
+from llamaseek.models.checkpoint import load_model, save_model
+from llamaseek.train.machine import pick_device
+from tests.engine.fake_gpu import GPU, fake_gpu, load_on_gpu
+from tests.engine.reference import FAMILIES
+from tests.models.shapes import tiny_model
+
+
+@pytest.fixture(params=FAMILIES)
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    extra = {"num_nextn_predict_layers": 1} if request.param == "deepseek_v3" else {}
+    save_model(tiny_model(request.param, **extra), tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture(autouse=True)
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+
+
+def stepped(engine: Engine) -> list[Chunk]:
+    """Answers go on as if each had said token 1, and what the next step computes."""
+    for answer in engine.scheduler.running:
+        answer.tokens.append(1)
+        answer.computed = len(answer.tokens) - 1
+    return engine.scheduler.schedule()
+
+
+def asked(engine: Engine, *lengths: int) -> None:
+    for length in lengths:
+        engine.add(Request(prompt=[1] * length, params=SamplingParams(max_tokens=9)))
+
+
+def check(engine: Engine, plan: list[Chunk], apart: bool) -> None:
+    """Run a step: everything is on the GPU."""
+    hidden, layout = engine.runner.run(plan)
+    tokens = sum(chunk.count for chunk in plan)
+    assert hidden.device == GPU and hidden.shape[0] == tokens and len(layout.ends) == len(plan)
+    assert (not layout.groups) == apart
+    assert engine.runner.logits(hidden).device == GPU
+
+
+def test_weights_are_loaded_to_the_device(folder: Path, tmp_path: Path) -> None:
+    Quantization(folder, tmp_path / "int4", 4, 32).run()
+    with fake_gpu(tmp_path):
+        for place in (folder, tmp_path / "int4"):
+            model = load_on_gpu(place)
+            found = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+            assert {tensor.device for tensor in found.values()} == {GPU}
+            assert "model.rotary.inv_freq" in found
+
+
+@pytest.mark.parametrize("cache_dtype", ["auto", "int8"])
+@pytest.mark.parametrize("graphs", [False, True])
+def test_prompts_and_decoding_stay_on_the_device(
+    folder: Path, cache_dtype: str, graphs: bool, tmp_path: Path
+) -> None:
+    with fake_gpu(tmp_path):
+        options = EngineOptions(cache_dtype=cache_dtype, cuda_graphs=graphs, step_tokens=100)
+        engine = Engine(load_on_gpu(folder), options=options)
+        assert (engine.runner.graphs is not None) == graphs
+        if engine.runner.graphs is not None:
+            engine.runner.graphs.capture = lambda forward: forward
+        asked(engine, 20, 70)
+        check(engine, engine.scheduler.schedule(), apart=False)
+        check(engine, stepped(engine), apart=True)
+        asked(engine, 40, 3)
+        check(engine, stepped(engine), apart=False)  # a prompt beside decoding
+        check(engine, stepped(engine), apart=True)
+        if engine.runner.graphs is not None:
+            assert set(engine.runner.graphs.steps) == {2, 4}
+
+
+def test_a_model_drafts_on_the_device(folder: Path, tmp_path: Path) -> None:
+    with fake_gpu(tmp_path):
+        model = load_on_gpu(folder)
+        if not getattr(model.config, "num_nextn_predict_layers", 0):
+            pytest.skip("has no multi-token module")
+        options = EngineOptions(speculation=Speculation(kind="mtp"), cuda_graphs=False)
+        engine = Engine(model, options=options)
+        asked(engine, 30, 5)
+        plan = engine.scheduler.schedule()
+        hidden, _ = engine.runner.run(plan)
+        assert isinstance(engine.drafter, MultiTokenDrafter)
+        ahead, _ = engine.drafter._run(plan, hidden, [1] * len(hidden))
+        assert ahead.device == GPU and ahead.shape == hidden.shape
+
+
+def test_sampling_stays_on_the_device(tmp_path: Path) -> None:
+    with fake_gpu(tmp_path):
+        logits = torch.randn(2, 97, device=GPU)
+        params = SamplingParams(repetition_penalty=1.2, frequency_penalty=0.5, temperature=0.8)
+        penalize(logits[0], [1, 2, 3, 3], 2, params)
+        chances = distributions(logits, [params, params])
+        numbers = np.array([0.1, 0.9], np.float32)
+        assert draw(chances, numbers).device == GPU
+
+
+def test_fake_tensors_find_what_is_elsewhere(folder: Path, tmp_path: Path) -> None:
+    with fake_gpu(tmp_path):
+        engine = Engine(load_on_gpu(folder), options=EngineOptions(cuda_graphs=False))
+        engine.model.model.rotary.inv_freq = torch.ones(4)
+        asked(engine, 5)
+        with pytest.raises(RuntimeError, match="device"):
+            engine.runner.run(engine.scheduler.schedule())
+
+
+def test_devices_that_are_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto") == torch.device("cpu")
+    for wanted in ("cuda", "cuda:1", "tpu"):
+        said = f"--device: '{wanted}' is not allowed; allowed: auto, cpu on this machine"
+        with pytest.raises(UserError, match=said):
+            pick_device(wanted, "--device")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("auto") == torch.device("cuda")
+    assert pick_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(UserError, match="train.device: 'cuda:2'.* auto, cpu, cuda, cuda:0, cuda:1"):
+        pick_device("cuda:2")
+    assert load_model(folder, device="cpu").lm_head.weight.device.type == "cpu"

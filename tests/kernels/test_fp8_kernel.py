@@ -1,0 +1,34 @@
+"""Products with fp8 blocks by Triton beside the widened weight's; on a GPU where there is one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llamaseek.kernels.fp8 import fp8_linear
+from llamaseek.models.fp8 import quantise
+
+fp8_few = pytest.importorskip("llamaseek.kernels.fp8_few")
+pytestmark = pytest.mark.usefixtures("products_of_bf16")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "inputs", "outputs", "dtype"),
+    [
+        (1, 128, 64, torch.float32),
+        (5, 200, 150, torch.float32),
+        (33, 64, 300, torch.bfloat16),
+        (16, 300, 17, torch.bfloat16),
+    ],
+)
+def test_few_tokens(tokens: int, inputs: int, outputs: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    size = torch.rand(outputs, 1) * 10  # so that blocks have scales of their own
+    weight, scale = quantise(torch.randn(outputs, inputs) * size)
+    x = torch.randn(tokens, inputs).to(dtype)
+    found = fp8_few.multiply(*(part.to(DEVICE) for part in (x, weight, scale))).cpu()
+    wanted = fp8_linear(x.double(), weight, scale)
+    assert found.dtype == dtype
+    error = (found - wanted).norm() / wanted.norm()
+    assert error < (1e-6 if dtype == torch.float32 else 4e-3)
