@@ -62,24 +62,25 @@ class Runner:
         used = -(-int((starts + counts).max()) // self.size)
         blank = np.full((padding, used), self.spare, np.int64)
         tables = np.concatenate((self.tables[rows, :used], blank))
-        apart = self.apart(chunks)
-        layout = lay_out(tables, starts, counts, self.size, self.device, apart)
+        layout = lay_out(tables, starts, counts, self.size, self.device, self.apart)
         layout = replace(layout, ends=layout.ends[: len(chunks)])
         self.cache.begin(layout)
         if self.adapters is not None:
             self.adapters.begin(chunks, self.device)
         return layout
 
-    def apart(self, chunks: Sequence[Chunk]) -> bool:
-        """Whether tokens attend one by one: on a GPU, where each sequence has few of them."""
-        return self.device.type == "cuda" and all(chunk.count <= FEW for chunk in chunks)
+    @property
+    def apart(self) -> bool:
+        """Whether tokens attend one by one where their sequence has few: by a GPU's kernels."""
+        return self.device.type == "cuda"
 
     def run(self, chunks: Sequence[Chunk]) -> tuple[Tensor, Layout]:
         """Compute the chunks' tokens and drafts: hidden (N, D), and where they stand."""
         row: list[int] = []
         for chunk in chunks:
             row += chunk.tokens
-        if self.graphs is not None and self.graphs.takes(len(row)) and self.apart(chunks):
+        few = all(chunk.count <= FEW for chunk in chunks)
+        if self.graphs is not None and few and self.graphs.takes(len(row)):
             return self._replay(self.graphs, chunks, row)
         layout, tokens = self.begin(chunks), sent(np.array(row, np.int64), self.device)
         if self.fused is not None and self.fused.ready and layout.tables is not None:
