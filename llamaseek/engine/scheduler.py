@@ -87,7 +87,7 @@ class Scheduler:
         """UserError if an answer of so many tokens could never run."""
         if -(-tokens // self.pool.size) > self.pool.count:
             raise UserError(
-                f"request: needs {tokens} tokens of cache (prompt and max_tokens); "
+                f"prompt: needs {tokens} tokens of cache, with max_tokens; "
                 f"the engine's cache holds {self.pool.count * self.pool.size}"
             )
 

@@ -134,18 +134,25 @@ def load_model(
         if fp8:
             keep_fp8(model, tensors)
         keep_packed(model, tensors)
+    return materialise(model, tensors if fp8 else dequantised(tensors, dtype), mapped, device)
+
+
+def materialise(
+    model: CausalLM, tensors: dict[str, Lazy], mapped: bool, device: torch.device
+) -> CausalLM:
+    """A model on `meta`, with a folder's tensors on `device`, or `mapped` as `load_model` says."""
     try:
         model.to_empty(device=device)
     except torch.OutOfMemoryError:
         size = sum(tensor.nbytes for tensor in model.state_dict().values()) / 1e9
-        raise UserError(f"{folder}: its {size:.1f} GB of weights do not fit {device}") from None
+        raise UserError(f"model: its {size:.1f} GB of weights do not fit {device}") from None
     model.tie()
     # What no checkpoint stores, and what stays float32, is made anew after the empty start.
-    model.model.rotary = Rotary(model.model.rotary.width, config).to(device)
+    model.model.rotary = Rotary(model.model.rotary.width, model.config).to(device)
     for moe in model.moe_layers().values():
         bias = moe.gate.e_score_correction_bias
         moe.gate.e_score_correction_bias = torch.zeros_like(bias, dtype=torch.float32)
-    _fill(model, tensors if fp8 else dequantised(tensors, dtype), mapped and device.type == "cpu")
+    _fill(model, tensors, mapped and device.type == "cpu")
     model.tie()
     return model
 

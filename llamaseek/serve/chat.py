@@ -114,7 +114,7 @@ async def begin(service: Service, fields: ChatFields) -> Chat | Findings:
     if found is not None and not found.safe:
         return found
     clock = Clock(service.metrics)
-    _, stream = service.submit([prompt], params, adapter, fields.user)
+    _, stream = service.submit([prompt], params, adapter, fields.user, "messages")
     choices = [
         ChatChoice(
             index,

@@ -9,7 +9,6 @@ import numpy as np
 from fastapi import APIRouter, Request
 
 from llamaseek.engine.request import SamplingParams
-from llamaseek.errors import UserError
 from llamaseek.serve.bodies import StrictRoute
 from llamaseek.serve.completions import prompts_of
 from llamaseek.serve.fields import EmbeddingFields
@@ -32,10 +31,7 @@ async def embed(service: Service, fields: EmbeddingFields) -> dict[str, Any]:
     given = prompts_of(fields.input, service.options.limits.prompts, "input")
     prompts = [await service.encode_prompt(one, "input") for one in given]
     params = SamplingParams(max_tokens=0, embed=True)
-    try:
-        requests, stream = service.submit(prompts, params, adapter, fields.user)
-    except UserError as error:  # the engine calls it a prompt
-        raise UserError(str(error).replace("prompt:", "input:", 1)) from None
+    requests, stream = service.submit(prompts, params, adapter, fields.user, "input")
     found: dict[int, list[float]] = {}
     async for delta in deltas_of(stream, Clock(service.metrics), service.options.timeout):
         if delta.embedding is not None:

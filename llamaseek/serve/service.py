@@ -91,8 +91,12 @@ class Service:
         params: SamplingParams,
         adapter: str = "",
         user: str | None = None,
+        name: str = "prompt",
     ) -> tuple[list[Request], Stream]:
-        """Ask the engine; errors as `BackgroundEngine.submit` raises them, and when draining."""
+        """Ask the engine; errors as `BackgroundEngine.submit` raises them, and when draining.
+
+        `name` is what the route calls its prompts.
+        """
         limits = self.options.limits
         if len(prompts) * params.n > limits.answers:
             raise bad_value("n", params.n, f"prompts times n of up to {limits.answers}")
@@ -102,7 +106,10 @@ class Service:
             Request(prompt=prompt, params=params, salt=user or "", adapter=adapter)
             for prompt in prompts
         ]
-        return requests, self.background.submit(requests)
+        try:
+            return requests, self.background.submit(requests)
+        except UserError as error:
+            raise UserError(str(error).replace("prompt:", f"{name}:", 1)) from None
 
     async def compile(
         self, constraint: Constraint | None, field: str = "response_format"

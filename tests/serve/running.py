@@ -15,7 +15,7 @@ from llamaseek.engine.engine import Engine
 from llamaseek.engine.options import EngineOptions
 from llamaseek.models import CausalLM
 from llamaseek.serve.options import ServeOptions
-from llamaseek.serve.server import make_server
+from llamaseek.serve.server import Server, make_server
 from llamaseek.serve.service import Service
 from llamaseek.text.tokenizer import Tokenizer
 from tests.models.shapes import tiny_model
@@ -27,12 +27,13 @@ TOKENIZER = tiny_tokenizer()
 class Running:
     """A server that runs; `client` asks it."""
 
-    def __init__(self, service: Service, url: str) -> None:
-        self.service, self.url = service, url
+    def __init__(self, service: Service, server: Server) -> None:
+        port = server.servers[0].sockets[0].getsockname()[1]
+        self.service, self.server, self.url = service, server, f"http://127.0.0.1:{port}"
         headers = {}
         if service.options.api_key:
             headers["Authorization"] = f"Bearer {service.options.api_key}"
-        self.client = httpx.Client(base_url=url, headers=headers, timeout=60)
+        self.client = httpx.Client(base_url=self.url, headers=headers, timeout=60)
 
     def post(self, path: str, **body: Any) -> httpx.Response:
         """One request with a JSON body; the model's name is filled in."""
@@ -69,8 +70,7 @@ def running(service: Service) -> Iterator[Running]:
     while not server.started:
         assert thread.is_alive(), "the server did not start"
         time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    run = Running(service, f"http://127.0.0.1:{port}")
+    run = Running(service, server)
     try:
         yield run
     finally:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
@@ -19,12 +20,15 @@ from typing import Any
 import httpx
 import pytest
 
+from llamaseek.engine import sampler
 from llamaseek.engine.constrain import Matcher
+from llamaseek.engine.text_out import TextOut
 from llamaseek.models.checkpoint import save_model
 from tests.models.shapes import tiny_model
 from tests.serve.running import TOKENIZER, Running, make_service, running
 
-COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+IDLE = 1000 if os.environ.get("LLAMASEEK_SERVE_FULL") else 200  # `make test-serve`
 LONG: dict[str, Any] = {"prompt": "The red fox", "max_tokens": 200, "ignore_eos": True}
 ALONE = {"prompt": "A quick blue bird", "max_tokens": 40, "temperature": 0, "ignore_eos": True}
 
@@ -48,12 +52,18 @@ def slow_down(run: Running, seconds: float = 0.01) -> None:
     engine.step = slower  # type: ignore[method-assign]
 
 
-def leave(run: Running, body: dict[str, Any], after: float, path: str = COMPLETIONS) -> None:
+def sent(run: Running, body: dict[str, Any]) -> socket.socket:
+    """A connection over which a request was sent."""
+    data = json.dumps({"model": "tiny", **body}).encode()
+    head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    connection = socket.create_connection(("127.0.0.1", int(run.url.rpartition(":")[2])))
+    connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+    return connection
+
+
+def leave(run: Running, body: dict[str, Any], after: float) -> None:
     """Send a request and close the connection some time later."""
-    sent = json.dumps({"model": "tiny", **body}).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    with socket.create_connection(("127.0.0.1", int(run.url.rpartition(":")[2]))) as connection:
-        connection.sendall(f"{head}Content-Length: {len(sent)}\r\n\r\n".encode() + sent)
+    with sent(run, body):
         time.sleep(after)
 
 
@@ -78,6 +88,68 @@ def test_200_random_disconnects_leave_no_block_in_use(server: Running) -> None:
     engine = server.service.engine
     assert engine.pool.used == 0 and not engine.scheduler.running
     assert engine.statistics.cancelled > 0
+
+
+def gated(run: Running) -> threading.Semaphore:
+    """Let the engine step only when the semaphore says so."""
+    gate, step = threading.Semaphore(0), run.service.engine.step
+
+    def wait() -> Any:
+        gate.acquire(timeout=5)
+        return step()
+
+    run.service.engine.step = wait  # type: ignore[method-assign]
+    return gate
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for something that has to come."""
+    soon = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < soon, "it never came"
+        time.sleep(0.002)
+
+
+PROMPT = {"prompt": [*range(5, 105)], "max_tokens": 100, "ignore_eos": True}
+PHASES: dict[str, tuple[int, dict[str, Any], int]] = {  # running at once, body, steps before
+    "queued": (1, PROMPT, 2),
+    "in its prompt": (4, PROMPT, 2),
+    "in its answer": (4, PROMPT, 7),
+    "in its stream": (4, {**PROMPT, "stream": True}, 7),
+    "in several answers": (8, {**PROMPT, "n": 3}, 20),
+    "in a batch": (8, {**PROMPT, "prompt": [[5] * 9, [6] * 9, [7] * 9]}, 3),
+}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_client_may_leave_at_any_moment(phase: str) -> None:
+    running_at_once, body, steps = PHASES[phase]
+    count = 3 if phase == "in a batch" else 1
+    options = {"most_running": running_at_once, "step_tokens": 32, "share_prefixes": False}
+    with running(make_service(**options)) as run, ThreadPoolExecutor(1) as pool:
+        alone = run.post(COMPLETIONS, **ALONE).json()["choices"]
+        background, engine = run.service.background, run.service.engine
+        gate, before = gated(run), engine.statistics.steps
+        beside = pool.submit(run.post, COMPLETIONS, **ALONE)
+        until(lambda: background.in_flight == 1)
+        with sent(run, body):
+            until(lambda: background.in_flight == 1 + count)
+            for step in range(steps):
+                gate.release()
+                until(lambda step=step: engine.statistics.steps == before + step + 1)
+            works = [each for each in engine._work.values() if each.request.id != min(engine._work)]
+            assert len(works) == count
+            said = [len(answer.said) for work in works for answer in work.answers]
+            if phase == "queued":
+                assert len(engine.scheduler.waiting) == 1 and said == [0]
+            elif phase == "in its prompt":
+                assert said == [0] and 0 < works[0].answers[0].computed < 100
+            else:
+                assert min(said) > 0 and len(said) == (3 if body.get("n") or count == 3 else 1)
+        until(lambda: background.in_flight == 1)
+        gate.release(1000)
+        assert beside.result().json()["choices"] == alone
+        assert run.idle() and engine.statistics.cancelled == count
 
 
 def ask_patiently(run: Running, body: dict[str, Any]) -> httpx.Response:
@@ -116,22 +188,46 @@ def test_ready_tells_a_full_queue(server: Running) -> None:
         assert all(each.result().status_code == 200 for each in asked)
 
 
+def broken(*given: Any) -> Any:
+    """What fails, and says what it must not."""
+    raise ValueError("secret text of a user")
+
+
 @pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("where", "name", "body"),
+    [
+        (Matcher, "accept", {"response_format": {"type": "json_object"}}),
+        (Matcher, "mask", {"response_format": {"type": "json_object"}}),
+        (sampler, "penalize", {"repetition_penalty": 1.5}),
+        (TextOut, "push", {"stop": "never said"}),
+    ],
+    ids=["grammar", "grammar's mask", "sampling", "detokenizing"],
+)
 def test_an_answer_s_own_failure_ends_it_alone(
-    server: Running, monkeypatch: pytest.MonkeyPatch, stream: bool
+    server: Running,
+    monkeypatch: pytest.MonkeyPatch,
+    where: Any,
+    name: str,
+    body: dict[str, Any],
+    stream: bool,
 ) -> None:
     alone = server.post(COMPLETIONS, **ALONE).json()["choices"]
     slow_down(server, 0.005)
+    real = getattr(where, name)
 
-    def broken(matcher: Matcher, token: int) -> bool:
-        raise ValueError("secret text of a user")
+    def fails(*given: Any) -> Any:
+        mine = threading.current_thread().name == "engine"  # compiling tries a mask as well
+        if name == "penalize":
+            mine = given[-1].repetition_penalty == 1.5
+        if name == "push":
+            mine = given[0]._stops._stops != []
+        return broken() if mine else real(*given)
 
-    monkeypatch.setattr(Matcher, "accept", broken)
+    monkeypatch.setattr(where, name, fails)
     with ThreadPoolExecutor(2) as pool:
         beside = pool.submit(server.post, COMPLETIONS, **ALONE)
-        failed = server.post(
-            COMPLETIONS, **LONG, stream=stream, response_format={"type": "json_object"}
-        )
+        failed = server.post(COMPLETIONS, **LONG, stream=stream, **body)
         assert beside.result().json()["choices"] == alone
     assert "secret" not in failed.text and "ValueError" not in failed.text
     if stream:
@@ -196,10 +292,12 @@ def test_headers_that_are_too_large_or_never_end(server: Running) -> None:
             assert connection.recv(4096)[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 431")
         except ConnectionError:
             pass
-    held = [socket.create_connection(("127.0.0.1", port)) for _ in range(50)]
-    for connection in held:
+    held = [socket.create_connection(("127.0.0.1", port)) for _ in range(IDLE)]
+    for connection in held[::2]:  # the others say nothing at all
         connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nX-")
+    start = time.process_time()
     assert server.post(COMPLETIONS, prompt="x").status_code == 200
+    assert time.process_time() - start < 5
     for connection in held:
         connection.close()
 

@@ -86,6 +86,11 @@ def test_bodies_that_are_too_large(server: Running) -> None:
     check(sent, 413, "body")
 
 
+def test_a_stop_of_ten_megabytes_is_too_large(server: Running) -> None:
+    check(server.post(COMPLETIONS, prompt="x", stop="x" * 10 * MEGABYTE), 413, "body")
+    check(server.post(CHAT, messages=HELLO, stop=["x" * 3 * MEGABYTE]), 400, "stop")
+
+
 def test_a_megabyte_of_one_character_is_refused_at_once(server: Running) -> None:
     start = time.process_time()
     for character in ("a", " ", "é", "\x7f"):
@@ -261,6 +266,9 @@ def nested(levels: int) -> dict[str, Any]:
         schema({"type": "string", "pattern": "(?=a)b"}),
         schema({"type": "string", "pattern": "("}),
         schema({"type": "strin"}),
+        schema(False),
+        schema({"allOf": [{"const": 1}, {"const": 2}]}),
+        schema({"enum": []}),
         schema({"$ref": "#"}),
         schema({"$ref": "http://127.0.0.1:9/x.json"}),
         schema({"$ref": "file:///etc/passwd"}),
@@ -274,6 +282,8 @@ def nested(levels: int) -> dict[str, Any]:
         {"type": "lark", "lark": "sta"},
         {"type": "lark", "lark": "start: A\nA: B{1000}\nB: C{1000}\nC: /x{40}/"},
         {"type": "lark", "lark": "start: start"},
+        {"type": "lark", "lark": f"start: %json {json.dumps(nested(40))}"},
+        {"type": "lark", "lark": 'start: %json [{"pattern": "((a{90}){90}){90}"}]'},
     ],
 )
 def test_constraints_that_are_refused_in_time(server: Running, wanted: dict[str, Any]) -> None:
