@@ -72,7 +72,7 @@ def gpu_of(device: str, ranks: int) -> Gpu:
     found = found_gpu() if device != "cpu" and not named else None
     if found is not None:
         return found
-    if device == "cuda":
+    if device.startswith("cuda"):
         names = ", ".join(GPUS)
         raise UserError(f"LLAMASEEK_GPU: names no GPU, and none was found; allowed: {names}")
     cpu = this_cpu(CPU_RATES)

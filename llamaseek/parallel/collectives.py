@@ -130,5 +130,6 @@ def dealt(
         return list(work(items))
     rank, world = dist.get_rank(), dist.get_world_size()
     found: list[Any] = [None] * world
-    dist.all_gather_object(found, list(work(items[rank::world])))
+    own = items[rank::world]
+    dist.all_gather_object(found, list(work(own)) if own else [])
     return [found[number % world][number // world] for number in range(len(items))]

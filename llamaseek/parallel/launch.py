@@ -64,7 +64,10 @@ def meet(timeout: timedelta) -> tuple[dist.Store, int, int]:
 
 def pick(wanted: str) -> str:
     """`cpu` or `cuda`; with GPUs each local rank takes one of its own."""
-    if wanted == "cpu" or not torch.cuda.is_available():
+    found = torch.cuda.is_available()
+    if not found and wanted not in ("auto", "cpu"):
+        raise bad_value("train.device", wanted, "auto, cpu on this machine")
+    if wanted == "cpu" or not found:
         return "cpu"
     if wanted not in ("auto", "cuda"):
         raise bad_value("train.device", wanted, "auto, cpu, cuda: each rank takes a GPU of its own")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from llamaseek.data.bad_rows import BadRows, NoRows, Row
 from llamaseek.data.batch import Batch, Rows
@@ -17,6 +18,7 @@ from llamaseek.errors import UserError
 from llamaseek.models import CausalLM
 from llamaseek.models.checkpoint import load_model
 from llamaseek.models.score import reward_model
+from llamaseek.parallel.collectives import dealt
 from llamaseek.recipe import DataRecipe, Recipe
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.loop import Job
@@ -152,12 +154,16 @@ def split_rows(rows: list[Row], data: DataRecipe) -> tuple[list[Row], list[Row]]
 
 @torch.no_grad()
 def with_reference(recipe: Recipe, model: CausalLM, batch: Batch) -> Batch:
-    """The batch with the answers' log-probabilities under the model as it is now."""
+    """The batch with the answers' log-probabilities under the model as it is now, of which each
+    rank computes its share.
+    """
     device = pick_device(recipe.train.device)
     model.to(device).eval()
-    sums = []
-    for part in batch.split(recipe.train.batch):
-        part = part.to(device)
+
+    def summed(parts: Sequence[Batch]) -> list[Tensor]:
+        own = (part.to(device) for part in parts)
         with autocast(recipe.train, device):
-            sums.append(sum_by_sequence(target_log_probs(model, part), part).cpu())
+            return [sum_by_sequence(target_log_probs(model, part), part).cpu() for part in own]
+
+    sums = dealt(list(batch.split(recipe.train.batch)), summed)
     return replace(batch, extra={**batch.extra, "reference": torch.cat(sums)})

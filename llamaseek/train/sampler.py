@@ -152,8 +152,11 @@ class Judged:
 def judge(
     rewards: Sequence[Reward], episodes: Sequence[Episode], missing_end: float = 0.0
 ) -> Judged:
-    """The weighted sum of the rewards, and `missing_end` for answers that were cut off."""
-    parts = {reward.name: reward.score(episodes) for reward in rewards}
+    """The weighted sum of the rewards, and `missing_end` for answers that were cut off.
+
+    Ranks deal the answers out, and all learn from the same reward, also where a program timed out.
+    """
+    parts = {reward.name: dealt(episodes, reward.score) for reward in rewards}
     total = [0.0 if episode.finished else missing_end for episode in episodes]
     for reward in rewards:
         scored = parts[reward.name]

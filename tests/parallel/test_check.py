@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from llamaseek.errors import UserError
 from llamaseek.parallel.check import resolve
+from llamaseek.parallel.launch import process_group
 from llamaseek.recipe import make_recipe, save_recipe
 from tests.cli.run import Cli
 from tests.parallel.scenes import SIZES, recipe_of
@@ -29,6 +30,7 @@ WRONG: list[tuple[str, dict[str, Any], dict[str, Any], list[str]]] = [
     ("llama3", {"pipeline": 2}, {"micro_batch": 3}, ["train.micro_batch: 3", "rows (8)"]),
     ("llama3", {"context": 3}, {}, ["context", "6", "data.length (32)"]),
     ("llama3", {"shard": 2, "zero": True}, {}, ["parallel.zero", "shard"]),
+    ("llama3", {"tensor": 2, "zero": True}, {}, ["parallel.zero", "parallel.data above 1"]),
     ("llama3", {"offload": True}, {}, ["parallel.offload", "parallel.shard"]),
     ("llama3", {"data": 2, "tensor": 2}, {"neftune": 5.0}, ["parallel.tensor", "neftune"]),
 ]
@@ -113,3 +115,14 @@ def test_more_ranks_than_gpus_are_refused(
     told = "4 ranks on this machine, but it has 2 GPUs; allowed: torchrun --nproc-per-node 2"
     assert told in done.err and not dist.is_initialized()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_gpu_that_is_not_there_is_told_before_any_group(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    made = recipe_of("llama3", {"data": 2}, device="cuda")
+    with pytest.raises(UserError, match="train.device: 'cuda'.*auto, cpu"), process_group(made):
+        pass
+    assert not dist.is_initialized()

@@ -53,6 +53,8 @@ TOGETHER: dict[str, dict[str, Any]] = {
     },  # fmt: skip
     "zero bubble shard": {"pipeline": 2, "shard": 2, "schedule": "zero_bubble"},
     "pipeline shard context": {"pipeline": 2, "shard": 2, "context": 2},
+    "pipeline data expert tensor": {"pipeline": 2, "data": 2, "expert": 2, "tensor": 2},
+    "pipeline shard expert context": {"pipeline": 2, "shard": 2, "expert": 2, "context": 2},
 }
 PLANS = ALONE | TOGETHER
 CASES = [
@@ -129,7 +131,7 @@ def test_losses_fall_and_biases_move() -> None:
 
 
 @pytest.mark.parametrize("plan", [{"shard": 2, "tensor": 2}, {"pipeline": 2, "context": 2}])
-@pytest.mark.parametrize("kept", ["selective", "full"])
+@pytest.mark.parametrize("kept", ["selective", pytest.param("full", marks=pytest.mark.parallel)])
 def test_recomputing_changes_nothing_under_a_layout(plan: dict[str, int], kept: str) -> None:
     changes = {"checkpoint_activations": kept, "micro_batch": 1}
     ranks = on_ranks(world(plan), recomputed, plan, changes)

@@ -38,7 +38,10 @@ def alone(family: str, precision: str) -> list[float]:
     return figures
 
 
-@pytest.mark.parametrize("plan", [SHARDED, {"data": 2, "shard": 2, "reshard": False}])
+@pytest.mark.parametrize(
+    "plan",
+    [SHARDED, pytest.param({"data": 2, "shard": 2, "reshard": False}, marks=pytest.mark.parallel)],
+)
 def test_offloaded_weights_train_as_others_do(plan: dict[str, Any]) -> None:
     plan = {**plan, "offload": True}
     ranks = on_ranks(2 * plan.get("data", 1), trained, "llama3", plan, {"precision": "fp64"})
@@ -46,7 +49,9 @@ def test_offloaded_weights_train_as_others_do(plan: dict[str, Any]) -> None:
         assert rank["figures"] == pytest.approx(alone("llama3", "fp64"), rel=1e-10)
 
 
-@pytest.mark.parametrize("family", ["llama3", "deepseek_v3"])
+@pytest.mark.parametrize(
+    "family", [pytest.param("llama3", marks=pytest.mark.parallel), "deepseek_v3"]
+)
 def test_bf16_is_gathered_and_float32_is_kept(family: str) -> None:
     ranks = on_ranks(2, trained, family, SHARDED, {"precision": "bf16"})
     wide = alone(family, "fp32")
@@ -68,6 +73,7 @@ def test_compiled_layers_train_as_others_do(plan: dict[str, Any]) -> None:
         assert rank["figures"] == pytest.approx(alone("llama3", "fp32"), rel=1e-5)
 
 
+@pytest.mark.parallel
 def test_selective_recomputation_changes_no_bit_of_a_sharded_run() -> None:
     kept = on_ranks(2, trained, "llama3", SHARDED, {"precision": "fp32"})
     selective = {"precision": "fp32", "checkpoint_activations": "selective"}

@@ -1,8 +1,11 @@
-"""GRPO and PPO on several ranks: the answers, rewards and losses of one process, in float64."""
+"""Post-training from its recipe on several ranks, in float64: the answers, rewards, reference and
+losses of one process.
+"""
 
 from __future__ import annotations
 
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ SIZES = {"llama3": LLAMA_SIZES, "deepseek_v3": DEEPSEEK_SIZES}
 STAGES: dict[str, dict[str, Any]] = {
     "grpo": {"grpo": {"beta": 0.04}, "rollout": {"minibatches": 2}},
     "ppo": {"rollout": {"epochs": 2}},
+    "dpo": {"data": {"rows": {"preferences": 20}, "length": 400}},
 }
 CASES = [
     ("grpo", "llama3", {"shard": 2}),
@@ -30,6 +34,8 @@ CASES = [
     ("grpo", "deepseek_v3", {"data": 2, "shard": 2}),
     ("ppo", "llama3", {"data": 2, "shard": 2}),
     ("ppo", "deepseek_v3", {"shard": 2, "reshard": False}),
+    ("dpo", "llama3", {"shard": 2}),
+    ("dpo", "deepseek_v3", {"pipeline": 2}),
 ]
 
 
@@ -82,14 +88,15 @@ def alone(stage: str, start: str) -> list[dict[str, float]]:
         for place, case in enumerate(CASES)
     ],
 )
-def test_rollouts_are_one_process_s(
+def test_a_stage_is_one_process_s(
     stage: str, family: str, plan: dict[str, Any], starts: dict[str, str]
 ) -> None:
     wanted = alone(stage, starts[family])
-    ranks = plan.get("data", 1) * plan.get("shard", 1)
+    ranks = prod(plan.get(dim, 1) for dim in ("data", "shard", "pipeline"))
     for lines in on_ranks(ranks, rolled, stage, starts[family], plan):
         for ours, expected in zip(lines, wanted, strict=True):
             assert ours == pytest.approx(expected, rel=1e-8, abs=1e-10)
     assert any(line.get("grad_norm", 0) > 0 for line in wanted)
-    assert 0 < wanted[1]["reward"] < 1  # answers differ, and are judged
-    assert "val_reward" in wanted[0] and "val_reward" in wanted[-1]
+    if stage != "dpo":
+        assert 0 < wanted[1]["reward"] < 1  # answers differ, and are judged
+        assert "val_reward" in wanted[0] and "val_reward" in wanted[-1]
