@@ -28,6 +28,7 @@ Recomputed = Annotated[
     Literal["none", "selective", "full"],
     BeforeValidator(lambda x: {True: "full", False: "none"}[x] if isinstance(x, bool) else x),
 ]
+Float8 = Literal["none", "tensorwise", "rowwise", "deepseek"]
 ObjectiveName = Literal["next_token", "multi_token", "masked", "sft", "dpo"]
 
 
@@ -114,6 +115,7 @@ class TrainRecipe(Section):
     weight_decay: float = Field(default=0.1, ge=0)
     clip: float = Field(default=1.0, gt=0)
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
+    float8: Float8 = "none"  # the layers' products: torchao's scales, or DeepSeek-V3's (§3.3)
     compile: bool = False
     checkpoint_activations: Recomputed = "none"
     ema: float | None = Field(default=None, gt=0, lt=1)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from llamaseek.cli.load import DEVICE
+
+if TYPE_CHECKING:
+    from llamaseek.models import CausalLM
+    from llamaseek.parallel.tensor_group import TensorGroup
 
 MODEL = typer.Argument(help="A model folder.")
 NAME = typer.Option(None, help="What requests call the model.", show_default="the folder's name")
@@ -60,8 +65,9 @@ def serve(
     except ImportError as error:
         raise UserError(f"serve: {error.name} is missing; pip install 'llamaseek[serve]'") from None
     from llamaseek.cli.guard import policy as read_policy
+    from llamaseek.engine.leader import answer
     from llamaseek.engine.options import EngineOptions
-    from llamaseek.serve.load import load_served_guard, load_service
+    from llamaseek.serve.load import load_served_guard, load_weights, make_service
     from llamaseek.serve.options import ServeOptions
 
     options = ServeOptions(
@@ -79,9 +85,13 @@ def serve(
         most_waiting=queue,
         step_tokens=step_tokens,
     )
-    service = load_service(model, device, dtype, options, engine, adapter)
-    if guard is not None:
-        service.guard = load_served_guard(
-            guard, device, read_policy(guard_categories, guard_drop), options, engine
-        )
-    run(service)
+
+    def use(loaded: CausalLM, group: TensorGroup | None) -> None:
+        service = make_service(loaded, model, options, engine, adapter, group)
+        if guard is not None:
+            service.guard = load_served_guard(
+                guard, device, read_policy(guard_categories, guard_drop), options, engine
+            )
+        run(service)
+
+    answer(model, lambda group: load_weights(model, device, dtype, group), use)

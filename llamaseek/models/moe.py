@@ -14,6 +14,9 @@ from torch.nn import functional as F
 from llamaseek.herd import DeepseekV3Config
 from llamaseek.models.layers import GatedMLP, widen
 
+Product = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Of x (N, I) sorted by group, weights (G, O, I) and the groups' ends (G): (N, O)."""
+
 
 class Router(nn.Module):
     """Picks K experts a token by score plus bias; weighs them by score alone (eq. 13-16)."""
@@ -58,43 +61,51 @@ class Router(nn.Module):
         return grouped.masked_fill(dropped[..., None], -torch.inf).flatten(1)
 
 
+def grouped_product(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+    """x (N, I) sorted by group, weights (G, O, I), group g ending at ends[g] → (N, O)."""
+    weights = weights.to(x.dtype)
+    if x.dtype != torch.float64:
+        return F.grouped_mm(x, weights.transpose(1, 2), offs=ends)
+    # No grouped kernel takes float64, which only references and tests run in.
+    parts = x.tensor_split(ends[:-1].tolist())
+    return torch.cat([part @ w.T for part, w in zip(parts, weights, strict=True)])
+
+
 class Experts(nn.Module):
-    """All routed experts' weights, stacked for grouped matrix products."""
+    """All routed experts' weights, stacked for grouped matrix products, which `product` makes."""
 
     def __init__(self, experts: int, width: int, hidden: int) -> None:
         super().__init__()
+        self.product: Product = grouped_product
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2, hidden, width))
         self.down_proj = nn.Parameter(torch.empty(experts, width, hidden))
 
     def forward(self, x: Tensor, chosen: Tensor, gates: Tensor, load: Tensor) -> Tensor:
         """x (N, D), chosen and gates (N, K), load (E) tokens an expert → (N, D). Dropless."""
-        gate_up, down = self.gate_up_proj.flatten(1, 2).to(x.dtype), self.down_proj.to(x.dtype)
-        return run_experts(x, chosen, gates, load, gate_up, down)
+        gate_up = self.gate_up_proj.flatten(1, 2)
+        return run_experts(x, chosen, gates, load, gate_up, self.down_proj, self.product)
 
 
 def run_experts(
-    x: Tensor, chosen: Tensor, gates: Tensor, load: Tensor, gate_up: Tensor, down: Tensor
+    x: Tensor,
+    chosen: Tensor,
+    gates: Tensor,
+    load: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    product: Product = grouped_product,
 ) -> Tensor:
-    """`Experts.forward` with weights gate_up (E, 2F, D) and down (E, D, F) in x's dtype.
+    """`Experts.forward` with weights gate_up (E, 2F, D) and down (E, D, F).
 
     Experts that no token chose may be left out of load and weights alike.
     """
     order = chosen.flatten().argsort(stable=True)
     tokens = order // chosen.shape[1]
     ends = load.cumsum(0, dtype=torch.int32)
-    gate, up = grouped_product(x[tokens], gate_up, ends).chunk(2, dim=-1)
+    gate, up = product(x[tokens], gate_up, ends).chunk(2, dim=-1)
     inner = F.silu(gate) * up * gates.flatten()[order, None].to(x.dtype)
-    out = grouped_product(inner, down, ends)
+    out = product(inner, down, ends)
     return torch.zeros_like(x).index_add(0, tokens, out)
-
-
-def grouped_product(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
-    """x (N, I) sorted by group, weights (G, O, I), group g ending at ends[g] → (N, O)."""
-    if x.dtype != torch.float64:
-        return F.grouped_mm(x, weights.transpose(1, 2), offs=ends)
-    # No grouped kernel takes float64, which only references and tests run in.
-    parts = x.tensor_split(ends[:-1].tolist())
-    return torch.cat([part @ w.T for part, w in zip(parts, weights, strict=True)])
 
 
 def row_mean(x: Tensor) -> Tensor:

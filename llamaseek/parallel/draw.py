@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,39 +10,30 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from llamaseek.errors import UserError, bad_value
 from llamaseek.parallel.dry_run import Report, Setting
+from llamaseek.pictures import BLUE, GREEN, GREY, PURPLE, SKY, VERMILION, check_format, save
 
-# Okabe and Ito's palette, told apart with every kind of colour vision.
 COLOURS = {
-    "pipeline": "#CC79A7",
-    "data": "#999999",
-    "shard": "#009E73",
-    "context": "#56B4E9",
-    "tensor": "#0072B2",
-    "expert": "#D55E00",
+    "pipeline": PURPLE,
+    "data": GREY,
+    "shard": GREEN,
+    "context": SKY,
+    "tensor": BLUE,
+    "expert": VERMILION,
 }
-FORMATS = (".png", ".svg", ".pdf")
 MOST = 16  # squares drawn along a dimension; longer ones are cut short
 
 
 def draw_layout(setting: Setting, reports: list[Report], path: Path) -> None:
     """Write the picture; UserError for another ending or a bad path."""
-    if path.suffix not in FORMATS:
-        raise bad_value("draw", str(path), "a name that ends in .png, .svg or .pdf")
+    check_format("draw", path)
     style: Any = {"font.size": 8}
-    partial = path.with_name(path.name + ".partial")
     with rc_context(style):
         figure = Figure(figsize=(9.5, 4.8), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.5))
         _mesh(left, setting)
         _tensors(right, reports[min(1, len(reports) - 1)])
-        try:
-            figure.savefig(partial, dpi=150, format=path.suffix[1:])
-            os.replace(partial, path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+        save(figure, path)
 
 
 def _mesh(axis: Axes, setting: Setting) -> None:
@@ -68,7 +58,7 @@ def _mesh(axis: Axes, setting: Setting) -> None:
 def _tensors(axis: Axes, report: Report) -> None:
     """Bars of whole tensors of one layer, the part that a rank holds filled."""
     for row, tensor in enumerate(report.tensors):
-        axis.add_patch(Rectangle((0, -row), 1, 0.7, fill=False, edgecolor="#999999"))
+        axis.add_patch(Rectangle((0, -row), 1, 0.7, fill=False, edgecolor=GREY))
         colour = COLOURS[tensor.dims[-1]] if tensor.dims else "#444444"
         width = tensor.held / tensor.whole
         axis.add_patch(Rectangle((0, -row), max(width, 0.004), 0.7, color=colour))

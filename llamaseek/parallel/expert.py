@@ -44,10 +44,9 @@ class SplitExperts(Experts):
             x, gates = gather(x, 0, self.tensor), gather(gates, 0, self.tensor)
             chosen = all_gather(chosen, 0, self.tensor)
             load = count_choices(chosen, load.shape[0])
-        gate_up = local(self.gate_up_proj).flatten(1, 2).to(x.dtype)
-        weights = (gate_up, local(self.down_proj).to(x.dtype))
+        weights = (local(self.gate_up_proj).flatten(1, 2), local(self.down_proj))
         if self.expert is None:
-            out = run_experts(x, chosen, gates, load, *weights)
+            out = run_experts(x, chosen, gates, load, *weights, self.product)
         else:
             out = self._elsewhere(x, chosen, gates, load, weights, self.expert)
         return scatter(out, 0, self.tensor)
@@ -72,7 +71,8 @@ class SplitExperts(Experts):
         shares = exchange(gates.flatten()[order], sent, received, group)
         experts = torch.arange(coming.shape[1], device=x.device).repeat(group.size())
         local_ids = experts.repeat_interleave(coming.flatten())
-        out = run_experts(rows, local_ids[:, None], shares[:, None], coming.sum(0), *weights)
+        load = coming.sum(0)
+        out = run_experts(rows, local_ids[:, None], shares[:, None], load, *weights, self.product)
         return torch.zeros_like(x).index_add(0, tokens, exchange(out, received, sent, group))
 
 
@@ -106,7 +106,7 @@ def split_experts(experts: Experts, mesh: Mesh) -> SplitExperts:
     count, _, hidden, width = experts.gate_up_proj.shape
     with torch.device("meta"):
         kept = SplitExperts(count, width, hidden)
-    kept.expert, kept.tensor = mesh.expert, mesh.tensor
+    kept.expert, kept.tensor, kept.product = mesh.expert, mesh.tensor, experts.product
     kept.gate_up_proj = _share(experts.gate_up_proj, mesh, 2)
     kept.down_proj = _share(experts.down_proj, mesh, 2)
     return kept

@@ -26,6 +26,7 @@ from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.curves import Curves
 from llamaseek.train.evaluate import evaluate
 from llamaseek.train.export import outline
+from llamaseek.train.float8 import use_float8
 from llamaseek.train.guard import Guard
 from llamaseek.train.machine import (
     autocast,
@@ -112,6 +113,7 @@ class Trainer:
         if self.recipe.neftune:
             add_noise(model, self.recipe.neftune)
         form = saved_form(model, job)
+        use_float8(model, self.recipe.float8, self.device)
         self.ranks = Ranks(model, job.recipe.parallel, self.device, dtype)
         if self.recipe.compile:
             compile_layers(self.ranks)

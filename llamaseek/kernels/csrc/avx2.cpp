@@ -14,10 +14,18 @@ inline float sum_of(__m256 x) {
   return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 }
 
+constexpr int kHalf = 4;  // rows of a tile whose sums fit the registers
+
+// The tokens `first` … and the rows `row` … that a part takes.
+struct Share {
+  int first, row;
+};
+
 template <int M>
-inline void keep(const __m256 (&sums)[kRows][M], int first, float* out) {
-  for (int r = 0; r < kRows; r++) {
-    for (int m = 0; m < M; m++) out[r * kTokens + first + m] = sum_of(sums[r][m]);
+inline void keep(const __m256 (&sums)[kHalf][M], const Share& share, float* out) {
+  float* to = out + share.row * kTokens + share.first;
+  for (int r = 0; r < kHalf; r++) {
+    for (int m = 0; m < M; m++) to[r * kTokens + m] = sum_of(sums[r][m]);
   }
 }
 
@@ -28,22 +36,23 @@ inline __m256 load_bf16(const void* at) {
 
 // `Load` makes eight float32 of weights; what does not fill eight goes one by one.
 template <int M, class Number, __m256 (*Load)(const void*), float (*One)(Number)>
-void tile_plain(const Rows& rows, const Tokens& x, int first, float* out) {
-  __m256 sums[kRows][M] = {};
+void tile_plain(const Rows& rows, const Tokens& x, const Share& share, float* out) {
+  const int first = share.first;
+  __m256 sums[kHalf][M] = {};
   int64_t k = 0;
   for (; k + 8 <= x.width; k += 8) {
-    for (int r = 0; r < kRows; r++) {
-      const __m256 w = Load(rows.weight[r] + k * sizeof(Number));
+    for (int r = 0; r < kHalf; r++) {
+      const __m256 w = Load(rows.weight[share.row + r] + k * sizeof(Number));
       for (int m = 0; m < M; m++) {
         sums[r][m] = _mm256_fmadd_ps(w, _mm256_loadu_ps(x.wide[first + m] + k), sums[r][m]);
       }
     }
   }
-  keep<M>(sums, first, out);
+  keep(sums, share, out);
   for (; k < x.width; k++) {
-    for (int r = 0; r < kRows; r++) {
-      const float w = One(reinterpret_cast<const Number*>(rows.weight[r])[k]);
-      for (int m = 0; m < M; m++) out[r * kTokens + first + m] += w * x.wide[first + m][k];
+    for (int r = 0; r < kHalf; r++) {
+      const float w = One(reinterpret_cast<const Number*>(rows.weight[share.row + r])[k]);
+      for (int m = 0; m < M; m++) out[(share.row + r) * kTokens + first + m] += w * x.wide[first + m][k];
     }
   }
 }
@@ -76,16 +85,17 @@ inline __m256i dot_8(__m256i stored, __m256i codes) {
 }
 
 template <int M>
-void tile_8(const Rows& rows, const Tokens& x, int first, float* out) {
-  __m256 sums[kRows][M] = {};
+void tile_8(const Rows& rows, const Tokens& x, const Share& share, float* out) {
+  const int first = share.first;
+  __m256 sums[kHalf][M] = {};
   for (int64_t k = 0, block = 0; k < x.width; k += kBlock, block++) {
     const int64_t count = std::min<int64_t>(x.width - k, kBlock);
-    for (int r = 0; r < kRows; r++) {
-      const float scale = widen(rows.scale[r][rows.group ? k / rows.group : 0]);
+    for (int r = 0; r < kHalf; r++) {
+      const float scale = widen(rows.scale[share.row + r][rows.group ? k / rows.group : 0]);
       __m256i found[M] = {};
       for (int part = 0; part < kBlock; part += 32) {
         // Zeros behind the end would count as -128, but the codes there are zeros.
-        const __m256i w = load_some(rows.weight[r] + k + part, count - part);
+        const __m256i w = load_some(rows.weight[share.row + r] + k + part, count - part);
         for (int m = 0; m < M; m++) {
           const __m256i codes = load_codes(x.codes[first + m] + k + part);
           found[m] = _mm256_add_epi32(found[m], dot_8(w, codes));
@@ -97,7 +107,7 @@ void tile_8(const Rows& rows, const Tokens& x, int first, float* out) {
       }
     }
   }
-  keep<M>(sums, first, out);
+  keep(sums, share, out);
 }
 
 // The scales of the eight lanes that hold inputs k … k + 63.
@@ -112,16 +122,17 @@ inline __m256 spread(const Rows& rows, int r, int64_t k, int64_t width) {
 }
 
 template <int M>
-void tile_4(const Rows& rows, const Tokens& x, int first, float* out) {
-  __m256 sums[kRows][M] = {};
+void tile_4(const Rows& rows, const Tokens& x, const Share& share, float* out) {
+  const int first = share.first;
+  __m256 sums[kHalf][M] = {};
   const __m256i nibble = _mm256_set1_epi8(15);
   for (int64_t k = 0; k < x.width; k += 64) {  // half a block, 32 bytes
     const int64_t block = k / kBlock, half = k % kBlock / 2;
-    for (int r = 0; r < kRows; r++) {
-      const __m256i w = load_some(rows.weight[r] + k / 2, (x.width - k) / 2);
+    for (int r = 0; r < kHalf; r++) {
+      const __m256i w = load_some(rows.weight[share.row + r] + k / 2, (x.width - k) / 2);
       const __m256i even = _mm256_and_si256(w, nibble);
       const __m256i odd = _mm256_and_si256(_mm256_srli_epi16(w, 4), nibble);
-      const __m256 scale = spread(rows, r, k, x.width);
+      const __m256 scale = spread(rows, share.row + r, k, x.width);
       for (int m = 0; m < M; m++) {
         const int8_t* codes = x.codes[first + m] + block * kBlock + half;
         const int32_t* bias = x.bias[first + m] + block * kLanes + half / 4;
@@ -133,16 +144,18 @@ void tile_4(const Rows& rows, const Tokens& x, int first, float* out) {
       }
     }
   }
-  keep<M>(sums, first, out);
+  keep(sums, share, out);
 }
 
-using Part = void (*)(const Rows&, const Tokens&, int, float*);
+using Part = void (*)(const Rows&, const Tokens&, const Share&, float*);
 
 template <Part One, Part Two>
 void by_twos(const Rows& rows, const Tokens& x, float* out) {
-  int m = 0;
-  for (; m + 2 <= x.count; m += 2) Two(rows, x, m, out);
-  if (m < x.count) One(rows, x, m, out);
+  for (int row = 0; row < kRows; row += kHalf) {
+    int m = 0;
+    for (; m + 2 <= x.count; m += 2) Two(rows, x, {m, row}, out);
+    if (m < x.count) One(rows, x, {m, row}, out);
+  }
 }
 
 constexpr Tile kBf16 = by_twos<tile_plain<1, uint16_t, load_bf16, widen>,

@@ -9,14 +9,10 @@
 namespace llamaseek {
 namespace {
 
-// The tokens `first` … of a tile, and which of the next rows are fetched during them.
+// The tokens `first` … and the rows `row` … that a part takes, and the next rows it fetches.
 struct Share {
-  int first, fetch_from, fetch_to;
+  int first, row, fetch_from, fetch_to;
 };
-
-inline void ahead(const uint8_t* at) {
-  _mm_prefetch(reinterpret_cast<const char*>(at + 2048), _MM_HINT_T0);
-}
 
 inline void fetch(const Rows& rows, const Share& share, int64_t at) {
   for (int r = share.fetch_from; r < share.fetch_to; r++) {
@@ -27,10 +23,12 @@ inline void fetch(const Rows& rows, const Share& share, int64_t at) {
 // Lane i of the result is the sum of sums[i]'s lanes.
 inline __m512 sum_each(const __m512 (&sums)[16]) {
   __m512 half[8], quarter[4];
+#pragma GCC unroll 8
   for (int i = 0; i < 8; i++) {  // lanes of 2i and 2i+1 beside each other
     half[i] = _mm512_add_ps(_mm512_unpacklo_ps(sums[2 * i], sums[2 * i + 1]),
                             _mm512_unpackhi_ps(sums[2 * i], sums[2 * i + 1]));
   }
+#pragma GCC unroll 4
   for (int i = 0; i < 4; i++) {
     __m512d a = _mm512_castps_pd(half[2 * i]), b = _mm512_castps_pd(half[2 * i + 1]);
     quarter[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
@@ -44,23 +42,26 @@ inline __m512 sum_each(const __m512 (&sums)[16]) {
   return _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
 }
 
-template <int M>
-inline void keep(const __m512 (&sums)[kRows][M], int first, float* out) {
-  if constexpr (M == 4) {
-    __m512 flat[16];
-    for (int r = 0; r < kRows; r++) {
+template <int R, int M>
+inline void keep(const __m512 (&sums)[R][M], const Share& share, float* out) {
+  float* to = out + share.row * kTokens + share.first;
+  if constexpr (R * M >= 8) {
+    __m512 flat[16] = {};
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+#pragma GCC unroll 8
       for (int m = 0; m < M; m++) flat[r * M + m] = sums[r][m];
     }
     alignas(64) float found[16];
     _mm512_store_ps(found, sum_each(flat));
-    for (int r = 0; r < kRows; r++) {
-      for (int m = 0; m < M; m++) out[r * kTokens + first + m] = found[r * M + m];
+    for (int r = 0; r < R; r++) {
+      for (int m = 0; m < M; m++) to[r * kTokens + m] = found[r * M + m];
     }
   } else {
-    for (int r = 0; r < kRows; r++) {
-      for (int m = 0; m < M; m++) {
-        out[r * kTokens + first + m] = _mm512_reduce_add_ps(sums[r][m]);
-      }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++) to[r * kTokens + m] = _mm512_reduce_add_ps(sums[r][m]);
     }
   }
 }
@@ -71,84 +72,96 @@ inline __m512bh as_bf16(__m512i x) {
   return out;
 }
 
-template <int M>
+template <int R, int M>
 void tile_bf16(const Rows& rows, const Tokens& x, const Share& share, float* out) {
   const int first = share.first;
-  __m512 sums[kRows][M] = {};
+  __m512 sums[R][M] = {};
   const int64_t width = x.width;
   int64_t k = 0;
   for (; k + 32 <= width; k += 32) {
     __m512bh v[M];
+#pragma GCC unroll 8
     for (int m = 0; m < M; m++) v[m] = as_bf16(_mm512_loadu_si512(x.bf16[first + m] + k));
     fetch(rows, share, 2 * k);
-    for (int r = 0; r < kRows; r++) {
-      __m512bh w = as_bf16(_mm512_loadu_si512(rows.weight[r] + 2 * k));
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      __m512bh w = as_bf16(_mm512_loadu_si512(rows.weight[share.row + r] + 2 * k));
+#pragma GCC unroll 8
       for (int m = 0; m < M; m++) sums[r][m] = _mm512_dpbf16_ps(sums[r][m], w, v[m]);
     }
   }
   if (k < width) {
     const __mmask32 left = (1u << (width - k)) - 1;
-    for (int r = 0; r < kRows; r++) {
-      __m512bh w = as_bf16(_mm512_maskz_loadu_epi16(left, rows.weight[r] + 2 * k));
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      __m512bh w = as_bf16(_mm512_maskz_loadu_epi16(left, rows.weight[share.row + r] + 2 * k));
+#pragma GCC unroll 8
       for (int m = 0; m < M; m++) {
         __m512bh v = as_bf16(_mm512_maskz_loadu_epi16(left, x.bf16[first + m] + k));
         sums[r][m] = _mm512_dpbf16_ps(sums[r][m], w, v);
       }
     }
   }
-  keep<M>(sums, first, out);
+  keep(sums, share, out);
 }
 
-template <int M>
+template <int R, int M>
 void tile_float(const Rows& rows, const Tokens& x, const Share& share, float* out) {
   const int first = share.first;
-  __m512 sums[kRows][M] = {};
+  __m512 sums[R][M] = {};
   for (int64_t k = 0; k < x.width; k += 16) {
     const int64_t count = x.width - k;
     const __mmask16 some = count >= 16 ? 0xffff : (1u << count) - 1;
     fetch(rows, share, 4 * k);
-    for (int r = 0; r < kRows; r++) {
-      __m512 w = _mm512_maskz_loadu_ps(some, rows.weight[r] + 4 * k);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      __m512 w = _mm512_maskz_loadu_ps(some, rows.weight[share.row + r] + 4 * k);
+#pragma GCC unroll 8
       for (int m = 0; m < M; m++) {
         __m512 v = _mm512_maskz_loadu_ps(some, x.wide[first + m] + k);
         sums[r][m] = _mm512_fmadd_ps(w, v, sums[r][m]);
       }
     }
   }
-  keep<M>(sums, first, out);
+  keep(sums, share, out);
 }
 
 inline __mmask64 low_bytes(int64_t count) {
   return count >= 64 ? ~0ull : count <= 0 ? 0 : (1ull << count) - 1;
 }
 
-template <int M>
-inline void scale_rows(const Rows& rows, __m512 (&sums)[kRows][M]) {
-  for (int r = 0; r < kRows; r++) {
-    const __m512 by = _mm512_set1_ps(widen(rows.scale[r][0]));
+template <int R, int M>
+inline void scale_rows(const Rows& rows, const Share& share, __m512 (&sums)[R][M]) {
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++) {
+    const __m512 by = _mm512_set1_ps(widen(rows.scale[share.row + r][0]));
+#pragma GCC unroll 8
     for (int m = 0; m < M; m++) sums[r][m] = _mm512_mul_ps(sums[r][m], by);
   }
 }
 
-template <int M>
+template <int R, int M>
 void tile_8(const Rows& rows, const Tokens& x, const Share& share, float* out) {
   const int first = share.first;
-  __m512 sums[kRows][M] = {};
+  __m512 sums[R][M] = {};
   for (int64_t k = 0, block = 0; k < x.width; k += kBlock, block++) {
     const int64_t count = std::min<int64_t>(x.width - k, kBlock);
     const __mmask64 low = low_bytes(count), high = low_bytes(count - 64);
     fetch(rows, share, k), fetch(rows, share, k + 64);
     __m512i v[M][2], bias[M];
+#pragma GCC unroll 8
     for (int m = 0; m < M; m++) {
       v[m][0] = _mm512_loadu_si512(x.codes[first + m] + k);
       v[m][1] = _mm512_loadu_si512(x.codes[first + m] + k + 64);
       bias[m] = _mm512_loadu_si512(x.bias[first + m] + block * kLanes);
     }
-    for (int r = 0; r < kRows; r++) {
-      const uint8_t* at = rows.weight[r] + k;
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const uint8_t* at = rows.weight[share.row + r] + k;
       const __m512i w0 = _mm512_maskz_loadu_epi8(low, at);
       const __m512i w1 = _mm512_maskz_loadu_epi8(high, at + 64);
-      const float scale = rows.group ? widen(rows.scale[r][k / rows.group]) : 1.0f;
+      const float scale = rows.group ? widen(rows.scale[share.row + r][k / rows.group]) : 1.0f;
+#pragma GCC unroll 8
       for (int m = 0; m < M; m++) {
         const __m512i dot = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(bias[m], w0, v[m][0]), w1,
                                                 v[m][1]);
@@ -157,8 +170,8 @@ void tile_8(const Rows& rows, const Tokens& x, const Share& share, float* out) {
       }
     }
   }
-  if (!rows.group) scale_rows<M>(rows, sums);
-  keep<M>(sums, first, out);
+  if (!rows.group) scale_rows(rows, share, sums);
+  keep(sums, share, out);
 }
 
 // Which lanes of 16 scales a block's lanes take; a block has 1, 2 or 4 groups.
@@ -183,153 +196,97 @@ struct Spread {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
   }
 
-  __m512 pick(__m512 scales, int block) const {
-    return _mm512_permutexvar_ps(
-        _mm512_add_epi32(lanes, _mm512_set1_epi32(block * groups)), scales);
+  // Which of the span's scales the lanes of its block take.
+  __m512i of(int block) const {
+    return _mm512_add_epi32(lanes, _mm512_set1_epi32(block * groups));
+  }
+
+  // The scales of one token's blocks from `at` on, each where its groups' scales are.
+  __m512 of_token(const float* scale, int64_t at, int64_t count) const {
+    const __mmask16 some = (1u << std::min<int64_t>(count - at, kLanes)) - 1;
+    const __m512i order = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i block = _mm512_srli_epi32(order, groups == 4 ? 2 : groups == 2 ? 1 : 0);
+    return _mm512_permutexvar_ps(block, _mm512_maskz_loadu_ps(some, scale + at));
   }
 };
 
 // A block's 64 bytes as codes of even and odd inputs; bytes behind the row's end are zeros.
-inline void split(const uint8_t* at, int64_t count, __m512i& even, __m512i& odd) {
+inline void split(const uint8_t* at, __mmask64 some, __m512i& even, __m512i& odd) {
   const __m512i nibble = _mm512_set1_epi8(15);
-  const __mmask64 some = count >= kBlock ? ~0ull : (1ull << count / 2) - 1;
   const __m512i w = _mm512_maskz_loadu_epi8(some, at);
   even = _mm512_and_si512(w, nibble);
   odd = _mm512_and_si512(_mm512_srli_epi16(w, 4), nibble);
 }
 
-template <int M>
+template <int R, int M>
 void tile_4(const Rows& rows, const Tokens& x, const Share& share, float* out) {
   const int first = share.first;
-  __m512 sums[kRows][M] = {};
+  __m512 sums[R][M] = {};
   const Spread spread(rows.group);
   const int64_t blocks = (x.width + kBlock - 1) / kBlock;
   for (int64_t span = 0; span < blocks; span += spread.blocks) {
-    __m512 scales[kRows];
-    for (int r = 0; r < kRows; r++) scales[r] = spread.load(rows, r, span, x.width);
+    __m512 scales[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) scales[r] = spread.load(rows, share.row + r, span, x.width);
+    if constexpr (M == 1) {  // once a span instead of once a block
+      const __m512 token = spread.of_token(x.scale[first], span, blocks);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) scales[r] = _mm512_mul_ps(scales[r], token);
+    }
     for (int64_t block = span; block < std::min(span + spread.blocks, blocks); block++) {
       fetch(rows, share, block * 64);
+      const __mmask64 some = low_bytes((x.width - block * kBlock) / 2);
+      const __m512i lanes = spread.of(int(block - span));
       __m512i v[M][2], bias[M];
+#pragma GCC unroll 8
       for (int m = 0; m < M; m++) {
         v[m][0] = _mm512_loadu_si512(x.codes[first + m] + block * kBlock);
         v[m][1] = _mm512_loadu_si512(x.codes[first + m] + block * kBlock + 64);
         bias[m] = _mm512_loadu_si512(x.bias[first + m] + block * kLanes);
       }
-      for (int r = 0; r < kRows; r++) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) {
         __m512i even, odd;
-        split(rows.weight[r] + block * 64, x.width - block * kBlock, even, odd);
-        const __m512 scale = spread.pick(scales[r], int(block - span));
+        split(rows.weight[share.row + r] + block * 64, some, even, odd);
+        const __m512 scale = _mm512_permutexvar_ps(lanes, scales[r]);
+#pragma GCC unroll 8
         for (int m = 0; m < M; m++) {
           const __m512i dot = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(bias[m], even, v[m][0]),
                                                   odd, v[m][1]);
-          const __m512 by = _mm512_mul_ps(scale, _mm512_set1_ps(x.scale[first + m][block]));
+          const __m512 by =
+              M == 1 ? scale : _mm512_mul_ps(scale, _mm512_set1_ps(x.scale[first + m][block]));
           sums[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), by, sums[r][m]);
         }
       }
     }
   }
-  if (!rows.group) scale_rows<M>(rows, sums);
-  keep<M>(sums, first, out);
-}
-
-// One token alone is bound by memory, which likes one long stream: row after row.
-void one_bf16(const Rows& rows, const Tokens& x, const Share& share, float* out) {
-  const int m = share.first;
-  for (int r = 0; r < kRows; r++) {
-    __m512 sums[4] = {};
-    int64_t k = 0;
-    for (; k + 128 <= x.width; k += 128) {
-      for (int i = 0; i < 4; i++) {
-        ahead(rows.weight[r] + 2 * k + 64 * i);
-        const __m512bh w = as_bf16(_mm512_loadu_si512(rows.weight[r] + 2 * k + 64 * i));
-        const __m512bh v = as_bf16(_mm512_loadu_si512(x.bf16[m] + k + 32 * i));
-        sums[i] = _mm512_dpbf16_ps(sums[i], w, v);
-      }
-    }
-    for (; k < x.width; k += 32) {
-      const int64_t count = x.width - k;
-      const __mmask32 some = count >= 32 ? ~0u : (1u << count) - 1;
-      const __m512bh w = as_bf16(_mm512_maskz_loadu_epi16(some, rows.weight[r] + 2 * k));
-      const __m512bh v = as_bf16(_mm512_maskz_loadu_epi16(some, x.bf16[m] + k));
-      sums[0] = _mm512_dpbf16_ps(sums[0], w, v);
-    }
-    out[r * kTokens + m] = _mm512_reduce_add_ps(
-        _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
-  }
-}
-
-void one_8(const Rows& rows, const Tokens& x, const Share& share, float* out) {
-  const int m = share.first;
-  for (int r = 0; r < kRows; r++) {
-    __m512 sums[2] = {};
-    int64_t block = 0;
-    for (int64_t k = 0; k < x.width; k += kBlock, block++) {
-      const int64_t count = std::min<int64_t>(x.width - k, kBlock);
-      const uint8_t* at = rows.weight[r] + k;
-      ahead(at), ahead(at + 64);
-      const __m512i w0 = _mm512_maskz_loadu_epi8(low_bytes(count), at);
-      const __m512i w1 = _mm512_maskz_loadu_epi8(low_bytes(count - 64), at + 64);
-      const __m512i bias = _mm512_loadu_si512(x.bias[m] + block * kLanes);
-      const __m512i a = _mm512_dpbusd_epi32(bias, w0, _mm512_loadu_si512(x.codes[m] + k));
-      const __m512i dot = _mm512_dpbusd_epi32(a, w1, _mm512_loadu_si512(x.codes[m] + k + 64));
-      const float scale = rows.group ? widen(rows.scale[r][k / rows.group]) : 1.0f;
-      const __m512 by = _mm512_set1_ps(scale * x.scale[m][block]);
-      sums[block & 1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), by, sums[block & 1]);
-    }
-    const float whole = rows.group ? 1.0f : widen(rows.scale[r][0]);
-    out[r * kTokens + m] = whole * _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1]));
-  }
-}
-
-void one_4(const Rows& rows, const Tokens& x, const Share& share, float* out) {
-  const int m = share.first;
-  const Spread spread(rows.group);
-  const int64_t blocks = (x.width + kBlock - 1) / kBlock;
-  for (int r = 0; r < kRows; r++) {
-    __m512 sum = _mm512_setzero_ps();
-    for (int64_t span = 0; span < blocks; span += spread.blocks) {
-      const __m512 scales = spread.load(rows, r, span, x.width);
-      for (int64_t block = span; block < std::min(span + spread.blocks, blocks); block++) {
-        const uint8_t* at = rows.weight[r] + block * 64;
-        ahead(at);
-        __m512i even, odd;
-        split(at, x.width - block * kBlock, even, odd);
-        const int8_t* codes = x.codes[m] + block * kBlock;
-        const __m512i bias = _mm512_loadu_si512(x.bias[m] + block * kLanes);
-        const __m512i a = _mm512_dpbusd_epi32(bias, even, _mm512_loadu_si512(codes));
-        const __m512i dot = _mm512_dpbusd_epi32(a, odd, _mm512_loadu_si512(codes + 64));
-        const __m512 by = _mm512_mul_ps(spread.pick(scales, int(block - span)),
-                                        _mm512_set1_ps(x.scale[m][block]));
-        sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), by, sum);
-      }
-    }
-    const float whole = rows.group ? 1.0f : widen(rows.scale[r][0]);
-    out[r * kTokens + m] = whole * _mm512_reduce_add_ps(sum);
-  }
+  if (!rows.group) scale_rows(rows, share, sums);
+  keep(sums, share, out);
 }
 
 using Part = void (*)(const Rows&, const Tokens&, const Share&, float*);
 
-// Four tokens at a time, then what is left.
-template <Part One, Part Two, Part Three, Part Four>
+// One token alone is bound by memory, which likes eight streams at once. More go by four tokens and
+// four rows, and what the four rows' tokens fetch is shared among them.
+template <Part Alone, Part... UpToFour>
 void by_fours(const Rows& rows, const Tokens& x, float* out) {
-  const int parts = (x.count + 3) / 4, rows_each = rows.next[0] ? kRows : 0;
-  for (int part = 0; part < parts; part++) {
-    const int first = part * 4;
-    const Share share{first, part * rows_each / parts, (part + 1) * rows_each / parts};
-    switch (std::min(x.count - first, 4)) {
-      case 1: One(rows, x, share, out); break;
-      case 2: Two(rows, x, share, out); break;
-      case 3: Three(rows, x, share, out); break;
-      default: Four(rows, x, share, out);
+  constexpr Part some[] = {UpToFour...};
+  const bool fetches = rows.next[0];
+  if (x.count == 1) return Alone(rows, x, {0, 0, 0, fetches ? kRows : 0}, out);
+  const int parts = (x.count + 3) / 4, each = fetches ? 4 : 0;
+  for (int row = 0; row < kRows; row += 4) {
+    for (int part = 0; part < parts; part++) {
+      const int first = part * 4;
+      const Share share{first, row, row + part * each / parts, row + (part + 1) * each / parts};
+      some[std::min(x.count - first, 4) - 1](rows, x, share, out);
     }
   }
 }
 
-constexpr Tile kBf16 = by_fours<one_bf16, tile_bf16<2>, tile_bf16<3>, tile_bf16<4>>;
-constexpr Tile kFloat = by_fours<tile_float<1>, tile_float<2>, tile_float<3>, tile_float<4>>;
-constexpr Tile kBits8 = by_fours<one_8, tile_8<2>, tile_8<3>, tile_8<4>>;
-constexpr Tile kBits4 = by_fours<one_4, tile_4<2>, tile_4<3>, tile_4<4>>;
+constexpr Tile kBf16 = by_fours<tile_bf16<8, 1>, tile_bf16<4, 1>, tile_bf16<4, 2>, tile_bf16<4, 3>, tile_bf16<4, 4>>;
+constexpr Tile kFloat = by_fours<tile_float<8, 1>, tile_float<4, 1>, tile_float<4, 2>, tile_float<4, 3>, tile_float<4, 4>>;
+constexpr Tile kBits8 = by_fours<tile_8<8, 1>, tile_8<4, 1>, tile_8<4, 2>, tile_8<4, 3>, tile_8<4, 4>>;
+constexpr Tile kBits4 = by_fours<tile_4<8, 1>, tile_4<4, 1>, tile_4<4, 2>, tile_4<4, 3>, tile_4<4, 4>>;
 
 // Values of two keys side by side are multiplied by their two weights in one instruction.
 template <int G>

@@ -101,8 +101,8 @@ void encode(const float* x, int64_t width, int bits, int8_t* codes, int32_t* bia
   }
 }
 
-// Softmax over a stretch's scores (heads, kKeys), then the values weighed by it. `Score` gives four
-// keys' products with all heads, `Weigh` adds the values, a few heads at a time.
+// Softmax over a stretch's scores (heads, kKeys), then the values weighed by it. `Score` gives a
+// tile of keys' products with all heads, `Weigh` adds the values, a few heads at a time.
 template <class Score, class Weigh>
 void attend(const Stretch& s, const Tokens& queries, float* largest, float* sum, float* out,
             Score score, Weigh weigh) {
@@ -128,7 +128,7 @@ void attend(const Stretch& s, const Tokens& queries, float* largest, float* sum,
       scores[h][key] = weight;
       total += weight;
     }
-    for (int key = s.count; key < (s.count + 3) / 4 * 4; key++) scores[h][key] = 0;
+    for (int key = s.count; key < (s.count + 1) / 2 * 2; key++) scores[h][key] = 0;
     largest[h] = top;
     sum[h] = total;
   }

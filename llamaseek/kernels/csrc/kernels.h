@@ -6,7 +6,7 @@
 
 namespace llamaseek {
 
-constexpr int kRows = 4;     // weight rows that a tile takes at once
+constexpr int kRows = 8;     // weight rows that a tile takes at once
 constexpr int kTokens = 16;  // most tokens that share one pass over the weights
 constexpr int kBlock = 128;  // activations that share a scale
 constexpr int kLanes = 16;   // 32-bit sums that a block of products is kept in
@@ -23,7 +23,7 @@ struct Tokens {
   const float* scale[kTokens];     // one a block
 };
 
-// Four rows of a matrix. Packed ones have bf16 scales: one a row (group 0), or one a group of
+// A tile's rows of a matrix. Packed ones have bf16 scales: one a row (group 0), or one a group of
 // inputs.
 struct Rows {
   const uint8_t* weight[kRows];

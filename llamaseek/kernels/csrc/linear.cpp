@@ -11,7 +11,7 @@ namespace {
 
 // Tiles that a thread takes at once: few enough that threads end together, and one long stream each.
 int64_t piece(int64_t tiles) {
-  return std::clamp<int64_t>(tiles / (8 * at::get_num_threads()), 1, 32);
+  return std::clamp<int64_t>(tiles / (8 * at::get_num_threads()), 1, 16);
 }
 
 Prepared prepare(const Tensor& x, int64_t first, int bits, const Prepared::Norm& norm) {
@@ -153,9 +153,9 @@ Tensor linear_heads(const Tensor& x, const Tensor& weight) {
         }
         const Matrix matrix(weight[head], std::nullopt, width);
         for (int64_t unit = 0; unit < units; unit++) {
-          Rows four{};
-          for (int r = 0; r < kRows; r++) matrix.point(four, r, unit * kRows + r, kRows);
-          tile(four, ready.tokens, found);
+          Rows tile_of{};
+          for (int r = 0; r < kRows; r++) matrix.point(tile_of, r, unit * kRows + r, kRows);
+          tile(tile_of, ready.tokens, found);
           for (int r = 0; r < kRows && unit * kRows + r < rows; r++) {
             for (int m = 0; m < count; m++) {
               const int64_t at = ((first + m) * heads + head) * rows + unit * kRows + r;
