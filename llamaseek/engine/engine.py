@@ -19,7 +19,7 @@ from torch import Tensor
 
 from llamaseek.engine.adapters import Adapters
 from llamaseek.engine.blocks import BlockPool
-from llamaseek.engine.graphs import Graphs, capturable
+from llamaseek.engine.graphs import Capture, Graphs, capturable
 from llamaseek.engine.layout import Layout, some_rows
 from llamaseek.engine.leader import Blocks, lead
 from llamaseek.engine.options import EngineOptions
@@ -148,8 +148,13 @@ class Engine:
         adapted = adapters is not None and adapters.names  # whose rows change from step to step
         replayed = options.cuda_graphs and capturable(model) and not adapted
         shapes, blocks = model.cache_shapes(), count + int(replayed)
-        cache = build_cache(shapes, blocks, size, dtype, options.cache_dtype, device)
-        graphs = Graphs(model, cache, tables.shape[1]) if replayed else None
+        try:
+            cache = build_cache(shapes, blocks, size, dtype, options.cache_dtype, device)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"cache_bytes: {options.cache_bytes} are not free on {device}"
+            ) from None
+        graphs = Graphs(model, cache, tables.shape[1], Capture(device)) if replayed else None
         return Runner(model, cache, tables, size, adapters, graphs, spare=count)
 
     @property

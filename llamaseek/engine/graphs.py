@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,24 +56,37 @@ def capturable(model: CausalLM) -> bool:
     return grouped and plain and weight.dtype == torch.bfloat16
 
 
-def cuda_graph(forward: Forward) -> Forward:
-    """`forward` captured; each call replays it and gives the same tensor with new numbers."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # what is set up at first use must not be captured
-        for _ in range(2):
-            forward()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    # Only this thread's calls count: another engine may be at work beside.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        hidden = forward()
+class Capture:
+    """Makes CUDA graphs on one device. They share memory: no two of them run at once."""
 
-    def again() -> Tensor:
-        graph.replay()
-        return hidden
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.pool: Any = None
 
-    return again
+    def __call__(self, forward: Forward) -> Forward:
+        """`forward` captured; each call replays it and gives the same tensor with new numbers."""
+        with torch.cuda.device(self.device):
+            graph, hidden = self._record(forward)
+
+        def again() -> Tensor:
+            graph.replay()
+            return hidden
+
+        return again
+
+    def _record(self, forward: Forward) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # what is set up at first use must not be captured
+            for _ in range(2):
+                forward()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # Only this thread's calls count: another engine may be at work beside.
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            hidden = forward()
+        self.pool = graph.pool()
+        return graph, hidden
 
 
 @dataclass
@@ -104,7 +118,7 @@ class Graphs:
         model: CausalLM,
         cache: PagedCache,
         blocks: int,
-        capture: Callable[[Forward], Forward] = cuda_graph,
+        capture: Callable[[Forward], Forward],
     ) -> None:
         self.model, self.cache, self.blocks, self.capture = model, cache, blocks, capture
         self.steps: dict[int, Step] = {}

@@ -134,17 +134,20 @@ class PagedCache:
     ) -> Tensor:
         """Keep `new` (each 1, N, K, W), then attend: q (1, N, H, W) → (1, N, H, V)."""
         assert self.layout is not None
-        store = self.stores[layer]
-        store.write(self.layout.slots, new)
-        if not self.layout.groups:
-            return self._attend_apart(store, q[0], scale)[None]
-        if self.layout.tables is not None and type(store) is Store and builder().ready:
-            return self.attend_few(layer, q[0], scale)[None]
-        row = q[0]
-        if len(self.layout.groups) == 1 and self.layout.groups[0].places is None:
-            return _attend(row, store, self.layout.groups[0], scale)[None]
+        store, layout, row = self.stores[layer], self.layout, q[0]
+        store.write(layout.slots, new)
+        if not layout.groups:
+            return self._attend_apart(store, row, scale)[None]
+        whole = layout.tables is not None and layout.alone is None
+        if whole and type(store) is Store and builder().ready:
+            return self.attend_few(layer, row, scale)[None]
+        if len(layout.groups) == 1 and layout.groups[0].places is None:
+            return _attend(row, store, layout.groups[0], scale)[None]
         out = row.new_empty(*row.shape[:2], store.shape.value_width)
-        for group in self.layout.groups:
+        if layout.alone is not None:
+            found = self._attend_apart(store, row[layout.alone], scale)
+            out.index_copy_(0, layout.alone, found)
+        for group in layout.groups:
             queries = row if group.places is None else row[group.places]
             found, places = _attend(queries, store, group, scale), group.places
             if group.real is not None and places is not None:

@@ -81,7 +81,8 @@ class Runner:
         for chunk in chunks:
             row += chunk.tokens
         inputs = self._inputs(chunks, row)
-        if self.graphs is not None and self.graphs.takes(len(row)) and self._apart(inputs):
+        few = bool((inputs.counts <= FEW).all())
+        if self.graphs is not None and few and self.graphs.takes(len(row)):
             return self._replay(self.graphs, inputs)
         return self.forward(inputs)
 
@@ -100,14 +101,15 @@ class Runner:
         tables = self.tables[[chunk.answer.row for chunk in chunks], :used]
         return Inputs(tables, starts, counts, np.array(tokens, np.int64))
 
-    def _apart(self, inputs: Inputs) -> bool:
-        """Whether tokens attend one by one: on a GPU, where each sequence has few of them."""
-        return self.device.type == "cuda" and bool((inputs.counts <= FEW).all())
+    @property
+    def apart(self) -> bool:
+        """Whether tokens attend one by one where their sequence has few: by a GPU's kernels."""
+        return self.device.type == "cuda"
 
     def _begin(self, inputs: Inputs) -> tuple[Tensor, Layout]:
         """The tokens on the device, laid out, and the cache ready for a forward over them."""
         where = inputs.tables, inputs.starts, inputs.counts
-        layout = lay_out(*where, self.size, self.device, self._apart(inputs))
+        layout = lay_out(*where, self.size, self.device, self.apart)
         self.cache.begin(layout)
         return sent(inputs.tokens, self.device), layout
 
