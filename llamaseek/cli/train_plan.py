@@ -79,7 +79,8 @@ def show(answer: dict[str, Any]) -> None:
     console.print(f"{answer['recipe']} on {answer['ranks']:,} × {answer['gpu']}: {degrees}\n")
     ranks = answer["per_rank"]
     rows = [[*(row["bytes"][name] / GIGA for name in PARTS)] for row in ranks]
-    console.print(table("GB a rank", PARTS, ranks, rows), "")
+    by = ", by place" if layout["pipeline"] > 1 else ""
+    console.print(table(f"GB a rank{by}", PARTS, ranks, rows), "")
     times = [[seconds * 1e3 for seconds in row["micro_batch_seconds"].values()] for row in ranks]
     rows = [[*row, sum(row)] for row in times]
     columns = (*ranks[0]["micro_batch_seconds"], "total")
@@ -101,7 +102,7 @@ def table(
     from rich.table import Table
 
     made = Table(box=None, pad_edge=False, header_style="bold")
-    made.add_column(title, min_width=33)
+    made.add_column(title, min_width=35)
     for name in columns:
         made.add_column(name, justify="right", min_width=7)
     for rank, row in zip(ranks, rows, strict=True):
@@ -118,14 +119,14 @@ def figures(number: float) -> str:
 
 
 def holds(rank: dict[str, Any], alone: bool) -> str:
-    """What a rank has, and its pipeline places: `place 1–14: layers 4–7`."""
+    """What a rank has, and its pipeline places: `1–14: layers 4–7`."""
     layers = [layer for part in rank["layers"] for layer in part]
     apart = len(layers) > 2 and layers[-1] - layers[0] >= len(layers)
     within = f"{layers[0]}, {layers[1]}, … {layers[-1]}" if apart else span(layers)
     ends = [end for end in ("embedding", "head") if rank[end]]
     name = "layer" if len(layers) == 1 else "layers"
     what = ", ".join([*ends, f"{name} {within}"] if layers else ends)
-    return what if alone else f"place {span(rank['places'])}: {what}"
+    return what if alone else f"{span(rank['places'])}: {what}"
 
 
 def span(numbers: list[int]) -> str:

@@ -86,8 +86,8 @@ def _tensors(axis: Axes, setting: Setting, report: Report) -> None:
     axis.set_xlim(-0.8, 1.9)
     axis.set_ylim(-len(matrices) + 0.2, 1.2)
     axis.set_axis_off()
-    layers = [layer for part in report.parts for layer in part.layers]
-    axis.set_title(f"what it holds of the matrices of layer {layers[0] if layers else 0}", loc="left")
+    layer = next((layer for part in report.parts for layer in part.layers), 0)
+    axis.set_title(f"what it holds of the matrices of layer {layer}", loc="left")
 
 
 def short(count: float) -> str:
