@@ -73,7 +73,7 @@ def generate(
         engine = Engine(loaded, tokenizer, options, group=group)
         say(engine, sys.stdin.read() if prompt == "-" else prompt, chat, params, stats)
 
-    answer(model, lambda group: load(model, device, group), use)
+    answer(model, device, lambda group: load(model, device, group), use)
 
 
 def say(engine: Engine, text: str, chat: bool, params: SamplingParams, stats: bool) -> None:

@@ -99,4 +99,4 @@ def serve(
             )
         run(service)
 
-    answer(model, lambda group: load_weights(model, device, dtype, group), use)
+    answer(model, device, lambda group: load_weights(model, device, dtype, group), use)

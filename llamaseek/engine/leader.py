@@ -19,7 +19,7 @@ from torch import Tensor
 from llamaseek.engine.layout import Ints, Layout
 from llamaseek.engine.paged import PagedCache, build_cache
 from llamaseek.engine.runner import Inputs, Runner, home
-from llamaseek.errors import UserError
+from llamaseek.errors import UserError, bad_value
 from llamaseek.herd.folder import read_config
 from llamaseek.herd.stored import stored_tensors
 from llamaseek.models import CausalLM
@@ -120,21 +120,26 @@ def follow(model: CausalLM, group: TensorGroup) -> None:
 
 def answer(
     folder: Path,
+    device: str,
     load: Callable[[TensorGroup | None], CausalLM],
     use: Callable[[CausalLM, TensorGroup | None], None],
 ) -> None:
     """`use(load(group), group)` on rank 0 of those that torchrun started, the others following.
 
     The group is None where there is one rank. UserError, before they meet, for a number of ranks
-    that the folder's model cannot be split over.
+    that the folder's model cannot be split over, and for one GPU by number.
     """
     ranks = started_ranks() or 1
     if ranks == 1:
         use(load(None), None)
         return
+    if ":" in device:
+        raise bad_value(
+            "--device", device, f"cpu or cuda, of which each of {ranks} ranks takes one"
+        )
     for problem in answering_problems(read_config(folder), stored_tensors(folder), ranks):
         raise UserError(problem)
-    with joined() as group:
+    with joined(device) as group:
         model = load(group)
         if group.rank:
             follow(model, group)

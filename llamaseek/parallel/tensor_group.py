@@ -59,13 +59,14 @@ class TensorGroup:
 
 
 @contextmanager
-def joined() -> Iterator[TensorGroup]:
-    """The ranks that torchrun started, as one group. UserError for more ranks than GPUs."""
-    device = pick("auto")
+def joined(device: str) -> Iterator[TensorGroup]:
+    """The ranks that torchrun started, as one group. UserError for more ranks than GPUs.
+
+    `device` is "cpu", or "auto" or "cuda" for a GPU a rank.
+    """
+    backend = BACKENDS[pick(device)]
     store, rank, world = meet(JOINING)
-    dist.init_process_group(
-        BACKENDS[device], store=store, rank=rank, world_size=world, timeout=WAITING
-    )
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=WAITING)
     try:
         yield TensorGroup()
     finally:

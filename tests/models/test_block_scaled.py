@@ -178,6 +178,7 @@ def test_the_kernel_is_asked_for_what_it_takes(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_hopper_s_products_are_the_emulated_ones() -> None:
     device = torch.device("cuda")
     if not multiplies_tiles(device):

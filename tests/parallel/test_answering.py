@@ -131,6 +131,42 @@ def test_a_rank_reads_its_share_alone() -> None:
         assert own_share(name, matrix, group) is matrix
 
 
+def test_after_a_failed_forward_no_rank_runs(tmp_path: Path) -> None:
+    """Ranks may be out of step then; every answer says so, and the engine does not hang."""
+    group = Alone()
+    model = load_share(saved("llama3", tmp_path), torch.float32, group)
+    engine = Engine(model, group=group)
+    request = Request(prompt=[1, 2], params=SamplingParams(max_tokens=2))
+    assert len(engine.generate([request])[0].answers[0].tokens) == 2
+    group.lost = True
+    errors = [next(engine.stream(request)).error or "" for _ in range(2)]
+    group.lost = False
+    errors.append(next(engine.stream(request)).error or "")
+    assert "gone" in errors[0] and all("started again" in error for error in errors[1:]), errors
+    assert engine.pool.used == 0
+
+
+class Alone(TensorGroup):
+    """Rank 0 of two, whose other rank gives zeros, or is lost."""
+
+    def __init__(self) -> None:
+        self.rank, self.size, self.lost = 0, 2, False
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        if self.lost:
+            raise RuntimeError("gone")
+        return x
+
+    def beside(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat((x, torch.zeros_like(x)), -1)
+
+    def tell(self, message: object) -> None:
+        """To nobody."""
+
+    def share(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
 def blocks_model(folder: Path) -> Path:
     """A folder whose matrices are stored in fp8 blocks, of widths that no share is whole in."""
     model = tiny_model("llama3", **{**EVEN, "intermediate_size": 208})
@@ -197,6 +233,8 @@ def test_torchrun_says_what_one_process_does(
     assert done.code == 2 and done.out == ""
     said = "error: torchrun: 3 ranks: 3 does not divide the key-value heads (2)\n"
     assert done.err == said
+    done = cli(*words, "--device", "cuda:1")
+    assert done.code == 2 and "cuda:1" in done.err and done.err.count("\n") == 1
 
 
 @pytest.mark.parallel

@@ -144,6 +144,7 @@ def test_ranks_with_shards_and_experts_compute_as_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("kind", ["tensorwise", "rowwise", "deepseek"])
 def test_a_run_on_a_gpu_tracks_the_plain_one(kind: str, tmp_path: Path) -> None:
     found = [
