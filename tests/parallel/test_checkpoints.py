@@ -50,7 +50,7 @@ def whole_run(family: str, folder: str) -> list[str]:
 
 
 def resumed(family: str, plan: dict[str, Any], folder: str) -> tuple[list[float], list[str]]:
-    """Losses and tokens after the checkpoint; what was loaded is saved again first, as step 1000."""
+    """Losses and tokens after the checkpoint; what was loaded is saved again as step 1000."""
     job = job_of(recipe_in(folder, family, plan))
     seen, trainer = stream(job), Trainer(job)
     done = trainer._start(resume=True)
