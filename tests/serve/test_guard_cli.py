@@ -15,7 +15,7 @@ import pytest
 
 from llamaseek.engine.options import EngineOptions
 from llamaseek.models.checkpoint import save_model
-from llamaseek.serve.load import load_served_guard, load_service
+from llamaseek.serve.load import load_served_guard, load_weights, make_service
 from llamaseek.serve.options import ServeOptions
 from llamaseek.text.guard_prompt import PUBLISHED
 from tests.cli.run import Cli
@@ -91,7 +91,8 @@ def test_serve_behind_a_guard(folders: dict[str, Path]) -> None:
 
 def test_serve_behind_a_folder_that_is_no_guard_says_nothing(folders: dict[str, Path]) -> None:
     options, engine = ServeOptions(port=0, name="tiny"), EngineOptions(most_running=2)
-    service = load_service(folders["model"], "cpu", "fp32", options, engine)
+    model = load_weights(folders["model"], "cpu", "fp32")
+    service = make_service(model, folders["model"], options, engine)
     service.guard = load_served_guard(folders["nonsense"], "cpu", PUBLISHED, options, engine)
     with running(service) as run:
         for messages in (HELLO, BAD):

@@ -15,7 +15,7 @@ from llamaseek.engine.options import EngineOptions
 from llamaseek.models.adapter import save_adapter
 from llamaseek.models.checkpoint import load_model, save_model
 from llamaseek.models.lora import add_lora
-from llamaseek.serve.load import load_service
+from llamaseek.serve.load import load_weights, make_service
 from llamaseek.serve.options import ServeOptions
 from llamaseek.serve.service import Service
 from tests.cli.run import Cli
@@ -86,12 +86,17 @@ def test_lm_eval_asks_the_server(
     command: str, lm_eval_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     from lm_eval.__main__ import cli_evaluate
+    from lm_eval.tasks import TaskManager
 
+    made = TaskManager.__init__  # reading the tasks that come with it takes six seconds
+    alone = {"include_defaults": False}
+    monkeypatch.setattr(TaskManager, "__init__", lambda *a, **k: made(*a, **{**k, **alone}))
     save_model(load_model(lm_eval_folder / "model"), lm_eval_folder / "runs" / "mine" / "model")
     TOKENIZER.save(lm_eval_folder / "runs" / "mine" / "model")
     monkeypatch.chdir(lm_eval_folder)
     options = ServeOptions(port=0, name="mine")
-    service = load_service(Path("model"), "cpu", "fp32", options, EngineOptions())
+    model = load_weights(Path("model"), "cpu", "fp32")
+    service = make_service(model, Path("model"), options, EngineOptions())
     with running(service) as run:
         small = command.replace("arc_easy", "choices").replace("http://127.0.0.1:8000", run.url)
         words = [*shlex.split(small), "--include_path", "."]
