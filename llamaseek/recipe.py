@@ -112,6 +112,7 @@ class TrainRecipe(Section):
     schedule: Literal["cosine", "wsd"] = "cosine"
     decay: float = Field(default=0.2, ge=0, le=1)  # share of the steps WSD decays over
     betas: tuple[float, float] = (0.9, 0.95)
+    moments: Literal["fp32", "bf16"] = "fp32"  # what AdamW keeps (bf16: V3 report §3.3.3)
     weight_decay: float = Field(default=0.1, ge=0)
     clip: float = Field(default=1.0, gt=0)
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"

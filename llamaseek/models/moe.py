@@ -6,6 +6,7 @@ N tokens, B batch, T time, D width, E routed experts, K experts per token, F exp
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,8 +105,27 @@ def run_experts(
     ends = load.cumsum(0, dtype=torch.int32)
     gate, up = product(x[tokens], gate_up, ends).chunk(2, dim=-1)
     inner = F.silu(gate) * up * gates.flatten()[order, None].to(x.dtype)
-    out = product(inner, down, ends)
-    return torch.zeros_like(x).index_add(0, tokens, out)
+    return add_rows(product(inner, down, ends), tokens, len(x))
+
+
+class _AddRows(torch.autograd.Function):
+    """Keeps the places as they are, apart from what recomputation drops: a layer computed again
+    stops at the products before it, whose results nothing needs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, places: Tensor, count: int) -> Tensor:
+        ctx.places = places
+        return rows.new_zeros(count, *rows.shape[1:]).index_add(0, places, rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return gradient[ctx.places], None, None
+
+
+def add_rows(rows: Tensor, places: Tensor, count: int) -> Tensor:
+    """rows (M, …) added up into (count, …), row i at places[i]."""
+    return _AddRows.apply(rows, places, count)  # type: ignore[no-any-return]
 
 
 def row_mean(x: Tensor) -> Tensor:
@@ -138,14 +158,15 @@ class MoE(nn.Module):
         scores = self.gate.scores(flat)
         chosen, gates = self.gate.choose(scores)
         load = count_choices(chosen, scores.shape[1])
+        rows = scores.unflatten(0, x.shape[:2])
+        balance = sequence_balance(rows, chosen.shape[1], self.row_mean)
+        shared = self.shared_experts(flat) if self.shared_experts is not None else None
+        # Last, so that a layer computed again need not send their results again.
         out = self.experts(flat, chosen, gates, load)
         if self.real is not None:
             real = self.real(x.shape[1], x.device).repeat(x.shape[0])
             load = count_choices(chosen, scores.shape[1], real)
-        if self.shared_experts is not None:
-            out = out + self.shared_experts(flat)
-        rows = scores.unflatten(0, x.shape[:2])
-        balance = sequence_balance(rows, chosen.shape[1], self.row_mean)
+        out = out if shared is None else out + shared
         return out.view_as(x), load, balance
 
 

@@ -117,7 +117,13 @@ def _sizes(config: ModelConfig, plan: ParallelRecipe) -> Iterator[str]:
             "embedding and head"
         )
     ahead = getattr(config, "num_nextn_predict_layers", 0)
-    if plan.pipeline > 1 and ahead > (layers + ahead) // plan.stages:
+    if plan.last_layers is not None:
+        if plan.pipeline == 1 or not ahead <= plan.last_layers <= layers:
+            yield (
+                f"parallel.last_layers: {plan.last_layers} is for parallel.pipeline above 1, and "
+                f"from {ahead} to {layers}"
+            )
+    elif plan.pipeline > 1 and ahead > (layers + ahead) // plan.stages:
         yield (
             f"parallel.pipeline: the {ahead} multi-token modules do not fit the last of "
             f"{plan.stages} stages; allowed: fewer stages"
@@ -146,6 +152,11 @@ def _rows(recipe: Recipe, plan: ParallelRecipe, layout: Layout) -> Iterator[str]
 
 
 def _experts(config: ModelConfig, plan: ParallelRecipe, layout: Layout) -> Iterator[str]:
+    if plan.fp8_dispatch and (plan.expert == 1 or config.hidden_size % 128):
+        yield (
+            "parallel.fp8_dispatch: true needs parallel.expert above 1 and a hidden_size that 128 "
+            f"divides, these are {plan.expert} and {config.hidden_size}"
+        )
     if plan.expert == 1:
         return
     if not isinstance(config, DeepseekV3Config):

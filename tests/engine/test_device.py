@@ -67,8 +67,7 @@ def test_weights_are_loaded_to_the_device(folder: Path, tmp_path: Path) -> None:
             assert "model.rotary.inv_freq" in found
 
 
-@pytest.mark.parametrize("cache_dtype", ["auto", "int8"])
-@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize(("cache_dtype", "graphs"), [("auto", True), ("int8", False)])
 def test_prompts_and_decoding_stay_on_the_device(
     folder: Path, cache_dtype: str, graphs: bool, tmp_path: Path
 ) -> None:
