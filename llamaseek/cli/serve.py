@@ -30,6 +30,9 @@ CACHE_DTYPE = typer.Option("auto", help="int8 halves the cache of a bf16 model."
 RUNNING = typer.Option(64, "--running", help="Answers computed at once.")
 QUEUE = typer.Option(64, "--queue", help="Requests that may wait; more are told to come later.")
 STEP = typer.Option(512, "--step-tokens", help="Tokens of one forward.")
+COMPILE = typer.Option(
+    False, "--compile", help="Compile decoding steps for the GPU; takes minutes."
+)
 TIMEOUT = typer.Option(600.0, help="Seconds that a request may take.")
 GUARD = typer.Option(None, help="The folder of a guard model that judges both sides of chats.")
 DROP = typer.Option([], "--guard-drop", help="Leave a category out of its policy, as in S13.")
@@ -51,6 +54,7 @@ def serve(
     running: int = RUNNING,
     queue: int = QUEUE,
     step_tokens: int = STEP,
+    compile_steps: bool = COMPILE,
     timeout: float = TIMEOUT,
     drain: float = DRAIN,
     guard: Path = GUARD,
@@ -84,6 +88,7 @@ def serve(
         most_running=running,
         most_waiting=queue,
         step_tokens=step_tokens,
+        compile=compile_steps,
     )
 
     def use(loaded: CausalLM, group: TensorGroup | None) -> None:

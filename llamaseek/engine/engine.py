@@ -19,7 +19,7 @@ from torch import Tensor
 
 from llamaseek.engine.adapters import Adapters
 from llamaseek.engine.blocks import BlockPool
-from llamaseek.engine.graphs import Capture, Graphs, capturable
+from llamaseek.engine.graphs import Capture, Graphs, capturable, compiled
 from llamaseek.engine.layout import Layout, some_rows
 from llamaseek.engine.leader import Blocks, lead
 from llamaseek.engine.options import EngineOptions
@@ -154,7 +154,10 @@ class Engine:
             raise UserError(
                 f"cache_bytes: {options.cache_bytes} are not free on {device}"
             ) from None
-        graphs = Graphs(model, cache, tables.shape[1], Capture(device)) if replayed else None
+        graphs = None
+        if replayed:
+            faster = compiled(model) if options.compile else None
+            graphs = Graphs(model, cache, tables.shape[1], Capture(device), faster)
         return Runner(model, cache, tables, size, adapters, graphs, spare=count)
 
     @property

@@ -28,6 +28,7 @@ from llamaseek.models.moe import Experts
 MOST = 256  # rows; with more the GPU is busy for longer than launching takes
 GROUPED = (9, 10)  # compute capabilities whose grouped products ask the host for nothing
 Forward = Callable[[], Tensor]
+Model = Callable[[Tensor, Tensor, PagedCache], Tensor]
 log = logging.getLogger(__name__)
 
 
@@ -54,6 +55,20 @@ def capturable(model: CausalLM) -> bool:
     grouped = torch.cuda.get_device_capability(weight.device)[0] in GROUPED
     plain = all(type(experts) is Experts for experts in routed)
     return grouped and plain and weight.dtype == torch.bfloat16
+
+
+def compiled(model: CausalLM, backend: str = "inductor") -> Model:
+    """The model's forward compiled as one graph, anew for each size."""
+    from torch import _dynamo
+
+    whole = torch.compile(model, dynamic=False, fullgraph=True, backend=backend)
+
+    def run(tokens: Tensor, positions: Tensor, cache: PagedCache) -> Tensor:
+        with _dynamo.config.patch(recompile_limit=2 * MOST):
+            hidden: Tensor = whole(tokens, positions, cache)
+        return hidden
+
+    return run
 
 
 class Capture:
@@ -110,7 +125,8 @@ class Step:
 class Graphs:
     """Runs steps whose tokens attend apart. `blocks` is the longest sequence's number of them.
 
-    What a call gives is overwritten by the next one of the same size.
+    `faster` computes what the model does, where it can. What a call gives is
+    overwritten by the next one of the same size.
     """
 
     def __init__(
@@ -119,8 +135,11 @@ class Graphs:
         cache: PagedCache,
         blocks: int,
         capture: Callable[[Forward], Forward],
+        faster: Model | None = None,
     ) -> None:
-        self.model, self.cache, self.blocks, self.capture = model, cache, blocks, capture
+        self.model: Model = model
+        self.faster, self.cache = faster or self.model, cache
+        self.blocks, self.capture = blocks, capture
         self.steps: dict[int, Step] = {}
         self.failed = False
 
@@ -158,12 +177,11 @@ class Graphs:
         def forward() -> Tensor:
             self.cache.begin(step.layout)
             positions = step.layout.positions[None]
-            hidden: Tensor = self.model(step.tokens[None], positions, self.cache)[0]
-            return hidden
+            return self.faster(step.tokens[None], positions, self.cache)[0]
 
         try:
             return self.capture(forward)
         except RuntimeError as error:
-            self.failed = True
+            self.failed, self.faster = True, self.model
             log.warning("steps run without CUDA graphs: %s", str(error).splitlines()[0])
             return forward

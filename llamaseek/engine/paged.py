@@ -25,6 +25,7 @@ from llamaseek.kernels.build import builder
 from llamaseek.models.cache import LayerShape
 
 SCORES = 1 << 22  # attention scores held at once
+GPU_SCORES = 1 << 27
 CACHE_DTYPES = ("auto", "int8")
 
 
@@ -177,17 +178,15 @@ class PagedCache:
 
 
 def _attend(q: Tensor, store: Store, group: Group, scale: float) -> Tensor:
-    """q (b × T, H, W) → (b × T, H, V); on a CPU by blocks of queries, so that scores stay in its
-    caches.
+    """q (b × T, H, W) → (b × T, H, V), by blocks of queries whose scores stay in a CPU's caches, or
+    leave a GPU's memory to others.
     """
     heads, shared = store.shape.heads, q.shape[1] // store.shape.heads
     grouped = q.view(group.sequences, group.queries, heads, shared, q.shape[-1])
     grouped = grouped.permute(2, 0, 1, 3, 4)  # (K, b, T, G, W)
     keys, values = store.read(group, q.dtype)
-    if q.is_cuda:
-        out = _attend_whole(grouped, keys, values, group.hidden, scale)
-        return out.permute(1, 2, 0, 3, 4).reshape(q.shape[0], q.shape[1], -1)
-    step = max(1, SCORES // (q.shape[1] * group.sequences * group.keys))
+    most, attend = (GPU_SCORES, _attend_whole) if q.is_cuda else (SCORES, _attend_block)
+    step = max(1, most // (q.shape[1] * group.sequences * group.keys))
     outs = []
     for start in range(0, group.queries, step):
         part = grouped[:, :, start : start + step]
@@ -195,7 +194,7 @@ def _attend(q: Tensor, store: Store, group: Group, scale: float) -> Tensor:
         hidden = group.hidden
         if hidden is not None:
             hidden = hidden[:, :, start : start + step, :, :end]
-        outs.append(_attend_block(part, keys[:, :end], values[:, :end], hidden, scale))
+        outs.append(attend(part, keys[:, :end], values[:, :end], hidden, scale))
     out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
     return out.permute(1, 2, 0, 3, 4).reshape(q.shape[0], q.shape[1], -1)
 

@@ -136,5 +136,5 @@ class Runner:
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (R, D) → logits (R, V)."""
         if self.fused is not None and self.fused.ready and len(hidden) <= FEW:
-            return self.fused.head(hidden)
+            return self.fused.logits(hidden)
         return self.model.logits(hidden)

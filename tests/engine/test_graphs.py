@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from llamaseek.engine.engine import Engine
-from llamaseek.engine.graphs import Forward, Graphs, bucket
+from llamaseek.engine.graphs import Forward, Graphs, bucket, compiled
 from llamaseek.engine.layout import lay_out
 from llamaseek.engine.options import EngineOptions, Speculation
 from llamaseek.engine.paged import PagedCache, build_cache
 from llamaseek.engine.request import Request, SamplingParams
-from llamaseek.engine.runner import Runner
+from llamaseek.engine.runner import Runner, home
 from llamaseek.models import CausalLM
 from tests.engine.reference import FAMILIES, random_prompts
 from tests.models.shapes import tiny_model
@@ -38,8 +38,8 @@ def model(request: pytest.FixtureRequest) -> CausalLM:
 
 
 def cache_of(model: CausalLM) -> PagedCache:
-    place = torch.device("cpu")
-    return build_cache(model.cache_shapes(), BLOCKS + 1, SIZE, torch.float32, "auto", place)
+    dtype, place = home(model)
+    return build_cache(model.cache_shapes(), BLOCKS + 1, SIZE, dtype, "auto", place)
 
 
 class Stepper:
@@ -97,6 +97,20 @@ def test_a_graph_that_cannot_be_captured_is_done_without(model: CausalLM) -> Non
     step = np.arange(3)[:, None], [0, 0, 0], [5, 6, 7]
     torch.testing.assert_close(without.run(*step), plain.run(*step))
     assert without.graphs is not None and not without.graphs.takes(3)
+
+
+@torch.no_grad()
+def test_a_step_compiles_as_one_graph() -> None:
+    """Traced whole, with nothing left to Python, and run by PyTorch's own operators."""
+    # Grouped products of other types are not traced.
+    model = tiny_model("deepseek_v3").eval().to(torch.bfloat16)
+    plain, whole = (Stepper(model, capture) for capture in (None, lambda forward: forward))
+    assert whole.graphs is not None
+    whole.graphs.faster = compiled(model, backend="aot_eager")
+    for at in range(2):
+        step = np.arange(3)[:, None], [at] * 3, [5, 6, 7]
+        torch.testing.assert_close(whole.run(*step), plain.run(*step), atol=2e-2, rtol=2e-2)
+    assert not whole.graphs.failed
 
 
 def test_the_engine_answers_the_same_by_graphs(
