@@ -31,6 +31,7 @@ from llamaseek.models import CausalLM, build_model
 from llamaseek.models.attention import BLOCKED_LENGTH
 from llamaseek.models.cache import ContiguousCache
 from llamaseek.models.lora import add_lora
+from llamaseek.models.recompute import recompute
 from llamaseek.plan.activations import Pass
 from llamaseek.plan.formats import FORMATS
 from llamaseek.plan.memory import Training, training_memory
@@ -159,7 +160,7 @@ def build(case: Case, device: torch.device) -> tuple[CausalLM, Batch]:
     model = build_model(case.config).to(device, case.base)
     if case.task == "lora":
         add_lora(model, RANK, RANK, ATTENTION[case.family])
-    model.checkpoint_activations = "full" if case.checkpoint else "none"
+    recompute(model.model.layers, "full" if case.checkpoint else "none")
     shape = (case.rows, case.length)
     tokens = torch.randint(0, case.config.vocab_size, shape, device=device)
     positions = torch.arange(case.length, device=device).expand(shape).contiguous()

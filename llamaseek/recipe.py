@@ -28,6 +28,7 @@ Recomputed = Annotated[
     Literal["none", "selective", "full"],
     BeforeValidator(lambda x: {True: "full", False: "none"}[x] if isinstance(x, bool) else x),
 ]
+Float8 = Literal["none", "tensorwise", "rowwise", "deepseek"]
 ObjectiveName = Literal["next_token", "multi_token", "masked", "sft", "dpo"]
 
 
@@ -111,9 +112,11 @@ class TrainRecipe(Section):
     schedule: Literal["cosine", "wsd"] = "cosine"
     decay: float = Field(default=0.2, ge=0, le=1)  # share of the steps WSD decays over
     betas: tuple[float, float] = (0.9, 0.95)
+    moments: Literal["fp32", "bf16"] = "fp32"  # what AdamW keeps (bf16: V3 report §3.3.3)
     weight_decay: float = Field(default=0.1, ge=0)
     clip: float = Field(default=1.0, gt=0)
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
+    float8: Float8 = "none"  # the layers' products: torchao's scales, or DeepSeek-V3's (§3.3)
     compile: bool = False
     checkpoint_activations: Recomputed = "none"
     ema: float | None = Field(default=None, gt=0, lt=1)

@@ -26,7 +26,9 @@ class ParallelRecipe(Section):
     expert: int = Field(default=1, ge=1)
     schedule: Schedule = "1f1b"
     stages_per_rank: int = Field(default=2, ge=2)  # of schedules that interleave
+    last_layers: int | None = Field(default=None, ge=0)  # of the last stage, which has the head
     zero: bool = False  # the optimizer's moments spread over the data ranks (ZeRO-1)
+    fp8_dispatch: bool = False  # rows go to their experts' ranks in fp8 (V3 report §3.3.3)
     reshard: bool = True  # sharded weights are given back after each layer's forward
     offload: bool = False  # sharded weights and moments wait in the host's memory
     timeout: float = Field(default=600, gt=0)  # seconds without progress that count as a hang

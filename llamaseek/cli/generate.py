@@ -12,8 +12,12 @@ import typer
 from llamaseek.cli.load import DEVICE
 
 if TYPE_CHECKING:
+    from llamaseek.engine.engine import Engine
     from llamaseek.engine.options import Speculation
+    from llamaseek.engine.request import SamplingParams
     from llamaseek.engine.statistics import Statistics
+    from llamaseek.models import CausalLM
+    from llamaseek.parallel.tensor_group import TensorGroup
 
 MODEL = typer.Argument(help="A model folder.")
 CHAT = typer.Option(False, "--chat", help="Answer the prompt as a user's message.")
@@ -48,12 +52,11 @@ def generate(
     """Continue a text, streaming; with --chat, answer a message."""
     from llamaseek.cli.load import load
     from llamaseek.engine.engine import Engine
+    from llamaseek.engine.leader import answer
     from llamaseek.engine.options import EngineOptions
-    from llamaseek.engine.request import Request, SamplingParams
-    from llamaseek.text.chat import encode_chat
+    from llamaseek.engine.request import SamplingParams
     from llamaseek.text.tokenizer import Tokenizer
 
-    text = sys.stdin.read() if prompt == "-" else prompt
     tokenizer = Tokenizer.load(model)
     params = SamplingParams(
         temperature=temperature,
@@ -63,14 +66,27 @@ def generate(
         seed=seed,
         stop_ids=tokenizer.stop_ids,
     )
-    drafts = speculation(speculate, draft_tokens, device)
-    options = EngineOptions(most_running=1, speculation=drafts)
-    engine = Engine(load(model, device), tokenizer, options)
+
+    def use(loaded: CausalLM, group: TensorGroup | None) -> None:
+        drafts = speculation(speculate, draft_tokens, device)
+        options = EngineOptions(most_running=1, speculation=drafts)
+        engine = Engine(loaded, tokenizer, options, group=group)
+        say(engine, sys.stdin.read() if prompt == "-" else prompt, chat, params, stats)
+
+    answer(model, device, lambda group: load(model, device, group), use)
+
+
+def say(engine: Engine, text: str, chat: bool, params: SamplingParams, stats: bool) -> None:
+    """Print what the model says to a text, as it comes."""
+    from llamaseek.engine.request import Request
+    from llamaseek.text.chat import encode_chat
+
+    assert engine.tokenizer is not None
     if chat:
         messages = [{"role": "user", "content": text}]
-        ids = encode_chat(tokenizer, messages, add_generation_prompt=True).ids
+        ids = encode_chat(engine.tokenizer, messages, add_generation_prompt=True).ids
     else:
-        ids = [tokenizer.bos_id, *tokenizer.encode(text)]
+        ids = [engine.tokenizer.bos_id, *engine.tokenizer.encode(text)]
     request = Request(prompt=ids, params=params)
     engine.check(request)
     print("" if chat else text, end="")

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from llamaseek.cli.load import DEVICE
+
+if TYPE_CHECKING:
+    from llamaseek.models import CausalLM
+    from llamaseek.parallel.tensor_group import TensorGroup
 
 MODEL = typer.Argument(help="A model folder.")
 NAME = typer.Option(None, help="What requests call the model.", show_default="the folder's name")
@@ -25,6 +30,9 @@ CACHE_DTYPE = typer.Option("auto", help="int8 halves the cache of a bf16 model."
 RUNNING = typer.Option(64, "--running", help="Answers computed at once.")
 QUEUE = typer.Option(64, "--queue", help="Requests that may wait; more are told to come later.")
 STEP = typer.Option(512, "--step-tokens", help="Tokens of one forward.")
+COMPILE = typer.Option(
+    False, "--compile", help="Compile decoding steps for the GPU; takes minutes."
+)
 TIMEOUT = typer.Option(600.0, help="Seconds that a request may take.")
 GUARD = typer.Option(None, help="The folder of a guard model that judges both sides of chats.")
 DROP = typer.Option([], "--guard-drop", help="Leave a category out of its policy, as in S13.")
@@ -46,6 +54,7 @@ def serve(
     running: int = RUNNING,
     queue: int = QUEUE,
     step_tokens: int = STEP,
+    compile_steps: bool = COMPILE,
     timeout: float = TIMEOUT,
     drain: float = DRAIN,
     guard: Path = GUARD,
@@ -60,8 +69,9 @@ def serve(
     except ImportError as error:
         raise UserError(f"serve: {error.name} is missing; pip install 'llamaseek[serve]'") from None
     from llamaseek.cli.guard import policy as read_policy
+    from llamaseek.engine.leader import answer
     from llamaseek.engine.options import EngineOptions
-    from llamaseek.serve.load import load_served_guard, load_service
+    from llamaseek.serve.load import load_served_guard, load_weights, make_service
     from llamaseek.serve.options import ServeOptions
 
     options = ServeOptions(
@@ -78,10 +88,15 @@ def serve(
         most_running=running,
         most_waiting=queue,
         step_tokens=step_tokens,
+        compile=compile_steps,
     )
-    service = load_service(model, device, dtype, options, engine, adapter)
-    if guard is not None:
-        service.guard = load_served_guard(
-            guard, device, read_policy(guard_categories, guard_drop), options, engine
-        )
-    run(service)
+
+    def use(loaded: CausalLM, group: TensorGroup | None) -> None:
+        service = make_service(loaded, model, options, engine, adapter, group)
+        if guard is not None:
+            service.guard = load_served_guard(
+                guard, device, read_policy(guard_categories, guard_drop), options, engine
+            )
+        run(service)
+
+    answer(model, device, lambda group: load_weights(model, device, dtype, group), use)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +11,20 @@ import typer
 from llamaseek.cli.train import OVERRIDES, RECIPE
 
 if TYPE_CHECKING:
-    from llamaseek.parallel.dry_run import Report
-    from llamaseek.parallel.estimate import Estimate
+    from rich.console import Console
+    from rich.table import Table
 
 GPU = typer.Option("h100-80gb", help="The accelerator whose memory and rates are taken.")
 DTYPE = typer.Option("bf16", help="What matrix products run in: bf16 or fp8.")
 JSON = typer.Option(False, "--json", help="Print JSON, for programs.")
 DRAW = typer.Option(None, "--draw", help="Draw the mesh and one layer's tensors into this file.")
 GIGA = 1e9
+PARTS = ("weights", "gradients", "optimizer", "gathered", "activations", "total")
+TIMES = {
+    "idle_seconds": "idle in the pipeline",
+    "exposed_seconds": "gradients and weights sent",
+    "optimizer_seconds": "optimizer",
+}
 
 
 def train_plan(
@@ -40,57 +47,111 @@ def train_plan(
     chosen.peak(dtype)
     loaded = load_recipe(find_recipe(recipe), overrides or [])
 
-    from llamaseek.parallel.answer import plan_training, setting_of
-
-    reports, found, answer = plan_training(loaded, chosen, dtype)
     if draw is not None:
         from llamaseek.parallel.draw import draw_layout
+        from llamaseek.pictures import check_format
 
-        draw_layout(setting_of(loaded), reports, draw)
+        check_format("draw", draw)
+    from llamaseek.parallel.answer import plan_training
+
+    planned = plan_training(loaded, chosen, dtype)
+    if draw is not None:
+        draw_layout(planned.setting, planned.reports, draw)
     if json:
         import json as encoder
 
-        print(encoder.dumps(answer, indent=2))
+        print(encoder.dumps(planned.answer, indent=2))
         return
-    show(answer, reports, found)
+    show(planned.answer)
     if draw is not None:
         print(f"wrote {draw}")
 
 
-def show(answer: dict[str, Any], reports: list[Report], found: Estimate) -> None:
-    """A row a kind of rank, then the step."""
+def show(answer: dict[str, Any]) -> None:
+    """What a rank of each kind holds, what a micro-batch takes it, and the step."""
     from rich.console import Console
-    from rich.table import Table
 
     console = Console(highlight=False)
-    degrees = " × ".join(f"{name} {size}" for name, size in answer["layout"].items() if size > 1)
-    console.print(f"{answer['ranks']:,} × {answer['gpu']}: {degrees or 'one rank'}\n")
-    names = ("rank", "layers", "weights", "gradients", "optimizer", "gathered", "activations")
-    table = Table(*names, "total", "sends a step", box=None, padding=(0, 2, 0, 0))
-    for report, row in zip(reports, answer["per_rank"], strict=True):
-        sizes = [row["bytes"][key] / GIGA for key in (*names[2:], "total")]
-        sent = ", ".join(f"{name} {size / GIGA:.1f}" for name, size in row["sent_bytes"].items())
-        layers = ", ".join(span(part.layers) for part in report.parts)
-        table.add_row(f"{report.rank:,}", layers, *(f"{size:.2f}" for size in sizes), sent or "–")
-    console.print(table)
-    slot = found.slot
-    console.print("\nsizes in GB")
-    console.print(
-        f"step      {found.seconds:.2f} s: micro-batches of {slot.seconds * 1e3:,.0f} ms "
-        f"(products {slot.products * 1e3:,.0f}, attention {slot.attention * 1e3:,.0f}, "
-        f"memory {slot.memory * 1e3:,.0f}, sends {slot.sends * 1e3:,.0f}), "
-        f"idle {found.bubble:.2f} s, unhidden sends {found.beside:.2f} s, "
-        f"optimizer {found.optimizer:.3f} s",
-        soft_wrap=True,
-    )
-    console.print(f"speed     {found.tokens_per_second:,.0f} tokens/s")
-    console.print(f"of peak   {found.utilisation:.1%} ({answer['dtype']})")
-    verdict = "fits" if answer["fits"] else "does not fit"
-    console.print(f"memory    {verdict} {answer['gpu_memory_bytes'] / GIGA:.0f} GB")
+    layout = answer["layout"]
+    wide = [f"{name} {size}" for name, size in layout.items() if size > 1 and name != "expert"]
+    degrees = " × ".join(wide) or "one rank"
+    degrees += f", expert {layout['expert']}" if layout["expert"] > 1 else ""
+    console.print(f"{answer['recipe']} on {answer['ranks']:,} × {answer['gpu']}: {degrees}\n")
+    ranks = answer["per_rank"]
+    rows = [[*(row["bytes"][name] / GIGA for name in PARTS)] for row in ranks]
+    console.print(table("GB on a rank of each place", PARTS, ranks, rows), "")
+    times = [[seconds * 1e3 for seconds in row["micro_batch_seconds"].values()] for row in ranks]
+    rows = [[*row, sum(row)] for row in times]
+    columns = (*ranks[0]["micro_batch_seconds"], "total")
+    console.print(table("ms of a micro-batch", columns, ranks, rows), "")
+    names = tuple(dict.fromkeys(name for row in ranks for name in row["sent_bytes"]))
+    if names:
+        sent = [[row["sent_bytes"].get(name, 0) / GIGA for name in names] for row in ranks]
+        console.print(table("GB sent a step", names, ranks, sent), "")
+    facts(console, answer)
 
 
-def span(layers: list[int]) -> str:
-    """Layer numbers as a range."""
-    if not layers:
-        return "none"
-    return f"{layers[0]}–{layers[-1]}" if len(layers) > 1 else str(layers[0])
+def table(
+    title: str,
+    columns: tuple[str, ...],
+    ranks: list[dict[str, Any]],
+    rows: list[list[float]],
+) -> Table:
+    """One number a column for each kind of rank."""
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    made.add_column(title, min_width=30)
+    for name in columns:
+        made.add_column(name, justify="right", min_width=7)
+    for rank, row in zip(ranks, rows, strict=True):
+        made.add_row(holds(rank), *map(figures, row))
+    return made
+
+
+def figures(number: float) -> str:
+    """Three figures, whole numbers at the most."""
+    if number < 1:
+        return f"{number:.2g}"
+    return f"{number:,.{max(0, 2 - int(log10(number)))}f}"
+
+
+def holds(rank: dict[str, Any]) -> str:
+    """A pipeline place and what it has: `2–15: layers 4–7`."""
+    layers = [layer for part in rank["layers"] for layer in part]
+    some = len(layers) > 1 and layers[-1] - layers[0] >= len(layers)
+    name = "layer" if len(layers) == 1 else "layers"
+    within = f"{len(layers)} {name} from {layers[0]}" if some else f"{name} {span(layers)}"
+    ends = [end for end in ("embedding", "head") if rank[end]]
+    return f"{span(rank['places'])}: {', '.join([*ends, within] if layers else ends)}"
+
+
+def span(numbers: list[int]) -> str:
+    """Numbers as ranges: `0–3, 7`."""
+    starts = [n for n in numbers if n - 1 not in numbers]
+    ends = [n for n in numbers if n + 1 not in numbers]
+    pairs = zip(starts, ends, strict=True)
+    return ", ".join(f"{a}–{b}" if b > a else str(a) for a, b in pairs)
+
+
+def facts(console: Console, answer: dict[str, Any]) -> None:
+    """The step, its speed, and whether it fits."""
+    slowest = max(sum(row["micro_batch_seconds"].values()) for row in answer["per_rank"])
+    count = answer["micro_batches"]
+    name = "micro-batches" if count > 1 else "micro-batch"
+    parts = [f"{count} {name} of {figures(slowest * 1e3)} ms"]
+    for name, what in TIMES.items():
+        if answer[name] > 0:
+            parts.append(f"{what} {figures(answer[name])} s")
+    hidden = answer["utilisation_with_sends_hidden"]
+    fits = "fits" if answer["fits"] else "does not fit"
+    most = max(row["bytes"]["total"] for row in answer["per_rank"]) / GIGA
+    lines = {
+        "step": f"{figures(answer['step_seconds'])} s: {', '.join(parts)}",
+        "speed": f"{answer['tokens_per_second']:,.0f} tokens/s",
+        "utilisation": f"{answer['utilisation']:.1%} of the {answer['dtype']} peak; "
+        f"{hidden:.1%} if a micro-batch's sends were hidden",
+        "memory": f"{most:.1f} GB at most: {fits} {answer['gpu_memory_bytes'] / GIGA:.0f} GB",
+    }
+    for name, text in lines.items():
+        console.print(f"{name:13}{text}", soft_wrap=True)

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from llamaseek.engine.adapters import Adapters
 from llamaseek.engine.blocks import BlockPool
-from llamaseek.engine.graphs import Graphs, capturable
+from llamaseek.engine.graphs import Capture, Graphs, capturable, compiled
 from llamaseek.engine.layout import Layout, some_rows
+from llamaseek.engine.leader import Blocks, lead
 from llamaseek.engine.options import EngineOptions
 from llamaseek.engine.paged import build_cache, bytes_per_token
 from llamaseek.engine.request import (
@@ -44,6 +45,7 @@ from llamaseek.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from llamaseek.engine.constrain import Grammars, Matcher
     from llamaseek.models.adapter import Adapter
+    from llamaseek.parallel.tensor_group import TensorGroup
 
 PROMPT_LOGITS = 1 << 24  # of a prompt that is scored, held at once
 _entropy = SystemRandom()
@@ -88,7 +90,8 @@ class Engine:
     """Runs requests on a model. Not for several threads at once; see `background`.
 
     With a tokenizer answers have texts, and requests may have stop strings and constraints.
-    `adapters` are put on the model in place; requests choose among them by name.
+    `adapters` are put on the model in place; requests choose among them by name. With a `group`
+    the model is rank 0's share, and the other ranks `leader.follow`.
     """
 
     def __init__(
@@ -97,8 +100,9 @@ class Engine:
         tokenizer: Tokenizer | None = None,
         options: EngineOptions | None = None,
         adapters: Mapping[str, Adapter] | None = None,
+        group: TensorGroup | None = None,
     ) -> None:
-        self.model, self.tokenizer = model.eval(), tokenizer
+        self.model, self.tokenizer, self.group = model.eval(), tokenizer, group
         self.adapters = Adapters(model, adapters or {})
         self.options = options = options or EngineOptions()
         self.context = model.config.max_position_embeddings
@@ -138,12 +142,22 @@ class Engine:
         """A model with a cache of its own, in the same blocks."""
         options, (dtype, device) = self.options, home(model)
         size, count, tables = options.block_size, self.pool.count, self.scheduler.tables
+        if self.group is not None and model is self.model:
+            return lead(self.group, model, Blocks(count, size, options.cache_dtype), tables)
         adapters = self.adapters if model is self.model else None
         adapted = adapters is not None and adapters.names  # whose rows change from step to step
         replayed = options.cuda_graphs and capturable(model) and not adapted
         shapes, blocks = model.cache_shapes(), count + int(replayed)
-        cache = build_cache(shapes, blocks, size, dtype, options.cache_dtype, device)
-        graphs = Graphs(model, cache, tables.shape[1]) if replayed else None
+        try:
+            cache = build_cache(shapes, blocks, size, dtype, options.cache_dtype, device)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"cache_bytes: {options.cache_bytes} are not free on {device}"
+            ) from None
+        graphs = None
+        if replayed:
+            faster = compiled(model) if options.compile else None
+            graphs = Graphs(model, cache, tables.shape[1], Capture(device), faster)
         return Runner(model, cache, tables, size, adapters, graphs, spare=count)
 
     @property

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from llamaseek.models.moe import Experts
 MOST = 256  # rows; with more the GPU is busy for longer than launching takes
 GROUPED = (9, 10)  # compute capabilities whose grouped products ask the host for nothing
 Forward = Callable[[], Tensor]
+Model = Callable[[Tensor, Tensor, PagedCache], Tensor]
 log = logging.getLogger(__name__)
 
 
@@ -55,24 +57,51 @@ def capturable(model: CausalLM) -> bool:
     return grouped and plain and weight.dtype == torch.bfloat16
 
 
-def cuda_graph(forward: Forward) -> Forward:
-    """`forward` captured; each call replays it and gives the same tensor with new numbers."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # what is set up at first use must not be captured
-        for _ in range(2):
-            forward()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    # Only this thread's calls count: another engine may be at work beside.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        hidden = forward()
+def compiled(model: CausalLM, backend: str = "inductor") -> Model:
+    """The model's forward compiled as one graph, anew for each size."""
+    from torch import _dynamo
 
-    def again() -> Tensor:
-        graph.replay()
+    whole = torch.compile(model, dynamic=False, fullgraph=True, backend=backend)
+
+    def run(tokens: Tensor, positions: Tensor, cache: PagedCache) -> Tensor:
+        with _dynamo.config.patch(recompile_limit=2 * MOST):
+            hidden: Tensor = whole(tokens, positions, cache)
         return hidden
 
-    return again
+    return run
+
+
+class Capture:
+    """Makes CUDA graphs on one device. They share memory: no two of them run at once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.pool: Any = None
+
+    def __call__(self, forward: Forward) -> Forward:
+        """`forward` captured; each call replays it and gives the same tensor with new numbers."""
+        with torch.cuda.device(self.device):
+            graph, hidden = self._record(forward)
+
+        def again() -> Tensor:
+            graph.replay()
+            return hidden
+
+        return again
+
+    def _record(self, forward: Forward) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # what is set up at first use must not be captured
+            for _ in range(2):
+                forward()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # Only this thread's calls count: another engine may be at work beside.
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            hidden = forward()
+        self.pool = graph.pool()
+        return graph, hidden
 
 
 @dataclass
@@ -96,7 +125,8 @@ class Step:
 class Graphs:
     """Runs steps whose tokens attend apart. `blocks` is the longest sequence's number of them.
 
-    What a call gives is overwritten by the next one of the same size.
+    `faster` computes what the model does, where it can. What a call gives is
+    overwritten by the next one of the same size.
     """
 
     def __init__(
@@ -104,9 +134,12 @@ class Graphs:
         model: CausalLM,
         cache: PagedCache,
         blocks: int,
-        capture: Callable[[Forward], Forward] = cuda_graph,
+        capture: Callable[[Forward], Forward],
+        faster: Model | None = None,
     ) -> None:
-        self.model, self.cache, self.blocks, self.capture = model, cache, blocks, capture
+        self.model: Model = model
+        self.faster, self.cache = faster or self.model, cache
+        self.blocks, self.capture = blocks, capture
         self.steps: dict[int, Step] = {}
         self.failed = False
 
@@ -144,12 +177,11 @@ class Graphs:
         def forward() -> Tensor:
             self.cache.begin(step.layout)
             positions = step.layout.positions[None]
-            hidden: Tensor = self.model(step.tokens[None], positions, self.cache)[0]
-            return hidden
+            return self.faster(step.tokens[None], positions, self.cache)[0]
 
         try:
             return self.capture(forward)
         except RuntimeError as error:
-            self.failed = True
+            self.failed, self.faster = True, self.model
             log.warning("steps run without CUDA graphs: %s", str(error).splitlines()[0])
             return forward

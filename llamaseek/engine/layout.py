@@ -47,16 +47,18 @@ class Group:
 class Layout:
     """One step: `positions` and `slots` (N) of its tokens, and the groups they attend in.
 
-    Without groups every token attends by itself, over `lengths` tokens of its row of `tables`.
+    Tokens that are in no group attend one by one, over `lengths` tokens of their rows of `tables`.
+    They are those at `alone` in the step's row, None where they are all.
     """
 
     positions: Tensor
     slots: Tensor
     ends: Ints  # (B) where each chunk ends in the row
     groups: list[Group]
-    tables: Tensor | None  # (N, blocks) of each token's sequence, where the tokens are few
-    lengths: Tensor  # (N) tokens that each may see
+    tables: Tensor | None  # (N, blocks) of tokens' sequences, where they are few
+    lengths: Tensor  # (N) tokens that each of them may see
     size: int  # tokens a block
+    alone: Tensor | None = None
 
 
 def lay_out(
@@ -69,7 +71,7 @@ def lay_out(
 ) -> Layout:
     """tables (B, blocks of the longest), starts and counts (B) of the chunks → the layout.
 
-    With `apart` there are no groups.
+    With `apart`, sequences of few tokens are in no group.
     """
     ends = counts.cumsum()
     first = ends - counts
@@ -79,25 +81,30 @@ def lay_out(
     block, offset = np.divmod(positions, size)
     slots = tables[sequence, block] * size + offset
     lengths = starts + counts
+    grouped = np.flatnonzero(counts > (FEW if apart else 0))
     groups = []
-    for members in [] if apart else like_sizes(counts, lengths):
+    for places in like_sizes(counts[grouped], lengths[grouped]):
+        members = grouped[places]
         whole = len(members) == len(counts)
         groups.append(_group(tables, starts, counts, first, members, whole, size, device))
+    few = counts[sequence] <= FEW if apart else np.full(total, total <= FEW)
+    rows = np.flatnonzero(few)
     return Layout(
         positions=sent(positions, device),
         slots=sent(slots, device),
         ends=ends,
         groups=groups,
-        tables=sent(tables[sequence], device) if apart or total <= FEW else None,
-        lengths=sent(positions + 1, device),
+        tables=sent(tables[sequence[rows]], device) if few.any() else None,
+        lengths=sent(positions[rows] + 1, device),
         size=size,
+        alone=sent(rows, device) if few.any() and not few.all() else None,
     )
 
 
 def like_sizes(counts: Ints, lengths: Ints) -> list[Ints]:
     """Indices of the sequences, apart where queries or keys differ by more than a factor two."""
-    if len(counts) == 1:
-        return [np.zeros(1, np.int64)]
+    if len(counts) < 2:
+        return [np.zeros(1, np.int64)] * len(counts)
     keys = np.ceil(np.log2(np.maximum(lengths / FINEST, 1)))
     kinds = np.ceil(np.log2(counts)) * 64 + keys
     return [np.flatnonzero(kinds == kind) for kind in np.unique(kinds)]

@@ -46,7 +46,8 @@ class EngineOptions:
     `cache_bytes` bounds the cache, of which no more is made than `most_running` answers of full
     length could fill. `step_tokens` bounds the tokens of one forward: more makes prompts faster,
     fewer make running answers steadier. `most_waiting` bounds the queue. `cache_dtype` "int8"
-    halves the cache of a bf16 model. `cuda_graphs` replays decoding steps on a GPU.
+    halves the cache of a bf16 model. `cuda_graphs` replays decoding steps on a GPU,
+    and `compile` has PyTorch compile them first.
     """
 
     cache_bytes: int = 1 << 30
@@ -57,6 +58,7 @@ class EngineOptions:
     step_tokens: int = 512
     share_prefixes: bool = True
     cuda_graphs: bool = True
+    compile: bool = False
     speculation: Speculation = field(default_factory=Speculation)
 
     def __post_init__(self) -> None:

@@ -25,6 +25,7 @@ from llamaseek.kernels.build import builder
 from llamaseek.models.cache import LayerShape
 
 SCORES = 1 << 22  # attention scores held at once
+GPU_SCORES = 1 << 27
 CACHE_DTYPES = ("auto", "int8")
 
 
@@ -134,17 +135,20 @@ class PagedCache:
     ) -> Tensor:
         """Keep `new` (each 1, N, K, W), then attend: q (1, N, H, W) → (1, N, H, V)."""
         assert self.layout is not None
-        store = self.stores[layer]
-        store.write(self.layout.slots, new)
-        if not self.layout.groups:
-            return self._attend_apart(store, q[0], scale)[None]
-        if self.layout.tables is not None and type(store) is Store and builder().ready:
-            return self.attend_few(layer, q[0], scale)[None]
-        row = q[0]
-        if len(self.layout.groups) == 1 and self.layout.groups[0].places is None:
-            return _attend(row, store, self.layout.groups[0], scale)[None]
+        store, layout, row = self.stores[layer], self.layout, q[0]
+        store.write(layout.slots, new)
+        if not layout.groups:
+            return self._attend_apart(store, row, scale)[None]
+        whole = layout.tables is not None and layout.alone is None
+        if whole and type(store) is Store and builder().ready:
+            return self.attend_few(layer, row, scale)[None]
+        if len(layout.groups) == 1 and layout.groups[0].places is None:
+            return _attend(row, store, layout.groups[0], scale)[None]
         out = row.new_empty(*row.shape[:2], store.shape.value_width)
-        for group in self.layout.groups:
+        if layout.alone is not None:
+            found = self._attend_apart(store, row[layout.alone], scale)
+            out.index_copy_(0, layout.alone, found)
+        for group in layout.groups:
             queries = row if group.places is None else row[group.places]
             found, places = _attend(queries, store, group, scale), group.places
             if group.real is not None and places is not None:
@@ -174,17 +178,15 @@ class PagedCache:
 
 
 def _attend(q: Tensor, store: Store, group: Group, scale: float) -> Tensor:
-    """q (b × T, H, W) → (b × T, H, V); on a CPU by blocks of queries, so that scores stay in its
-    caches.
+    """q (b × T, H, W) → (b × T, H, V), by blocks of queries whose scores stay in a CPU's caches, or
+    leave a GPU's memory to others.
     """
     heads, shared = store.shape.heads, q.shape[1] // store.shape.heads
     grouped = q.view(group.sequences, group.queries, heads, shared, q.shape[-1])
     grouped = grouped.permute(2, 0, 1, 3, 4)  # (K, b, T, G, W)
     keys, values = store.read(group, q.dtype)
-    if q.is_cuda:
-        out = _attend_whole(grouped, keys, values, group.hidden, scale)
-        return out.permute(1, 2, 0, 3, 4).reshape(q.shape[0], q.shape[1], -1)
-    step = max(1, SCORES // (q.shape[1] * group.sequences * group.keys))
+    most, attend = (GPU_SCORES, _attend_whole) if q.is_cuda else (SCORES, _attend_block)
+    step = max(1, most // (q.shape[1] * group.sequences * group.keys))
     outs = []
     for start in range(0, group.queries, step):
         part = grouped[:, :, start : start + step]
@@ -192,7 +194,7 @@ def _attend(q: Tensor, store: Store, group: Group, scale: float) -> Tensor:
         hidden = group.hidden
         if hidden is not None:
             hidden = hidden[:, :, start : start + step, :, :end]
-        outs.append(_attend_block(part, keys[:, :end], values[:, :end], hidden, scale))
+        outs.append(attend(part, keys[:, :end], values[:, :end], hidden, scale))
     out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
     return out.permute(1, 2, 0, 3, 4).reshape(q.shape[0], q.shape[1], -1)
 

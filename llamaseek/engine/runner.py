@@ -6,7 +6,7 @@ N tokens of the step, B chunks, D width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,13 +19,37 @@ from llamaseek.engine.layout import FEW, Ints, Layout, lay_out, sent
 from llamaseek.engine.paged import PagedCache
 from llamaseek.engine.scheduler import Chunk
 from llamaseek.kernels.build import builder
-from llamaseek.models import CausalLM
+from llamaseek.models import CausalLM, DeepseekV3
 
 
 def home(model: CausalLM) -> tuple[torch.dtype, torch.device]:
     """What a model computes in, and where; the final norm is never quantized."""
     weight = model.model.norm.weight
     return weight.dtype, weight.device
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a forward runs on: tokens (N) of B chunks, whose sequences' blocks are `tables`' rows.
+
+    tables (B, blocks), starts and counts (B).
+    """
+
+    tables: Ints
+    starts: Ints
+    counts: Ints
+    tokens: Ints
+
+    def padded(self, rows: int, block: int) -> Inputs:
+        """With chunks of one token more, which stand at the start of `block`."""
+        blocks = np.full((rows, self.tables.shape[1]), block, np.int64)
+        none, one = np.zeros(rows, np.int64), np.ones(rows, np.int64)
+        return Inputs(
+            np.concatenate((self.tables, blocks)),
+            np.concatenate((self.starts, none)),
+            np.concatenate((self.counts, one)),
+            np.concatenate((self.tokens, none)),
+        )
 
 
 class Runner:
@@ -51,50 +75,63 @@ class Runner:
         if self.fused is not None:
             builder().start()
 
-    def begin(self, chunks: Sequence[Chunk], padding: int = 0) -> Layout:
-        """Lay out the chunks and make the cache ready for a forward over them.
-
-        `padding` rows more stand in the spare block.
-        """
-        starts = np.array([chunk.start for chunk in chunks] + [0] * padding, np.int64)
-        counts = np.array([chunk.count for chunk in chunks] + [1] * padding, np.int64)
-        rows = [chunk.answer.row for chunk in chunks]
-        used = -(-int((starts + counts).max()) // self.size)
-        blank = np.full((padding, used), self.spare, np.int64)
-        tables = np.concatenate((self.tables[rows, :used], blank))
-        apart = self.apart(chunks)
-        layout = lay_out(tables, starts, counts, self.size, self.device, apart)
-        layout = replace(layout, ends=layout.ends[: len(chunks)])
-        self.cache.begin(layout)
-        if self.adapters is not None:
-            self.adapters.begin(chunks, self.device)
-        return layout
-
-    def apart(self, chunks: Sequence[Chunk]) -> bool:
-        """Whether tokens attend one by one: on a GPU, where each sequence has few of them."""
-        return self.device.type == "cuda" and all(chunk.count <= FEW for chunk in chunks)
-
     def run(self, chunks: Sequence[Chunk]) -> tuple[Tensor, Layout]:
         """Compute the chunks' tokens and drafts: hidden (N, D), and where they stand."""
         row: list[int] = []
         for chunk in chunks:
             row += chunk.tokens
-        if self.graphs is not None and self.graphs.takes(len(row)) and self.apart(chunks):
-            return self._replay(self.graphs, chunks, row)
-        layout, tokens = self.begin(chunks), sent(np.array(row, np.int64), self.device)
+        inputs = self._inputs(chunks, row)
+        few = bool((inputs.counts <= FEW).all())
+        if self.graphs is not None and few and self.graphs.takes(len(row)):
+            return self._replay(self.graphs, inputs)
+        return self.forward(inputs)
+
+    def ahead(
+        self, chunks: Sequence[Chunk], hidden: Tensor, following: list[int]
+    ) -> tuple[Tensor, Layout]:
+        """The multi-token module on hidden (N, D) and the tokens (N) that follow: (N, D)."""
+        return self.forward(self._inputs(chunks, following), hidden)
+
+    def _inputs(self, chunks: Sequence[Chunk], tokens: list[int]) -> Inputs:
+        if self.adapters is not None:
+            self.adapters.begin(chunks, self.device)
+        starts = np.array([chunk.start for chunk in chunks], np.int64)
+        counts = np.array([chunk.count for chunk in chunks], np.int64)
+        used = -(-int((starts + counts).max()) // self.size)
+        tables = self.tables[[chunk.answer.row for chunk in chunks], :used]
+        return Inputs(tables, starts, counts, np.array(tokens, np.int64))
+
+    @property
+    def apart(self) -> bool:
+        """Whether tokens attend one by one where their sequence has few: by a GPU's kernels."""
+        return self.device.type == "cuda"
+
+    def _begin(self, inputs: Inputs) -> tuple[Tensor, Layout]:
+        """The tokens on the device, laid out, and the cache ready for a forward over them."""
+        where = inputs.tables, inputs.starts, inputs.counts
+        layout = lay_out(*where, self.size, self.device, self.apart)
+        self.cache.begin(layout)
+        return sent(inputs.tokens, self.device), layout
+
+    def forward(self, inputs: Inputs, before: Tensor | None = None) -> tuple[Tensor, Layout]:
+        """The model, or from its hidden states `before` (N, D) its multi-token module."""
+        tokens, layout = self._begin(inputs)
+        where = layout.positions[None]
         if self.fused is not None and self.fused.ready and layout.tables is not None:
-            return self.fused(tokens, layout, self.cache), layout
-        hidden: Tensor = self.model(tokens[None], layout.positions[None], self.cache)[0]
+            hidden = self.fused(tokens, layout, self.cache, before)
+        elif before is not None:
+            assert isinstance(self.model, DeepseekV3)
+            hidden = self.model.mtp(0, before[None], tokens[None], where, self.cache)[0]
+        else:
+            hidden = self.model(tokens[None], where, self.cache)[0]
         return hidden, layout
 
-    def _replay(
-        self, graphs: Graphs, chunks: Sequence[Chunk], row: list[int]
-    ) -> tuple[Tensor, Layout]:
-        """`run` by a graph; what it gives stays until the next step."""
-        padding = bucket(len(row)) - len(row)
-        layout = self.begin(chunks, padding)
-        tokens = sent(np.array(row + [0] * padding, np.int64), self.device)
-        return graphs(tokens, layout)[: len(row)], layout
+    def _replay(self, graphs: Graphs, inputs: Inputs) -> tuple[Tensor, Layout]:
+        """`forward` by a graph; what it gives stays until the next step."""
+        count, chunks = len(inputs.tokens), len(inputs.starts)
+        tokens, layout = self._begin(inputs.padded(bucket(count) - count, self.spare))
+        layout = replace(layout, ends=layout.ends[:chunks])
+        return graphs(tokens, layout)[:count], layout
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (R, D) → logits (R, V)."""

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from llamaseek.engine.layout import Layout, sent, some_rows
+from llamaseek.engine.layout import Layout, some_rows
 from llamaseek.engine.options import Speculation
 from llamaseek.engine.request import Answer
 from llamaseek.engine.runner import Runner
@@ -52,7 +52,7 @@ def make_drafter(
     if wanted.kind == "mtp":
         if not isinstance(model, DeepseekV3) or not model.config.num_nextn_predict_layers:
             raise UserError("speculate: mtp needs a model with a multi-token module")
-        return MultiTokenDrafter(runner, model, scheduler, wanted.depth)
+        return MultiTokenDrafter(runner, scheduler, wanted.depth)
     if wanted.kind == "lookup":
         return LookupDrafter(wanted.depth)
     if wanted.draft_model is not None:
@@ -130,8 +130,8 @@ class MultiTokenDrafter:
     that may cost a draft, never a token.
     """
 
-    def __init__(self, runner: Runner, model: DeepseekV3, scheduler: Scheduler, depth: int) -> None:
-        self.runner, self.model, self.scheduler, self.depth = runner, model, scheduler, depth
+    def __init__(self, runner: Runner, scheduler: Scheduler, depth: int) -> None:
+        self.runner, self.scheduler, self.depth = runner, scheduler, depth
 
     def propose(self, plan: Sequence[Chunk], hidden: Tensor, layout: Layout) -> None:
         """See `Drafter.propose`."""
@@ -161,10 +161,7 @@ class MultiTokenDrafter:
         self, chunks: Sequence[Chunk], hidden: Tensor, following: list[int]
     ) -> tuple[Tensor, list[int]]:
         """Hidden (N, D) and what follows each (N) → the module's, and the chunks' last rows."""
-        layout = self.runner.begin(chunks)
-        tokens = sent(np.array(following, np.int64), hidden.device)[None]
-        where, cache = layout.positions[None], self.runner.cache
-        ahead = self.model.mtp(0, hidden[None], tokens, where, cache)[0]
+        ahead, layout = self.runner.ahead(chunks, hidden, following)
         return ahead, (layout.ends - 1).tolist()
 
 

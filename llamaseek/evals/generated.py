@@ -49,7 +49,11 @@ class Speaker:
     def _ids(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """The greedy answer to each prompt. A new engine each time: the weights may change."""
         params = SamplingParams(max_tokens=MOST_TOKENS, stop_ids=self.tokenizer.stop_ids)
-        options = EngineOptions(most_running=ROWS, step_tokens=ROWS * MOST_TOKENS)
+        options = EngineOptions(
+            most_running=ROWS,
+            step_tokens=ROWS * MOST_TOKENS,
+            cuda_graphs=False,  # capturing takes longer than so few tokens
+        )
         engine = Engine(self.model, options=options)
         outputs = engine.generate(Request(prompt=prompt, params=params) for prompt in prompts)
         return [output.answers[0].tokens for output in outputs]

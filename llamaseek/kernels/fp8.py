@@ -10,16 +10,13 @@ M tokens, K inputs, N outputs.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from llamaseek.herd.check import BLOCK
-from llamaseek.kernels.ops import library
+from llamaseek.kernels.ops import TOGETHER, TRITON, library
 
-FEW = 64  # tokens; with more, products cost more time than widening
 E4M3 = (8, 9)  # the first compute capability that reads it
 
 library.define("fp8_linear(Tensor x, Tensor weight, Tensor scale) -> Tensor")
@@ -40,7 +37,7 @@ def fp8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 def on_cuda(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """The same; see `fp8_linear`."""
-    if x.shape[0] > FEW or torch.cuda.get_device_capability(x.device) < E4M3:
+    if x.shape[0] > TOGETHER or torch.cuda.get_device_capability(x.device) < E4M3:
         return fp8_linear(x, weight, scale)
     from llamaseek.kernels.fp8_few import multiply
 
@@ -49,7 +46,7 @@ def on_cuda(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 
 library.impl("fp8_linear", fp8_linear, "CompositeExplicitAutograd")
-if find_spec("triton") is not None:
+if TRITON:
     library.impl("fp8_linear", on_cuda, "CUDA")
 torch.library.register_fake(
     "llamaseek::fp8_linear", lambda x, weight, scale: x.new_empty(len(x), len(weight)), lib=library

@@ -11,6 +11,7 @@ E experts, C choices of a token, S slots of the cache, B blocks of a sequence.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ SCHEMAS = (
     "Tensor cos, Tensor sin, Tensor slots, Tensor(a!) kept) -> Tensor",
 )
 ROWS = 8192  # of a packed weight widened at once
+TRITON = find_spec("triton") is not None
+TOGETHER = 64  # tokens on a GPU; with more, products cost more time than widening
 
 library = Library("llamaseek", "DEF")
 for schema in SCHEMAS:
@@ -52,6 +55,11 @@ def _times(
     """x (M, K) float32 times one weight (N, K), packed ones widened to `dtype`, as float32."""
     if scale is None:
         return F.linear(x.to(weight.dtype), weight).float()
+    if TRITON and x.is_cuda and len(x) <= TOGETHER:
+        from llamaseek.kernels.packed_few import multiply
+
+        with torch.cuda.device_of(x):
+            return multiply(x.to(dtype), weight, scale, bits)
     parts = [
         F.linear(x.to(dtype), dequantise(words, some, bits, dtype)).float()
         for words, some in zip(weight.split(ROWS), scale.split(ROWS), strict=True)

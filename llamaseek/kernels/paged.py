@@ -11,12 +11,11 @@ width, V value width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from llamaseek.kernels.ops import library
+from llamaseek.kernels.ops import TRITON, library
 
 library.define(
     "attend_paged(Tensor q, Tensor[] kept, Tensor[] scales, Tensor tables, Tensor lengths, "
@@ -93,6 +92,6 @@ def _shape(q: Tensor, kept: Sequence[Tensor], *rest: object) -> Tensor:
 
 
 library.impl("attend_paged", attend_paged, "CompositeExplicitAutograd")
-if find_spec("triton") is not None:
+if TRITON:
     library.impl("attend_paged", on_cuda, "CUDA")
 torch.library.register_fake("llamaseek::attend_paged", _shape, lib=library)

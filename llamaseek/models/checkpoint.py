@@ -123,7 +123,8 @@ def load_model(
     of the folder's, as where a context is extended. With `mapped`, tensors that are stored as they
     are used stay in their files on a CPU, read when first touched, and take no memory that the
     system cannot have back; such a model is for inference.
-    Raises `UserError` as `read_folder` does, and for a scale that is not a number.
+    Raises `UserError` as `read_folder` does, for a scale that is not a number, and for weights
+    that do not fit the device's memory.
     """
     folder, device = Path(folder), torch.device(device)
     config = config or read_config(folder)
@@ -133,14 +134,25 @@ def load_model(
         if fp8:
             keep_fp8(model, tensors)
         keep_packed(model, tensors)
-    model.to_empty(device=device)
+    return materialise(model, tensors if fp8 else dequantised(tensors, dtype), mapped, device)
+
+
+def materialise(
+    model: CausalLM, tensors: dict[str, Lazy], mapped: bool, device: torch.device
+) -> CausalLM:
+    """A model on `meta`, with a folder's tensors on `device`, or `mapped` as `load_model` says."""
+    try:
+        model.to_empty(device=device)
+    except torch.OutOfMemoryError:
+        size = sum(tensor.nbytes for tensor in model.state_dict().values()) / 1e9
+        raise UserError(f"model: its {size:.1f} GB of weights do not fit {device}") from None
     model.tie()
     # What no checkpoint stores, and what stays float32, is made anew after the empty start.
-    model.model.rotary = Rotary(model.model.rotary.width, config).to(device)
+    model.model.rotary = Rotary(model.model.rotary.width, model.config).to(device)
     for moe in model.moe_layers().values():
         bias = moe.gate.e_score_correction_bias
         moe.gate.e_score_correction_bias = torch.zeros_like(bias, dtype=torch.float32)
-    _fill(model, tensors if fp8 else dequantised(tensors, dtype), mapped and device.type == "cpu")
+    _fill(model, tensors, mapped and device.type == "cpu")
     model.tie()
     return model
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llamaseek.models.recompute import unneeded
+
 
 def widen(x: Tensor) -> Tensor:
     """x in at least float32: what sums, exponents and angles are taken in."""
@@ -41,7 +43,9 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., D) → (..., D)."""
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        inner = F.silu(self.gate_proj(x)) * self.up_proj(x)
+        with unneeded():
+            out: Tensor = self.down_proj(inner)
         return out
 
 

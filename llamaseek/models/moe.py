@@ -6,6 +6,7 @@ N tokens, B batch, T time, D width, E routed experts, K experts per token, F exp
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from torch.nn import functional as F
 
 from llamaseek.herd import DeepseekV3Config
 from llamaseek.models.layers import GatedMLP, widen
+
+Product = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Of x (N, I) sorted by group, weights (G, O, I) and the groups' ends (G): (N, O)."""
 
 
 class Router(nn.Module):
@@ -58,43 +62,70 @@ class Router(nn.Module):
         return grouped.masked_fill(dropped[..., None], -torch.inf).flatten(1)
 
 
+def grouped_product(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+    """x (N, I) sorted by group, weights (G, O, I), group g ending at ends[g] → (N, O)."""
+    weights = weights.to(x.dtype)
+    if x.dtype != torch.float64:
+        return F.grouped_mm(x, weights.transpose(1, 2), offs=ends)
+    # No grouped kernel takes float64, which only references and tests run in.
+    parts = x.tensor_split(ends[:-1].tolist())
+    return torch.cat([part @ w.T for part, w in zip(parts, weights, strict=True)])
+
+
 class Experts(nn.Module):
-    """All routed experts' weights, stacked for grouped matrix products."""
+    """All routed experts' weights, stacked for grouped matrix products, which `product` makes."""
 
     def __init__(self, experts: int, width: int, hidden: int) -> None:
         super().__init__()
+        self.product: Product = grouped_product
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2, hidden, width))
         self.down_proj = nn.Parameter(torch.empty(experts, width, hidden))
 
     def forward(self, x: Tensor, chosen: Tensor, gates: Tensor, load: Tensor) -> Tensor:
         """x (N, D), chosen and gates (N, K), load (E) tokens an expert → (N, D). Dropless."""
-        gate_up, down = self.gate_up_proj.flatten(1, 2).to(x.dtype), self.down_proj.to(x.dtype)
-        return run_experts(x, chosen, gates, load, gate_up, down)
+        gate_up = self.gate_up_proj.flatten(1, 2)
+        return run_experts(x, chosen, gates, load, gate_up, self.down_proj, self.product)
 
 
 def run_experts(
-    x: Tensor, chosen: Tensor, gates: Tensor, load: Tensor, gate_up: Tensor, down: Tensor
+    x: Tensor,
+    chosen: Tensor,
+    gates: Tensor,
+    load: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    product: Product = grouped_product,
 ) -> Tensor:
-    """`Experts.forward` with weights gate_up (E, 2F, D) and down (E, D, F) in x's dtype.
+    """`Experts.forward` with weights gate_up (E, 2F, D) and down (E, D, F).
 
     Experts that no token chose may be left out of load and weights alike.
     """
     order = chosen.flatten().argsort(stable=True)
     tokens = order // chosen.shape[1]
     ends = load.cumsum(0, dtype=torch.int32)
-    gate, up = grouped_product(x[tokens], gate_up, ends).chunk(2, dim=-1)
+    gate, up = product(x[tokens], gate_up, ends).chunk(2, dim=-1)
     inner = F.silu(gate) * up * gates.flatten()[order, None].to(x.dtype)
-    out = grouped_product(inner, down, ends)
-    return torch.zeros_like(x).index_add(0, tokens, out)
+    return add_rows(product(inner, down, ends), tokens, len(x))
 
 
-def grouped_product(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
-    """x (N, I) sorted by group, weights (G, O, I), group g ending at ends[g] → (N, O)."""
-    if x.dtype != torch.float64:
-        return F.grouped_mm(x, weights.transpose(1, 2), offs=ends)
-    # No grouped kernel takes float64, which only references and tests run in.
-    parts = x.tensor_split(ends[:-1].tolist())
-    return torch.cat([part @ w.T for part, w in zip(parts, weights, strict=True)])
+class _AddRows(torch.autograd.Function):
+    """Keeps the places as they are, apart from what recomputation drops: a layer computed again
+    stops at the products before it, whose results nothing needs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, places: Tensor, count: int) -> Tensor:
+        ctx.places = places
+        return rows.new_zeros(count, *rows.shape[1:]).index_add(0, places, rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return gradient[ctx.places], None, None
+
+
+def add_rows(rows: Tensor, places: Tensor, count: int) -> Tensor:
+    """rows (M, …) added up into (count, …), row i at places[i]."""
+    return _AddRows.apply(rows, places, count)  # type: ignore[no-any-return]
 
 
 def row_mean(x: Tensor) -> Tensor:
@@ -127,14 +158,15 @@ class MoE(nn.Module):
         scores = self.gate.scores(flat)
         chosen, gates = self.gate.choose(scores)
         load = count_choices(chosen, scores.shape[1])
+        rows = scores.unflatten(0, x.shape[:2])
+        balance = sequence_balance(rows, chosen.shape[1], self.row_mean)
+        shared = self.shared_experts(flat) if self.shared_experts is not None else None
+        # Last, so that a layer computed again need not send their results again.
         out = self.experts(flat, chosen, gates, load)
         if self.real is not None:
             real = self.real(x.shape[1], x.device).repeat(x.shape[0])
             load = count_choices(chosen, scores.shape[1], real)
-        if self.shared_experts is not None:
-            out = out + self.shared_experts(flat)
-        rows = scores.unflatten(0, x.shape[:2])
-        balance = sequence_balance(rows, chosen.shape[1], self.row_mean)
+        out = out if shared is None else out + shared
         return out.view_as(x), load, balance
 
 

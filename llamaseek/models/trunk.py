@@ -18,7 +18,6 @@ from llamaseek.models.cache import Cache, LayerShape
 from llamaseek.models.head import Head, Score
 from llamaseek.models.layers import RMSNorm
 from llamaseek.models.moe import Experts, MoE, Router
-from llamaseek.models.recompute import Recomputed, recomputed
 from llamaseek.models.rope import Rotary
 
 
@@ -45,8 +44,6 @@ class CausalLM(nn.Module):
         else:
             self.lm_head = Head(config.hidden_size, config.vocab_size)
         self.tie()
-        # What of a layer the backward pass computes again: nothing, what is cheap, everything.
-        self.checkpoint_activations: Recomputed = "none"
         # Of the latest forward: the balance loss summed over its MoE layers, one a row (B).
         self.balance_loss: Tensor | None = None
         # Tokens an expert since the last reset, one tensor (E) a MoE layer, by layer number.
@@ -91,15 +88,11 @@ class CausalLM(nn.Module):
         return out
 
     def run_layer(self, index: int, x: Tensor, *rest: Any) -> Tensor:
-        """One layer, its activations recomputed later if so asked; expert load counted once.
+        """One layer; its expert load is counted once.
 
         Load and balance loss leave the layer as outputs, so recomputing cannot count them again.
         """
-        layer = self.model.layers[index]
-        if self.checkpoint_activations != "none" and torch.is_grad_enabled():
-            x, load, balance = recomputed(layer, self.checkpoint_activations, x, *rest)
-        else:
-            x, load, balance = layer(x, *rest)
+        x, load, balance = self.model.layers[index](x, *rest)
         if load is not None and self.training:
             self._record(index, load, balance)
         return x

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from llamaseek.herd import DeepseekV3Config
 from llamaseek.parallel.check import model_config, resolve
 from llamaseek.parallel.dry_run import Report, Setting, dry_run, kinds
-from llamaseek.parallel.estimate import Estimate, estimate
+from llamaseek.parallel.estimate import BESIDE, Estimate, Slot, estimate
 from llamaseek.plan.gpus import Gpu
 from llamaseek.recipe import Recipe
 
@@ -32,16 +32,26 @@ def setting_of(recipe: Recipe) -> Setting:
         checkpoint=train.checkpoint_activations,
         depth=depth,
         compile=train.compile,
+        moment=2 if train.moments == "bf16" else 4,
     )
 
 
-def plan_training(
-    recipe: Recipe, gpu: Gpu, dtype: str
-) -> tuple[list[Report], Estimate, dict[str, Any]]:
-    """A report for each kind of rank, the step, and both as data for programs."""
+@dataclass(frozen=True)
+class Planned:
+    """A dry run of every kind of rank, the step they make, and both as data for programs."""
+
+    setting: Setting
+    reports: list[Report]
+    step: Estimate
+    answer: dict[str, Any]
+
+
+def plan_training(recipe: Recipe, gpu: Gpu, dtype: str) -> Planned:
+    """The dry run of a recipe."""
     setting = setting_of(recipe)
-    reports = [dry_run(setting, rank) for rank in kinds(setting)]
-    found = estimate(setting, reports, gpu, dtype)
+    places = kinds(setting)
+    reports = [dry_run(setting, rank) for rank in places]
+    step = estimate(setting, reports, gpu, dtype)
     memory = max(report.total for report in reports)
     answer = {
         "recipe": recipe.name,
@@ -52,30 +62,41 @@ def plan_training(
         "micro_batches": setting.micro_batches,
         "gpu_memory_bytes": int(gpu.memory),
         "fits": memory <= gpu.memory,
-        "per_rank": [rank_data(setting, report) for report in reports],
-        "step_seconds": found.seconds,
-        "micro_batch_seconds": asdict(found.slot),
-        "idle_seconds": found.bubble,
-        "tokens_per_second": found.tokens_per_second,
-        "utilisation": found.utilisation,
+        "per_rank": [
+            rank_data(setting, report, slot, places[report.rank])
+            for report, slot in zip(reports, step.slots, strict=True)
+        ],
+        "step_seconds": step.seconds,
+        "idle_seconds": step.bubble,
+        "exposed_seconds": step.exposed,
+        "optimizer_seconds": step.optimizer,
+        "tokens_per_second": step.tokens_per_second,
+        "utilisation": step.utilisation,
+        "utilisation_with_sends_hidden": step.utilisation * step.seconds / step.hidden_seconds,
     }
-    return reports, found, answer
+    return Planned(setting, reports, step, answer)
 
 
-def rank_data(setting: Setting, report: Report) -> dict[str, Any]:
-    """Bytes by part, and bytes sent in a step by the mesh's dimensions."""
+def rank_data(setting: Setting, report: Report, slot: Slot, places: list[int]) -> dict[str, Any]:
+    """Bytes by part, seconds of a micro-batch, bytes sent in a step by the mesh's dimensions."""
     parts = ("weights", "gradients", "optimizer", "gathered", "activations", "total")
+    stages = range(report.place, setting.plan.stages, setting.plan.pipeline)
     sent: Counter[str] = Counter()
     for part in report.parts:
         for group, size in (part.forward + part.backward).sent.items():
             name = report.groups.get(group, "other")
-            often = 1 if name in ("shard", "data") else setting.micro_batches
+            often = 1 if name in BESIDE else setting.micro_batches
             sent[name] += size * often
+    sent["replicas"] += report.averaged
     return {
         "rank": report.rank,
+        "places": places,
         "parameters": report.parameters,
+        "embedding": 0 in stages,
         "layers": [part.layers for part in report.parts],
+        "head": setting.plan.stages - 1 in stages,
         "in_flight": report.in_flight,
         "bytes": {name: getattr(report, name) for name in parts},
-        "sent_bytes": dict(sent),
+        "micro_batch_seconds": asdict(slot),
+        "sent_bytes": {name: size for name, size in sent.items() if size},
     }

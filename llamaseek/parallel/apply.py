@@ -49,7 +49,7 @@ def parallelize(
         if mesh.tensor is not None:
             for layer in part.model.layers:
                 split_layer(layer, mesh)
-        spread_experts(part, mesh, rows)
+        spread_experts(part, mesh, rows, plan.fp8_dispatch)
         if mesh.shard is not None:
             shard_weights(stages[number] if stages else part, part, mesh, plan, dtype)
     return Parallel(parts, stages, rows)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from llamaseek.errors import UserError
 from llamaseek.herd import DeepseekV3Config, Llama3Config, ModelConfig, config_from_sizes
+from llamaseek.herd.check import PACKED
 from llamaseek.herd.folder import read_config
 from llamaseek.parallel.auto import choose
 from llamaseek.plan.layout import Layout
 from llamaseek.recipe import Recipe
+from llamaseek.recipe_float8 import float8_problems
 from llamaseek.recipe_parallel import ParallelRecipe
 
 DEGREES = ("data", "shard", "tensor", "pipeline", "context", "expert")
@@ -33,7 +35,8 @@ def resolve(recipe: Recipe, ranks: int | None) -> Recipe:
 
     Chooses it where the recipe says `auto`; `UserError` for the first thing that cannot be.
     """
-    if recipe.parallel == ParallelRecipe() and ranks in (None, 1):
+    alone = recipe.parallel == ParallelRecipe() and ranks in (None, 1)
+    if alone and recipe.train.float8 == "none":
         return recipe
     config = model_config(recipe)
     if recipe.parallel.auto:
@@ -74,6 +77,7 @@ def problems(recipe: Recipe, config: ModelConfig, ranks: int | None) -> Iterator
     yield from _rows(recipe, plan, layout)
     yield from _experts(config, plan, layout)
     yield from _combinations(recipe, plan)
+    yield from float8_problems(recipe, config)
 
 
 def _divides(field: str, degree: int, what: str, size: int) -> Iterator[str]:
@@ -81,8 +85,18 @@ def _divides(field: str, degree: int, what: str, size: int) -> Iterator[str]:
         yield f"{field}: {degree} does not divide {what} ({size})"
 
 
-def _sizes(config: ModelConfig, plan: ParallelRecipe) -> Iterator[str]:
-    tensor = plan.tensor
+def answering_problems(config: ModelConfig, stored: Iterable[str], ranks: int) -> Iterator[str]:
+    """What keeps a folder of `stored` tensors from being answered with on several ranks."""
+    said = f"torchrun: {ranks} ranks"
+    if config.scores:
+        yield f"{said} are not for a reward model, which says nothing"
+    if any(name.endswith(PACKED) for name in stored):
+        yield f"{said} are not for weights packed in 4 or 8 bits; allowed: 1"
+    yield from tensor_problems(config, ranks, said)
+
+
+def tensor_problems(config: ModelConfig, degree: int, field: str) -> Iterator[str]:
+    """Heads and widths that a degree of tensor parallel does not divide."""
     if isinstance(config, Llama3Config):
         heads = {"the key-value heads": config.num_key_value_heads}
     else:
@@ -91,7 +105,11 @@ def _sizes(config: ModelConfig, plan: ParallelRecipe) -> Iterator[str]:
     if isinstance(config, DeepseekV3Config):
         widths["moe_intermediate_size"] = config.moe_intermediate_size
     for what, size in {**heads, **widths}.items():
-        yield from _divides("parallel.tensor", tensor, what, size)
+        yield from _divides(field, degree, what, size)
+
+
+def _sizes(config: ModelConfig, plan: ParallelRecipe) -> Iterator[str]:
+    yield from tensor_problems(config, plan.tensor, "parallel.tensor")
     layers = config.num_hidden_layers
     if plan.stages > layers + 2:  # the first may hold the embedding alone, the last the head
         yield (
@@ -99,7 +117,13 @@ def _sizes(config: ModelConfig, plan: ParallelRecipe) -> Iterator[str]:
             "embedding and head"
         )
     ahead = getattr(config, "num_nextn_predict_layers", 0)
-    if plan.pipeline > 1 and ahead > (layers + ahead) // plan.stages:
+    if plan.last_layers is not None:
+        if plan.pipeline == 1 or not ahead <= plan.last_layers <= layers:
+            yield (
+                f"parallel.last_layers: {plan.last_layers} is for parallel.pipeline above 1, and "
+                f"from {ahead} to {layers}"
+            )
+    elif plan.pipeline > 1 and ahead > (layers + ahead) // plan.stages:
         yield (
             f"parallel.pipeline: the {ahead} multi-token modules do not fit the last of "
             f"{plan.stages} stages; allowed: fewer stages"
@@ -128,6 +152,11 @@ def _rows(recipe: Recipe, plan: ParallelRecipe, layout: Layout) -> Iterator[str]
 
 
 def _experts(config: ModelConfig, plan: ParallelRecipe, layout: Layout) -> Iterator[str]:
+    if plan.fp8_dispatch and (plan.expert == 1 or config.hidden_size % 128):
+        yield (
+            "parallel.fp8_dispatch: true needs parallel.expert above 1 and a hidden_size that 128 "
+            f"divides, these are {plan.expert} and {config.hidden_size}"
+        )
     if plan.expert == 1:
         return
     if not isinstance(config, DeepseekV3Config):

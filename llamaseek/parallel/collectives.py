@@ -109,7 +109,7 @@ def reduce_scatter(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
     """The own slice along `dim` of the sum."""
     parts = x.chunk(group.size(), dim)
     slices = x.contiguous() if dim == 0 else torch.cat(parts)
-    # The operator that gives its result, so that recomputation can keep that (models/recompute.py).
+    # An operator that gives its result, so that recomputation can keep that (models/recompute.py).
     waiting = functional.reduce_scatter_tensor(slices, "sum", group.size(), group.group_name)
     own: Tensor = functional.wait_tensor(waiting)
     return own
@@ -117,8 +117,9 @@ def reduce_scatter(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
 
 def all_to_all(x: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
     """The rows that the ranks of the group sent here, in rank order."""
-    out = x.new_empty(sum(received), *x.shape[1:])
-    dist.all_to_all_single(out, x.contiguous(), received, sent, group=group)
+    # As above: what came from other ranks is not sent again.
+    waiting = functional.all_to_all_single(x.contiguous(), received, sent, group.group_name)
+    out: Tensor = functional.wait_tensor(waiting)
     return out
 
 

@@ -1,8 +1,8 @@
-"""A picture of a layout: the mesh of ranks, and how much of a layer's tensors a rank holds."""
+"""A picture of a layout: a rank's place in the mesh, and how much of a layer it holds."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,74 +11,88 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from llamaseek.errors import UserError, bad_value
 from llamaseek.parallel.dry_run import Report, Setting
+from llamaseek.parallel.mesh import DIMS
+from llamaseek.pictures import BLUE, GREEN, GREY, PURPLE, SKY, VERMILION, save
+from llamaseek.plan.layout import Layout
 
-# Okabe and Ito's palette, told apart with every kind of colour vision.
 COLOURS = {
-    "pipeline": "#CC79A7",
-    "data": "#999999",
-    "shard": "#009E73",
-    "context": "#56B4E9",
-    "tensor": "#0072B2",
-    "expert": "#D55E00",
+    "pipeline": PURPLE,
+    "data": GREY,
+    "shard": GREEN,
+    "context": SKY,
+    "tensor": BLUE,
+    "expert": VERMILION,
 }
-FORMATS = (".png", ".svg", ".pdf")
 MOST = 16  # squares drawn along a dimension; longer ones are cut short
+BAR = 2**17  # numbers from which on a tensor is drawn; norms are not
 
 
 def draw_layout(setting: Setting, reports: list[Report], path: Path) -> None:
-    """Write the picture; UserError for another ending or a bad path."""
-    if path.suffix not in FORMATS:
-        raise bad_value("draw", str(path), "a name that ends in .png, .svg or .pdf")
+    """Write the picture; UserError where it cannot be."""
     style: Any = {"font.size": 8}
-    partial = path.with_name(path.name + ".partial")
     with rc_context(style):
         figure = Figure(figsize=(9.5, 4.8), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.5))
-        _mesh(left, setting)
-        _tensors(right, reports[min(1, len(reports) - 1)])
-        try:
-            figure.savefig(partial, dpi=150, format=path.suffix[1:])
-            os.replace(partial, path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+        middle = reports[min(1, len(reports) - 1)]
+        _mesh(left, setting, middle.rank)
+        _tensors(right, setting, middle)
+        save(figure, path)
 
 
-def _mesh(axis: Axes, setting: Setting) -> None:
-    """A row of squares for each dimension wider than one; the filled one is rank 0's place."""
-    sizes = {name: size for name, size in setting.layout.to_dict().items() if size > 1}
-    for row, (name, size) in enumerate(sizes.items()):
-        for place in range(min(size, MOST)):
-            colour = COLOURS[name]
-            box = Rectangle((place, -row), 0.8, 0.6, edgecolor=colour, facecolor=colour, alpha=1.0)
-            box.set_fill(place == 0)
+def _mesh(axis: Axes, setting: Setting, rank: int) -> None:
+    """A row of squares for each dimension wider than one; the filled one is the rank's place."""
+    rows = list(_places(setting.layout, rank))
+    for row, (name, size, place) in enumerate(rows):
+        shown = min(size, MOST)
+        for square in range(shown):
+            box = Rectangle((square, -row), 0.8, 0.6, edgecolor=COLOURS[name])
+            box.set_facecolor(COLOURS[name] if square == min(place, shown - 1) else "none")
             axis.add_patch(box)
-        more = " …" if size > MOST else ""
+        more = f" … {size}" if size > MOST else ""
         axis.text(-0.4, -row + 0.3, f"{name} {size}", ha="right", va="center")
-        axis.text(min(size, MOST) + 0.1, -row + 0.3, more, va="center")
-    axis.set_xlim(-6, MOST + 1.5)
-    axis.set_ylim(-len(sizes) + 0.2, 1.2)
+        axis.text(shown, -row + 0.3, more, va="center")
+    axis.set_xlim(-6, MOST + 3)
+    axis.set_ylim(-max(len(rows), 4) + 0.2, 1.2)
     axis.set_axis_off()
-    note = "; expert divides data × shard" if setting.layout.expert > 1 else ""
-    axis.set_title(f"{setting.layout.gpus:,} ranks{note}", loc="left")
+    axis.set_title(f"{setting.layout.gpus:,} ranks; filled: the place of rank {rank:,}", loc="left")
 
 
-def _tensors(axis: Axes, report: Report) -> None:
-    """Bars of whole tensors of one layer, the part that a rank holds filled."""
-    for row, tensor in enumerate(report.tensors):
-        axis.add_patch(Rectangle((0, -row), 1, 0.7, fill=False, edgecolor="#999999"))
-        colour = COLOURS[tensor.dims[-1]] if tensor.dims else "#444444"
+def _places(layout: Layout, rank: int) -> Iterator[tuple[str, int, int]]:
+    """Dimensions from the outermost to neighbours, their sizes, and the rank's place in each."""
+    inner = layout.gpus
+    for name in DIMS:
+        size = getattr(layout, name)
+        inner //= size
+        if size > 1:
+            yield name, size, rank // inner % size
+    if layout.expert > 1:
+        yield "expert", layout.expert, rank // (layout.tensor * layout.context) % layout.expert
+
+
+def _tensors(axis: Axes, setting: Setting, report: Report) -> None:
+    """Bars of one layer's matrices, the part that a rank holds filled."""
+    matrices = [tensor for tensor in report.tensors if tensor.whole > BAR]
+    for row, tensor in enumerate(matrices):
+        dims = [dim for dim in tensor.dims if getattr(setting.layout, dim) > 1]
+        axis.add_patch(Rectangle((0, -row), 1, 0.7, fill=False, edgecolor=GREY))
+        colour = COLOURS[dims[0]] if dims else "#444444"
         width = tensor.held / tensor.whole
         axis.add_patch(Rectangle((0, -row), max(width, 0.004), 0.7, color=colour))
         axis.text(-0.02, -row + 0.35, tensor.name, ha="right", va="center")
-        how = ", ".join(tensor.dims) or "whole"
-        axis.text(
-            1.02, -row + 0.35, f"{tensor.held / 1e6:,.3g}M of {tensor.whole / 1e6:,.4g}M: {how}"
-        )
-    axis.set_xlim(-0.75, 1.75)
-    axis.set_ylim(-len(report.tensors) + 0.2, 1.2)
+        how = f"{short(tensor.held)} of {short(tensor.whole)}, by {' and '.join(dims)}"
+        text = how if dims else f"{short(tensor.whole)}, whole"
+        axis.text(1.02, -row + 0.35, text, va="center")
+    axis.set_xlim(-0.8, 1.9)
+    axis.set_ylim(-len(matrices) + 0.2, 1.2)
     axis.set_axis_off()
-    layer = report.parts[0].layers[0] if report.parts[0].layers else 0
-    axis.set_title(f"layer {layer} on rank {report.rank:,}: numbers held", loc="left")
+    layers = [layer for part in report.parts for layer in part.layers]
+    axis.set_title(f"the matrices of layer {layers[0] if layers else 0} there", loc="left")
+
+
+def short(count: float) -> str:
+    """A number in thousands, millions or billions."""
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if count >= unit:
+            return f"{count / unit:.3g}{name}"
+    return f"{count:.0f}"

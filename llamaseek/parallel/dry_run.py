@@ -29,7 +29,8 @@ from llamaseek.data.batch import Batch
 from llamaseek.herd import ModelConfig
 from llamaseek.models import CausalLM, DeepseekV3, build_model
 from llamaseek.models.head import Softmax
-from llamaseek.models.moe import run_experts
+from llamaseek.models.moe import add_rows, run_experts
+from llamaseek.models.recompute import recompute
 from llamaseek.parallel.apply import Parallel, parallelize
 from llamaseek.parallel.collectives import exchange
 from llamaseek.parallel.context import SlicedRotary
@@ -39,6 +40,8 @@ from llamaseek.parallel.movement import Movement
 from llamaseek.parallel.pipeline import Stage, routes
 from llamaseek.parallel.ranks import layout_of
 from llamaseek.parallel.trace import Work, counted
+from llamaseek.parallel.weights import Weight, weights_of
+from llamaseek.parallel.zero import Zero
 from llamaseek.plan.layout import Layout, stage_layers
 from llamaseek.recipe import Recomputed
 from llamaseek.recipe_parallel import ParallelRecipe
@@ -58,6 +61,7 @@ class Setting:
     checkpoint: Recomputed = "none"
     depth: int = 0  # multi-token modules trained
     compile: bool = False
+    moment: int = 4  # bytes of each of AdamW's two moments
 
     @property
     def layout(self) -> Layout:
@@ -97,6 +101,7 @@ class Report:
     gradients: int
     optimizer: int
     gathered: int  # weights whole in bf16, and their gradients before they are scattered
+    averaged: int  # bytes sent after a step's backward passes: gradients, and what ZeRO-1 stepped
     in_flight: int  # forwards of parts that wait for their backward at once
     stride: int = 1  # micro-batches that a part takes in a row before the next one's turn
     micro_batches: int = 1
@@ -132,24 +137,24 @@ def fullest_moment(parts: list[Part], stride: int, micro_batches: int, most: int
     return fullest
 
 
-def kinds(setting: Setting) -> list[int]:
-    """A rank of every kind: the first one of each pipeline place that differs from those before
-    it in how many layers it holds, of which sort, and whether it holds embedding or head.
+def kinds(setting: Setting) -> dict[int, list[int]]:
+    """A rank of every kind, and the pipeline places that hold the same as its own: as many layers
+    of each sort, and embedding or head or neither.
     """
     layout, stages = setting.layout, setting.plan.stages
     config = setting.config
     dense = getattr(config, "first_k_dense_replace", 0)
     total = config.num_hidden_layers + getattr(config, "num_nextn_predict_layers", 0)
     each = layout.gpus // layout.pipeline
-    found: dict[tuple[object, ...], int] = {}
+    found: dict[tuple[object, ...], list[int]] = {}
     for place in range(layout.pipeline):
         held = []
         for stage in range(place, stages, layout.pipeline):
-            layers = stage_layers(total, stages, stage)
+            layers = stage_layers(total, stages, stage, setting.plan.last_layers)
             mixtures = sum(layer >= dense for layer in layers)
             held.append((len(layers), mixtures, stage == 0, stage == stages - 1))
-        found.setdefault(tuple(held), place * each)
-    return list(found.values())
+        found.setdefault(tuple(held), []).append(place)
+    return {places[0] * each: places for places in found.values()}
 
 
 def dry_run(setting: Setting, rank: int) -> Report:
@@ -158,10 +163,10 @@ def dry_run(setting: Setting, rank: int) -> Report:
         mesh = Mesh(setting.layout, "cpu")
         with torch.device("meta"):
             model = build_model(setting.config)
-        model.checkpoint_activations = setting.checkpoint
         parallel = parallelize(model, mesh, setting.plan, torch.bfloat16)
         for part in parallel.parts:
             prepare(part.train())
+            recompute(part.model.layers, setting.checkpoint)
         with FakeTensorMode(allow_non_fake_inputs=True), whole_tensors_unseen():
             return run(setting, rank, mesh, parallel)
 
@@ -209,12 +214,12 @@ class BalancedExperts(SplitExperts):
         ranks, experts = group.size(), weights[0].shape[0]
         tokens = torch.arange(chosen.numel()) // chosen.shape[1]
         even = [len(tokens) // ranks] * ranks
-        rows = exchange(x[tokens], even, even, group)
+        rows = self.dispatch(x[tokens], even, even, group)
         shares = exchange(gates.flatten()[tokens], even, even, group)
         ids = torch.arange(len(rows)) % experts
         load = torch.full((experts,), len(rows) // experts)
-        out = run_experts(rows, ids[:, None], shares[:, None], load, *weights)
-        return torch.zeros_like(x).index_add(0, tokens, exchange(out, even, even, group))
+        out = run_experts(rows, ids[:, None], shares[:, None], load, *weights, self.product)
+        return add_rows(self.combine(out, even, even, group), tokens, len(x))
 
 
 def prepare(part: CausalLM) -> None:
@@ -250,9 +255,10 @@ def whole_weights(part: CausalLM, mesh: Mesh) -> int:
 
 
 def at_rest(setting: Setting, rank: int, mesh: Mesh, parts: list[CausalLM]) -> Report:
-    """Weights, gradients and AdamW's two moments in float32; moments shared out where asked."""
+    """Weights and gradients in float32, and AdamW's two moments, shared out where asked."""
     plan = setting.plan
     numbers = sum(local(p).numel() for part in parts for p in part.parameters())
+    weights = weights_of(parts, mesh)
     whole = sum(whole_weights(part, mesh) for part in parts)
     # Micro-batches of a pipeline add up whole gradients in float32 before they are scattered.
     added = 2 * whole if plan.pipeline > 1 and setting.micro_batches > 1 else 0
@@ -263,14 +269,28 @@ def at_rest(setting: Setting, rank: int, mesh: Mesh, parts: list[CausalLM]) -> R
         parameters=numbers,
         weights=4 * numbers,
         gradients=4 * numbers,
-        optimizer=8 * numbers // (plan.data if plan.zero else 1),
+        optimizer=2 * setting.moment * (most_stepped(weights, mesh) if plan.zero else numbers),
         gathered=whole + added,
+        averaged=averaged(weights, plan.zero),
         in_flight=in_flight(setting, place),
         stride=min(plan.pipeline, setting.micro_batches),
         micro_batches=setting.micro_batches,
         groups=group_names(mesh),
         tensors=first_layer(parts[0]),
     )
+
+
+def most_stepped(weights: list[Weight], mesh: Mesh) -> int:
+    """Numbers whose moments the fullest rank keeps with ZeRO-1, which deals out whole weights."""
+    zero = Zero(weights, mesh)
+    hands = (max(sum(w.own.numel() for w in hand) for hand in dealt) for _, dealt in zero.dealt)
+    return sum(w.own.numel() for w in zero.alone) + sum(hands)
+
+
+def averaged(weights: list[Weight], zero: bool) -> int:
+    """Bytes: gradients of the same numbers are scattered and gathered; ZeRO-1 gathers weights."""
+    shared = [(w.own.numel(), w.group.size()) for w in weights if w.group is not None]
+    return sum(round(4 * (2 + zero) * count * (n - 1) / n) for count, n in shared)
 
 
 def first_layer(part: CausalLM) -> list[Held]:
@@ -302,7 +322,7 @@ def group_names(mesh: Mesh) -> dict[str, str]:
     wide = [dim for dim, size in mesh.sizes.items() if size > 1]
     named: dict[str, str] = {str(mesh.root.get_group(dim).group_name): dim for dim in wide}
     if mesh.expert is not None:
-        named[str(mesh.expert.group_name)] = "expert"
+        named["exchange"] = "expert"
     return named
 
 

@@ -1,10 +1,11 @@
 """How long a step takes: each rank's counted work at published rates, nothing assumed of the whole.
 
 A micro-batch takes its products, its attention (half of the keys, where causality says so), what it
-moves to and from memory, and its sends one after the other; sends over the data and shard ranks go
-beside one micro-batch's work, and what is longer shows. A pipeline of p places takes as many such
-times as it has micro-batches, and p - 1 more, each shorter by the stages a rank. The utilisation is
-what comes out.
+moves to and from memory, and its sends one after the other, as the training loop runs them. What
+FSDP gathers and scatters goes beside one micro-batch's work, and what is longer shows; gradients
+of replicas are averaged after the last backward. A pipeline of p places takes as many such times as
+it has micro-batches, and p - 1 more, each shorter by the stages a rank. The utilisation is what
+comes out.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ from llamaseek.plan.flops import training_flops
 from llamaseek.plan.gpus import Gpu
 from llamaseek.plan.rates import Rates, rates_of
 
-BESIDE = ("data", "shard")  # dimensions whose sends run beside the work
-STATE_BYTES = 4 * (4 + 3)  # of AdamW a parameter: four numbers read, three written
+BESIDE = ("data", "shard")  # dimensions whose sends in a micro-batch are FSDP's
 
 
 @dataclass(frozen=True)
@@ -50,39 +50,45 @@ class Estimate:
     """One step of all ranks together."""
 
     seconds: float
-    slot: Slot  # of the slowest rank
+    slots: list[Slot]  # a micro-batch on each kind of rank
     bubble: float  # seconds that the slowest rank waits for the pipeline
-    beside: float  # seconds of data and shard sends that nothing hides
+    exposed: float  # seconds of sends once a step that nothing hides
     optimizer: float
     tokens_per_second: float
     utilisation: float  # of the peak in `dtype`, by the FLOPs that published figures count
+    hidden_seconds: float  # a step's, did every send of a micro-batch run beside its work
+
+    @property
+    def slot(self) -> Slot:
+        """The slowest rank's, whose pace the others keep."""
+        return max(self.slots, key=lambda slot: slot.seconds)
 
 
 def estimate(setting: Setting, reports: list[Report], gpu: Gpu, dtype: str) -> Estimate:
     """The step that the slowest of the ranks makes."""
     rates, layout, plan = rates_of(gpu, dtype), setting.layout, setting.plan
     slots = [rank_slot(setting, report, rates) for report in reports]
-    slowest = max(slots, key=lambda found: found.seconds)
-    busy = setting.micro_batches * slowest.seconds
-    idle = (plan.pipeline - 1) * slowest.seconds / (plan.stages // plan.pipeline)
+    slowest = max(slot.seconds for slot in slots)
+    working = max(slot.seconds - slot.sends for slot in slots)
+    waits = (plan.pipeline - 1) / (plan.stages // plan.pipeline)  # in micro-batches
     if plan.schedule == "zero_bubble" and plan.pipeline > 1:
-        idle /= 3  # weights' gradients fill the rest (Qi et al. 2023, ZB-H1)
-    beside = max(beside_seconds(report, rates, setting) for report in reports)
-    exposed = max(beside - slowest.seconds, 0.0)
-    stepping = max(report.parameters for report in reports) * STATE_BYTES / rates.memory
-    stepping /= plan.data if plan.zero else 1
-    seconds = busy + idle + exposed + stepping
+        waits /= 3  # weights' gradients fill the rest (Qi et al. 2023, ZB-H1)
+    passes = setting.micro_batches + waits
+    exposed = max(exposed_seconds(report, rates, slowest) for report in reports)
+    stepping = max(step_bytes(setting, report) for report in reports) / rates.memory
+    seconds = passes * slowest + exposed + stepping
     rows = setting.rows * setting.micro_batches * layout.replicas
     tokens = rows * setting.length
     flops = tokens * training_flops(setting.config, "pretrain", setting.length)
     return Estimate(
         seconds=seconds,
-        slot=slowest,
-        bubble=idle,
-        beside=exposed,
+        slots=slots,
+        bubble=waits * slowest,
+        exposed=exposed,
         optimizer=stepping,
         tokens_per_second=tokens / seconds,
         utilisation=flops / (seconds * layout.gpus * gpu.peak(dtype)),
+        hidden_seconds=passes * working + exposed + stepping,
     )
 
 
@@ -103,7 +109,7 @@ def slot(setting: Setting, report: Report, rates: Rates, work: Work) -> Slot:
     split = 2 * setting.plan.context
     causal = split / (split + 1) if setting.plan.context > 1 else 0.5
     sends = sum(
-        size / rates.reach(reach(setting, report.groups.get(group, "")))
+        send_seconds(setting, report.groups.get(group, ""), size, rates)
         for group, size in work.sent.items()
         if report.groups.get(group) not in BESIDE
     )
@@ -118,23 +124,35 @@ def slot(setting: Setting, report: Report, rates: Rates, work: Work) -> Slot:
     )
 
 
-def reach(setting: Setting, name: str) -> int:
-    """How many neighbouring ranks a group spans: tensor ranks stand closest."""
+def send_seconds(setting: Setting, name: str, size: float, rates: Rates) -> float:
+    """Seconds that a rank's `size` bytes to its group take. Tensor ranks stand closest, then
+    context ranks, then those that share experts.
+    """
     layout = setting.layout
-    inside = {"tensor": layout.tensor, "context": layout.tensor * layout.context}
-    experts = layout.tensor * layout.context * layout.expert
-    return inside.get(name, experts if name == "expert" else layout.gpus)
+    near = {"tensor": 1, "context": layout.tensor, "expert": layout.tensor * layout.context}
+    ranks = getattr(layout, name, layout.gpus)
+    inside = rates.node // near.get(name, rates.node)  # ranks of the group in a node
+    if ranks <= inside:
+        return size / rates.link
+    if name != "expert":
+        return size / rates.network
+    # An exchange goes to all ranks alike, over both at once.
+    away = (ranks - max(inside, 1)) / (ranks - 1)
+    return max(size * away / rates.network, size * (1 - away) / rates.link)
 
 
-def beside_seconds(report: Report, rates: Rates, setting: Setting) -> float:
-    """Gathering weights, scattering and averaging gradients, once a step."""
+def exposed_seconds(report: Report, rates: Rates, slot: float) -> float:
+    """What FSDP sends beyond one micro-batch's time, and averaging of gradients."""
     sent = sum(
         size
         for work in works(report)
         for group, size in work.sent.items()
         if report.groups.get(group) in BESIDE
     )
-    data = setting.plan.data
-    if data > 1:  # gradients are averaged after the last backward
-        sent += int(2 * 4 * report.parameters * (data - 1) / data)
-    return sent / rates.network
+    return max(sent / rates.network - slot, 0.0) + report.averaged / rates.network
+
+
+def step_bytes(setting: Setting, report: Report) -> float:
+    """Bytes that AdamW moves: gradients read, weights and moments read and written."""
+    stepped = report.optimizer / (2 * setting.moment)
+    return stepped * (3 * 4 + 4 * setting.moment)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
 from llamaseek.models import CausalLM
-from llamaseek.models.moe import Experts, count_choices, run_experts
+from llamaseek.models.moe import Experts, add_rows, count_choices, run_experts
+from llamaseek.models.recompute import unneeded
 from llamaseek.parallel.collectives import (
     Group,
     all_gather,
@@ -28,6 +29,7 @@ from llamaseek.parallel.collectives import (
     sum_whole,
 )
 from llamaseek.parallel.context import Slices
+from llamaseek.parallel.dispatch import exchange_in_fp8
 from llamaseek.parallel.mesh import Mesh
 from llamaseek.parallel.tensor import local, split
 
@@ -37,6 +39,20 @@ class SplitExperts(Experts):
 
     expert: Group
     tensor: Group
+    fp8: bool = False  # rows travel in fp8
+
+    def dispatch(
+        self, x: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup
+    ) -> Tensor:
+        """Rows (N, D) to the ranks of their experts."""
+        return (exchange_in_fp8 if self.fp8 else exchange)(x, sent, received, group)
+
+    def combine(
+        self, x: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup
+    ) -> Tensor:
+        """Results back to where the rows came from."""
+        with unneeded():
+            return exchange(x, received, sent, group)
 
     def forward(self, x: Tensor, chosen: Tensor, gates: Tensor, load: Tensor) -> Tensor:
         """As `Experts.forward` for this rank's tokens, whose experts are anywhere."""
@@ -44,10 +60,9 @@ class SplitExperts(Experts):
             x, gates = gather(x, 0, self.tensor), gather(gates, 0, self.tensor)
             chosen = all_gather(chosen, 0, self.tensor)
             load = count_choices(chosen, load.shape[0])
-        gate_up = local(self.gate_up_proj).flatten(1, 2).to(x.dtype)
-        weights = (gate_up, local(self.down_proj).to(x.dtype))
+        weights = (local(self.gate_up_proj).flatten(1, 2), local(self.down_proj))
         if self.expert is None:
-            out = run_experts(x, chosen, gates, load, *weights)
+            out = run_experts(x, chosen, gates, load, *weights, self.product)
         else:
             out = self._elsewhere(x, chosen, gates, load, weights, self.expert)
         return scatter(out, 0, self.tensor)
@@ -68,12 +83,13 @@ class SplitExperts(Experts):
         ones = [1] * group.size()
         coming = all_to_all(going, ones, ones, group)  # (R, E / R) rows of each rank
         sent, received = going.sum(1).tolist(), coming.sum(1).tolist()
-        rows = exchange(x[tokens], sent, received, group)
+        rows = self.dispatch(x[tokens], sent, received, group)
         shares = exchange(gates.flatten()[order], sent, received, group)
         experts = torch.arange(coming.shape[1], device=x.device).repeat(group.size())
         local_ids = experts.repeat_interleave(coming.flatten())
-        out = run_experts(rows, local_ids[:, None], shares[:, None], coming.sum(0), *weights)
-        return torch.zeros_like(x).index_add(0, tokens, exchange(out, received, sent, group))
+        load = coming.sum(0)
+        out = run_experts(rows, local_ids[:, None], shares[:, None], load, *weights, self.product)
+        return add_rows(self.combine(out, sent, received, group), tokens, len(x))
 
 
 class SplitRows:
@@ -92,11 +108,15 @@ class SplitRows:
         return own < (self.time or columns * ranks * self.slices.ranks)
 
 
-def spread_experts(model: CausalLM, mesh: Mesh, rows: SplitRows) -> None:
-    """Put split experts in place of a model's own, and means over whole rows. In place."""
+def spread_experts(model: CausalLM, mesh: Mesh, rows: SplitRows, fp8: bool = False) -> None:
+    """Put split experts in place of a model's own, and means over whole rows. In place.
+
+    With `fp8` rows travel to them in it.
+    """
     for moe in model.moe_layers().values():
         if mesh.expert is not None or mesh.tensor is not None:
             moe.experts = split_experts(moe.experts, mesh)
+            moe.experts.fp8 = fp8
         if mesh.slices is not None:
             moe.row_mean, moe.real = _mean_over(mesh.slices, rows), rows.real
 
@@ -106,7 +126,7 @@ def split_experts(experts: Experts, mesh: Mesh) -> SplitExperts:
     count, _, hidden, width = experts.gate_up_proj.shape
     with torch.device("meta"):
         kept = SplitExperts(count, width, hidden)
-    kept.expert, kept.tensor = mesh.expert, mesh.tensor
+    kept.expert, kept.tensor, kept.product = mesh.expert, mesh.tensor, experts.product
     kept.gate_up_proj = _share(experts.gate_up_proj, mesh, 2)
     kept.down_proj = _share(experts.down_proj, mesh, 2)
     return kept

@@ -126,18 +126,20 @@ def cut(model: CausalLM, plan: ParallelRecipe, mesh: Mesh) -> list[CausalLM]:
     if plan.pipeline == 1:
         return [model]
     indices = range(mesh.rank("pipeline"), plan.stages, plan.pipeline)
-    return [part(model, index, plan.stages) for index in indices]
+    total = len(model.model.layers)
+    return [
+        part(model, index, plan.stages, stage_layers(total, plan.stages, index, plan.last_layers))
+        for index in indices
+    ]
 
 
-def part(model: CausalLM, index: int, stages: int) -> CausalLM:
-    """Stage `index` of a model: its layers, and what the first and the last stage hold."""
+def part(model: CausalLM, index: int, stages: int, layers: range) -> CausalLM:
+    """Stage `index` of a model: `layers` of it, and what the first and the last stage hold."""
     with torch.device("meta"):
         made = build_model(model.config)
-    layers = stage_layers(len(model.model.layers), stages, index)
     for layer in range(len(made.model.layers)):
         made.model.layers[layer] = model.model.layers[layer] if layer in layers else Elsewhere()
     made.model.rotary = deepcopy(model.model.rotary)
-    made.checkpoint_activations = model.checkpoint_activations
     first, last = index == 0, index == stages - 1
     end = "score" if model.config.scores else "lm_head"
     embedding, head = model.model.embed_tokens, model.get_submodule(end)

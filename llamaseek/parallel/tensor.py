@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from llamaseek.errors import UserError
 from llamaseek.models.attention import GroupedQueryAttention, LatentAttention
 from llamaseek.models.layers import GatedMLP
-from llamaseek.models.recompute import parts_of_sums
+from llamaseek.models.recompute import unneeded
 from llamaseek.parallel.collectives import Group, gather, scatter
 from llamaseek.parallel.mesh import Mesh
 
@@ -46,7 +46,7 @@ class SummedLinear(SplitLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I / R) → this rank's part of the sum (..., O)."""
-        with parts_of_sums():
+        with unneeded():
             return super().forward(x)
 
 

@@ -33,8 +33,9 @@ FLOPS: dict[Any, Callable[..., float]] = {
         lambda out, q, k, v, *rest, **kw: 2.5 * _attention(q.shape, k.shape, v.shape)
     ),
 }
-SCATTER = torch.ops._c10d_functional.reduce_scatter_tensor.default
-COLLECTIVES = GATHERS | {SCATTER, c10d.allreduce_.default, c10d.alltoall_base_.default}
+functional = torch.ops._c10d_functional
+SCATTER, EXCHANGE = functional.reduce_scatter_tensor.default, functional.all_to_all_single.default
+COLLECTIVES = GATHERS | {SCATTER, EXCHANGE, c10d.allreduce_.default}
 
 
 @dataclass
@@ -91,14 +92,16 @@ class Counting(TorchDispatchMode):
         if func == SCATTER:
             self._sends(args[3], sizes([args[0]]), args[2])
             return
+        if func == EXCHANGE:
+            # By its own name: the ranks may be those of another group as well.
+            self._sends("exchange", sizes([args[0]]), len(args[1]))
+            return
         group = next(ProcessGroup.unbox(a) for a in args if isinstance(a, torch.ScriptObject))
         if func in GATHERS:
             whole = args[0] if func == c10d._allgather_base_.default else args[1]
             size = sizes([whole])
-        elif func == c10d.allreduce_.default:
-            size = 2 * sizes(args[0])  # scattered, then gathered
         else:
-            size = sizes([args[1]])
+            size = 2 * sizes(args[0])  # all-reduce: scattered, then gathered
         self._sends(group.group_name, size, group.size())
 
     def _sends(self, group: str, size: int, ranks: int) -> None:

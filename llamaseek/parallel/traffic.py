@@ -8,6 +8,7 @@ of what is added up, as the ring algorithms do it.
 from __future__ import annotations
 
 from collections import Counter
+from math import prod
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ class Traffic(TorchDispatchMode):
     ) -> Any:
         if func is torch.ops._c10d_functional.reduce_scatter_tensor.default:
             self._add("reduce_scatter", (args[2] - 1) / args[2] * size(args[0]))
+        elif func is torch.ops._c10d_functional.all_to_all_single.default:
+            self._add("all_to_all", (len(args[1]) - 1) / len(args[1]) * sum(args[1]) * row(args[0]))
         elif func.namespace == "c10d":
             self._count(func._schema.name.removeprefix("c10d::").strip("_"), args)
         return func(*args, **(kwargs or {}))
@@ -48,8 +51,6 @@ class Traffic(TorchDispatchMode):
             self._add("all_gather", share * size(args[0]))
         elif name.startswith(("_reduce_scatter_base", "reduce_scatter")):
             self._add("reduce_scatter", share * size(args[1]))
-        elif name.startswith("alltoall"):
-            self._add("all_to_all", share * size(args[0]))
         elif name.startswith("broadcast"):
             self._add("broadcast", share * size(args[0]))
         elif name.startswith("recv"):
@@ -58,6 +59,11 @@ class Traffic(TorchDispatchMode):
     def _add(self, name: str, received: float) -> None:
         self.calls[name] += 1
         self.received[name] += round(received)
+
+
+def row(x: Tensor) -> int:
+    """Bytes of one of its rows."""
+    return prod(x.shape[1:]) * x.element_size()
 
 
 def size(value: Any) -> int:

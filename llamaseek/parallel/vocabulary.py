@@ -32,7 +32,7 @@ class SplitEmbedding(nn.Embedding):
         tokens, weight = self.slices.own(tokens), local(self.weight)
         if self.group is None:
             return F.embedding(tokens, weight)
-        inside, place = own_ids(tokens, weight.shape[0], self.group)
+        inside, place = own_ids(tokens, weight.shape[0], self.group.rank())
         rows = F.embedding(place, weight).masked_fill(~inside[..., None], 0)
         return scatter(rows, 1, self.group)
 
@@ -104,9 +104,9 @@ def split_score(score: Score, slices: Slices, group: Group) -> SplitScore:
     return new
 
 
-def own_ids(ids: Tensor, rows: int, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
-    """Which ids this rank's `rows` rows hold, and where (0 for the others)."""
-    place = ids - group.rank() * rows
+def own_ids(ids: Tensor, rows: int, rank: int) -> tuple[Tensor, Tensor]:
+    """Which ids the `rows` rows of a rank hold, and where (0 for the others)."""
+    place = ids - rank * rows
     inside = (place >= 0) & (place < rows)
     return inside, place.masked_fill(~inside, 0)
 
@@ -116,7 +116,7 @@ def vocabulary_softmax(group: dist.ProcessGroup) -> Softmax:
 
     def gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         log_p, share = _log_probs_and_shares(logits, targets, group)
-        inside, place = own_ids(targets, logits.shape[1], group)
+        inside, place = own_ids(targets, logits.shape[1], group.rank())
         share.scatter_add_(1, place[:, None], -inside[:, None].to(share.dtype))
         return -log_p.sum(), share.to(logits.dtype)
 
@@ -135,7 +135,7 @@ def _log_probs_and_shares(
     top = wide.amax(1)
     dist.all_reduce(top, dist.ReduceOp.MAX, group=group)
     shifted = wide - top[:, None]
-    inside, place = own_ids(targets, logits.shape[1], group)
+    inside, place = own_ids(targets, logits.shape[1], group.rank())
     at_target = shifted.gather(1, place[:, None]).squeeze(1).masked_fill(~inside, 0)
     exponents = shifted.exp()
     sums = torch.stack((at_target, exponents.sum(1)))
@@ -147,7 +147,7 @@ class _LogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, group: dist.ProcessGroup) -> Tensor:
         log_p, share = _log_probs_and_shares(logits, targets, group)
-        inside, place = own_ids(targets, logits.shape[1], group)
+        inside, place = own_ids(targets, logits.shape[1], group.rank())
         ctx.save_for_backward(share, inside, place)
         ctx.dtype = logits.dtype
         return log_p

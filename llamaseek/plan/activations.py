@@ -171,8 +171,8 @@ def _mixture(config: DeepseekV3Config, run: Pass) -> float:
     router = FLOAT * (config.n_routed_experts + chosen + 2) + INTEGER * 3 * chosen
     if full and (run.number < FLOAT or not config.n_shared_experts or run.tensor > 1):
         router += FLOAT * width  # the router's fp32 input, in fp32 also the shared experts'
-    # gate and up, silu, their product, the product with the gates; outputs, gates; inputs.
+    # gate and up, silu, their product, the product with the gates; gates; inputs.
     inside = run.number * (4 + full) * inner / run.tensor
-    expert = inside + run.number * ((1 + full) * width + 1)
+    expert = inside + run.number * (full * width + 1)
     shared = _gated(width, inner * config.n_shared_experts, run) if config.n_shared_experts else 0
     return router / run.tensor + chosen * expert + shared

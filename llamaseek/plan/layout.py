@@ -36,10 +36,14 @@ class Layout:
         return asdict(self)
 
 
-def stage_layers(layers: int, pipeline: int, stage: int) -> range:
-    """The layers of one stage. Where they do not divide, the first and last stage, which also
-    hold the embedding and the head, get fewer.
+def stage_layers(layers: int, pipeline: int, stage: int, last: int | None = None) -> range:
+    """The layers of one stage, `last` of them in the last one. Where the others, or without it all,
+    do not divide, the first and last stage, which also hold the embedding and the head, get fewer.
     """
+    if last is not None:
+        if stage == pipeline - 1:
+            return range(layers - last, layers)
+        return stage_layers(layers - last, pipeline - 1, stage)
     each, extra = divmod(layers, pipeline)
     # Stages 1, 2, … take the extra layers first, then the last, then stage 0.
     order = [*range(1, pipeline), 0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,30 +9,29 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from llamaseek.errors import UserError, bad_value
+from llamaseek.errors import UserError
+from llamaseek.pictures import BLUE, GREEN, PURPLE, SKY, VERMILION, YELLOW, check_format, save
 from llamaseek.plan.memory import Memory
 from llamaseek.plan.planner import Planner
 from llamaseek.plan.question import Question
 from llamaseek.plan.text import size, title
 
-# Okabe and Ito's palette, told apart with every kind of colour vision; light and dark alternate.
+# Light and dark alternate.
 COLOURS = {
-    "weights": "#0072B2",
-    "gradients": "#F0E442",
-    "optimizer": "#D55E00",
-    "activations": "#56B4E9",
-    "cache": "#009E73",
-    "working": "#CC79A7",
+    "weights": BLUE,
+    "gradients": YELLOW,
+    "optimizer": VERMILION,
+    "activations": SKY,
+    "cache": GREEN,
+    "working": PURPLE,
 }
 LABELS = {"working": "working memory"}
-FORMATS = (".png", ".svg", ".pdf")
 GIGA = 1e9
 
 
 def draw(question: Question, answer: dict[str, Any], path: Path) -> None:
     """Write the plot; UserError for another ending, a plan without a model, or a bad path."""
-    if path.suffix not in FORMATS:
-        raise bad_value("plot", str(path), "a name that ends in .png, .svg or .pdf")
+    check_format("plot", path)
     if question.config is None:
         raise UserError("plot: needs a model; --params alone has no layout to draw")
     planner = Planner(question)
@@ -45,18 +43,7 @@ def draw(question: Question, answer: dict[str, Any], path: Path) -> None:
         axis = figure.subplots()
         _bars(axis, found, question.gpu.memory)
         _limits(axis, question, planner.usable, answer)
-        _write(figure, path)
-
-
-def _write(figure: Figure, path: Path) -> None:
-    """Beside `path`, then renamed into place."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        figure.savefig(partial, dpi=150, format=path.suffix[1:])
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+        save(figure, path)
 
 
 def gpu_counts(answer: dict[str, Any]) -> list[int]:

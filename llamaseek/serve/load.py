@@ -8,9 +8,12 @@ from pathlib import Path
 
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.options import EngineOptions
-from llamaseek.errors import bad_value
+from llamaseek.errors import UserError, bad_value
+from llamaseek.models import CausalLM
 from llamaseek.models.adapter import Adapter, read_adapter
 from llamaseek.models.checkpoint import load_model
+from llamaseek.parallel.narrow import load_share
+from llamaseek.parallel.tensor_group import TensorGroup
 from llamaseek.safety.guard import load_guard
 from llamaseek.serve.guard import ServedGuard
 from llamaseek.serve.options import ServeOptions
@@ -22,26 +25,39 @@ from llamaseek.train.machine import pick_device, pick_dtype
 DTYPES = ("auto", "bf16", "fp32")
 
 
-def load_service(
-    folder: Path,
-    device: str,
-    dtype: str,
-    options: ServeOptions,
-    engine: EngineOptions,
-    adapters: Sequence[str] = (),
-) -> Service:
-    """The model of a folder and adapters as `name=folder`, ready to be served.
-
-    UserError as the loaders raise it, and for a name that is not there or taken.
-    """
+def load_weights(
+    folder: Path, device: str, dtype: str, group: TensorGroup | None = None
+) -> CausalLM:
+    """The model of a folder, or this rank's share of it. UserError as the loaders raise it."""
     if dtype not in DTYPES:
         raise bad_value("--dtype", dtype, ", ".join(DTYPES))
     place = pick_device(device, "--device")
+    precision = pick_dtype(dtype, place)
+    if group is not None:
+        return load_share(folder, precision, group, place)
+    return load_model(folder, precision, fp8=place.type == "cuda", mapped=True, device=place)
+
+
+def make_service(
+    model: CausalLM,
+    folder: Path,
+    options: ServeOptions,
+    engine: EngineOptions,
+    adapters: Sequence[str] = (),
+    group: TensorGroup | None = None,
+) -> Service:
+    """A folder's model with adapters as `name=folder`, ready to be served.
+
+    UserError for an adapter's name that is not there or taken, and for any beside a `group`.
+    """
+    if adapters and group is not None:
+        raise UserError(
+            f"--adapter: {adapters[0]} is not for several ranks; fold it in with: "
+            "llamaseek convert --adapter"
+        )
     tokenizer = Tokenizer.load(folder)
-    kept, kind = place.type == "cuda", pick_dtype(dtype, place)
-    model = load_model(folder, kind, fp8=kept, mapped=True, device=place)
     found = read_adapters(adapters, options.name)
-    return Service(Engine(model, tokenizer, engine, found), tokenizer, options)
+    return Service(Engine(model, tokenizer, engine, found, group), tokenizer, options)
 
 
 def read_adapters(given: Sequence[str], base: str) -> dict[str, Adapter]:

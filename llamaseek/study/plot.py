@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from llamaseek.errors import UserError
+from llamaseek.pictures import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, save
 
-# Okabe and Ito's palette, told apart with every kind of colour vision.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 MAIN, SECOND = COLOURS[:2]
 STYLE: Any = {
     "font.size": 9,
@@ -29,17 +27,11 @@ STYLE: Any = {
 
 def write_figure(path: Path, title: str, draw: Callable[[Figure], None]) -> None:
     """Let `draw` fill a figure; written beside `path` and renamed into place."""
-    partial = path.with_name(path.name + ".partial")
     with rc_context(STYLE):
         figure = Figure(figsize=(7.5, 4.2), layout="constrained")
         draw(figure)
         figure.suptitle(title, fontsize=9, x=0.01, ha="left")
-        try:
-            figure.savefig(partial, dpi=150, format="png")
-            os.replace(partial, path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+        save(figure, path)
 
 
 def panel(figure: Figure, x: str, y: str) -> Axes:

@@ -19,6 +19,7 @@ from llamaseek.data.batch import Batch
 from llamaseek.files import write_jsonl
 from llamaseek.models import CausalLM
 from llamaseek.models.lora import LoRALinear
+from llamaseek.models.recompute import recompute
 from llamaseek.parallel.ranks import Ranks
 from llamaseek.parallel.watch import at
 from llamaseek.recipe import Recipe, save_recipe
@@ -26,6 +27,7 @@ from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.curves import Curves
 from llamaseek.train.evaluate import evaluate
 from llamaseek.train.export import outline
+from llamaseek.train.float8 import use_float8
 from llamaseek.train.guard import Guard
 from llamaseek.train.machine import (
     autocast,
@@ -107,12 +109,13 @@ class Trainer:
         keep_freed_memory()
         dtype = pick_dtype(self.recipe.precision, self.device)
         model = widened(job.model, dtype).to(self.device).train()
-        model.checkpoint_activations = self.recipe.checkpoint_activations
         self.flops = training_flops_per_token(model, job.train.length)
         if self.recipe.neftune:
             add_noise(model, self.recipe.neftune)
         form = saved_form(model, job)
+        use_float8(model, self.recipe.float8, self.device)
         self.ranks = Ranks(model, job.recipe.parallel, self.device, dtype)
+        recompute(self.ranks.layers(), self.recipe.checkpoint_activations)
         if self.recipe.compile:
             compile_layers(self.ranks)
         self.optimizer = make_optimizer(self.ranks.stepped(), self.recipe)

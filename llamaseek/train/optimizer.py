@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from llamaseek.models import CausalLM
 from llamaseek.recipe import TrainRecipe
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def make_optimizer(weights: Iterable[nn.Parameter], recipe: TrainRecipe) -> torch.optim.AdamW:
@@ -21,7 +24,38 @@ def make_optimizer(weights: Iterable[nn.Parameter], recipe: TrainRecipe) -> torc
         {"params": matrices, "weight_decay": recipe.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=1e-8, fused=True)
+    kind = NarrowAdamW if recipe.moments == "bf16" else torch.optim.AdamW
+    return kind(groups, lr=recipe.lr, betas=recipe.betas, eps=1e-8, fused=True)
+
+
+class NarrowAdamW(torch.optim.AdamW):
+    """AdamW that keeps its moments in bf16 and computes in the weights' dtype, as DeepSeek-V3
+    trains (report §3.3.3).
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step; one weight's moments at a time are wide."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._one(weight, weight.grad, group)
+
+    def _one(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[weight]
+        if not state:
+            state["step"] = torch.zeros((), device=weight.device)
+            for name in MOMENTS:
+                state[name] = torch.zeros_like(weight, dtype=torch.bfloat16)
+        wide = [state[name].to(weight.dtype) for name in MOMENTS]
+        beta1, beta2 = group["betas"]
+        adamw(
+            [weight], [gradient], [wide[0]], [wide[1]], [], [state["step"]],
+            fused=True, amsgrad=False, maximize=False, beta1=beta1, beta2=beta2,
+            lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"],
+        )  # fmt: skip
+        for name, moment in zip(MOMENTS, wide, strict=True):
+            state[name].copy_(moment)
 
 
 def optimizer_tensors(

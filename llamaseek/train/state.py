@@ -26,7 +26,7 @@ from llamaseek.models import CausalLM
 from llamaseek.models.checkpoint import save_model
 from llamaseek.parallel.ranks import Ranks
 from llamaseek.text.tokenizer import Tokenizer
-from llamaseek.train.optimizer import WeightAverage, optimizer_tensors
+from llamaseek.train.optimizer import NarrowAdamW, WeightAverage, optimizer_tensors
 
 MODEL, OPTIMIZER, AVERAGE = "model/", "optimizer/", "average/"
 
@@ -137,13 +137,15 @@ def make_moments(
     own: dict[str, nn.Parameter], optimizer: torch.optim.AdamW, stored: list[str]
 ) -> None:
     """Room for the stored moments of every weight that this optimizer steps."""
+    kind = torch.bfloat16 if isinstance(optimizer, NarrowAdamW) else None  # None: the weights'
     stepped = {p for group in optimizer.param_groups for p in group["params"]}
     for full in stored:
         key, name = full.split(".", 1)
         parameter = own.get(name)
         if parameter is not None and parameter in stepped:
-            like = torch.zeros(()) if key == "step" else torch.zeros_like(parameter)
-            optimizer.state[parameter][key] = like
+            moment = torch.zeros_like(parameter, dtype=kind)
+            step = torch.zeros((), device=parameter.device)
+            optimizer.state[parameter][key] = step if key == "step" else moment
 
 
 def save_position(folder: Path, state: dict[str, Any]) -> None:

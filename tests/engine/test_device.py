@@ -48,12 +48,12 @@ def asked(engine: Engine, *lengths: int) -> None:
         engine.add(Request(prompt=[1] * length, params=SamplingParams(max_tokens=9)))
 
 
-def check(engine: Engine, plan: list[Chunk], apart: bool) -> None:
-    """Run a step: everything is on the GPU."""
+def check(engine: Engine, plan: list[Chunk], groups: int) -> None:
+    """Run a step: everything is on the GPU; so many groups of longer chunks attend together."""
     hidden, layout = engine.runner.run(plan)
     tokens = sum(chunk.count for chunk in plan)
     assert hidden.device == GPU and hidden.shape[0] == tokens and len(layout.ends) == len(plan)
-    assert (not layout.groups) == apart
+    assert len(layout.groups) == groups
     assert engine.runner.logits(hidden).device == GPU
 
 
@@ -67,8 +67,7 @@ def test_weights_are_loaded_to_the_device(folder: Path, tmp_path: Path) -> None:
             assert "model.rotary.inv_freq" in found
 
 
-@pytest.mark.parametrize("cache_dtype", ["auto", "int8"])
-@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize(("cache_dtype", "graphs"), [("auto", True), ("int8", False)])
 def test_prompts_and_decoding_stay_on_the_device(
     folder: Path, cache_dtype: str, graphs: bool, tmp_path: Path
 ) -> None:
@@ -79,11 +78,11 @@ def test_prompts_and_decoding_stay_on_the_device(
         if engine.runner.graphs is not None:
             engine.runner.graphs.capture = lambda forward: forward
         asked(engine, 20, 70)
-        check(engine, engine.scheduler.schedule(), apart=False)
-        check(engine, stepped(engine), apart=True)
+        check(engine, engine.scheduler.schedule(), groups=2)
+        check(engine, stepped(engine), groups=0)
         asked(engine, 40, 3)
-        check(engine, stepped(engine), apart=False)  # a prompt beside decoding
-        check(engine, stepped(engine), apart=True)
+        check(engine, stepped(engine), groups=1)  # a prompt beside decoding and a short one
+        check(engine, stepped(engine), groups=0)
         if engine.runner.graphs is not None:
             assert set(engine.runner.graphs.steps) == {2, 4}
 
@@ -120,6 +119,20 @@ def test_fake_tensors_find_what_is_elsewhere(folder: Path, tmp_path: Path) -> No
         asked(engine, 5)
         with pytest.raises(RuntimeError, match="device"):
             engine.runner.run(engine.scheduler.schedule())
+
+
+def test_memory_that_is_not_there_is_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB …")
+
+    monkeypatch.setattr("llamaseek.engine.engine.build_cache", full)
+    with pytest.raises(UserError, match="cache_bytes: 1073741824 are not free on cpu"):
+        Engine(load_model(folder))
+    monkeypatch.setattr(torch.nn.Module, "to_empty", full)
+    with pytest.raises(UserError, match="GB of weights do not fit cpu"):
+        load_model(folder)
 
 
 def test_devices_that_are_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from llamaseek.engine.engine import Engine
-from llamaseek.engine.graphs import Forward, Graphs, bucket
-from llamaseek.engine.layout import FEW, lay_out
+from llamaseek.engine.graphs import Forward, Graphs, bucket, compiled
+from llamaseek.engine.layout import lay_out
 from llamaseek.engine.options import EngineOptions, Speculation
 from llamaseek.engine.paged import PagedCache, build_cache
 from llamaseek.engine.request import Request, SamplingParams
-from llamaseek.engine.runner import Runner
+from llamaseek.engine.runner import Runner, home
 from llamaseek.models import CausalLM
 from tests.engine.reference import FAMILIES, random_prompts
 from tests.models.shapes import tiny_model
@@ -38,8 +38,8 @@ def model(request: pytest.FixtureRequest) -> CausalLM:
 
 
 def cache_of(model: CausalLM) -> PagedCache:
-    place = torch.device("cpu")
-    return build_cache(model.cache_shapes(), BLOCKS + 1, SIZE, torch.float32, "auto", place)
+    dtype, place = home(model)
+    return build_cache(model.cache_shapes(), BLOCKS + 1, SIZE, dtype, "auto", place)
 
 
 class Stepper:
@@ -99,6 +99,20 @@ def test_a_graph_that_cannot_be_captured_is_done_without(model: CausalLM) -> Non
     assert without.graphs is not None and not without.graphs.takes(3)
 
 
+@torch.no_grad()
+def test_a_step_compiles_as_one_graph() -> None:
+    """Traced whole, with nothing left to Python, and run by PyTorch's own operators."""
+    # Grouped products of other types are not traced.
+    model = tiny_model("deepseek_v3").eval().to(torch.bfloat16)
+    plain, whole = (Stepper(model, capture) for capture in (None, lambda forward: forward))
+    assert whole.graphs is not None
+    whole.graphs.faster = compiled(model, backend="aot_eager")
+    for at in range(2):
+        step = np.arange(3)[:, None], [at] * 3, [5, 6, 7]
+        torch.testing.assert_close(whole.run(*step), plain.run(*step), atol=2e-2, rtol=2e-2)
+    assert not whole.graphs.failed
+
+
 def test_the_engine_answers_the_same_by_graphs(
     model: CausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,14 +123,11 @@ def test_the_engine_answers_the_same_by_graphs(
     options = EngineOptions(most_running=7, block_size=SIZE, speculation=drafts)
     wanted = Engine(model, options=options).generate(requests)
 
-    def apart(self: Runner, chunks: list) -> bool:
-        return all(chunk.count <= FEW for chunk in chunks)
-
-    monkeypatch.setattr(Runner, "apart", apart)
+    monkeypatch.setattr(Runner, "apart", True)
     monkeypatch.setattr("llamaseek.engine.engine.capturable", lambda model: True)
     engine = Engine(model, options=options)
     assert engine.runner.graphs is not None and engine.runner.spare == engine.pool.count
-    engine.runner.graphs.capture = lambda forward: forward
+    engine.runner.graphs.capture, engine.runner.fused = lambda forward: forward, None
     found = engine.generate(requests)
     assert [o.answers[0].tokens for o in found] == [o.answers[0].tokens for o in wanted]
     sizes = set(engine.runner.graphs.steps)

@@ -28,9 +28,10 @@ def feed(
     rows: list[list[int]],
     starts: list[int],
     counts: list[int],
+    apart: bool = False,
 ) -> list[torch.Tensor]:
     """The chunks' hidden states from one forward over all of them."""
-    layout = lay_out(tables, np.array(starts), np.array(counts), SIZE)
+    layout = lay_out(tables, np.array(starts), np.array(counts), SIZE, apart=apart)
     cache.begin(layout)
     flat = [t for r, s, c in zip(rows, starts, counts, strict=True) for t in r[s : s + c]]
     hidden = model(torch.tensor([flat]), layout.positions[None], cache)[0]
@@ -70,6 +71,38 @@ def test_ragged_chunks_and_decodes_equal_the_full_forward(
     for n in range(5):  # alone, whether its blocks are a run or not
         (hidden,) = feed(model, cache, tables[[n]], [rows[n]], [done[n]], [2])
         torch.testing.assert_close(hidden, full[n][done[n] : done[n] + 2], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["auto", "int8"])
+def test_short_chunks_attend_apart_beside_long_ones(model: CausalLM, kind: str) -> None:
+    """As on a GPU: by its operator, in PyTorch here, for chunks of up to 16 tokens."""
+    rows, tables = random_rows(4), np.random.default_rng(1).permutation(64)[:40].reshape(4, 10)
+    for apart in (False, True):
+        cache, done, found = paged_cache(model, kind), [0] * 4, []
+        for counts in ([17, 16, 3, 1], [1, 1, 1, 1], [20, 1, 20, 16], [1, 1, 1, 1]):
+            found += feed(model, cache, tables, rows, done, counts, apart)
+            done = [a + b for a, b in zip(done, counts, strict=True)]
+        if not apart:
+            wanted = found
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("hides", [True, False])
+@pytest.mark.parametrize("value_width", [8, 6])
+def test_whole_attention_is_that_by_blocks(hides: bool, value_width: int) -> None:
+    """What a GPU runs for longer chunks, by PyTorch's fused attention."""
+    torch.manual_seed(0)
+    heads, sequences, queries, shared = 2, 3, 5, 4
+    q = torch.randn(heads, sequences, queries, shared, 8)
+    keys = torch.randn(heads * sequences, 9, 8)
+    values = torch.randn(heads * sequences, 9, value_width)
+    ahead = torch.randint(9, (sequences, queries))
+    hidden = torch.arange(9) > ahead[None, :, :, None, None] if hides else None
+    found = paged._attend_whole(q, keys, values, hidden, 0.3)
+    wanted = paged._attend_block(q, keys, values, hidden, 0.3)
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
 
 
 @torch.no_grad()

@@ -9,15 +9,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from llamaseek.kernels import fp8_few, grouped, latent, split
+from llamaseek.kernels import fp8_few, grouped, latent, packed_few, split
 
 KIB = 1024
 AMPERE, ADA, HOPPER = (80, 99 * KIB), (89, 99 * KIB), (90, 227 * KIB)
 POINTERS = ("q", "keys", "values", "key_scales", "value_scales", "kept", "scales", "out", "x")
 FLOATS = {"means": "*fp32", "logs": "*fp32", "scale": "fp32"}
-WHOLE = {"tables": "*i64", "lengths": "*i64", "weight": "*fp8e4nv"}
+WHOLE = {"tables": "*i64", "lengths": "*i64", "weight": "*fp8e4nv", "words": "*i32"}
 HEADS = {"SIZE": 16, "HEADS": 32, "EIGHT": False}
 GROUPED = {**HEADS, "SHARED": 4, "WIDTH": 128, "ROWS": 16, "COLUMNS": 128, "STEP": 64}
+FOUR = {"STEP": 64, "BITS": 4}
 LATENT = {**HEADS, "RANK": 512, "ROPE": 64, "COLUMNS": 512, "TURNED": 64, "STEP": 32}
 
 
@@ -47,6 +48,7 @@ def main() -> None:
         ("latent", latent.attend, few, AMPERE, 4),
         ("latent of many heads", latent.attend, many, HOPPER, 8),
         ("fp8", fp8_few.product, {"ROWS": 64, "OUTPUTS": 32, "BLOCK": 128}, ADA, 4),
+        ("packed", packed_few.product, {**FOUR, "ROWS": 64, "OUTPUTS": 32}, AMPERE, 4),
         ("combine", split.combine, {"CUTS": 64, "COLUMNS": 128}, AMPERE, 4),
     ):
         found[name] = (shared_memory(kernel, sizes, capability, warps), allowed)

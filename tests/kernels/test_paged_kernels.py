@@ -24,7 +24,7 @@ from llamaseek.models.cache import LayerShape, attend_shared_heads
 split = pytest.importorskip("llamaseek.kernels.split")
 pytestmark = pytest.mark.usefixtures("products_of_bf16")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SPREAD = [1, 2, 17, 63, 90]  # tokens of the sequences
+SPREAD = [1, 17, 63]  # tokens of the sequences
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +117,7 @@ def test_bf16_and_eight_bits(shape: LayerShape, dtype: torch.dtype, eight: bool)
     Paged(shape, 4, dtype=dtype, eight=eight, lengths=(1, 40)).check()
 
 
-@pytest.mark.parametrize(("programs", "fewest"), [(4, 1), (256, 4)])
+@pytest.mark.parametrize(("programs", "fewest"), [(4, 1), (32, 4)])
 def test_stretches_of_many_steps_and_of_none(
     programs: int, fewest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +151,6 @@ def test_they_compile_for_gpus_and_fit_their_shared_memory() -> None:
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == 5
+    assert len(found) == 6
     for name, (used, allowed) in found.items():
         assert 0 < used <= allowed, name

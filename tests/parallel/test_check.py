@@ -32,6 +32,9 @@ WRONG: list[tuple[str, dict[str, Any], dict[str, Any], list[str]]] = [
     ("llama3", {"shard": 2, "zero": True}, {}, ["parallel.zero", "shard"]),
     ("llama3", {"tensor": 2, "zero": True}, {}, ["parallel.zero", "parallel.data above 1"]),
     ("llama3", {"offload": True}, {}, ["parallel.offload", "parallel.shard"]),
+    ("llama3", {"last_layers": 1}, {}, ["parallel.last_layers: 1", "parallel.pipeline"]),
+    ("deepseek_v3", {"pipeline": 2, "last_layers": 0}, {}, ["parallel.last_layers: 0", "1 to 3"]),
+    ("deepseek_v3", {"data": 2, "expert": 2, "fp8_dispatch": True}, {}, ["fp8_dispatch", "128"]),
     ("llama3", {"data": 2, "tensor": 2}, {"neftune": 5.0}, ["parallel.tensor", "neftune"]),
 ]
 

@@ -6,6 +6,7 @@ import errno
 import json
 import shutil
 import signal
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemWriter
 
+from llamaseek.data.batch import Batch
 from llamaseek.errors import UserError
-from llamaseek.train.loop import Interrupted, Trainer, train
+from llamaseek.train.loop import Interrupted, Job, Trainer, train
 from tests.parallel.launch import on_ranks
 from tests.parallel.scenes import job_of, recipe_of
 
@@ -39,28 +41,49 @@ def recipe_in(folder: str, family: str, plan: dict[str, Any], **changes: Any) ->
     return recipe_of(family, plan, folder, **settings)
 
 
-def whole_run(family: str, folder: str) -> None:
-    train(job_of(recipe_in(folder, family, FIRST)))
+def whole_run(family: str, folder: str) -> list[str]:
+    """The token stream, a digest a step."""
+    job = job_of(recipe_in(folder, family, FIRST))
+    seen = stream(job)
+    train(job)
+    return seen
 
 
-def resumed(family: str, plan: dict[str, Any], folder: str) -> list[float]:
-    """Losses after the checkpoint; what was loaded is saved again at once, as step 1000."""
-    trainer = Trainer(job_of(recipe_in(folder, family, plan)))
+def resumed(family: str, plan: dict[str, Any], folder: str) -> tuple[list[float], list[str]]:
+    """Losses and tokens after the checkpoint; what was loaded is saved again as step 1000."""
+    job = job_of(recipe_in(folder, family, plan))
+    seen, trainer = stream(job), Trainer(job)
     done = trainer._start(resume=True)
     trainer._save(1000, last=True)
-    return [trainer.step(step)["loss"] for step in range(done, STEPS)]
+    return [trainer.step(step)["loss"] for step in range(done, STEPS)], seen
+
+
+def stream(job: Job) -> list[str]:
+    """Digests of the tokens that each step of a job trains on, as it does."""
+    seen: list[str] = []
+    prepare = job.objective.prepare
+
+    def watched(batch: Batch, step: int) -> Batch:
+        seen.append(blake2b(batch.tokens.numpy().tobytes()).hexdigest())
+        return prepare(batch, step)
+
+    job.objective.prepare = watched  # type: ignore[method-assign]
+    return seen
 
 
 @pytest.fixture(scope="module", params=["llama3", "deepseek_v3"])
 def first(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The uninterrupted run's folder."""
+    """The uninterrupted run's folder, and its token stream."""
     folder = tmp_path_factory.mktemp(request.param)
-    on_ranks(4, whole_run, request.param, str(folder))
-    return request.param, folder
+    tokens, *others = on_ranks(4, whole_run, request.param, str(folder))
+    assert len(set(tokens)) == STEPS and all(other == tokens for other in others)
+    return request.param, folder, tokens
 
 
-def test_any_layout_goes_on_from_any_other(first: tuple[str, Path], tmp_path: Path) -> None:
-    family, folder = first
+def test_any_layout_goes_on_from_any_other(
+    first: tuple[str, Path, list[str]], tmp_path: Path
+) -> None:
+    family, folder, tokens = first
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     expected = [line["loss"] for line in lines if "loss" in line][SAVED:]
     saved = load_file(folder / "checkpoints" / f"step-{SAVED}" / "model.safetensors")
@@ -69,16 +92,17 @@ def test_any_layout_goes_on_from_any_other(first: tuple[str, Path], tmp_path: Pa
         shutil.copytree(folder, again)
         shutil.rmtree(again / "checkpoints" / f"step-{STEPS}")
         world = max(1, 2 ** sum(plan.get(d, 1) > 1 for d in ("shard", "tensor", "pipeline")))
-        losses = on_ranks(world * plan.get("data", 1), resumed, family, plan, str(again))
-        for found in losses:
-            assert found == pytest.approx(expected, rel=1e-10)
+        ranks = on_ranks(world * plan.get("data", 1), resumed, family, plan, str(again))
+        for losses, seen in ranks:
+            assert losses == pytest.approx(expected, rel=1e-10)
+            assert seen == tokens[SAVED:]
         exported = load_file(again / "checkpoints" / "step-1000" / "model.safetensors")
         assert exported.keys() == saved.keys()
         assert all(torch.equal(saved[name], exported[name]) for name in saved), plan
 
 
-def test_the_final_model_is_the_average(first: tuple[str, Path]) -> None:
-    family, folder = first
+def test_the_final_model_is_the_average(first: tuple[str, Path, list[str]]) -> None:
+    family, folder, _ = first
     last = load_file(folder / "checkpoints" / f"step-{STEPS}" / "model.safetensors")
     final = load_file(folder / "model" / "model.safetensors")
     assert final.keys() == last.keys()

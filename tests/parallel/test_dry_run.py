@@ -20,12 +20,13 @@ from llamaseek.parallel.dry_run import (
     in_flight,
     kinds,
 )
-from llamaseek.parallel.estimate import estimate
+from llamaseek.parallel.estimate import estimate, send_seconds
 from llamaseek.parallel.movement import Movement
 from llamaseek.parallel.trace import Work, counted
 from llamaseek.plan.flops import training_flops
 from llamaseek.plan.gpus import find_gpu
 from llamaseek.plan.layout import Layout
+from llamaseek.plan.rates import rates_of
 from llamaseek.recipe_parallel import ParallelRecipe
 from tests.cli.run import process
 
@@ -97,7 +98,18 @@ def test_every_number_is_on_as_many_ranks_as_the_layout_says() -> None:
     split = [dry_run(setting("llama3", shard=2, pipeline=2), rank) for rank in range(4)]
     assert sum(report.parameters for report in split) == whole
     zero = dry_run(setting("llama3", data=4, zero=True), 0)
-    assert zero.parameters == whole and zero.optimizer == 8 * whole // 4
+    hands = [0] * 4  # whole weights, the largest first, to the rank with the least
+    for size in sorted((p.numel() for p in model.parameters()), reverse=True):
+        hands[hands.index(min(hands))] += size
+    assert zero.parameters == whole and zero.optimizer == 8 * max(hands)
+
+
+def test_moments_of_experts_are_shared_among_their_copies_alone() -> None:
+    zero = dry_run(replace(setting("deepseek_v3", data=4, expert=2, zero=True), moment=2), 0)
+    routed = 3 * 8 * 3 * 128 * 64  # layers, this rank's experts, three matrices each
+    rest = zero.parameters - routed
+    # Of three layers' matrices, one of two copies steps five ninths; the rest is on four ranks.
+    assert zero.optimizer == pytest.approx(2 * 2 * (routed * 5 / 9 + rest / 4), rel=0.03)
 
 
 def test_sends_are_the_formulas() -> None:
@@ -111,9 +123,38 @@ def test_sends_are_the_formulas() -> None:
 
 
 def test_a_rank_of_every_kind_is_built_once() -> None:
-    assert kinds(setting("llama3", pipeline=4)) == [0, 1, 3]
-    assert kinds(setting("llama3", tensor=2)) == [0]
+    assert kinds(setting("llama3", pipeline=4)) == {0: [0], 1: [1, 2], 3: [3]}
+    assert kinds(setting("llama3", tensor=2)) == {0: [0]}
     assert len(kinds(setting("llama3", pipeline=2, schedule="interleaved"))) == 2
+    last = [report.parts[0].layers for report in runs(setting("llama3", pipeline=2, last_layers=1))]
+    assert last == [[0, 1, 2], [3]]
+
+
+def runs(tried: Setting) -> list[Report]:
+    """A rank of every kind."""
+    return [dry_run(tried, rank) for rank in kinds(tried)]
+
+
+def test_selective_recomputation_sends_nothing_again_and_keeps_little() -> None:
+    kept, products, sent = {}, {}, {}
+    for what in ("none", "selective", "full"):
+        tried = setting("deepseek_v3", data=4, expert=4)
+        report = dry_run(replace(tried, checkpoint=what), 0)
+        kept[what] = report.parts[0].kept
+        work = report.parts[0].forward + report.parts[0].backward
+        products[what], sent[what] = work.product_flops, sends(report)["expert"]
+    assert sent["selective"] == sent["none"] < sent["full"]
+    assert kept["full"] < kept["selective"] < kept["none"] / 2
+    assert products["none"] < products["selective"] < products["full"]
+
+
+def test_rows_in_fp8_take_half_of_what_goes_to_experts() -> None:
+    tried = setting("deepseek_v3", data=4, expert=4, fp8_dispatch=True)
+    rows = 0.75 * LENGTH * 4 * 3 * 128  # numbers: choices, layers that route, width
+    # Of four times, one goes in fp8: a byte a number, and a scale of four for 128 of them.
+    assert sends(dry_run(tried, 0))["expert"] == pytest.approx(
+        rows * (3 * 2 + 1 + 4 / 128), rel=0.02
+    )
 
 
 def test_modules_that_predict_ahead_run_the_head_again() -> None:
@@ -174,10 +215,19 @@ def test_more_micro_batches_hide_the_pipeline() -> None:
     shares = []
     for count in (4, 64):
         tried = setting("llama3", micro_batches=count, pipeline=4)
-        found = estimate(tried, [dry_run(tried, rank) for rank in kinds(tried)], gpu, "bf16")
+        found = estimate(tried, runs(tried), gpu, "bf16")
         shares.append(found.utilisation)
         assert found.bubble == pytest.approx(3 * found.slot.seconds)
     assert shares[1] > 1.5 * shares[0]
+
+
+def test_an_exchange_uses_the_node_s_links_and_the_network_at_once() -> None:
+    rates = rates_of(find_gpu("h800"), "bf16")
+    tried = setting("deepseek_v3", data=16, expert=16)
+    seconds = send_seconds(tried, "expert", 15.0, rates)  # a byte to each of 15 others
+    assert seconds == pytest.approx(8 / rates.network)
+    near = setting("deepseek_v3", data=8, expert=8)
+    assert send_seconds(near, "expert", 7.0, rates) == pytest.approx(7 / rates.link)
 
 
 def test_a_recipe_is_planned_and_drawn(tmp_path: Path) -> None:
@@ -186,16 +236,17 @@ def test_a_recipe_is_planned_and_drawn(tmp_path: Path) -> None:
     assert done.code == 0, done.err
     answer = json.loads(done.out)
     assert answer["ranks"] == 4 and answer["fits"]
-    assert set(answer["per_rank"][0]["sent_bytes"]) == {"shard", "tensor"}
+    assert set(answer["per_rank"][0]["sent_bytes"]) == {"shard", "tensor", "replicas"}
     picture = tmp_path / "layout.png"
     told = process("train-plan", "quickstart-llama3", *layout, "--draw", str(picture), cwd=tmp_path)
     assert told.code == 0, told.err
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert "tokens/s" in told.out
+    assert "tokens/s" in told.out and "0: embedding, head, layers 0–3" in told.out
 
 
 def test_what_cannot_be_planned_is_one_line(tmp_path: Path) -> None:
-    for words in (("--dtype", "int3"), ("--gpu", "h9000"), ("parallel.tensor=3",)):
+    wrong = (("--dtype", "int3"), ("--gpu", "h9000"), ("parallel.tensor=3",), ("--draw", "a.txt"))
+    for words in wrong:
         done = process("train-plan", "tiny-shakespeare", *words, cwd=tmp_path)
         assert done.code == 2 and done.err.count("\n") == 1, done.err
     assert torch.distributed.is_initialized() is False

@@ -130,8 +130,16 @@ def test_losses_fall_and_biases_move() -> None:
         assert lines[-1]["loss"] < lines[0]["loss"] - 0.2
 
 
-@pytest.mark.parametrize("plan", [{"shard": 2, "tensor": 2}, {"pipeline": 2, "context": 2}])
-@pytest.mark.parametrize("kept", ["selective", pytest.param("full", marks=pytest.mark.parallel)])
+RECOMPUTED = [
+    ({"shard": 2, "tensor": 2}, "selective"),
+    ({"pipeline": 2, "context": 2}, "selective"),
+    ({"data": 2, "expert": 2}, "selective"),
+    pytest.param({"shard": 2, "tensor": 2}, "full", marks=pytest.mark.parallel),
+    pytest.param({"pipeline": 2, "last_layers": 1}, "full", marks=pytest.mark.parallel),
+]
+
+
+@pytest.mark.parametrize(("plan", "kept"), RECOMPUTED)
 def test_recomputing_changes_nothing_under_a_layout(plan: dict[str, int], kept: str) -> None:
     changes = {"checkpoint_activations": kept, "micro_batch": 1}
     ranks = on_ranks(world(plan), recomputed, plan, changes)

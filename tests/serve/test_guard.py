@@ -12,7 +12,7 @@ import pytest
 from openai import OpenAI
 
 from llamaseek.safety.guard import Guard
-from tests.safety.scripted import deciding_guard, scripted_guard
+from tests.safety.scripted import deciding_guard
 from tests.serve.running import Running, running
 from tests.serve.spoken import STORY, Speech, finds, spoken_service
 
@@ -143,12 +143,32 @@ def test_nothing_passes_a_guard_that_talks_nonsense(answer: str) -> None:
         assert server.service.engine.statistics.steps == 0
 
 
-def test_nothing_passes_once_the_guard_talks_nonsense() -> None:
-    with guarded(scripted_guard(["safe", "safe", "hm", "safe"])) as server:
-        streamed = chunks(server, HELLO, max_tokens=200)
-        assert SECOND not in told(streamed)
-        assert streamed[-1]["finish_reason"] == "content_filter"
-        assert streamed[-1]["guard"]["error"] == "the guard gave no verdict"
+@pytest.mark.parametrize("end", ["nonsense", "stopped", "killed", "hanging"])
+def test_nothing_passes_once_the_guard_is_gone(end: str) -> None:
+    """Message and first sentence were cleared; then the guard ends in one way or another."""
+    asked, wait = [], threading.Event()
+
+    def decide(messages: Any) -> str:
+        asked.append(messages)
+        if len(asked) > 2 and end == "killed":
+            guard.engine.scheduler.schedule = lambda: 1 / 0  # type: ignore[assignment]
+        if len(asked) > 2 and end == "stopped":
+            server.service.guard.background.stop()  # type: ignore[union-attr]
+        if len(asked) > 2 and end == "hanging":
+            wait.wait(20)
+        return "hm" if len(asked) > 2 and end == "nonsense" else "safe"
+
+    guard = deciding_guard(decide)
+    try:
+        with guarded(guard, guard_timeout=1.0 if end == "hanging" else 30.0) as server:
+            streamed = chunks(server, HELLO, max_tokens=200)
+            assert told(streamed) and SECOND.split()[-1] not in told(streamed)
+            assert streamed[-1]["finish_reason"] == "content_filter"
+            assert streamed[-1]["guard"]["error"] == "the guard gave no verdict"
+            assert len(asked) == 3
+            wait.set()
+    finally:
+        wait.set()
 
 
 def refuses_everything(server: Running) -> None:

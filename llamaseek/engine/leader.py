@@ -1,0 +1,151 @@
+"""A model whose shares lie on several ranks: rank 0 schedules and samples, all compute.
+
+Rank 0's engine is the ordinary one. Before each forward, and each reading of the head, its runner
+tells the others what it runs on; they do the same on their shares, with caches of the same blocks.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llamaseek.engine.layout import Ints, Layout
+from llamaseek.engine.paged import PagedCache, build_cache
+from llamaseek.engine.runner import Inputs, Runner, home
+from llamaseek.errors import UserError, bad_value
+from llamaseek.herd.folder import read_config
+from llamaseek.herd.stored import stored_tensors
+from llamaseek.models import CausalLM
+from llamaseek.parallel.check import answering_problems, started_ranks
+from llamaseek.parallel.tensor_group import TensorGroup, joined
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The cache that every rank makes: `count` blocks of `size` tokens."""
+
+    count: int
+    size: int
+    dtype: str
+
+    def cache(self, model: CausalLM) -> PagedCache:
+        """This rank's."""
+        dtype, device = home(model)
+        shapes = model.cache_shapes()
+        return build_cache(shapes, self.count, self.size, dtype, self.dtype, device)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What comes next: a forward on `inputs`, or without any a reading of the head.
+
+    `rows` of hidden states follow, unless it is None.
+    """
+
+    inputs: Inputs | None
+    rows: int | None
+
+
+class Leader(Runner):
+    """Rank 0's runner. Once a forward has failed, ranks may be out of step, and none is run."""
+
+    def __init__(
+        self, group: TensorGroup, model: CausalLM, cache: PagedCache, tables: Ints, size: int
+    ) -> None:
+        super().__init__(model, cache, tables, size)
+        self.group, self.broken = group, False
+
+    def forward(self, inputs: Inputs, before: Tensor | None = None) -> tuple[Tensor, Layout]:
+        """See `Runner.forward`."""
+        with self._together(inputs, before):
+            return super().forward(inputs, before)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `Runner.logits`."""
+        with self._together(None, hidden):
+            return super().logits(hidden)
+
+    @contextmanager
+    def _together(self, inputs: Inputs | None, hidden: Tensor | None) -> Iterator[None]:
+        if self.broken:
+            raise RuntimeError("a rank has failed; the ranks have to be started again")
+        try:
+            self.group.tell(Work(inputs, None if hidden is None else len(hidden)))
+            if hidden is not None:
+                self.group.share(hidden)
+            yield
+        except Exception:
+            self.broken = True
+            raise
+
+
+def lead(group: TensorGroup, model: CausalLM, blocks: Blocks, tables: Ints) -> Leader:
+    """Rank 0's runner, the others told what cache to make."""
+    group.tell(blocks)
+    return Leader(group, model, blocks.cache(model), tables, blocks.size)
+
+
+@torch.inference_mode()
+def follow(model: CausalLM, group: TensorGroup) -> None:
+    """What the other ranks do: compute what rank 0 computes, until it says that it is done.
+
+    RuntimeError where rank 0 ends without a word. Signals are left to rank 0, whose answers may
+    go on for a while.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    blocks: Blocks | None = group.told()
+    if blocks is None:
+        return
+    dtype, device = home(model.eval())
+    runner = Runner(model, blocks.cache(model), np.zeros((0, 0), np.int64), blocks.size)
+    work: Work | None
+    while (work := group.told()) is not None:
+        hidden = None
+        if work.rows is not None:
+            shape = (work.rows, model.config.hidden_size)
+            hidden = group.share(torch.empty(shape, dtype=dtype, device=device))
+        if work.inputs is not None:
+            runner.forward(work.inputs, hidden)
+        elif hidden is not None:
+            runner.logits(hidden)
+
+
+def answer(
+    folder: Path,
+    device: str,
+    load: Callable[[TensorGroup | None], CausalLM],
+    use: Callable[[CausalLM, TensorGroup | None], None],
+) -> None:
+    """`use(load(group), group)` on rank 0 of those that torchrun started, the others following.
+
+    The group is None where there is one rank. UserError, before they meet, for a number of ranks
+    that the folder's model cannot be split over, and for one GPU by number.
+    """
+    ranks = started_ranks() or 1
+    if ranks == 1:
+        use(load(None), None)
+        return
+    if ":" in device:
+        raise bad_value(
+            "--device", device, f"cpu or cuda, of which each of {ranks} ranks takes one"
+        )
+    for problem in answering_problems(read_config(folder), stored_tensors(folder), ranks):
+        raise UserError(problem)
+    with joined(device) as group:
+        model = load(group)
+        if group.rank:
+            follow(model, group)
+            return
+        try:
+            use(model, group)
+        finally:
+            with suppress(RuntimeError):  # the others are gone already
+                group.tell(None)

@@ -1,0 +1,212 @@
+"""DeepSeek-V3's training products in fp8: e4m3 numbers, a float32 scale for each small tile.
+
+What is multiplied, after report §3.3.1 and §3.3.2; scales are computed from the numbers at hand:
+
+- forward, y = x Wᵀ: x in tiles of 1 token × 128 inputs, W in blocks of 128 × 128;
+- gradient of x, dy W: dy in tiles of 1 token × 128 outputs, W in the same blocks;
+- gradient of W, dyᵀ x: both in tiles of 128 tokens × 1. As there (§3.5.2), x is kept from the
+  forward pass in fp8, and goes from its tiles into the new ones.
+
+Sums are taken in float32. A Hopper GPU multiplies the e4m3 numbers themselves (cuBLAS of CUDA 12.9
+or later, through `torch.nn.functional.scaled_mm`). Elsewhere, and for routed experts everywhere,
+the same numbers are widened to float32 and multiplied there: equal but for the order of the sums,
+and no faster.
+
+N tokens, I inputs, O outputs, R rows, K inner width of a product, G groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llamaseek.herd.check import BLOCK
+from llamaseek.kernels.fp8 import dequantise
+from llamaseek.models.fp8 import FP8_MAX, SMALLEST, quantise
+
+HOPPER = (9, 0)
+OLDEST_CUDA = (12, 9)
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A matrix (..., R, K), padded to whole blocks, as e4m3 numbers and float32 scales.
+
+    scales are (..., R, K / 128) of tiles, (..., R / 128, K / 128) of blocks. `rows` and `columns`
+    count what is no padding.
+    """
+
+    numbers: Tensor
+    scales: Tensor
+    rows: int
+    columns: int
+
+    @property
+    def blocks(self) -> bool:
+        """Whether rows share scales too."""
+        return self.scales.shape[-2] != self.numbers.shape[-2]
+
+    def dense(self) -> Tensor:
+        """The values in float32, padding included."""
+        if self.blocks:
+            return dequantise(self.numbers, self.scales, torch.float32)
+        return self.numbers.float() * self.scales.repeat_interleave(BLOCK, -1)
+
+    def transposed(self) -> Scaled:
+        """Blocks, turned."""
+        numbers, scales = self.numbers.mT.contiguous(), self.scales.mT
+        return Scaled(numbers, scales, self.columns, self.rows)
+
+
+def padded(x: Tensor) -> Tensor:
+    """x (..., R, K) in float32, with zeros up to whole blocks."""
+    return F.pad(x.float(), (0, -x.shape[-1] % BLOCK, 0, -x.shape[-2] % BLOCK))
+
+
+def in_tiles(x: Tensor) -> Scaled:
+    """x (R, K) with a scale for every 128 numbers of a row, the largest of which becomes 448."""
+    tiles = padded(x).unflatten(-1, (-1, BLOCK))
+    scales = tiles.abs().amax(-1).clamp(min=SMALLEST) / FP8_MAX
+    numbers = (tiles / scales[..., None]).flatten(-2).to(torch.float8_e4m3fn)
+    return Scaled(numbers, scales, *x.shape)
+
+
+def in_blocks(weight: Tensor) -> Scaled:
+    """weight (..., R, K) with a scale for every block of 128 × 128."""
+    return Scaled(*quantise(padded(weight)), *weight.shape[-2:])
+
+
+def product(a: Scaled, b: Scaled, dtype: torch.dtype) -> Tensor:
+    """a (R, K) in tiles, b (S, K) in tiles or blocks → a bᵀ (R, S), summed in float32."""
+    if multiplies_tiles(a.numbers.device):
+        out = _native(a, b, torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
+    else:
+        with torch.autocast(a.numbers.device.type, enabled=False):
+            out = a.dense() @ b.dense().T
+    return out[: a.rows, : b.rows].to(dtype)
+
+
+def multiplies_tiles(device: torch.device) -> bool:
+    """Whether products of tiles have a kernel there."""
+    if device.type != "cuda" or torch.version.cuda is None:
+        return False
+    version = tuple(map(int, torch.version.cuda.split(".")[:2]))
+    return version >= OLDEST_CUDA and torch.cuda.get_device_capability(device) == HOPPER
+
+
+def _native(a: Scaled, b: Scaled, dtype: torch.dtype) -> Tensor:
+    """cuBLAS's product, which wants scales laid out with the rows innermost, those of blocks with
+    the inner width innermost, padded to a multiple of four.
+    """
+    kinds = F.ScalingType
+    scales_a, scales_b = a.scales.T.contiguous().T, b.scales.T.contiguous().T
+    if b.blocks:
+        scales_b = F.pad(b.scales, (0, -b.scales.shape[1] % 4)).T
+    return F.scaled_mm(
+        a.numbers,
+        b.numbers.T,
+        scales_a,
+        kinds.BlockWise1x128,
+        scales_b,
+        kinds.BlockWise128x128 if b.blocks else kinds.BlockWise1x128,
+        output_dtype=dtype,
+    )
+
+
+class _Linear(torch.autograd.Function):
+    """x (N, I), weight (O, I) → (N, O) in `dtype`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        own = in_tiles(x)
+        ctx.save_for_backward(own.numbers, own.scales, weight)
+        ctx.shape, ctx.dtype = x.shape, x.dtype
+        return product(own, in_blocks(weight), dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        numbers, scales, weight = ctx.saved_tensors
+        dx = dw = None
+        if ctx.needs_input_grad[0]:
+            dx = product(in_tiles(gradient), in_blocks(weight).transposed(), ctx.dtype)
+        if ctx.needs_input_grad[1]:
+            tokens, inputs = ctx.shape
+            x = Scaled(numbers, scales, *ctx.shape).dense()[:tokens, :inputs]
+            dw = product(in_tiles(gradient.T), in_tiles(x.T), weight.dtype)
+        return dx, dw, None
+
+
+class BlockScaledLinear(nn.Linear):
+    """A linear layer without bias whose three products are made of e4m3 tiles and blocks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., I) → (..., O) in the dtype that matrix products run in."""
+        out: Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), self.weight, product_dtype(x))
+        return out.view(*x.shape[:-1], -1)
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """What a product of x comes out in: autocast's dtype where that is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+class _Grouped(torch.autograd.Function):
+    """`moe.grouped_product`: x (N, I), weights (G, O, I), ends (G) → (N, O)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weights: Tensor, ends: Tensor, dtype: torch.dtype) -> Tensor:
+        places, offsets = whole_tiles(ends, len(x))
+        own = in_tiles(spread(x, places, int(offsets[-1])))
+        ctx.save_for_backward(own.numbers, own.scales, weights, places, offsets)
+        ctx.dtype = x.dtype
+        return _each(own, in_blocks(weights), offsets)[places, : weights.shape[1]].to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+        numbers, scales, weights, places, offsets = ctx.saved_tensors
+        outputs, inputs = weights.shape[1:]
+        gradient = spread(gradient, places, len(numbers))
+        dx = dw = None
+        if ctx.needs_input_grad[0]:
+            turned = in_blocks(weights).transposed()
+            dx = _each(in_tiles(gradient), turned, offsets)[places, :inputs].to(ctx.dtype)
+        if ctx.needs_input_grad[1]:
+            x = Scaled(numbers, scales, *numbers.shape).dense()
+            left, right = in_tiles(gradient.T).dense(), in_tiles(x.T).dense()
+            with torch.autocast(x.device.type, enabled=False):
+                dw = F.grouped_mm(left, right.T, offs=offsets)
+            dw = dw[:, :outputs, :inputs].to(weights.dtype)
+        return dx, dw, None, None
+
+
+def grouped_product(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+    """`moe.grouped_product` of tiles and blocks; no tile spans two groups."""
+    out: Tensor = _Grouped.apply(x, weights, ends, product_dtype(x))
+    return out
+
+
+def whole_tiles(ends: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Where `count` sorted rows go so that every group begins with a tile, and the new ends (G)."""
+    sizes = ends.diff(prepend=ends.new_zeros(1))
+    wide = (sizes + BLOCK - 1) // BLOCK * BLOCK
+    offsets = wide.cumsum(0, dtype=torch.int32)
+    moved = (offsets - wide) - (ends - sizes)  # each group's first row
+    rows = torch.arange(count, device=ends.device)
+    return rows + moved[torch.searchsorted(ends, rows, right=True)], offsets
+
+
+def spread(x: Tensor, places: Tensor, count: int) -> Tensor:
+    """The rows of x (N, K) at their places in (count, K), zeros elsewhere."""
+    return x.new_zeros(count, x.shape[1]).index_copy(0, places, x)
+
+
+def _each(a: Scaled, b: Scaled, offsets: Tensor) -> Tensor:
+    """Each group's rows of a (P, K) by its own b (G, S, K): (P, S)."""
+    with torch.autocast(a.numbers.device.type, enabled=False):
+        out: Tensor = F.grouped_mm(a.dense(), b.dense().mT, offs=offsets)
+    return out

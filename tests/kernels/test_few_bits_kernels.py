@@ -1,0 +1,58 @@
+"""Few tokens times fewer bits by Triton, beside the widened weight; on a GPU where there is one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llamaseek.kernels import packed
+from llamaseek.kernels.fp8 import fp8_linear
+from llamaseek.models.fp8 import quantise
+
+fp8_few = pytest.importorskip("llamaseek.kernels.fp8_few")
+packed_few = pytest.importorskip("llamaseek.kernels.packed_few")
+pytestmark = pytest.mark.usefixtures("products_of_bf16")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "inputs", "outputs", "dtype"),
+    [
+        (1, 128, 64, torch.float32),
+        (5, 200, 150, torch.float32),
+        (33, 64, 300, torch.bfloat16),
+        (16, 300, 17, torch.bfloat16),
+    ],
+)
+def test_fp8_blocks(tokens: int, inputs: int, outputs: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    size = torch.rand(outputs, 1) * 10  # so that blocks have scales of their own
+    weight, scale = quantise(torch.randn(outputs, inputs) * size)
+    x = torch.randn(tokens, inputs).to(dtype)
+    found = fp8_few.multiply(*(part.to(DEVICE) for part in (x, weight, scale))).cpu()
+    wanted = fp8_linear(x.double(), weight, scale)
+    assert found.dtype == dtype
+    error = (found - wanted).norm() / wanted.norm()
+    assert error < (1e-6 if dtype == torch.float32 else 4e-3)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "inputs", "outputs", "bits", "group", "dtype"),
+    [
+        (1, 128, 64, 4, 32, torch.float32),
+        (5, 512, 45, 4, 256, torch.float32),
+        (3, 200, 40, 4, 0, torch.float32),
+        (33, 256, 70, 8, 128, torch.bfloat16),
+        (16, 72, 17, 8, 0, torch.bfloat16),
+    ],
+)
+def test_packed_words(
+    tokens: int, inputs: int, outputs: int, bits: int, group: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    words, scales = packed.quantise(torch.randn(outputs, inputs), bits, group)
+    x = torch.randn(tokens, inputs).to(dtype)
+    found = packed_few.multiply(*(part.to(DEVICE) for part in (x, words, scales)), bits).cpu()
+    wanted = x.double() @ packed.dequantise(words, scales, bits, torch.float64).T
+    error = (found - wanted).norm() / wanted.norm()
+    assert found.dtype == torch.float32 and error < 1e-6
