@@ -3,8 +3,9 @@
     python bench/speculate.py MODEL [--json PATH] [--stories 40]
 
 MODEL is a folder with a multi-token module, as `llamaseek quickstart --family deepseek_v3` trains
-one. It goes on with the first sentences of held-out stories, greedily and one at a time; both ways
-must say the same. A run is all stories; runs alternate, and their medians of five are compared.
+one. It goes on with the first words of held-out stories ("The red fox"), greedily and one at a
+time; both ways must say the same. A run is all stories; runs alternate, and their medians of five
+are compared.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ LENGTH = 48  # most tokens of an answer
 
 
 def prompts(tokenizer: Tokenizer, count: int) -> list[Request]:
-    """First sentences of stories that no model was trained on."""
+    """First words of stories that no model was trained on."""
     rng = Random("speculate")
-    openings = [story(rng, "test").opening for _ in range(count)]
+    openings = [" ".join(story(rng, "test").opening.split()[:3]) for _ in range(count)]
     greedy = SamplingParams(max_tokens=LENGTH, stop_ids=tuple(tokenizer.stop_ids))
     return [
         Request(prompt=[tokenizer.bos_id, *tokenizer.encode(text)], params=greedy)
@@ -67,13 +68,12 @@ def compare(folder: Path, count: int) -> list[Row]:
             rates[1].append(drafted)
     slow, fast = map(statistics.median, rates)
     counted = drafting.statistics
-    print(
-        f"{counted.acceptance:.1%} of drafts stood, {counted.tokens_per_forward:.2f} tokens a forward"
-    )
+    accepted, gained = counted.acceptance, counted.tokens_per_forward
+    print(f"{accepted:.1%} of drafts stood, {gained:.2f} tokens a forward")
     return [
         row("mtp", "tokens/s", fast, "without", slow, None),
-        Row("mtp", "share accepted", counted.acceptance, "asked", 0.8, None, None),
-        Row("mtp", "tokens a forward", counted.tokens_per_forward, "asked", 1.75, None, None),
+        Row("mtp", "share accepted", accepted, "asked", 0.8, None, None),
+        Row("mtp", "tokens a forward", gained, "asked", 1.75, None, None),
     ]
 
 
