@@ -27,17 +27,24 @@ from llamaseek.models.layers import GatedMLP, RMSNorm, dense_weight
 from llamaseek.models.llama3 import Llama3Layer
 from llamaseek.models.moe import Experts, MoE
 from llamaseek.models.packed import PackedExperts, PackedLinear
+from llamaseek.parallel.narrow import OwnHead, SummedExperts, SummedLinear
+from llamaseek.parallel.tensor_group import TensorGroup
 
 BITS = {torch.float32: 32, torch.bfloat16: 16}
+DENSE = (nn.Linear, Head, SummedLinear, OwnHead)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights (N_i, K) of layers that read the same input, as one operator takes them."""
+    """Weights (N_i, K) of layers that read the same input, as one operator takes them.
+
+    With a `group` each rank has a share of the inputs, and their products are added up.
+    """
 
     weights: list[Tensor]
     scales: list[Tensor]
     bits: int
+    group: TensorGroup | None = None
 
     def __call__(
         self,
@@ -48,15 +55,17 @@ class Weights:
     ) -> Tensor:
         """x (N, K), normalized first and added to `residual` after → (N, ΣN_i)."""
         weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
+        if self.group is not None and self.group.rank > 0:
+            residual = None  # it is added once
         out: Tensor = torch.ops.llamaseek.linear(
             x, weight, eps, self.weights, self.scales, self.bits, residual, gate
         )
-        return out
+        return out if self.group is None else self.group.sum(out)
 
 
 def weights(*layers: nn.Module) -> Weights:
     """The layers' weights. ValueError where they are of different kinds, or none we know."""
-    if all(type(layer) in (nn.Linear, Head) for layer in layers):
+    if all(type(layer) in DENSE for layer in layers):
         found: list[Tensor] = [layer.get_parameter("weight") for layer in layers]
         kinds = {BITS.get(weight.dtype, 0) for weight in found}
         scales: list[Tensor] = []
@@ -68,7 +77,8 @@ def weights(*layers: nn.Module) -> Weights:
         kinds = set()
     if len(kinds) != 1 or 0 in kinds:
         raise ValueError("layers that no operator takes together")
-    return Weights(found, scales, kinds.pop())
+    group = layers[0].group if isinstance(layers[0], SummedLinear) else None
+    return Weights(found, scales, kinds.pop(), group)
 
 
 class Step(Protocol):
@@ -178,6 +188,7 @@ class Mixture:
         shared = layer.shared_experts
         self.shared = None if shared is None else Gated(shared, None)
         routed = layer.experts
+        self.group = routed.group if isinstance(routed, SummedExperts) else None
         if isinstance(routed, PackedExperts):
             self.experts: tuple[Tensor | int | None, ...] = (
                 routed.gate_up_proj_packed.flatten(1, 2),
@@ -187,7 +198,7 @@ class Mixture:
                 routed.bits,
                 routed.down_bits,
             )
-        elif type(routed) is Experts and routed.down_proj.dtype in BITS:
+        elif type(routed) in (Experts, SummedExperts) and routed.down_proj.dtype in BITS:
             bits = BITS[routed.down_proj.dtype]
             gate_up = routed.gate_up_proj.flatten(1, 2)
             self.experts = (gate_up, None, routed.down_proj, None, bits, bits)
@@ -198,7 +209,8 @@ class Mixture:
         """See `Step`."""
         inner: Tensor = self.norm(x)
         chosen, gates = self.router.choose(self.router.scores(inner))
-        out: Tensor = x + torch.ops.llamaseek.experts(inner, chosen, gates, *self.experts)
+        routed: Tensor = torch.ops.llamaseek.experts(inner, chosen, gates, *self.experts)
+        out = x + (routed if self.group is None else self.group.sum(routed))
         return out if self.shared is None else self.shared.add(inner, out)
 
 
@@ -228,11 +240,18 @@ class Fused:
         further = [each for each in model.model.layers if isinstance(each, MultiTokenLayer)]
         self.ahead = [Ahead(layer) for layer in further]
         self.head = weights(model.lm_head)
+        self.where: Where | None = None
 
     @property
     def ready(self) -> bool:
         """Whether the kernels are there; without them the plain model is faster."""
         return builder().ready
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (R, D), R up to `layout.FEW` → logits (R, V)."""
+        head = self.model.lm_head
+        own = self.head(hidden)
+        return head.group.beside(own) if isinstance(head, OwnHead) else own
 
     def __call__(
         self, tokens: Tensor, layout: Layout, cache: PagedCache, before: Tensor | None = None
@@ -243,14 +262,21 @@ class Fused:
         tokens that follow.
         """
         x = self.model.embed(tokens)
-        cos, sin = self.model.model.rotary(layout.positions[None], x.dtype)
-        where = Where(cos[0, :, 0].contiguous(), sin[0, :, 0].contiguous(), layout, cache)
+        where = self._where(x.dtype, layout, cache)
         if before is not None:
             return self.ahead[0](before, x, where)
         for step in self.steps:
             x = step(x, where)
         out: Tensor = self.model.model.norm(x)
         return out
+
+    def _where(self, dtype: torch.dtype, layout: Layout, cache: PagedCache) -> Where:
+        """The module often follows the model at the same places."""
+        if self.where is None or self.where.layout is not layout:
+            cos, sin = self.model.model.rotary(layout.positions[None], dtype)
+            tables = cos[0, :, 0].contiguous(), sin[0, :, 0].contiguous()
+            self.where = Where(*tables, layout, cache)
+        return self.where
 
 
 def fuse(model: CausalLM) -> Fused | None:

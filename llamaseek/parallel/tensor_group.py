@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from llamaseek.parallel.collectives import all_gather
 from llamaseek.parallel.launch import BACKENDS, meet, pick
 
 JOINING = timedelta(minutes=10)
@@ -31,15 +30,23 @@ class TensorGroup:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
     def sum(self, x: Tensor) -> Tensor:
-        """The sum over ranks, in place."""
-        dist.all_reduce(x)
-        return x
+        """The sum over ranks, the same on each."""
+        if x.is_cuda:
+            dist.all_reduce(x)
+            return x
+        # Of a token's 512 numbers gloo's all-reduce takes 2.0 ms, its all-gather 0.4.
+        return torch.stack(self._all(x)).sum(0)
 
     def beside(self, x: Tensor) -> Tensor:
-        """Every rank's x (N, V / R) side by side: (N, V)."""
-        group = dist.group.WORLD
-        assert group is not None
-        return all_gather(x, x.dim() - 1, group)
+        """Every rank's x (..., V / R) side by side: (..., V)."""
+        return torch.cat(self._all(x), -1)
+
+    def _all(self, x: Tensor) -> list[Tensor]:
+        """Every rank's x, of one shape, in rank order."""
+        x = x.contiguous()
+        parts = [torch.empty_like(x) for _ in range(self.size)]
+        dist.all_gather(parts, x)
+        return parts
 
     def tell(self, message: object) -> None:
         """Rank 0's next message to the others."""

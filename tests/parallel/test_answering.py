@@ -18,6 +18,7 @@ from llamaseek.engine.engine import Engine
 from llamaseek.engine.leader import follow
 from llamaseek.engine.options import EngineOptions, Speculation
 from llamaseek.engine.request import Request, SamplingParams
+from llamaseek.kernels.build import builder
 from llamaseek.models.checkpoint import load_model, save_model
 from llamaseek.models.fp8 import quantise
 from llamaseek.models.lazy import Lazy, lazy
@@ -42,7 +43,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "speculated": {"speculation": Speculation(kind="lookup", depth=3)},
     "speculated by its module": {"speculation": Speculation(kind="mtp", depth=2)},
     "int8 cache": {"cache_dtype": "int8"},
+    "without kernels": {},
+    "with kernels on one rank": {},
 }
+WITHOUT = {"without kernels": (0, 1), "with kernels on one rank": (1,)}
+"""Ways in which some ranks have none, as where they are still compiled."""
 
 
 def saved(family: str, folder: Path) -> Path:
@@ -72,12 +77,15 @@ def split_answers(folder: Path, family: str) -> tuple[list[list[list[int]]], dic
     held = sum(tensor.nbytes for tensor in model.parameters())
     cached = sum(shape.numbers_per_token for shape in model.cache_shapes())
     answers = []
-    for options in ways(family).values():
+    built = builder().build()
+    for way, options in ways(family).items():
+        builder().ready = built and group.rank not in WITHOUT.get(way, ())
         if group.rank:
             follow(model, group)
             continue
         engine = Engine(model, options=EngineOptions(**options), group=group)
         answers.append(said(engine))
+        assert engine.runner.fused is not None or engine.options.cache_dtype == "int8"
         assert engine.pool.used == 0
         group.tell(None)
     return answers, {"held": held, "cached": cached}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -134,6 +135,23 @@ def test_llama_3_calls_in_no_other_form(tokenizer: Tokenizer, grammars: Grammars
         assert taken(grammars, source, tokenizer.encode(text))
         assert not taken(grammars, source, ids_of(tokenizer, TAG + text))
     assert {each for each in map(chr, range(0x11_0000)) if may_be_call(each)} == {*BLANK, *"{[<"}
+
+
+def test_llama_3_0_has_no_token_before_a_call(tmp_path: Path) -> None:
+    get("llama3", tmp_path)
+    (tmp_path / "params.json").write_text('{"dim": 4096}')
+    old = Tokenizer.load(tmp_path)
+    assert TAG not in old.specials.values()
+    grammars, source = Grammars(old), call_grammar(FUNCTIONS, old, True)
+    for text, fits in (
+        ('{"name": "get_weather", "parameters": {"city": "Bern", "days": 3}}', True),
+        ('{"name": "get_weather", "parameters": {"city": "Oslo", "days": 3}}', False),
+        ("It rains.", True),
+        ("[get_weather()]", False),
+    ):
+        assert taken(grammars, source, old.encode(text)) is fits
+        if fits:
+            assert ("tool_calls" in parse_ids(old, old.encode(text))) == text.startswith("{")
 
 
 @pytest.mark.parametrize("tokenizer", ["deepseek_v3"], indirect=True)
