@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 GPU = typer.Option("h100-80gb", help="The accelerator whose memory and rates are taken.")
-DTYPE = typer.Option("bf16", help="What matrix products run in: bf16 or fp8.")
+DTYPE = typer.Option(
+    None,
+    help="What matrix products run in: bf16 or fp8.",
+    show_default="fp8 with train.float8, else bf16",
+)
 JSON = typer.Option(False, "--json", help="Print JSON, for programs.")
 DRAW = typer.Option(None, "--draw", help="Draw the mesh and one layer's tensors into this file.")
 GIGA = 1e9
@@ -41,12 +45,12 @@ def train_plan(
     from llamaseek.recipe import load_recipe
     from llamaseek.recipe_files import find_recipe
 
-    if dtype not in ("bf16", "fp8"):
+    if dtype not in (None, "bf16", "fp8"):
         raise bad_value("dtype", dtype, "bf16 or fp8")
     chosen = find_gpu(gpu)
-    chosen.peak(dtype)
     loaded = load_recipe(find_recipe(recipe), overrides or [])
-
+    dtype = dtype or ("bf16" if loaded.train.float8 == "none" else "fp8")
+    chosen.peak(dtype)
     if draw is not None:
         from llamaseek.parallel.draw import draw_layout
         from llamaseek.pictures import check_format

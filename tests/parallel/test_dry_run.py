@@ -238,9 +238,11 @@ def test_a_recipe_is_planned_and_drawn(tmp_path: Path) -> None:
     assert answer["ranks"] == 4 and answer["fits"]
     assert set(answer["per_rank"][0]["sent_bytes"]) == {"shard", "tensor", "replicas"}
     picture = tmp_path / "layout.png"
-    told = process("train-plan", "quickstart-llama3", *layout, "--draw", str(picture), cwd=tmp_path)
+    wanted = ("train.float8=rowwise", "parallel.tensor=1", "--draw", str(picture))
+    told = process("train-plan", "quickstart-llama3", *layout, *wanted, cwd=tmp_path)
     assert told.code == 0, told.err
     assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "of the fp8 peak" in told.out and "shard 2\n" in told.out
     assert "tokens/s" in told.out and "embedding, head, layers 0–3" in told.out
 
 
