@@ -79,15 +79,16 @@ def show(answer: dict[str, Any]) -> None:
     console.print(f"{answer['recipe']} on {answer['ranks']:,} × {answer['gpu']}: {degrees}\n")
     ranks = answer["per_rank"]
     rows = [[*(row["bytes"][name] / GIGA for name in PARTS)] for row in ranks]
-    console.print(table("GB on a rank of each place", PARTS, ranks, rows), "")
+    by = ", by place" if layout["pipeline"] > 1 else ""
+    console.print(table(f"GB a rank{by}", PARTS, ranks, rows), "")
     times = [[seconds * 1e3 for seconds in row["micro_batch_seconds"].values()] for row in ranks]
     rows = [[*row, sum(row)] for row in times]
     columns = (*ranks[0]["micro_batch_seconds"], "total")
-    console.print(table("ms of a micro-batch", columns, ranks, rows), "")
+    console.print(table("ms a micro-batch", columns, ranks, rows), "")
     names = tuple(dict.fromkeys(name for row in ranks for name in row["sent_bytes"]))
     if names:
         sent = [[row["sent_bytes"].get(name, 0) / GIGA for name in names] for row in ranks]
-        console.print(table("GB sent a step", names, ranks, sent), "")
+        console.print(table("GB a rank sends a step", names, ranks, sent), "")
     facts(console, answer)
 
 
@@ -101,11 +102,12 @@ def table(
     from rich.table import Table
 
     made = Table(box=None, pad_edge=False, header_style="bold")
-    made.add_column(title, min_width=30)
+    made.add_column(title, min_width=35)
     for name in columns:
         made.add_column(name, justify="right", min_width=7)
     for rank, row in zip(ranks, rows, strict=True):
-        made.add_row(holds(rank), *map(figures, row))
+        cells = ("< 0.001" if 0 < number < 1e-3 else figures(number) for number in row)
+        made.add_row(holds(rank, len(ranks) == 1), *cells)
     return made
 
 
@@ -116,14 +118,15 @@ def figures(number: float) -> str:
     return f"{number:,.{max(0, 2 - int(log10(number)))}f}"
 
 
-def holds(rank: dict[str, Any]) -> str:
-    """A pipeline place and what it has: `2–15: layers 4–7`."""
+def holds(rank: dict[str, Any], alone: bool) -> str:
+    """What a rank has, and its pipeline places: `1–14: layers 4–7`."""
     layers = [layer for part in rank["layers"] for layer in part]
-    some = len(layers) > 1 and layers[-1] - layers[0] >= len(layers)
-    name = "layer" if len(layers) == 1 else "layers"
-    within = f"{len(layers)} {name} from {layers[0]}" if some else f"{name} {span(layers)}"
+    apart = len(layers) > 2 and layers[-1] - layers[0] >= len(layers)
+    within = f"{layers[0]}, {layers[1]}, … {layers[-1]}" if apart else span(layers)
     ends = [end for end in ("embedding", "head") if rank[end]]
-    return f"{span(rank['places'])}: {', '.join([*ends, within] if layers else ends)}"
+    name = "layer" if len(layers) == 1 else "layers"
+    what = ", ".join([*ends, f"{name} {within}"] if layers else ends)
+    return what if alone else f"{span(rank['places'])}: {what}"
 
 
 def span(numbers: list[int]) -> str:
@@ -141,7 +144,7 @@ def facts(console: Console, answer: dict[str, Any]) -> None:
     name = "micro-batches" if count > 1 else "micro-batch"
     parts = [f"{count} {name} of {figures(slowest * 1e3)} ms"]
     for name, what in TIMES.items():
-        if answer[name] > 0:
+        if answer[name] > 1e-3 * answer["step_seconds"]:
             parts.append(f"{what} {figures(answer[name])} s")
     hidden = answer["utilisation_with_sends_hidden"]
     fits = "fits" if answer["fits"] else "does not fit"
@@ -151,7 +154,7 @@ def facts(console: Console, answer: dict[str, Any]) -> None:
         "speed": f"{answer['tokens_per_second']:,.0f} tokens/s",
         "utilisation": f"{answer['utilisation']:.1%} of the {answer['dtype']} peak; "
         f"{hidden:.1%} if a micro-batch's sends were hidden",
-        "memory": f"{most:.1f} GB at most: {fits} {answer['gpu_memory_bytes'] / GIGA:.0f} GB",
+        "memory": f"{figures(most)} GB at most: {fits} {answer['gpu_memory_bytes'] / GIGA:.0f} GB",
     }
     for name, text in lines.items():
         console.print(f"{name:13}{text}", soft_wrap=True)

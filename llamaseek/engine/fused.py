@@ -10,7 +10,6 @@ V v_head_dim.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,7 +21,7 @@ from llamaseek.engine.paged import PagedCache
 from llamaseek.kernels.build import builder
 from llamaseek.models import CausalLM
 from llamaseek.models.attention import GroupedQueryAttention, LatentAttention
-from llamaseek.models.deepseek_v3 import DeepseekV3Layer
+from llamaseek.models.deepseek_v3 import DeepseekV3Layer, MultiTokenLayer
 from llamaseek.models.head import Head
 from llamaseek.models.layers import GatedMLP, RMSNorm, dense_weight
 from llamaseek.models.llama3 import Llama3Layer
@@ -215,12 +214,33 @@ class Mixture:
         return out if self.shared is None else self.shared.add(inner, out)
 
 
-class Fused:
-    """A model whose layers are steps."""
+class Ahead:
+    """DeepSeek-V3's module for one token further (see `MultiTokenLayer`)."""
 
-    def __init__(self, model: CausalLM, steps: Sequence[Step]) -> None:
-        self.model, self.steps = model, steps
+    def __init__(self, layer: MultiTokenLayer) -> None:
+        self.layer, self.joined, self.steps = layer, weights(layer.eh_proj), _steps(layer)
+
+    def __call__(self, hidden: Tensor, embedded: Tensor, where: Where) -> Tensor:
+        """Hidden states and the next tokens' embeddings (N, D) → (N, D), ready for the head."""
+        layer = self.layer
+        x = self.joined(torch.cat((layer.enorm(embedded), layer.hnorm(hidden)), dim=-1))
+        for step in self.steps:
+            x = step(x, where)
+        out: Tensor = layer.shared_head.norm(x)
+        return out
+
+
+class Fused:
+    """A model whose layers are steps, and its modules for tokens further ahead."""
+
+    def __init__(self, model: CausalLM) -> None:
+        self.model = model
+        main = model.config.num_hidden_layers
+        self.steps = [step for layer in model.model.layers[:main] for step in _steps(layer)]
+        further = [each for each in model.model.layers if isinstance(each, MultiTokenLayer)]
+        self.ahead = [Ahead(layer) for layer in further]
         self.head = weights(model.lm_head)
+        self.where: Where | None = None
 
     @property
     def ready(self) -> bool:
@@ -233,24 +253,38 @@ class Fused:
         own = self.head(hidden)
         return head.group.beside(own) if isinstance(head, OwnHead) else own
 
-    def __call__(self, tokens: Tensor, layout: Layout, cache: PagedCache) -> Tensor:
-        """tokens (N), N up to `layout.FEW` → hidden (N, D)."""
+    def __call__(
+        self, tokens: Tensor, layout: Layout, cache: PagedCache, before: Tensor | None = None
+    ) -> Tensor:
+        """tokens (N), N up to `layout.FEW` → hidden (N, D).
+
+        With hidden states `before` (N, D), those of the first multi-token module on them and on the
+        tokens that follow.
+        """
         x = self.model.embed(tokens)
-        cos, sin = self.model.model.rotary(layout.positions[None], x.dtype)
-        where = Where(cos[0, :, 0].contiguous(), sin[0, :, 0].contiguous(), layout, cache)
+        where = self._where(x.dtype, layout, cache)
+        if before is not None:
+            return self.ahead[0](before, x, where)
         for step in self.steps:
             x = step(x, where)
         out: Tensor = self.model.model.norm(x)
         return out
+
+    def _where(self, dtype: torch.dtype, layout: Layout, cache: PagedCache) -> Where:
+        """The module often follows the model at the same places."""
+        if self.where is None or self.where.layout is not layout:
+            cos, sin = self.model.model.rotary(layout.positions[None], dtype)
+            tables = cos[0, :, 0].contiguous(), sin[0, :, 0].contiguous()
+            self.where = Where(*tables, layout, cache)
+        return self.where
 
 
 def fuse(model: CausalLM) -> Fused | None:
     """The model fused, or None where a layer is of a kind that no operator takes (an adapter)."""
     if model.model.norm.weight.device.type != "cpu" or model.config.scores:
         return None
-    layers = model.model.layers[: model.config.num_hidden_layers]
     try:
-        return Fused(model, [step for layer in layers for step in _steps(layer)])
+        return Fused(model)
     except ValueError:
         return None
 

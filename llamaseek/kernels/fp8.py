@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llamaseek.herd.check import BLOCK
-from llamaseek.kernels.ops import TOGETHER, TRITON, library
+from llamaseek.kernels.ops import TRITON, few_on_gpu, library
 
 E4M3 = (8, 9)  # the first compute capability that reads it
 
@@ -37,7 +37,7 @@ def fp8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 def on_cuda(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """The same; see `fp8_linear`."""
-    if x.shape[0] > TOGETHER or torch.cuda.get_device_capability(x.device) < E4M3:
+    if not few_on_gpu(len(x), x.dtype) or torch.cuda.get_device_capability(x.device) < E4M3:
         return fp8_linear(x, weight, scale)
     from llamaseek.kernels.fp8_few import multiply
 

@@ -35,11 +35,18 @@ SCHEMAS = (
 )
 ROWS = 8192  # of a packed weight widened at once
 TRITON = find_spec("triton") is not None
-TOGETHER = 64  # tokens on a GPU; with more, products cost more time than widening
 
 library = Library("llamaseek", "DEF")
 for schema in SCHEMAS:
     library.define(schema)
+
+
+def few_on_gpu(tokens: int, dtype: torch.dtype) -> bool:
+    """Whether Triton multiplies them by weights in fewer bits; many gain from a widened copy.
+
+    Products in float32 do without matrix units, and run out of registers sooner.
+    """
+    return TRITON and tokens <= (64 if dtype.itemsize == 2 else 16)
 
 
 def normalize(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -55,7 +62,7 @@ def _times(
     """x (M, K) float32 times one weight (N, K), packed ones widened to `dtype`, as float32."""
     if scale is None:
         return F.linear(x.to(weight.dtype), weight).float()
-    if TRITON and x.is_cuda and len(x) <= TOGETHER:
+    if x.is_cuda and few_on_gpu(len(x), dtype):
         from llamaseek.kernels.packed_few import multiply
 
         with torch.cuda.device_of(x):

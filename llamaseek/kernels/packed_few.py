@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 OUTPUTS = 32  # of a program
-STEP = 128  # inputs taken at once, or a group where that is smaller
+STEP_BYTES = 256  # of a token's inputs taken at once, or a group where that is smaller
 NARROWEST = 16  # rows that a matrix unit takes
 
 
@@ -64,7 +64,8 @@ def multiply(x: Tensor, words: Tensor, scales: Tensor, bits: int) -> Tensor:
     (tokens, inputs), (outputs, groups) = x.shape, scales.shape
     out = torch.empty(tokens, outputs, dtype=torch.float32, device=x.device)
     rows = max(triton.next_power_of_2(tokens), NARROWEST)
-    step = STEP if groups == 1 else min(STEP, inputs // groups)
+    step = STEP_BYTES // x.dtype.itemsize
+    step = step if groups == 1 else min(step, inputs // groups)
     grid = (triton.cdiv(outputs, OUTPUTS),)
     product[grid](
         x.contiguous(),

@@ -19,7 +19,7 @@ def setting_of(recipe: Recipe) -> Setting:
     recipe = resolve(recipe, None)
     config, plan, train = model_config(recipe), recipe.parallel, recipe.train
     share = train.batch // (plan.data * plan.shard)
-    rows = min(train.micro_batch or share, share)
+    rows = min(train.micro_batch or (1 if plan.pipeline > 1 else share), share)
     depth = 0
     if train.objective == "multi_token" and isinstance(config, DeepseekV3Config):
         depth = config.num_nextn_predict_layers

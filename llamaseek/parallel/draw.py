@@ -49,7 +49,7 @@ def _mesh(axis: Axes, setting: Setting, rank: int) -> None:
             box = Rectangle((square, -row), 0.8, 0.6, edgecolor=COLOURS[name])
             box.set_facecolor(COLOURS[name] if square == min(place, shown - 1) else "none")
             axis.add_patch(box)
-        more = f" … {size}" if size > MOST else ""
+        more = " …" if size > MOST else ""
         axis.text(-0.4, -row + 0.3, f"{name} {size}", ha="right", va="center")
         axis.text(shown, -row + 0.3, more, va="center")
     axis.set_xlim(-6, MOST + 3)
@@ -86,8 +86,8 @@ def _tensors(axis: Axes, setting: Setting, report: Report) -> None:
     axis.set_xlim(-0.8, 1.9)
     axis.set_ylim(-len(matrices) + 0.2, 1.2)
     axis.set_axis_off()
-    layers = [layer for part in report.parts for layer in part.layers]
-    axis.set_title(f"the matrices of layer {layers[0] if layers else 0} there", loc="left")
+    layer = next((layer for part in report.parts for layer in part.layers), 0)
+    axis.set_title(f"what it holds of the matrices of layer {layer}", loc="left")
 
 
 def short(count: float) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
@@ -59,6 +60,8 @@ class Movement:
         self.kernel = 0  # the number of the fused kernel that is being collected
         self.pending: dict[int, int] = {}  # storages not written yet → the kernel that makes them
         self.read: set[int] = set()  # storages that this kernel has read already
+        # Weak references, so that no other storage gets the address of one that is gone.
+        self.known: dict[int, StorageWeakRef] = {}
 
     def plain(self, func: Any, args: Any, out: Any) -> int:
         """An operation that is no product and sends nothing."""
@@ -68,7 +71,7 @@ class Movement:
         given = [] if func._overloadpacket in CONSTANT else tensors(args)
         if self.compiled and fuses(func):
             size = sum(self._reads(tensor) for tensor in given)
-            self.pending.update((storage(tensor), self.kernel) for tensor in made)
+            self.pending.update((self._storage(tensor), self.kernel) for tensor in made)
             return size
         return self.product(given, made) + sizes(given) + sizes(made)
 
@@ -78,21 +81,28 @@ class Movement:
         self.read.clear()
         written = sum(self._written(tensor) for tensor in tensors(args))
         for tensor in tensors(out):  # in memory now, maybe where something was that never came
-            self.pending.pop(storage(tensor), None)
+            self.pending.pop(self._storage(tensor), None)
         return written
 
     def _reads(self, tensor: Tensor) -> int:
         """By the fused kernel: nothing of what it makes itself, everything else once."""
-        key = storage(tensor)
+        key = self._storage(tensor)
         if key in self.read or self.pending.get(key) == self.kernel:
             return 0
         written = self._written(tensor)
         self.read.add(key)
         return written + sizes([tensor])
 
+    def _storage(self, tensor: Tensor) -> int:
+        """The same for all views of the same memory."""
+        found = tensor.untyped_storage()
+        if found._cdata not in self.known:
+            self.known[found._cdata] = StorageWeakRef(found)
+        return int(found._cdata)
+
     def _written(self, tensor: Tensor) -> int:
         """By the kernel that made it, if it was not written before."""
-        return sizes([tensor]) if self.pending.pop(storage(tensor), None) is not None else 0
+        return sizes([tensor]) if self.pending.pop(self._storage(tensor), None) is not None else 0
 
 
 def fuses(func: Any) -> bool:
@@ -100,11 +110,6 @@ def fuses(func: Any) -> bool:
     if func._schema.is_mutable:
         return False
     return torch.Tag.pointwise in func.tags or func._overloadpacket in FUSED | CONSTANT
-
-
-def storage(tensor: Tensor) -> int:
-    """The same for all views of the same memory."""
-    return tensor.untyped_storage()._cdata
 
 
 def sizes(found: Iterable[Tensor]) -> int:

@@ -39,10 +39,11 @@ def llama3_grammar(functions: Functions, tokenizer: Tokenizer, free: bool) -> li
     calls = _calls(functions, opening, "}")
     if not free:
         return ["start: call", *calls]
-    tagged = TAG in tokenizer.specials.values()
-    start = f"start: text? | text? {_token(tokenizer, TAG)} call | call"
+    start = "start: text? | call"
+    if TAG in tokenizer.specials.values():  # Llama 3.0 has none
+        start += f" | text? {_token(tokenizer, TAG)} call"
     return [
-        start if tagged else "start: text? | call",
+        start,
         f"text: TEXT\nTEXT: /(?s:.+)/ & ~/(?s:[{_escaped(BLANK)}]*(\\{{|\\[|<function=).*)/",
         *calls,
     ]

@@ -48,7 +48,8 @@ class Chat:
     async def grow(self) -> AsyncIterator[ChatChoice]:
         """The choices as they grow."""
         limit = self.service.options.timeout
-        async for delta in deltas_of(self.stream, self.clock, limit):
+        held_by = "tools" if self.fields.response_format is None else "response_format"
+        async for delta in deltas_of(self.stream, self.clock, limit, held_by):
             choice = self.choices[delta.index]
             await choice.see(delta)
             yield choice

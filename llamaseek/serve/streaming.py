@@ -25,8 +25,13 @@ class ClientGone(Exception):
     """Nobody waits for the answer any more."""
 
 
-async def deltas_of(stream: Stream, clock: Clock, timeout: float) -> AsyncIterator[Delta]:
-    """A stream's deltas one by one. ApiError for an answer that failed, TimeoutError."""
+async def deltas_of(
+    stream: Stream, clock: Clock, timeout: float, held_by: str = "response_format"
+) -> AsyncIterator[Delta]:
+    """A stream's deltas one by one. ApiError for an answer that failed, TimeoutError.
+
+    `held_by` is the field that an answer's constraint came from.
+    """
     clock.answers = sum(map(len, stream.unfinished.values()))
     try:
         async with asyncio.timeout(timeout):
@@ -34,17 +39,17 @@ async def deltas_of(stream: Stream, clock: Clock, timeout: float) -> AsyncIterat
                 clock.see(found)
                 for delta in found:
                     if delta.error is not None:
-                        raise failure(delta.error)
+                        raise failure(delta.error, held_by)
                     yield delta
         clock.end()
     finally:
         stream.close()
 
 
-def failure(told: str) -> ApiError:
+def failure(told: str, held_by: str) -> ApiError:
     """What a client is told of an answer that failed; constraints' errors are about its own."""
     if told.startswith("RuntimeError: constraint"):
-        return ApiError(400, told.removeprefix("RuntimeError: "), "response_format")
+        return ApiError(400, told.removeprefix("RuntimeError: "), held_by)
     if "shutting down" in told or "engine has failed" in told:
         return ApiError(503, told, code="unavailable")
     log.error("an answer failed: %s", told.partition(":")[0])

@@ -19,11 +19,15 @@ from llamaseek.models import CausalLM, build_model, checkpoint
 from llamaseek.models.lazy import lazy
 
 GPU = torch.device("cuda", 0)
-# PyTorch without CUDA lacks what makes a GPU the current one, which indexing asks for.
+# PyTorch without CUDA lacks what makes a GPU the current one, which indexing asks for. It has no
+# device, so that autograd starts no threads for it, which would outlive these tests.
 GUARD = """
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 namespace c10::impl {
-C10_REGISTER_GUARD_IMPL(CUDA, NoOpDeviceGuardImpl<DeviceType::CUDA>);
+struct Guard : NoOpDeviceGuardImpl<DeviceType::CUDA> {
+  DeviceIndex deviceCount() const noexcept override { return 0; }
+};
+C10_REGISTER_GUARD_IMPL(CUDA, Guard);
 }
 """
 

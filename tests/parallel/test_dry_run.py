@@ -241,7 +241,7 @@ def test_a_recipe_is_planned_and_drawn(tmp_path: Path) -> None:
     told = process("train-plan", "quickstart-llama3", *layout, "--draw", str(picture), cwd=tmp_path)
     assert told.code == 0, told.err
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert "tokens/s" in told.out and "0: embedding, head, layers 0–3" in told.out
+    assert "tokens/s" in told.out and "embedding, head, layers 0–3" in told.out
 
 
 def test_what_cannot_be_planned_is_one_line(tmp_path: Path) -> None:

@@ -6,14 +6,16 @@ What the grammar lets through is read back by the family's own reader, and judge
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import torch
 
-from llamaseek.engine.constrain import Constraint, Grammars
+from llamaseek.engine.constrain import Constraint, Grammars, Matcher
 from llamaseek.serve.call_grammar import BLANK, call_grammar
 from llamaseek.text.events import ToolCall
 from llamaseek.text.llama3_parse import may_be_call, plain_calls
@@ -134,6 +136,23 @@ def test_llama_3_calls_in_no_other_form(tokenizer: Tokenizer, grammars: Grammars
         assert taken(grammars, source, tokenizer.encode(text))
         assert not taken(grammars, source, ids_of(tokenizer, TAG + text))
     assert {each for each in map(chr, range(0x11_0000)) if may_be_call(each)} == {*BLANK, *"{[<"}
+
+
+def test_llama_3_0_has_no_token_before_a_call(tmp_path: Path) -> None:
+    get("llama3", tmp_path)
+    (tmp_path / "params.json").write_text('{"dim": 4096}')
+    old = Tokenizer.load(tmp_path)
+    assert TAG not in old.specials.values()
+    grammars, source = Grammars(old), call_grammar(FUNCTIONS, old, True)
+    for text, fits in (
+        ('{"name": "get_weather", "parameters": {"city": "Bern", "days": 3}}', True),
+        ('{"name": "get_weather", "parameters": {"city": "Oslo", "days": 3}}', False),
+        ("It rains.", True),
+        ("[get_weather()]", False),
+    ):
+        assert taken(grammars, source, old.encode(text)) is fits
+        if fits:
+            assert ("tool_calls" in parse_ids(old, old.encode(text))) == text.startswith("{")
 
 
 @pytest.mark.parametrize("tokenizer", ["deepseek_v3"], indirect=True)
@@ -309,3 +328,23 @@ def test_strict_calls_and_a_response_format_are_one_too_many(server: Running) ->
     answer = server.post(CHAT, **body, tools=[tool("f", {})])
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "response_format"
     assert server.post(CHAT, **body, tools=[tool("f", {}, None)]).status_code == 200
+
+
+@pytest.mark.parametrize("field", ["tools", "response_format"])
+def test_a_limit_that_is_reached_midway_names_its_field(
+    server: Running, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    real = Matcher.mask
+
+    def mask(matcher: Matcher, row: torch.Tensor) -> None:
+        if threading.current_thread().name == "engine":
+            raise RuntimeError("constraint: too much work")
+        real(matcher, row)
+
+    monkeypatch.setattr(Matcher, "mask", mask)
+    given = {"tools": [tool("f", {})], "response_format": {"type": "json_object"}}
+    body = {"messages": ASK, field: given[field]}
+    answer = server.post(CHAT, **body)
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == field
+    error = json.loads(server.post(CHAT, **body, stream=True).text.split("\n\n")[-3][6:])["error"]
+    assert error["param"] == field and "too much work" in error["message"]

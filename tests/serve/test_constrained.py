@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from itertools import cycle, islice
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 from tests.models.shapes import tiny_model
 from tests.serve.running import TOKENIZER, Running, make_service, running
 
+ROOT = Path(__file__).parents[2]
 LEAVES: list[Any] = [
     {"type": "null"},
     {"type": "boolean"},
@@ -126,6 +128,50 @@ def test_200_json_schemas(server: Running) -> None:
         whole += 1
     print(f"{whole} of 200 not cut; {len(refused)} of 400 refused")
     assert whole > 150
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "not": {"not": {"type": "string"}},
+    "if": {"if": {"type": "integer"}, "then": {"minimum": 3}, "else": {}},
+    "uniqueItems": {"type": "array", "items": {"enum": [1, 2]}, "uniqueItems": True},
+    "contains": {"type": "array", "contains": {"const": 1}},
+    "propertyNames": {"type": "object", "propertyNames": {"pattern": "a"}},
+    "dependencies": {"dependencies": {"a": ["b"]}},
+    "dependentRequired": {"dependentRequired": {"a": ["b"]}},
+    "dependentSchemas": {"dependentSchemas": {"a": {}}},
+    "unevaluatedItems": {"type": "array", "unevaluatedItems": False},
+    "unevaluatedProperties": {"type": "object", "unevaluatedProperties": False},
+    "$dynamicRef": {"$dynamicRef": "#a"},
+    "format": {"type": "string", "format": "strange"},
+    "oneOf": {"oneOf": [{"type": "integer"}, {"minimum": 2}]},
+    "look-around": {"type": "string", "pattern": "(?=a)b"},
+    "references": {"type": "string", "pattern": "(a)\\1"},
+}
+
+
+def test_what_no_answer_could_be_held_to_is_refused_by_its_name(server: Running) -> None:
+    told = (ROOT / "docs" / "serving.md").read_text()
+    for name, schema in REFUSED.items():
+        for kind in ("json_schema", "tool"):
+            answer = ask_for(server, schema, kind)
+            error = answer.json()["error"]
+            assert answer.status_code == 400, (name, answer.text)
+            assert error["param"] == ("tools" if kind == "tool" else "response_format")
+            assert name in error["message"] or "regex" in error["message"]
+            assert name in told
+
+
+def ask_for(server: Running, schema: dict[str, Any], kind: str) -> httpx.Response:
+    """A chat held to a schema as a whole, or in a call."""
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
+    if kind == "tool":
+        parameters = {"type": "object", "properties": {"it": schema}}
+        function = {"name": "f", "parameters": parameters, "strict": True}
+        body["tools"] = [{"type": "function", "function": function}]
+    else:
+        format = {"type": kind, kind: {"name": "it", "schema": schema}}
+        body["response_format"] = format
+    return server.post("/v1/chat/completions", **body)
 
 
 def test_regular_expressions_and_grammars(server: Running) -> None:
