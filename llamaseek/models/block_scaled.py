@@ -8,9 +8,9 @@ What is multiplied, after report §3.3.1 and §3.3.2; scales are computed from t
   forward pass in fp8, and goes from its tiles into the new ones.
 
 Sums are taken in float32. A Hopper GPU multiplies the e4m3 numbers themselves (cuBLAS of CUDA 12.9
-or later, through `torch.nn.functional.scaled_mm`). Elsewhere, and for routed experts everywhere,
-the same numbers are widened to float32 and multiplied there: equal but for the order of the sums,
-and no faster.
+or later, through `torch.nn.functional.scaled_mm`). Elsewhere the same numbers are widened to
+float32 and multiplied there: equal but for the order of the sums, and no faster. Routed experts
+are multiplied one after the other, as PyTorch has no grouped product of tiles.
 
 N tokens, I inputs, O outputs, R rows, K inner width of a product, G groups.
 """
@@ -34,10 +34,10 @@ OLDEST_CUDA = (12, 9)
 
 @dataclass(frozen=True)
 class Scaled:
-    """A matrix (..., R, K), padded to whole blocks, as e4m3 numbers and float32 scales.
+    """A matrix (R, K), padded to whole blocks, as e4m3 numbers and float32 scales.
 
-    scales are (..., R, K / 128) of tiles, (..., R / 128, K / 128) of blocks. `rows` and `columns`
-    count what is no padding.
+    scales are (R, K / 128) of tiles, (R / 128, K / 128) of blocks. `rows` and `columns` count what
+    is no padding.
     """
 
     numbers: Tensor
@@ -48,7 +48,7 @@ class Scaled:
     @property
     def blocks(self) -> bool:
         """Whether rows share scales too."""
-        return self.scales.shape[-2] != self.numbers.shape[-2]
+        return len(self.scales) != len(self.numbers)
 
     def dense(self) -> Tensor:
         """The values in float32, padding included."""
@@ -58,13 +58,13 @@ class Scaled:
 
     def transposed(self) -> Scaled:
         """Blocks, turned."""
-        numbers, scales = self.numbers.mT.contiguous(), self.scales.mT
+        numbers, scales = self.numbers.T.contiguous(), self.scales.T
         return Scaled(numbers, scales, self.columns, self.rows)
 
 
 def padded(x: Tensor) -> Tensor:
-    """x (..., R, K) in float32, with zeros up to whole blocks."""
-    return F.pad(x.float(), (0, -x.shape[-1] % BLOCK, 0, -x.shape[-2] % BLOCK))
+    """x (R, K) in float32, with zeros up to whole blocks."""
+    return F.pad(x.float(), (0, -x.shape[1] % BLOCK, 0, -x.shape[0] % BLOCK))
 
 
 def in_tiles(x: Tensor) -> Scaled:
@@ -76,8 +76,8 @@ def in_tiles(x: Tensor) -> Scaled:
 
 
 def in_blocks(weight: Tensor) -> Scaled:
-    """weight (..., R, K) with a scale for every block of 128 × 128."""
-    return Scaled(*quantise(padded(weight)), *weight.shape[-2:])
+    """weight (R, K) with a scale for every block of 128 × 128."""
+    return Scaled(*quantise(padded(weight)), *weight.shape)
 
 
 def product(a: Scaled, b: Scaled, dtype: torch.dtype) -> Tensor:
@@ -155,58 +155,14 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-class _Grouped(torch.autograd.Function):
-    """`moe.grouped_product`: x (N, I), weights (G, O, I), ends (G) → (N, O)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Tensor, ends: Tensor, dtype: torch.dtype) -> Tensor:
-        places, offsets = whole_tiles(ends, len(x))
-        own = in_tiles(spread(x, places, int(offsets[-1])))
-        ctx.save_for_backward(own.numbers, own.scales, weights, places, offsets)
-        ctx.dtype = x.dtype
-        return _each(own, in_blocks(weights), offsets)[places, : weights.shape[1]].to(dtype)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
-        numbers, scales, weights, places, offsets = ctx.saved_tensors
-        outputs, inputs = weights.shape[1:]
-        gradient = spread(gradient, places, len(numbers))
-        dx = dw = None
-        if ctx.needs_input_grad[0]:
-            turned = in_blocks(weights).transposed()
-            dx = _each(in_tiles(gradient), turned, offsets)[places, :inputs].to(ctx.dtype)
-        if ctx.needs_input_grad[1]:
-            x = Scaled(numbers, scales, *numbers.shape).dense()
-            left, right = in_tiles(gradient.T).dense(), in_tiles(x.T).dense()
-            with torch.autocast(x.device.type, enabled=False):
-                dw = F.grouped_mm(left, right.T, offs=offsets)
-            dw = dw[:, :outputs, :inputs].to(weights.dtype)
-        return dx, dw, None, None
-
-
+@torch.compiler.disable  # how many tokens an expert has is known on the host only
 def grouped_product(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
-    """`moe.grouped_product` of tiles and blocks; no tile spans two groups."""
-    out: Tensor = _Grouped.apply(x, weights, ends, product_dtype(x))
-    return out
-
-
-def whole_tiles(ends: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Where `count` sorted rows go so that every group begins with a tile, and the new ends (G)."""
-    sizes = ends.diff(prepend=ends.new_zeros(1))
-    wide = (sizes + BLOCK - 1) // BLOCK * BLOCK
-    offsets = wide.cumsum(0, dtype=torch.int32)
-    moved = (offsets - wide) - (ends - sizes)  # each group's first row
-    rows = torch.arange(count, device=ends.device)
-    return rows + moved[torch.searchsorted(ends, rows, right=True)], offsets
-
-
-def spread(x: Tensor, places: Tensor, count: int) -> Tensor:
-    """The rows of x (N, K) at their places in (count, K), zeros elsewhere."""
-    return x.new_zeros(count, x.shape[1]).index_copy(0, places, x)
-
-
-def _each(a: Scaled, b: Scaled, offsets: Tensor) -> Tensor:
-    """Each group's rows of a (P, K) by its own b (G, S, K): (P, S)."""
-    with torch.autocast(a.numbers.device.type, enabled=False):
-        out: Tensor = F.grouped_mm(a.dense(), b.dense().mT, offs=offsets)
-    return out
+    """`moe.grouped_product` of tiles and blocks: a product a group, so no tile spans two."""
+    dtype = product_dtype(x)
+    parts = x.split(ends.diff(prepend=ends.new_zeros(1)).tolist())
+    outs = [
+        _Linear.apply(part, weight, dtype)
+        for part, weight in zip(parts, weights.unbind(), strict=True)
+        if len(part)
+    ]
+    return torch.cat(outs) if outs else x.new_empty(0, weights.shape[1], dtype=dtype)

@@ -21,13 +21,13 @@ SMALLEST = 1e-12  # of what a block's largest number counts as, so that zeros ha
 
 
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(..., N, K) → e4m3 numbers (..., N, K) and float32 scales, each block's largest at 448."""
-    rows, columns = weight.shape[-2:]
+    """(N, K) → e4m3 numbers (N, K) and float32 scales, each block's largest number at 448."""
+    rows, columns = weight.shape
     padded = F.pad(weight.float(), (0, -columns % BLOCK, 0, -rows % BLOCK))
-    blocks = padded.unflatten(-1, (-1, BLOCK)).unflatten(-3, (-1, BLOCK))
-    scale = blocks.abs().amax((-3, -1)).clamp(min=SMALLEST) / FP8_MAX
-    numbers = (blocks / scale[..., :, None, :, None]).flatten(-2).flatten(-3, -2)
-    return numbers[..., :rows, :columns].to(torch.float8_e4m3fn).contiguous(), scale
+    blocks = padded.unflatten(1, (-1, BLOCK)).unflatten(0, (-1, BLOCK))
+    scale = blocks.abs().amax((1, 3)).clamp(min=SMALLEST) / FP8_MAX
+    numbers = (blocks / scale[:, None, :, None]).flatten(2, 3).flatten(0, 1)
+    return numbers[:rows, :columns].to(torch.float8_e4m3fn).contiguous(), scale
 
 
 def dequantised(tensors: dict[str, Lazy], dtype: torch.dtype) -> dict[str, Lazy]:
