@@ -15,7 +15,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.common import Row, installed, report
 
+FOLDER = Path(__file__).resolve().parents[1] / "runs" / "bench-1b"
 REPEATS = 5
 PROMPT = [128000, 791, 2579, 39935]
 PACKAGES = {"llama.cpp": "llama-cpp-python", "transformers": "transformers"}
@@ -145,7 +145,7 @@ def main() -> None:
     """Parse, measure, print; or be one side of it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "shape_1b")
+    parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
