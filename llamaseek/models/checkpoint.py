@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from llamaseek.errors import UserError
 from llamaseek.files import write_json
@@ -106,6 +108,23 @@ def read_folder(folder: Path, config: ModelConfig) -> dict[str, Lazy]:
     return {name: tensor for name, tensor in tensors.items() if not is_second_copy(config, name)}
 
 
+class Undrawn(TorchFunctionMode):
+    """Building on `meta` without two calls for which PyTorch imports its compiler there, which
+    takes longer than mapping a folder.
+
+    Initial weights are not drawn, and the rotary table, which is made anew later, is a real one.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """`normal_` leaves its tensor as it is, `arange` counts on the CPU, the rest is done."""
+        kwargs = kwargs or {}
+        if func in (nn.init.normal_, Tensor.normal_):
+            return args[0] if args else kwargs["tensor"]
+        if func is torch.arange:
+            kwargs = {**kwargs, "device": "cpu"}
+        return func(*args, **kwargs)
+
+
 def load_model(
     folder: str | Path,
     dtype: torch.dtype = torch.float32,
@@ -129,7 +148,7 @@ def load_model(
     folder, device = Path(folder), torch.device(device)
     config = config or read_config(folder)
     tensors = read_folder(folder, config)
-    with torch.device("meta"):
+    with torch.device("meta"), Undrawn():
         model = build_model(config).to(dtype)
         if fp8:
             keep_fp8(model, tensors)

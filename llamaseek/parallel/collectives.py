@@ -134,3 +134,10 @@ def dealt(
     own = items[rank::world]
     dist.all_gather_object(found, list(work(own)) if own else [])
     return [found[number % world][number // world] for number in range(len(items))]
+
+
+def own_ids(ids: Tensor, rows: int, rank: int) -> tuple[Tensor, Tensor]:
+    """Which ids the `rows` rows of a rank hold, and where (0 for the others)."""
+    place = ids - rank * rows
+    inside = (place >= 0) & (place < rows)
+    return inside, place.masked_fill(~inside, 0)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 from llamaseek.models import CausalLM
 from llamaseek.models.attention import GroupedQueryAttention, LatentAttention, attend_in_row
@@ -62,6 +61,8 @@ class Slices:
     def last(self, queries: int, keys: int, device: torch.device) -> Tensor | None:
         """What each of the last `queries` of `keys` tokens sees. GPUs' kernels know it by name."""
         if device.type == "cuda":
+            from torch.nn.attention.bias import causal_lower_right  # a second: it imports dynamo
+
             bias: Tensor = causal_lower_right(queries, keys)
             return bias
         return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)

@@ -22,13 +22,13 @@ from llamaseek.herd import DeepseekV3Config, Llama3Config, ModelConfig
 from llamaseek.herd.check import BLOCK
 from llamaseek.herd.folder import read_config
 from llamaseek.models import CausalLM, build_model
-from llamaseek.models.checkpoint import materialise, read_folder
+from llamaseek.models.checkpoint import Undrawn, materialise, read_folder
 from llamaseek.models.fp8 import dequantised
 from llamaseek.models.head import Head, Read
 from llamaseek.models.lazy import Lazy
 from llamaseek.models.moe import Experts
+from llamaseek.parallel.collectives import own_ids
 from llamaseek.parallel.tensor_group import TensorGroup
-from llamaseek.parallel.vocabulary import own_ids
 
 CPU = torch.device("cpu")
 ROWS = {"q_proj", "q_b_proj", "k_proj", "v_proj", "kv_b_proj", "gate_proj", "up_proj"}
@@ -46,7 +46,7 @@ def load_share(
     """
     config = read_config(folder)
     tensors = dequantised(read_folder(folder, config), dtype)
-    with torch.device("meta"):
+    with torch.device("meta"), Undrawn():
         model = build_model(narrow_config(config, group.size))
         add_up(model, group)
         model = model.to(dtype)

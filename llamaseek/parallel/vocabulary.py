@@ -15,7 +15,14 @@ from torch.nn import functional as F
 from llamaseek.models import CausalLM
 from llamaseek.models.head import Head, Read, Score, Softmax
 from llamaseek.models.layers import widen
-from llamaseek.parallel.collectives import Group, gather, gather_whole, scatter, sum_whole
+from llamaseek.parallel.collectives import (
+    Group,
+    gather,
+    gather_whole,
+    own_ids,
+    scatter,
+    sum_whole,
+)
 from llamaseek.parallel.context import Slices
 from llamaseek.parallel.mesh import Mesh
 from llamaseek.parallel.tensor import local, split
@@ -102,13 +109,6 @@ def split_score(score: Score, slices: Slices, group: Group) -> SplitScore:
     new = SplitScore(score.in_features, torch.device("meta"))
     new.weight, new.slices, new.group = score.weight, slices, group
     return new
-
-
-def own_ids(ids: Tensor, rows: int, rank: int) -> tuple[Tensor, Tensor]:
-    """Which ids the `rows` rows of a rank hold, and where (0 for the others)."""
-    place = ids - rank * rows
-    inside = (place >= 0) & (place < rows)
-    return inside, place.masked_fill(~inside, 0)
 
 
 def vocabulary_softmax(group: dist.ProcessGroup) -> Softmax:
