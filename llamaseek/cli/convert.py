@@ -28,7 +28,7 @@ def convert(
 
     if dtype not in DTYPES:
         raise bad_value("--dtype", dtype, ", ".join(DTYPES))
-    if shard_gb <= 0:
+    if not 0 < shard_gb < float("inf"):
         raise bad_value("--shard-gb", shard_gb, "a number above 0")
 
     import torch

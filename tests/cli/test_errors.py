@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,14 @@ def test_devices_that_are_not_there(cli: Cli, model: Path, verb: str, device: st
     words = ["a text"] if verb in ("generate", "guard") else []
     done = cli(verb, str(model), *words, "--device", device)
     refused(done, "--device", f"'{device}'", "allowed: auto, cpu")
+
+
+def test_what_serve_cannot_do_is_told_before_a_model_is_loaded(cli: Cli) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        refused(cli("serve", "nowhere", "--port", port), f"--port {port}", "already in use")
+    refused(cli("serve", "nowhere", "--cache-gb", "nan"), "--cache-gb: nan")
+    refused(cli("serve", "nowhere", "--guard-drop", "S1"), "--guard-drop", "no --guard")
 
 
 @pytest.mark.usefixtures("nothing_written")
