@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from llamaseek.cli.load import DEVICE
+from llamaseek.cli.load import DEVICE, model_folder
+from llamaseek.cli.stdin import read_stdin
 from llamaseek.errors import UserError, bad_value, shorten
 
 if TYPE_CHECKING:
     from llamaseek.safety.guard import Guard
     from llamaseek.text.guard_prompt import Category
 
-MODEL = typer.Argument(help="The folder of a guard model.")
+MODEL = typer.Argument(help="The folder of a guard model.", callback=model_folder)
 MESSAGE = typer.Argument(
     "-", help="A user's message to judge; - reads it, or a conversation in JSON, from stdin."
 )
@@ -91,7 +92,7 @@ def read_conversation(message: str, file: Path | None, answer: str | None) -> li
             raise UserError("message: give a message or --conversation, one of them")
         messages = listed(read_json(file.read_text, str(file)), str(file))
     else:
-        text = sys.stdin.read().rstrip("\n") if message == "-" else message
+        text = read_stdin().rstrip("\n") if message == "-" else message
         if message == "-" and text.lstrip()[:1] in ("[", "{"):
             messages = listed(read_json(lambda: text, "stdin"), "stdin")
         else:

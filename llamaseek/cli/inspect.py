@@ -7,7 +7,9 @@ from typing import Any
 
 import typer
 
-FOLDER = typer.Argument(..., help="A Hugging Face model folder.")
+from llamaseek.cli.load import model_folder
+
+FOLDER = typer.Argument(..., help="A Hugging Face model folder.", callback=model_folder)
 JSON = typer.Option(False, "--json", help="Print JSON, for programs.")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from llamaseek.cli.load import DEVICE
+from llamaseek.cli.load import DEVICE, model_folder
 from llamaseek.errors import UserError, bad_value
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llamaseek.parallel.tensor_group import TensorGroup
     from llamaseek.text.guard_prompt import Category
 
-MODEL = typer.Argument(help="A model folder.")
+MODEL = typer.Argument(help="A model folder.", callback=model_folder)
 NAME = typer.Option(None, help="What requests call the model.", show_default="the folder's name")
 ADAPTER = typer.Option(
     [], "--adapter", help="NAME=FOLDER: a LoRA in PEFT's format, served under its own name."
@@ -36,7 +36,9 @@ COMPILE = typer.Option(
     False, "--compile", help="Compile decoding steps for the GPU; takes minutes."
 )
 TIMEOUT = typer.Option(600.0, help="Seconds that a request may take.")
-GUARD = typer.Option(None, help="The folder of a guard model that judges both sides of chats.")
+GUARD = typer.Option(
+    None, help="The folder of a guard model that judges both sides of chats.", callback=model_folder
+)
 DROP = typer.Option([], "--guard-drop", help="Leave a category out of its policy, as in S13.")
 CATEGORIES = typer.Option(None, "--guard-categories", help="A JSON file of categories of your own.")
 DRAIN = typer.Option(30.0, help="Seconds that answers may take after a signal to stop.")
