@@ -326,9 +326,7 @@ class Engine:
                 logits, answer.tokens[at + 1 : end + 1], [wanted] * (end - at)
             )
 
-    def _say(
-        self, plan: list[Chunk], hidden: Tensor, layout: Layout, deltas: list[Delta]
-    ) -> None:
+    def _say(self, plan: list[Chunk], hidden: Tensor, layout: Layout, deltas: list[Delta]) -> None:
         """Draw the next tokens of every answer whose last token is computed."""
         drawing: list[Answer] = []
         rows: list[int] = []
