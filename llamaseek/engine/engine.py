@@ -253,7 +253,8 @@ class Engine:
         requests = list(requests)
         for request in requests:
             self.check(request)
-        self.model.eval()
+        if self.model.training:  # by whoever trains it meanwhile
+            self.model.eval()
         waiting, works = deque(requests), []
         try:
             while waiting or self.busy:

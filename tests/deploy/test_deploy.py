@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,43 +16,44 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 RECIPE = ("recipe.yaml", "parallel.shard=8")
 
 
-def launched(script: str, place: Path, **environment: str) -> str:
+FAKES = {
+    "torchrun": 'echo "torchrun $*"',
+    "srun": 'shift; exec "$@"',
+    "scontrol": "echo node-7; echo node-8",
+}
+
+
+def faked(place: Path, fakes: dict[str, str]) -> dict[str, str]:
+    """An environment whose PATH has these programs first."""
+    for name, body in fakes.items():
+        (place / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (place / name).chmod(0o755)
+    return {"PATH": f"{place}{os.pathsep}{os.environ['PATH']}"}
+
+
+def launched(script: Path, place: Path, **environment: str) -> str:
     """The command line that a script ends in, by a torchrun that only tells."""
-    for name in ("torchrun", "srun", "scontrol"):
-        said = {
-            "torchrun": 'echo "torchrun $*"',
-            "srun": 'shift; exec "$@"',
-            "scontrol": "echo node-7; echo node-8",
-        }[name]
-        fake = place / name
-        fake.write_text(f"#!/usr/bin/env bash\n{said}\n")
-        fake.chmod(0o755)
-    path = f"{place}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", str(DEPLOY / script), *RECIPE],
-        env={"PATH": path, **environment},
-        capture_output=True,
-        text=True,
-    )
+    env = {**faked(place, FAKES), **environment}
+    done = subprocess.run(["bash", str(script), *RECIPE], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
 def test_one_machine(tmp_path: Path) -> None:
-    command = launched("single-node.sh", tmp_path, GPUS="4")
+    command = launched(DEPLOY / "single-node.sh", tmp_path, GPUS="4")
     assert "--standalone --nproc-per-node 4" in command
     assert command.endswith("-m llamaseek pretrain --auto-resume recipe.yaml parallel.shard=8")
 
 
 def test_several_machines_meet_at_the_head(tmp_path: Path) -> None:
-    command = launched("several-nodes.sh", tmp_path, HEAD="node-0", NODES="4", RUN="a")
+    command = launched(DEPLOY / "several-nodes.sh", tmp_path, HEAD="node-0", NODES="4", RUN="a")
     assert "--nnodes 4" in command and "--rdzv-endpoint node-0:29500 --rdzv-id a" in command
 
 
 def test_a_machine_whose_name_leads_nowhere_gives_its_address(tmp_path: Path) -> None:
     for address, host in (("10.0.0.1", "true"), ("10.0.0.2", "false")):
         environment = {"HEAD": "10.0.0.1", "NODES": "2", "ADDRESS": address}
-        command = launched("several-nodes.sh", tmp_path, **environment)
+        command = launched(DEPLOY / "several-nodes.sh", tmp_path, **environment)
         assert f",is_host={host} --local-addr {address} -m llamaseek" in command
 
 
@@ -60,10 +63,42 @@ def test_several_machines_need_a_head() -> None:
     assert done.returncode != 0 and "HEAD" in done.stderr
 
 
+SLURM = {
+    "SLURM_JOB_NODELIST": "node-[7-8]",
+    "SLURM_NNODES": "2",
+    "SLURM_JOB_ID": "42",
+    "SLURM_SUBMIT_DIR": str(DEPLOY.parent),
+}
+
+
+def spooled(place: Path) -> Path:
+    """The batch script as Slurm runs it: a copy, in a folder of its own."""
+    copy = place / "spool" / "slurm_script"
+    copy.parent.mkdir()
+    shutil.copy(DEPLOY / "slurm.sbatch", copy)
+    return copy
+
+
 def test_slurm_tells_the_nodes_of_its_allocation(tmp_path: Path) -> None:
-    environment = {"SLURM_JOB_NODELIST": "node-[7-8]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "42"}
-    command = launched("slurm.sbatch", tmp_path, **environment)
+    command = launched(spooled(tmp_path), tmp_path, **SLURM, STAGE="sft")
     assert "--nnodes 2" in command and "node-7:29500" in command and "--rdzv-id 42" in command
+    assert "-m llamaseek sft --auto-resume" in command
+
+
+def test_slurm_saves_and_queues_again_before_its_time_is_up(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    fakes = {
+        "srun": f"touch {tmp_path}/started; while [ ! -e {told} ]; do sleep 0.05; done; exit 1",
+        "scancel": f'echo "scancel $*" >> {told}',
+        "scontrol": f'[ "$1" = requeue ] && echo "$*" >> {told} || echo node-7',
+    }
+    command = ["bash", str(spooled(tmp_path)), *RECIPE]
+    with subprocess.Popen(command, env={**faked(tmp_path, fakes), **SLURM}) as job:
+        while not (tmp_path / "started").exists():
+            assert job.poll() is None
+        job.send_signal(signal.SIGUSR1)
+        assert job.wait(20) == 1
+    assert told.read_text().splitlines() == ["scancel --signal=TERM 42", "requeue 42"]
 
 
 def container(name: str) -> dict[str, Any]:
