@@ -81,6 +81,12 @@ def weights(*layers: nn.Module) -> Weights:
     return Weights(found, scales, kinds.pop(), group)
 
 
+def normalized(x: Tensor, norm: RMSNorm) -> Tensor:
+    """x (N, D) normalized, where more than one operator reads it."""
+    out: Tensor = torch.ops.llamaseek.rms_norm(x, norm.weight, norm.eps)
+    return out
+
+
 class Step(Protocol):
     """Attention or feed-forward of one layer: x (N, D) → x with its outcome added."""
 
@@ -207,8 +213,18 @@ class Mixture:
 
     def __call__(self, x: Tensor, where: Where) -> Tensor:
         """See `Step`."""
-        inner: Tensor = self.norm(x)
-        chosen, gates = self.router.choose(self.router.scores(inner))
+        inner = normalized(x, self.norm)
+        router, config = self.router, self.router.config
+        chosen, gates = torch.ops.llamaseek.route(
+            inner,
+            router.weight,
+            router.e_score_correction_bias,
+            config.n_group,
+            config.topk_group,
+            config.num_experts_per_tok,
+            config.norm_topk_prob,
+            config.routed_scaling_factor,
+        )
         routed: Tensor = torch.ops.llamaseek.experts(inner, chosen, gates, *self.experts)
         out = x + (routed if self.group is None else self.group.sum(routed))
         return out if self.shared is None else self.shared.add(inner, out)
@@ -223,11 +239,11 @@ class Ahead:
     def __call__(self, hidden: Tensor, embedded: Tensor, where: Where) -> Tensor:
         """Hidden states and the next tokens' embeddings (N, D) → (N, D), ready for the head."""
         layer = self.layer
-        x = self.joined(torch.cat((layer.enorm(embedded), layer.hnorm(hidden)), dim=-1))
+        both = normalized(embedded, layer.enorm), normalized(hidden, layer.hnorm)
+        x = self.joined(torch.cat(both, dim=-1))
         for step in self.steps:
             x = step(x, where)
-        out: Tensor = layer.shared_head.norm(x)
-        return out
+        return normalized(x, layer.shared_head.norm)
 
 
 class Fused:
@@ -241,6 +257,7 @@ class Fused:
         self.ahead = [Ahead(layer) for layer in further]
         self.head = weights(model.lm_head)
         self.where: Where | None = None
+        self.angles: tuple[Tensor, Tensor] | None = None  # of the first positions, (S, R / 2)
 
     @property
     def ready(self) -> bool:
@@ -267,15 +284,19 @@ class Fused:
             return self.ahead[0](before, x, where)
         for step in self.steps:
             x = step(x, where)
-        out: Tensor = self.model.model.norm(x)
-        return out
+        return normalized(x, self.model.model.norm)
 
     def _where(self, dtype: torch.dtype, layout: Layout, cache: PagedCache) -> Where:
         """The module often follows the model at the same places."""
         if self.where is None or self.where.layout is not layout:
-            cos, sin = self.model.model.rotary(layout.positions[None], dtype)
-            tables = cos[0, :, 0].contiguous(), sin[0, :, 0].contiguous()
-            self.where = Where(*tables, layout, cache)
+            most = int(layout.lengths.max())
+            if self.angles is None or len(self.angles[0]) < most:
+                # Twice as many as needed, so that few steps make them again.
+                positions = torch.arange(2 * most)[None]
+                cos, sin = self.model.model.rotary(positions, dtype)
+                self.angles = cos[0, :, 0], sin[0, :, 0]
+            cos, sin = (table[layout.positions] for table in self.angles)
+            self.where = Where(cos, sin, layout, cache)
         return self.where
 
 

@@ -110,6 +110,10 @@ class Runner:
         tables = self.tables[[chunk.answer.row for chunk in chunks], :used]
         return Inputs(tables, starts, counts, np.array(tokens, np.int64))
 
+    def _fuses(self, tokens: Ints) -> bool:
+        """Whether the fused operators take the tokens of a step."""
+        return self.fused is not None and self.fused.ready and len(tokens) <= FEW
+
     @property
     def apart(self) -> bool:
         """Whether tokens attend one by one where their sequence has few: by a GPU's kernels."""
@@ -119,7 +123,8 @@ class Runner:
         """The tokens on the device, laid out, and the cache ready for a forward over them."""
         if self.last is None or not inputs.stand_as(self.last[0]):
             where = inputs.tables, inputs.starts, inputs.counts
-            self.last = inputs, lay_out(*where, self.size, self.device, self.apart)
+            apart = self.apart or self._fuses(inputs.tokens)
+            self.last = inputs, lay_out(*where, self.size, self.device, apart)
         layout = self.last[1]
         self.cache.begin(layout)
         return sent(inputs.tokens, self.device), layout
@@ -128,7 +133,7 @@ class Runner:
         """The model, or from its hidden states `before` (N, D) its multi-token module."""
         tokens, layout = self._begin(inputs)
         where = layout.positions[None]
-        if self.fused is not None and self.fused.ready and layout.tables is not None:
+        if self.fused is not None and self._fuses(inputs.tokens):
             hidden = self.fused(tokens, layout, self.cache, before)
         elif before is not None:
             assert isinstance(self.model, DeepseekV3)

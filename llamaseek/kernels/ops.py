@@ -24,6 +24,11 @@ SCHEMAS = (
     "linear(Tensor x, Tensor? norm, float eps, Tensor[] weights, Tensor[] scales, int bits, "
     "Tensor? residual, bool gate) -> Tensor",
     "linear_heads(Tensor x, Tensor weight) -> Tensor",
+    "rms_norm(Tensor x, Tensor weight, float eps) -> Tensor",
+    # x (M, K) and a router's weight (E, K) and bias (E) → experts and gates (M, C) as
+    # `llamaseek.models.moe.Router` chooses them, which is what runs without the C++ kernels.
+    "route(Tensor x, Tensor weight, Tensor bias, int groups, int kept, int choices, "
+    "bool normalize, float scale) -> (Tensor, Tensor)",
     "experts(Tensor x, Tensor chosen, Tensor gates, Tensor gate_up, Tensor? gate_up_scale, "
     "Tensor down, Tensor? down_scale, int bits, int down_bits) -> Tensor",
     "attend(Tensor q, Tensor keys, Tensor values, Tensor tables, Tensor lengths, int size, "
@@ -93,6 +98,11 @@ def linear(
     parts = [_times(ready, w, s, bits, x.dtype) for w, s in zip(weights, kept, strict=True)]
     out = F.silu(parts[0]) * parts[1] if gate else torch.cat(parts, -1)
     return (out if residual is None else out + residual).to(x.dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x (M, K) to unit mean square, times weight (K) → (M, K)."""
+    return normalize(x.float(), weight, eps).to(x.dtype)
 
 
 def linear_heads(x: Tensor, weight: Tensor) -> Tensor:
@@ -232,6 +242,7 @@ def _queries_shape(
 FALLBACKS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "linear": (linear, _linear_shape),
     "linear_heads": (linear_heads, lambda x, w: x.new_empty(*x.shape[:2], w.shape[1])),
+    "rms_norm": (rms_norm, lambda x, *rest: torch.empty_like(x)),
     "experts": (experts, lambda x, *rest: torch.empty_like(x)),
     "attend": (attend, _attend_shape),
     "rotate_store": (rotate_store, _queries_shape),

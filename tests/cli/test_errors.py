@@ -54,6 +54,18 @@ class TestRecipe:
     def test_out_of_range(self, cli: Cli, path: str) -> None:
         refused(cli("pretrain", path, "data.holdout=1.5"), "data.holdout", "1.5", "less than 1")
 
+    def test_numbers_that_no_run_can_use(self, cli: Cli, path: str) -> None:
+        refused(cli("pretrain", path, "train.lr=.inf"), "train.lr", "finite")
+        refused(cli("pretrain", path, "train.betas=[0.9, 1.0]"), "train.betas.1", "less than 1")
+        refused(cli("pretrain", path, "seed=99999999999999999999"), "seed", "4294967296")
+        refused(cli("pretrain", path, "data.length=100000000"), "data.length", "at most")
+
+    def test_an_objective_of_another_stage(self, cli: Cli, path: str) -> None:
+        refused(cli("pretrain", path, "train.objective=dpo"), "train.objective dpo", "stage dpo")
+
+    def test_a_layout_without_its_ranks(self, cli: Cli, path: str) -> None:
+        refused(cli("pretrain", path, "parallel.data=2"), "2 ranks", "torchrun --nproc-per-node 2")
+
     def test_a_model_field_that_does_not_exist(self, cli: Cli, path: str) -> None:
         refused(cli("pretrain", path, "model.config.hidden=3"), "hidden")
 
@@ -196,6 +208,7 @@ def test_no_checkpoint_at_all(cli: Cli, tmp_path: Path) -> None:
 
 def test_broken_state_cannot_be_resumed(cli: Cli, path: str, tmp_path: Path) -> None:
     assert cli("pretrain", path).code == 0
+    refused(cli("pretrain", path, "--resume", "train.steps=5"), "train.steps: 5", "at least the 6")
     state = tmp_path / "run" / "checkpoints" / "step-6" / "state" / "weights"
     for newest in state.glob("*.distcp"):
         newest.write_bytes(newest.read_bytes()[:50])

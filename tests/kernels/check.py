@@ -4,13 +4,16 @@ kernels can be checked on one machine: `LLAMASEEK_KERNELS=avx2 python -m tests.k
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from llamaseek.herd.published import ENTRIES
 from llamaseek.kernels import ops
 from llamaseek.kernels.build import builder
 from llamaseek.kernels.packed import dequantise, quantise
+from llamaseek.models.moe import Router
 
 KERNELS = torch.ops.llamaseek
 # Relative errors in the norm of the outcome. Packed weights meet activations of 8 bits: rounding to
@@ -39,19 +42,23 @@ def make(shape: tuple[int, ...], bits: int, group: int) -> tuple[Tensor, list[Te
 
 
 def check_linear(bits: int, group: int) -> None:
-    """Several weights at once; norm, residual and gate; widths with tails; 1 to 19 tokens."""
-    for tokens, width in itertools.product((1, 2, 3, 4, 7, 16, 19), (40, 128, 200, 384)):
+    """Several weights at once; norm, residual and gate; widths with tails; 1 to 19 tokens.
+
+    The widest are also made long enough for more than one thread.
+    """
+    sizes = itertools.product((1, 2, 3, 4, 7, 16, 19), (40, 128, 200, 384), (33,))
+    for tokens, width, long in (*sizes, (1, 384, 1503), (5, 384, 1503)):
         if group and width % group:
             continue
-        made = [make((rows, width), bits, group) for rows in (33, 7)]
+        made = [make((rows, width), bits, group) for rows in (long, 7)]
         words, scales = [m[0] for m in made], [s for m in made for s in m[1]]
         x, norm = torch.randn(tokens, width), torch.rand(width) + 0.5
-        residual = torch.randn(tokens, 40)
+        residual = torch.randn(tokens, long + 7)
         ready = torch.nn.functional.rms_norm(x, (width,), norm, 1e-5)
         wanted = torch.cat([ready @ m[2].T for m in made], -1) + residual
         found = KERNELS.linear(x, norm, 1e-5, words, scales, bits, residual, False)
         assert relative(found, wanted) < tolerance(bits), (tokens, width)
-        gate, up = make((21, width), bits, group), make((21, width), bits, group)
+        gate, up = (make((long - 12, width), bits, group) for _ in range(2))
         both = [gate[0], up[0]], [*gate[1], *up[1]]
         found = KERNELS.linear(x, None, 0.0, *both, bits, None, True)
         wanted = torch.nn.functional.silu(x @ gate[2].T) * (x @ up[2].T)
@@ -73,9 +80,54 @@ def check_heads() -> None:
         assert relative(KERNELS.linear_heads(x[..., :24], weight), wanted) < most
 
 
+def check_norm() -> None:
+    for dtype, most in ((torch.float32, EXACT), (torch.bfloat16, BF16)):
+        x, weight = torch.randn(3, 200).to(dtype), (torch.rand(200) + 0.5).to(dtype)
+        wanted = torch.nn.functional.rms_norm(x.float(), (200,), weight.float(), 1e-5)
+        assert relative(KERNELS.rms_norm(x, weight, 1e-5), wanted) < most
+
+
+def check_route() -> None:
+    """As the model's own router chooses, with groups and without, a few experts or 256."""
+    for groups, kept, experts, choices in (
+        (1, 1, 16, 2),
+        (8, 4, 256, 8),
+        (4, 2, 4, 1),
+        (2, 1, 6, 3),
+    ):
+        config = replace(
+            ENTRIES["deepseek-v3"].config,
+            hidden_size=72,
+            n_routed_experts=experts,
+            n_group=groups,
+            topk_group=kept,
+            num_experts_per_tok=choices,
+        )
+        for dtype in (torch.float32, torch.bfloat16):
+            router = Router(config).requires_grad_(False)
+            router.weight.data = torch.randn(experts, 72).to(dtype)
+            router.e_score_correction_bias.normal_(std=0.1)
+            x = torch.randn(5, 72).to(dtype)
+            chosen, gates = router.choose(router.scores(x))
+            found, weights = KERNELS.route(
+                x,
+                router.weight,
+                router.e_score_correction_bias,
+                groups,
+                kept,
+                choices,
+                config.norm_topk_prob,
+                config.routed_scaling_factor,
+            )
+            ours, theirs = torch.zeros(2, 5, experts).unbind()
+            assert (
+                relative(ours.scatter(1, found, weights), theirs.scatter(1, chosen, gates)) < EXACT
+            )
+
+
 def check_experts(bits: int, group: int) -> None:
     """A token's outcome is the sum of its experts', each weighed by its gate."""
-    experts, width, hidden, tokens = 6, 128, 128, 20
+    experts, width, hidden, tokens = 6, 128, 512, 20
     up, down = (
         make((experts, 2 * hidden, width), bits, group),
         make((experts, width, hidden), bits, group),
@@ -142,6 +194,8 @@ def check_all() -> None:
         check_experts(*form)
     check_bf16_activations()
     check_heads()
+    check_norm()
+    check_route()
     check_attend()
     check_rotations()
 

@@ -60,6 +60,7 @@ class TestFallbacks:
     def test_the_rest(self) -> None:
         check.check_bf16_activations()
         check.check_heads()
+        check.check_norm()
         check.check_attend()
 
 
@@ -74,6 +75,8 @@ class TestKernels:
         torch.manual_seed(0)
         check.check_bf16_activations()
         check.check_heads()
+        check.check_norm()
+        check.check_route()
         check.check_attend()
         check.check_rotations()
 

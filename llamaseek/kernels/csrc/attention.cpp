@@ -51,12 +51,14 @@ Tensor attend(const Tensor& q, const Tensor& keys, const Tensor& values, const T
   const bool floats = is_float(q);
   std::vector<Task> tasks;
   std::vector<int64_t> starts{0};  // tasks of each (query, group, first head)
+  int64_t seen = 0;
   for (int64_t n = 0; n < count; n++) {
     for (int64_t g = 0; g < groups; g++) {
       for (int64_t head = 0; head < shared; head += kTokens) {
         for (int64_t first = 0; first < at.lengths[n]; first += kKeys) {
           tasks.push_back({n, g, head, first});
         }
+        seen += at.lengths[n];
         starts.push_back(int64_t(tasks.size()));
       }
     }
@@ -64,7 +66,8 @@ Tensor attend(const Tensor& q, const Tensor& keys, const Tensor& values, const T
   const int64_t most = std::min<int64_t>(shared, kTokens), one = most * (wide + 2);
   Tensor partial = at::empty({int64_t(tasks.size()), one}, at::kFloat);
   float* parts = partial.data_ptr<float>();
-  share(int64_t(tasks.size()), 1, [&](int64_t begin, int64_t end) {
+  const int64_t bytes = seen * (width + wide) * keys.element_size();
+  share(int64_t(tasks.size()), 1, bytes, [&](int64_t begin, int64_t end) {
     Stretch s{};
     for (int64_t t = begin; t < end; t++) {
       const Task& task = tasks[t];
@@ -89,7 +92,7 @@ Tensor attend(const Tensor& q, const Tensor& keys, const Tensor& values, const T
   });
   Tensor out = at::empty({count, heads, wide}, q.options());
   const int64_t pieces = (shared + kTokens - 1) / kTokens;
-  share(int64_t(starts.size()) - 1, 4, [&](int64_t begin, int64_t end) {
+  share(int64_t(starts.size()) - 1, 4, partial.nbytes(), [&](int64_t begin, int64_t end) {
     std::vector<float> sum(wide);
     for (int64_t place = begin; place < end; place++) {
       const int64_t head = place / pieces * shared + place % pieces * kTokens;

@@ -34,11 +34,15 @@ inline const uint8_t* row_of(const Tensor& x, int64_t row) {
   return static_cast<const uint8_t*>(x.const_data_ptr()) + row * x.stride(0) * x.element_size();
 }
 
-// Calls work(begin, end) on pieces of [0, count); a thread that is done takes the next one.
+constexpr int64_t kAlone = 256 << 10;  // bytes that one thread reads sooner than others wake up
+
+// Calls work(begin, end) on pieces of [0, count), which read `bytes` in all; a thread that is done
+// takes the next one.
 template <class Work>
-void share(int64_t count, int64_t piece, const Work& work) {
+void share(int64_t count, int64_t piece, int64_t bytes, const Work& work) {
   std::atomic<int64_t> next{0};
-  const int64_t threads = std::min<int64_t>(at::get_num_threads(), (count + piece - 1) / piece);
+  const int64_t most = bytes < kAlone ? 1 : at::get_num_threads();
+  const int64_t threads = std::min<int64_t>(most, (count + piece - 1) / piece);
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     for (int64_t at; (at = next.fetch_add(piece)) < count;) {
       work(at, std::min(at + piece, count));
@@ -73,11 +77,14 @@ struct Matrix {
 
   Matrix(const Tensor& weight, const std::optional<Tensor>& scale, int64_t width);
   Matrix part(int64_t first, int64_t count) const;
+  int64_t bytes() const { return rows * stride; }
   // Row r of a tile is this matrix's `row`; the next tile's is `ahead` rows further.
   void point(Rows& rows, int r, int64_t row, int64_t ahead) const;
 };
 
 Tile tile_for(int64_t bits);
+// x (M, K) times a plain weight (N, K) → (M, N) in float32.
+Tensor float_products(const Tensor& x, const Tensor& weight);
 Prepared::Norm norm_of(const std::optional<Tensor>& weight, double eps);
 
 }  // namespace llamaseek

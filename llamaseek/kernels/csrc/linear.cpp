@@ -17,7 +17,8 @@ int64_t piece(int64_t tiles) {
 Prepared prepare(const Tensor& x, int64_t first, int bits, const Prepared::Norm& norm) {
   const int count = int(std::min<int64_t>(x.size(0) - first, kTokens));
   Prepared ready(count, x.size(1), bits);
-  at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+  const int64_t bytes = count * x.size(1) * x.element_size();
+  share(count, 1, bytes, [&](int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; m++) {
       ready.fill(int(m), row_of(x, first + m), is_float(x), norm);
     }
@@ -52,13 +53,14 @@ struct Target {
 // out[:, offset + n] = matrix n · tokens, for each matrix behind the one before.
 void multiply(const std::vector<Matrix>& all, const Tokens& tokens, Tile tile, const Target& to) {
   std::vector<int64_t> ends, offsets;
-  int64_t units = 0, offset = 0;
+  int64_t units = 0, offset = 0, bytes = 0;
   for (const Matrix& one : all) {
     offsets.push_back(offset);
     offset += one.rows;
+    bytes += one.bytes();
     ends.push_back(units += (one.rows + kRows - 1) / kRows);
   }
-  share(units, piece(units), [&](int64_t begin, int64_t end) {
+  share(units, piece(units), bytes, [&](int64_t begin, int64_t end) {
     alignas(64) float found[kRows * kTokens];
     for (int64_t unit = begin; unit < end; unit++) {
       const size_t i = std::upper_bound(ends.begin(), ends.end(), unit) - ends.begin();
@@ -127,10 +129,34 @@ Tensor linear(const Tensor& x, const std::optional<Tensor>& norm, double eps,
       multiply(all, ready.tokens, tile, to);
       continue;
     }
-    share(width, span(width), [&](int64_t begin, int64_t end) {
+    share(width, span(width), 2 * all[0].bytes(), [&](int64_t begin, int64_t end) {
       gate_span(all[0], all[1], begin, end, ready.tokens, tile,
                 [&](int m, int64_t n, float value) { to.put(m, n, value); });
     });
+  }
+  return out;
+}
+
+Tensor float_products(const Tensor& x, const Tensor& weight) {
+  const int bits = is_float(weight) ? 32 : 16;
+  const std::vector<Matrix> all{Matrix(weight, std::nullopt, x.size(1))};
+  Tensor out = at::empty({x.size(0), weight.size(0)}, x.options().dtype(at::kFloat));
+  Target to{out.data_ptr(), nullptr, true, weight.size(0), 0};
+  for (; to.first < x.size(0); to.first += kTokens) {
+    multiply(all, prepare(x, to.first, bits, {}).tokens, tile_for(bits), to);
+  }
+  return out;
+}
+
+Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
+  const int64_t width = x.size(1);
+  const bool wide = is_float(x);
+  const Prepared::Norm by = norm_of(weight, eps);
+  Tensor out = at::empty({x.size(0), width}, x.options());
+  std::vector<float> scaled(width);
+  for (int64_t m = 0; m < x.size(0); m++) {
+    kernels().normalize(row_of(x, m), wide, by.weight, by.is_float, by.eps, width, scaled.data());
+    for (int64_t i = 0; i < width; i++) store(out.data_ptr(), wide, m * width + i, scaled[i]);
   }
   return out;
 }
@@ -144,7 +170,7 @@ Tensor linear_heads(const Tensor& x, const Tensor& weight) {
   const int64_t head_bytes = x.stride(1) * x.element_size();
   for (int64_t first = 0; first < tokens; first += kTokens) {
     const int count = int(std::min<int64_t>(tokens - first, kTokens));
-    share(heads, 1, [&](int64_t begin, int64_t end) {
+    share(heads, 1, weight.nbytes(), [&](int64_t begin, int64_t end) {
       Prepared ready(count, width, bits);
       alignas(64) float found[kRows * kTokens];
       for (int64_t head = begin; head < end; head++) {
@@ -195,13 +221,15 @@ std::vector<Visit> visits(const Tensor& chosen, int64_t experts) {
   return found;
 }
 
-// Runs work(visit, ready, unit) for `units` units of each visit, all visits in one go.
+// Runs work(visit, ready, unit) for `units` units of each visit, all visits in one go; each reads
+// `bytes` of weights.
 template <class Row, class Work>
 void each_visit(const std::vector<Visit>& all, int64_t width, int bits, int64_t units,
-                const Row& row, const Work& work) {
+                int64_t bytes, const Row& row, const Work& work) {
   std::vector<Prepared> ready;
   for (const Visit& visit : all) ready.emplace_back(int(visit.pairs.size()), width, bits);
-  share(int64_t(all.size()), 1, [&](int64_t begin, int64_t end) {
+  const int64_t count = int64_t(all.size());
+  share(count, 1, count * width * int64_t(sizeof(float)), [&](int64_t begin, int64_t end) {
     for (int64_t v = begin; v < end; v++) {
       for (size_t m = 0; m < all[v].pairs.size(); m++) {
         auto [from, wide] = row(all[v].pairs[m]);
@@ -209,11 +237,32 @@ void each_visit(const std::vector<Visit>& all, int64_t width, int bits, int64_t 
       }
     }
   });
-  share(int64_t(all.size()) * units, piece(int64_t(all.size()) * units), [&](int64_t begin, int64_t end) {
+  share(count * units, piece(count * units), count * bytes, [&](int64_t begin, int64_t end) {
     for (int64_t at = begin; at < end; at++) {
       work(all[at / units], ready[at / units].tokens, at % units);
     }
   });
+}
+
+// All experts' weights (E, N, K) as one matrix, one below the other.
+Matrix stacked(const Tensor& weight, const std::optional<Tensor>& scale, int64_t width) {
+  const auto flat = [](const Tensor& x) { return x.view({-1, x.size(2)}); };
+  return Matrix(flat(weight), scale ? std::optional(flat(*scale)) : std::nullopt, width);
+}
+
+// out (M, K): what each token's choices made (M, C, K), weighed by its gates (M, C).
+void weigh(const Tensor& made, const Tensor& gates, Tensor& out) {
+  const int64_t width = out.size(1), choices = gates.size(1);
+  const float *from = made.const_data_ptr<float>(), *by = gates.const_data_ptr<float>();
+  for (int64_t m = 0; m < out.size(0); m++) {
+    for (int64_t n = 0; n < width; n++) {
+      float sum = 0;
+      for (int64_t pair = m * choices; pair < (m + 1) * choices; pair++) {
+        sum += by[pair] * from[pair * width + n];
+      }
+      store(out.data_ptr(), is_float(out), m * width + n, sum);
+    }
+  }
 }
 
 }  // namespace
@@ -226,35 +275,29 @@ Tensor experts(const Tensor& x, const Tensor& chosen, const Tensor& gates, const
   const Tensor ids = chosen.contiguous(), shares = gates.to(at::kFloat).contiguous();
   const auto all = visits(ids, gate_up.size(0));
   const Tile tile = tile_for(bits), down_tile = tile_for(down_bits);
-  const auto expert = [](const Tensor& weight, const std::optional<Tensor>& scale, int64_t e,
-                         int64_t inputs) {
-    return Matrix(weight[e], scale ? std::optional((*scale)[e]) : std::nullopt, inputs);
-  };
-  std::vector<Matrix> ups, downs;
-  for (int64_t e = 0; e < gate_up.size(0); e++) {
-    ups.push_back(expert(gate_up, gate_up_scale, e, width));
-    downs.push_back(expert(down, down_scale, e, hidden));
-  }
+  const Matrix ups = stacked(gate_up, gate_up_scale, width);
+  const Matrix downs = stacked(down, down_scale, hidden);
   Tensor inner = at::empty({ids.numel(), hidden}, at::kFloat);
   Tensor made = at::empty({ids.numel(), width}, at::kFloat);
   float *to_inner = inner.data_ptr<float>(), *to_made = made.data_ptr<float>();
   const int64_t rows = span(hidden);
   each_visit(
-      all, width, int(bits), (hidden + rows - 1) / rows,
+      all, width, int(bits), (hidden + rows - 1) / rows, 2 * hidden * ups.stride,
       [&](int64_t pair) { return std::pair(row_of(x, pair / choices), is_float(x)); },
       [&](const Visit& visit, const Tokens& tokens, int64_t unit) {
-        const Matrix& both = ups[visit.expert];
-        gate_span(both.part(0, hidden), both.part(hidden, hidden), unit * rows,
+        const int64_t first = visit.expert * 2 * hidden;
+        gate_span(ups.part(first, hidden), ups.part(first + hidden, hidden), unit * rows,
                   std::min((unit + 1) * rows, hidden), tokens, tile,
                   [&](int m, int64_t n, float v) { to_inner[visit.pairs[m] * hidden + n] = v; });
       });
   each_visit(
-      all, hidden, int(down_bits), (width + kRows - 1) / kRows,
+      all, hidden, int(down_bits), (width + kRows - 1) / kRows, width * downs.stride,
       [&](int64_t pair) { return std::pair(row_of(inner, pair), true); },
       [&](const Visit& visit, const Tokens& tokens, int64_t unit) {
         alignas(64) float found[kRows * kTokens];
         Rows rows{};
-        for (int r = 0; r < kRows; r++) downs[visit.expert].point(rows, r, unit * kRows + r, kRows);
+        const Matrix matrix = downs.part(visit.expert * width, width);
+        for (int r = 0; r < kRows; r++) matrix.point(rows, r, unit * kRows + r, kRows);
         down_tile(rows, tokens, found);
         for (int r = 0; r < kRows && unit * kRows + r < width; r++) {
           for (int m = 0; m < tokens.count; m++) {
@@ -262,7 +305,9 @@ Tensor experts(const Tensor& x, const Tensor& chosen, const Tensor& gates, const
           }
         }
       });
-  return made.view({x.size(0), choices, width}).mul_(shares.unsqueeze(-1)).sum(1).to(x.dtype());
+  Tensor out = at::empty(x.sizes(), x.options());
+  weigh(made, shares, out);
+  return out;
 }
 
 }  // namespace llamaseek

@@ -5,6 +5,8 @@
 
 TORCH_LIBRARY_IMPL(llamaseek, CPU, m) {
   m.impl("linear", llamaseek::linear);
+  m.impl("rms_norm", llamaseek::rms_norm);
+  m.impl("route", llamaseek::route);
   m.impl("linear_heads", llamaseek::linear_heads);
   m.impl("experts", llamaseek::experts);
   m.impl("attend", llamaseek::attend);

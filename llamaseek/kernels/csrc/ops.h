@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <tuple>
 #include <vector>
 
 namespace llamaseek {
@@ -12,7 +13,11 @@ using at::Tensor;
 Tensor linear(const Tensor& x, const std::optional<Tensor>& norm, double eps,
               at::TensorList weights, at::TensorList scales, int64_t bits,
               const std::optional<Tensor>& residual, bool gate);
+Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps);
 Tensor linear_heads(const Tensor& x, const Tensor& weight);
+std::tuple<Tensor, Tensor> route(const Tensor& x, const Tensor& weight, const Tensor& bias,
+                                 int64_t groups, int64_t kept, int64_t choices, bool normalize,
+                                 double scale);
 Tensor experts(const Tensor& x, const Tensor& chosen, const Tensor& gates, const Tensor& gate_up,
                const std::optional<Tensor>& gate_up_scale, const Tensor& down,
                const std::optional<Tensor>& down_scale, int64_t bits, int64_t down_bits);
