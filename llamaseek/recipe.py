@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from llamaseek.errors import UserError, shorten, unknown_name
 from llamaseek.recipe_parallel import ParallelRecipe
@@ -30,6 +30,9 @@ Recomputed = Annotated[
 ]
 Float8 = Literal["none", "tensorwise", "rowwise", "deepseek"]
 ObjectiveName = Literal["next_token", "multi_token", "masked", "sft", "dpo"]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+STAGES = {"masked": "pretrain", "sft": "sft", "dpo": "dpo"}
+"""The one stage of an objective that has one."""
 
 
 class ExtendRecipe(Section):
@@ -111,7 +114,7 @@ class TrainRecipe(Section):
     warmup: int = Field(default=50, ge=0)
     schedule: Literal["cosine", "wsd"] = "cosine"
     decay: float = Field(default=0.2, ge=0, le=1)  # share of the steps WSD decays over
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     moments: Literal["fp32", "bf16"] = "fp32"  # what AdamW keeps (bf16: V3 report §3.3.3)
     weight_decay: float = Field(default=0.1, ge=0)
     clip: float = Field(default=1.0, gt=0)
@@ -142,7 +145,7 @@ class Recipe(Section):
 
     name: str
     stage: Stage
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     out: str | None = None
     model: ModelRecipe = ModelRecipe()
     tokenizer: TokenizerRecipe = TokenizerRecipe()
@@ -155,6 +158,14 @@ class Recipe(Section):
     sampling: SamplingRecipe | None = None
     distill: DistillRecipe | None = None
     parallel: ParallelRecipe = ParallelRecipe()
+
+    @model_validator(mode="after")
+    def _objective_of_its_stage(self) -> Recipe:
+        objective = self.train.objective
+        stage = STAGES.get(objective, self.stage)
+        if stage != self.stage:
+            raise ValueError(f"train.objective {objective} is for stage {stage}, not {self.stage}")
+        return self
 
     @property
     def folder(self) -> Path:
@@ -237,6 +248,8 @@ def _one_line(error: ValidationError, kind: type[BaseModel], within: str) -> Use
     if first["type"] == "extra_forbidden":
         known = [*_section_at(kind, where[:-1]).model_fields]
         return UserError(str(unknown_name(f"recipe key {key}:", where[-1], known)))
+    if first["type"] == "value_error":  # of a section as a whole, in our own words
+        return UserError(f"{key or 'recipe'}: {first['ctx']['error']}")
     return UserError(f"{key}: {shorten(repr(first['input']))} is not allowed; {first['msg']}")
 
 

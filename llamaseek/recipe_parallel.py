@@ -39,6 +39,11 @@ class ParallelRecipe(Section):
         return {"auto": True} if data == "auto" else data
 
     @property
+    def ranks(self) -> int:
+        """The world size."""
+        return self.data * self.shard * self.tensor * self.pipeline * self.context
+
+    @property
     def stages(self) -> int:
         """Parts the layers are cut into: one a pipeline rank, several where they interleave."""
         alone = self.pipeline == 1 or self.schedule == "1f1b"

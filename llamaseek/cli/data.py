@@ -25,7 +25,7 @@ MACHINE = typer.Option(0, help="Which of the machines this one is, from 0.")
 MACHINES = typer.Option(1, help="How many machines share the run over one folder.")
 OVERWRITE = typer.Option(False, "--overwrite", help="Replace another run in the same folder.")
 DRY_RUN = typer.Option(False, "--dry-run", help="Check the recipe and print it; run nothing.")
-ROWS = typer.Option(3, help="How many rows to print.")
+ROWS = typer.Option(3, min=1, help="How many rows to print.")
 
 app = typer.Typer(no_args_is_help=True, help="Clean, judge, mix and look at data.")
 

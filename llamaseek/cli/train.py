@@ -67,6 +67,12 @@ def run_recipe(
 
         print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), end="")
         return
+    ranks = recipe.parallel.ranks
+    if ranks > 1 and started_ranks() is None:
+        raise UserError(
+            f"parallel: is for {ranks} ranks, but one process was started; allowed: "
+            f"torchrun --nproc-per-node {ranks} -m llamaseek {stage} {wanted}"
+        )
     if len(asked) > 1:
         raise UserError(f"{asked[0]} and {asked[1]} exclude each other")
 

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.request import Delta, Request
 from llamaseek.engine.scheduler import QueueFull
+from llamaseek.errors import UserError
 
 
 class EngineDown(Exception):
@@ -103,13 +104,15 @@ class BackgroundEngine:
     def submit(self, requests: Sequence[Request]) -> Stream:
         """Ask for answers, for all of the requests or none.
 
-        UserError for one that can never be answered, `QueueFull` where too many are in hand,
-        `EngineDown` after a fault or `stop`.
+        UserError for one that can never be answered, or for more than may ever be in hand;
+        `QueueFull` where too many are, `EngineDown` after a fault or `stop`.
         """
         if self.fault is not None or self._stopped:
             raise EngineDown(self.fault or "the server is shutting down")
         for request in requests:
             self.engine.check(request)
+        if len(requests) > self.most:
+            raise UserError(f"prompt: has {len(requests)} entries; at most {self.most} may be")
         if len(self._streams) + len(requests) > self.most:
             raise QueueFull(f"{len(self._streams)} requests are in hand; at most {self.most} may")
         stream = Stream(self, requests)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from llamaseek.engine.adapters import Adapters
 from llamaseek.engine.blocks import BlockPool
+from llamaseek.engine.ends import append
 from llamaseek.engine.graphs import Capture, Graphs, capturable, compiled
 from llamaseek.engine.layout import Layout, some_rows
 from llamaseek.engine.leader import Blocks, lead
@@ -281,29 +282,31 @@ class Engine:
         If the model fails, the answers of this step fail, and the engine goes on.
         """
         plan = self.scheduler.schedule()
+        deltas: list[Delta] = []
         if not plan:
-            return []
-        try:
-            deltas = self._step(plan)
-            self.statistics.failing = None
             return deltas
+        try:
+            self._step(plan, deltas)
+            self.statistics.failing = None
         except Exception as error:
             self.statistics.failing = type(error).__name__
-            return [self._fail(chunk.answer, error) for chunk in plan if not chunk.answer.finish]
+            broken = [chunk.answer for chunk in plan if not chunk.answer.finish]
+            deltas += [self._fail(answer, error) for answer in broken]
+        return deltas
 
-    def _step(self, plan: list[Chunk]) -> list[Delta]:
+    def _step(self, plan: list[Chunk], deltas: list[Delta]) -> None:
+        """`step`; what is known when something breaks is in `deltas` by then."""
         hidden, layout = self.runner.run(plan)
         self.statistics.steps += 1
         self.statistics.computed += hidden.shape[0]
         for place, chunk in enumerate(plan):
             if chunk.answer.unscored:
                 self._score_prompt(chunk, hidden[layout.ends[place] - chunk.count :])
-        deltas = self._say(plan, hidden, layout)
+        self._say(plan, hidden, layout, deltas)
         self.drafter.propose(plan, hidden, layout)
         for chunk in plan:
             if chunk.answer.finish is None:
                 self.scheduler.publish(chunk.answer)
-        return deltas
 
     def _score_prompt(self, chunk: Chunk, hidden: Tensor) -> None:
         """Log-probabilities of prompt tokens from hidden (at least the chunk's, D).
@@ -324,7 +327,7 @@ class Engine:
                 logits, answer.tokens[at + 1 : end + 1], [wanted] * (end - at)
             )
 
-    def _say(self, plan: list[Chunk], hidden: Tensor, layout: Layout) -> list[Delta]:
+    def _say(self, plan: list[Chunk], hidden: Tensor, layout: Layout, deltas: list[Delta]) -> None:
         """Draw the next tokens of every answer whose last token is computed."""
         drawing: list[Answer] = []
         rows: list[int] = []
@@ -335,11 +338,11 @@ class Engine:
             else:
                 chunk.answer.computed += chunk.count
         if not drawing:
-            return []
+            return
         hidden = some_rows(hidden, rows)
         logits = self.runner.logits(hidden)
         now = time.monotonic()
-        deltas, scored, start = [], [], 0
+        scored, start = [], 0
         for answer, said in zip(drawing, decide(logits, drawing), strict=True):
             drafts, first = len(answer.drafts), answer.first_token is None
             delta = self._add(answer, said, now)
@@ -351,7 +354,6 @@ class Engine:
             start += 1 + drafts
         if scored:
             _score(logits, scored)
-        return deltas
 
     def _add(self, answer: Answer, said: list[int], now: float) -> Delta:
         """Append what an answer says, up to where it ends; then it is done."""
@@ -364,7 +366,7 @@ class Engine:
         try:
             if answer.error is not None:
                 raise answer.error
-            finish = _append(answer, said, delta)
+            finish = append(answer, said, delta)
         except Exception as error:
             return self._fail(answer, error)
         statistics.output += len(delta.tokens)
@@ -414,32 +416,6 @@ class Engine:
         self.statistics.failed += 1
         self._close(answer, "error", delta)
         return delta
-
-
-def _append(answer: Answer, said: list[int], delta: Delta) -> str | None:
-    """Move tokens from `said` into the answer and its delta; why it ended, if it did."""
-    finish = None
-    tokens, new, stops = answer.tokens, delta.tokens, answer.params.stop_ids
-    for token in said:
-        if token in stops:
-            finish, answer.stop_id = "stop", token
-        elif len(tokens) < answer.limit:
-            tokens.append(token)
-            new.append(token)
-            if answer.matcher is not None and answer.matcher.accept(token):
-                finish = "stop"
-        if finish is None and len(tokens) >= answer.limit:
-            finish = "length"
-        if finish is not None:
-            break
-    if answer.text is not None:
-        delta.text = answer.text.push(new)
-        if answer.text.stopped:
-            finish = "stop"
-        elif finish is not None:
-            delta.text += answer.text.flush()
-            finish = "stop" if answer.text.stopped else finish
-    return finish
 
 
 def _score(logits: Tensor, scored: Sequence[tuple[Answer, Delta, int]]) -> None:

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from llamaseek.errors import UserError, bad_value
-from llamaseek.files import write_json
-from llamaseek.herd.folder import read_json_object
+from llamaseek.files import read_json_object, write_json
 from llamaseek.herd.stored import read_header
 from llamaseek.models.lazy import Lazy, lazy
 from llamaseek.models.lora import LoRALinear, adapt
@@ -116,7 +115,10 @@ def _fill(model: nn.Module, adapter: Adapter, folder: Path) -> None:
 
 
 def save_adapter(model: nn.Module, folder: Path, base: str) -> None:
-    """Write a model's adapters as a PEFT folder; `base` is the base model's folder or name."""
+    """Write a model's adapters as a PEFT folder; `base` is the base model's folder or name.
+
+    Of a reward model it holds `score` as well, which is trained whole beside them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear)}
     first = next(iter(layers.values()))
@@ -133,6 +135,10 @@ def save_adapter(model: nn.Module, folder: Path, base: str) -> None:
         "inference_mode": True,
     }
     tensors = {}
+    score = getattr(model, "score", None)
+    if score is not None:
+        config |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
+        tensors[f"{PREFIX}score.weight"] = lazy(score.weight)
     for name, layer in layers.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = lazy(layer.lora_A.weight)
         tensors[f"{PREFIX}{name}.lora_B.weight"] = lazy(layer.lora_B.weight)

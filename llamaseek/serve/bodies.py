@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
+from llamaseek.errors import shorten
 from llamaseek.serve.errors import ApiError
 from llamaseek.serve.options import Limits, ServeOptions
 
@@ -41,11 +43,14 @@ def parse(body: bytes, limits: Limits) -> Any:
     """The JSON value that a body is, with nothing in it that JSON does not have.
 
     Raises ApiError 400 for text that is no UTF-8 or no JSON, a key given twice, NaN and Infinity,
-    half a surrogate pair, and nesting deeper than allowed.
+    numbers that become infinite, half a surrogate pair, and nesting deeper than allowed.
     """
     try:
         value = json.loads(
-            body.decode(), object_pairs_hook=_no_key_twice, parse_constant=_no_constant
+            body.decode(),
+            object_pairs_hook=_no_key_twice,
+            parse_constant=_no_constant,
+            parse_float=_finite,
         )
     except UnicodeDecodeError:
         raise ApiError(400, "body: is not UTF-8", "body") from None
@@ -84,6 +89,13 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise ValueError(f"{shorten(number, 40)} is too large a number")
+    return value
 
 
 class StrictRoute(APIRoute):

@@ -46,15 +46,15 @@ class Chat:
     created: int = field(default_factory=lambda: int(time.time()))
 
     async def grow(self) -> AsyncIterator[ChatChoice]:
-        """The choices as they grow."""
-        limit = self.service.options.timeout
+        """The choices as they grow; TimeoutError."""
         held_by = "tools" if self.fields.response_format is None else "response_format"
-        async for delta in deltas_of(self.stream, self.clock, limit, held_by):
-            choice = self.choices[delta.index]
-            await choice.see(delta)
-            yield choice
-            if all(each.finish is not None for each in self.choices):
-                return
+        async with asyncio.timeout(self.service.options.timeout):
+            async for delta in deltas_of(self.stream, self.clock, held_by):
+                choice = self.choices[delta.index]
+                await choice.see(delta)
+                yield choice
+                if all(each.finish is not None for each in self.choices):
+                    return
 
     async def whole(self) -> dict[str, Any]:
         """The response as one object."""
@@ -103,6 +103,7 @@ async def chat_completions(request: Request, fields: ChatFields) -> Response:
 
 async def begin(service: Service, fields: ChatFields) -> Chat | Findings:
     """Check everything, ask the guard, then the engine."""
+    clock = Clock(service.metrics)
     adapter = service.adapter(fields.model)
     limits, tokenizer = service.options.limits, service.tokenizer
     at_most("messages", len(fields.messages), limits.messages)
@@ -114,7 +115,6 @@ async def begin(service: Service, fields: ChatFields) -> Chat | Findings:
     found = None if service.guard is None else await service.guard.check(fields.messages)
     if found is not None and not found.safe:
         return found
-    clock = Clock(service.metrics)
     _, stream = service.submit([prompt], params, adapter, fields.user, "messages")
     choices = [
         ChatChoice(

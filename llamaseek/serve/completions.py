@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -83,15 +84,15 @@ class Job:
         return self.fields.logprobs is not None
 
     async def grow(self) -> AsyncIterator[Choice]:
-        """The choices as they grow."""
-        limit = self.service.options.timeout
-        async for delta in deltas_of(self.stream, self.clock, limit):
-            if delta.prompt_logprobs is not None:
-                self._echo_scores(delta.request, delta.prompt_logprobs)
-            choice = self.choices[delta.request, delta.index]
-            choice.add(delta)
-            self._end_of_one(choice)
-            yield choice
+        """The choices as they grow; TimeoutError."""
+        async with asyncio.timeout(self.service.options.timeout):
+            async for delta in deltas_of(self.stream, self.clock):
+                if delta.prompt_logprobs is not None:
+                    self._echo_scores(delta.request, delta.prompt_logprobs)
+                choice = self.choices[delta.request, delta.index]
+                choice.add(delta)
+                self._end_of_one(choice)
+                yield choice
 
     def _end_of_one(self, choice: Choice) -> None:
         """An only token that ends the text was kept for its score; see `params_of`."""
@@ -148,6 +149,7 @@ async def completions(request: Request, fields: CompletionFields) -> Response:
 
 async def begin(service: Service, fields: CompletionFields) -> Job:
     """Check everything, then ask the engine."""
+    clock = Clock(service.metrics)
     if service.guard is not None:
         raise ApiError(403, "a guard stands before this model; ask /v1/chat/completions instead")
     adapter = service.adapter(fields.model)
@@ -155,7 +157,6 @@ async def begin(service: Service, fields: CompletionFields) -> Job:
     constraint = await service.compile(constraint_of(fields.response_format))
     params = params_of(service, fields, constraint)
     ids = [await service.encode_prompt(prompt) for prompt in prompts]
-    clock = Clock(service.metrics)
     requests, stream = service.submit(ids, params, adapter, fields.user)
     choices: dict[tuple[int, int], Choice] = {}
     for prompt, asked in zip(prompts, requests, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from typing import Any
 
@@ -33,9 +34,10 @@ async def embed(service: Service, fields: EmbeddingFields) -> dict[str, Any]:
     params = SamplingParams(max_tokens=0, embed=True)
     requests, stream = service.submit(prompts, params, adapter, fields.user, "input")
     found: dict[int, list[float]] = {}
-    async for delta in deltas_of(stream, Clock(service.metrics), service.options.timeout):
-        if delta.embedding is not None:
-            found[delta.request] = delta.embedding
+    async with asyncio.timeout(service.options.timeout):
+        async for delta in deltas_of(stream, Clock(service.metrics)):
+            if delta.embedding is not None:
+                found[delta.request] = delta.embedding
     data = [
         {"object": "embedding", "index": n, "embedding": vector(found[r.id], fields)}
         for n, r in enumerate(requests)

@@ -89,8 +89,9 @@ def of_validation(error: RequestValidationError) -> ApiError:
     param = ".".join(place) or "body"
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"{param}: is not supported by this server", param, "unsupported")
-    if first["type"] == "missing" and not place:
-        return ApiError(400, "body: is empty; a JSON object is needed", "body")
+    if not place:
+        kind = "Content-Type: application/json"
+        return ApiError(400, f"body: has to be a JSON object, sent with {kind}", "body")
     return ApiError(400, f"{param}: {first['msg']}", param)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 LARGEST = 2**31 - 1
 Text = Annotated[str, StringConstraints(min_length=1)]
@@ -16,9 +16,18 @@ TokenId = Annotated[int, Field(ge=0, le=LARGEST)]
 
 
 class Strict(BaseModel):
-    """No conversions, no unknown fields, no NaN."""
+    """No conversions, no unknown fields but those that are null, no NaN."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def without_nulls(cls, given: Any) -> Any:
+        """Some clients send what they do not ask for as null."""
+        if not isinstance(given, dict):
+            return given
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        return {name: each for name, each in given.items() if each is not None or name in known}
 
 
 class StreamOptions(Strict):

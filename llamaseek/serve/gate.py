@@ -66,9 +66,9 @@ class Gate:
         return hmac.compare_digest(given[0].encode("latin-1", "replace"), wanted)
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "other")
+        route = getattr(scope.get("route"), "path_format", "other")
         self.service.metrics.responses.labels(route, str(status)).inc()
-        if status in (401, 413, 429, 503):
+        if status in REASONS and scope["path"] not in OPEN:
             self.service.metrics.refusals.labels(REASONS[status]).inc()
         method = scope["method"] if scope["method"].isalpha() else "?"
         log.info("%s %s %d %.0f ms", method[:10], route, status, 1000 * seconds)

@@ -14,6 +14,7 @@ from typing import Any
 
 from llamaseek.engine.background import BackgroundEngine
 from llamaseek.engine.request import Completion, Delta, Logprob
+from llamaseek.engine.scheduler import QueueFull
 from llamaseek.safety.guard import Guard
 from llamaseek.safety.hold import Held
 from llamaseek.safety.verdict import GuardError, Verdict
@@ -67,11 +68,14 @@ class ServedGuard:
         self.background = BackgroundEngine(guard.engine)
 
     async def judge(self, messages: Sequence[Message]) -> Verdict:
-        """The verdict on the last turn; GuardError where there is none, whatever the reason."""
+        """The verdict on the last turn; GuardError where there is none, whatever the reason.
+
+        `QueueFull` where as many wait as may: whoever asks may come again.
+        """
         try:
             async with asyncio.timeout(self.timeout):
                 return self.policy.verdict(messages, await self._answer(messages))
-        except GuardError:
+        except (GuardError, QueueFull):
             raise
         except TimeoutError:
             raise GuardError(f"it took longer than {self.timeout:g} s") from None

@@ -18,7 +18,7 @@ async def models(request: Request) -> dict[str, Any]:
     return {"object": "list", "data": [entry(service, name) for name in service.models]}
 
 
-@router.get("/v1/models/{name}")
+@router.get("/v1/models/{name:path}")
 async def model(request: Request, name: str) -> dict[str, Any]:
     """One of them; 404 for another."""
     service: Service = request.app.state.service

@@ -66,7 +66,8 @@ def stops(given: str | list[str] | None, limits: Limits) -> list[str]:
     found = [given] if isinstance(given, str) else list(given or [])
     if len(found) > limits.stops:
         raise UserError(f"stop: {len(found)} texts are too many; at most {limits.stops} may be")
-    if longest := max(map(len, found), default=0) > limits.stop_length:
+    longest = max(map(len, found), default=0)
+    if longest > limits.stop_length:
         raise UserError(
             f"stop: a text of {longest} characters is too long; allowed: {limits.stop_length}"
         )

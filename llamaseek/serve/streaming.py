@@ -26,21 +26,21 @@ class ClientGone(Exception):
 
 
 async def deltas_of(
-    stream: Stream, clock: Clock, timeout: float, held_by: str = "response_format"
+    stream: Stream, clock: Clock, held_by: str = "response_format"
 ) -> AsyncIterator[Delta]:
-    """A stream's deltas one by one. ApiError for an answer that failed, TimeoutError.
+    """A stream's deltas one by one. ApiError for an answer that failed.
 
-    `held_by` is the field that an answer's constraint came from.
+    `held_by` is the field that an answer's constraint came from. Readers set the time limit, since
+    it bounds what they do with a delta, too.
     """
     clock.answers = sum(map(len, stream.unfinished.values()))
     try:
-        async with asyncio.timeout(timeout):
-            async for found in stream:
-                clock.see(found)
-                for delta in found:
-                    if delta.error is not None:
-                        raise failure(delta.error, held_by)
-                    yield delta
+        async for found in stream:
+            clock.see(found)
+            for delta in found:
+                if delta.error is not None:
+                    raise failure(delta.error, held_by)
+                yield delta
         clock.end()
     finally:
         stream.close()

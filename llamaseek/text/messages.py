@@ -134,6 +134,7 @@ def _read_arguments(where: str, name: str, given: Any) -> Call:
     if isinstance(given, str):
         try:
             arguments = json.loads(given)
+            json.dumps(arguments, allow_nan=False)
         except (ValueError, RecursionError):
             arguments = None
     if not isinstance(arguments, dict):

@@ -12,13 +12,14 @@ from llamaseek.herd import ModelConfig, config_from_sizes
 from llamaseek.herd.extend import extended
 from llamaseek.herd.folder import read_config
 from llamaseek.models import CausalLM, build_model
+from llamaseek.parallel.check import model_config
 from llamaseek.recipe import Recipe
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.loop import Job
 from llamaseek.train.objectives.choose import make_objective
 from llamaseek.train.post import post_job
 from llamaseek.train.progress import tokenizing
-from llamaseek.train.start import check_vocabulary, trainable
+from llamaseek.train.start import check_speaks, check_vocabulary, trainable
 
 
 def build_job(recipe: Recipe) -> Job:
@@ -31,6 +32,7 @@ def build_job(recipe: Recipe) -> Job:
 def _pretrain_job(recipe: Recipe) -> Job:
     if recipe.data.fim and recipe.train.objective == "masked":
         raise bad_value("data.fim", recipe.data.fim, "0 with train.objective masked")
+    _check_model(recipe)
     with tokenizing(recipe.name) as watch:
         corpus = build_corpus(recipe, watch)
     model = _new_model(recipe, corpus.tokenizer)
@@ -41,16 +43,26 @@ def _pretrain_job(recipe: Recipe) -> Job:
     return job
 
 
+def _check_model(recipe: Recipe) -> None:
+    """What is wrong with the model that can be told before its text is tokenized."""
+    if recipe.model.init_from:
+        check_speaks("model.init_from", recipe.model.init_from)
+        config = starting_config(recipe)
+    elif recipe.model.extend is not None:
+        raise UserError("model.extend: needs model.init_from, a model whose context it extends")
+    else:
+        config = model_config(recipe)
+    if recipe.data.length > config.max_position_embeddings:
+        allowed = f"at most model.config.max_position_embeddings ({config.max_position_embeddings})"
+        raise bad_value("data.length", recipe.data.length, allowed)
+
+
 def _new_model(recipe: Recipe, tokenizer: Tokenizer) -> CausalLM:
     if recipe.model.init_from:
         folder = Path(recipe.model.init_from)
-        config = starting_config(recipe)
-        _check_length(recipe, config)
-        model = trainable(folder, config)
+        model = trainable(folder, starting_config(recipe))
         check_vocabulary(model, tokenizer)
         return model
-    if recipe.model.extend is not None:
-        raise UserError("model.extend: needs model.init_from, a model whose context it extends")
     sizes = dict(recipe.model.config)
     asked = sizes.setdefault("vocab_size", tokenizer.vocab_size)
     if asked != tokenizer.vocab_size:
@@ -62,7 +74,6 @@ def _new_model(recipe: Recipe, tokenizer: Tokenizer) -> CausalLM:
     sizes |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     sizes["pad_token_id"] = tokenizer.pad_id
     config = config_from_sizes(recipe.model.family, sizes)
-    _check_length(recipe, config)
     torch.manual_seed(recipe.seed)
     return build_model(config)
 
@@ -72,9 +83,3 @@ def starting_config(recipe: Recipe) -> ModelConfig:
     config = read_config(recipe.model.init_from or "")
     extend = recipe.model.extend
     return config if extend is None else extended(config, extend.to, extend.rope, extend.factor)
-
-
-def _check_length(recipe: Recipe, config: ModelConfig) -> None:
-    if recipe.data.length > config.max_position_embeddings:
-        allowed = f"at most model.config.max_position_embeddings ({config.max_position_embeddings})"
-        raise bad_value("data.length", recipe.data.length, allowed)

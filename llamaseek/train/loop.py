@@ -16,6 +16,7 @@ from torch import Tensor
 
 from llamaseek.data.bad_rows import BadRows
 from llamaseek.data.batch import Batch
+from llamaseek.errors import bad_value
 from llamaseek.files import write_jsonl
 from llamaseek.models import CausalLM
 from llamaseek.models.lora import LoRALinear
@@ -177,6 +178,9 @@ class Trainer:
 
     def _resume(self, step: int) -> int:
         folder = self.folder.checkpoint(step)
+        if step > self.recipe.steps:
+            allowed = f"at least the {step} that {folder} has done"
+            raise bad_value("train.steps", self.recipe.steps, allowed)
         done = load_state(folder, self.ranks, self.optimizer, self.average)
         if isinstance(self.job.train, Sampled):
             self.job.train.restore(load_tensors(folder, "source"))

@@ -32,7 +32,7 @@ from llamaseek.train.reinforce import grpo_job, ppo_job
 from llamaseek.train.rollout import examine
 from llamaseek.train.sampled_rows import Sampling
 from llamaseek.train.sampler import Prompt, Sampler
-from llamaseek.train.start import start_from
+from llamaseek.train.start import check_speaks, start_from
 
 HELD_OUT = 200  # rows of each generator that evaluations use
 Pack = Callable[[Iterable[Row], RowReader, BadRows], Batch]
@@ -72,6 +72,7 @@ def sft_objective(recipe: Recipe, model: CausalLM, tokenizer: Tokenizer) -> Obje
     """Cross-entropy, or distillation where the recipe has a teacher."""
     if recipe.distill is None:
         return make_objective(recipe, model, tokenizer)
+    check_speaks("distill.teacher", recipe.distill.teacher)
     teacher = load_model(recipe.distill.teacher)
     if teacher.config.vocab_size != model.config.vocab_size:
         sizes = f"{teacher.config.vocab_size} ids, the student {model.config.vocab_size}"

@@ -22,7 +22,7 @@ from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.rewards import Episode, make_rewards
 from llamaseek.train.rollout import Figures
 from llamaseek.train.sampler import Prompt, Sampler, judge, mean, read_prompts
-from llamaseek.train.start import check_vocabulary
+from llamaseek.train.start import check_speaks, check_vocabulary
 
 
 @dataclass
@@ -38,6 +38,7 @@ class Sampling:
         self.rewards = make_rewards(self.plan.rewards, self.tokenizer)
         speaker = self.model
         if self.plan.teacher is not None:
+            check_speaks("sampling.teacher", self.plan.teacher)
             speaker = load_model(self.plan.teacher)
             if Tokenizer.load(self.plan.teacher).to_json() != self.tokenizer.to_json():
                 raise UserError(f"sampling.teacher: {self.plan.teacher} has another tokenizer")

@@ -12,6 +12,7 @@ from llamaseek.herd.check import PACKED
 from llamaseek.herd.folder import read_config
 from llamaseek.herd.stored import stored_tensors
 from llamaseek.models import CausalLM
+from llamaseek.models.adapter import CONFIG as ADAPTER
 from llamaseek.models.checkpoint import load_model
 from llamaseek.models.lora import add_lora
 from llamaseek.models.nf4 import quantize_layers
@@ -25,7 +26,8 @@ def start_from(recipe: Recipe) -> tuple[Tokenizer, CausalLM]:
     if not recipe.model.init_from:
         raise UserError("model.init_from: is empty; give the folder of a pre-trained model")
     folder = Path(recipe.model.init_from)
-    read_config(folder)
+    if recipe.stage != "reward":
+        check_speaks("model.init_from", folder)
     tokenizer = Tokenizer.load(Path(recipe.tokenizer.path or folder))
     model = trainable(folder)
     check_vocabulary(model, tokenizer)
@@ -45,6 +47,17 @@ def trainable(folder: Path, config: ModelConfig | None = None) -> CausalLM:
             f"allowed: what it was made from, or: llamaseek convert {folder} NEW --dtype bfloat16"
         )
     return load_model(folder, config=config)
+
+
+def check_speaks(field: str, folder: str | Path) -> None:
+    """Refuse a reward model where a model of language is wanted, and an adapter's folder."""
+    if not (Path(folder) / "config.json").is_file() and (Path(folder) / ADAPTER).is_file():
+        raise UserError(
+            f"{field}: {folder} is an adapter; allowed: the model folder beside it, or: llamaseek "
+            f"convert BASE NEW --adapter {folder}"
+        )
+    if read_config(folder).scores:
+        raise UserError(f"{field}: {folder} is a reward model, which says nothing")
 
 
 def adapt_model(model: CausalLM, lora: LoraRecipe, seed: int) -> None:

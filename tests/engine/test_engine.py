@@ -51,12 +51,20 @@ def test_speculation_ends_where_plain_decoding_ends(model: CausalLM) -> None:
     drafts = Speculation(kind="model", depth=5, draft_model=model)
     (whole,) = engine(model).generate([request(max_tokens=20)])
     tokens = whole.answers[0].tokens
-    for params in ({"max_tokens": 7}, {"max_tokens": 20, "stop_ids": [tokens[9]]}):
+    word = TOKENIZER.decode(tokens[8:10])
+    for params in (
+        {"max_tokens": 7},
+        {"max_tokens": 20, "stop_ids": [tokens[9]]},
+        {"max_tokens": 20, "stop": [word], "logprobs": 2},
+    ):
         plain, fast = (
             engine(model, TOKENIZER, speculation=s).generate([request(**params)])[0]
             for s in (Speculation(), drafts)
         )
-        assert plain.answers == fast.answers
+        assert plain.answers[0].tokens == fast.answers[0].tokens
+        assert plain.answers[0].text == fast.answers[0].text
+        assert len(plain.answers[0].logprobs or []) == len(fast.answers[0].logprobs or [])
+        assert plain.answers[0].finish == fast.answers[0].finish
 
 
 def test_the_context_is_the_longest_answer(model: CausalLM) -> None:
@@ -83,6 +91,18 @@ def test_streamed_pieces_are_the_whole(model: CausalLM) -> None:
     assert "".join(delta.text for delta in deltas) == whole.answers[0].text
     assert [t for delta in deltas for t in delta.tokens] == whole.answers[0].tokens
     assert [delta.finish for delta in deltas[-2:]] == [None, "length"]
+
+
+def test_a_step_that_breaks_late_still_tells_what_it_has_said(
+    model: CausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = engine(model)
+    ends, goes_on = it.add(request(max_tokens=1)), it.add(request(max_tokens=5))
+    monkeypatch.setattr(it.drafter, "propose", lambda *step: 1 / 0)
+    told = [(delta.request, len(delta.tokens), delta.finish) for delta in it.step()]
+    first, second = ends.request.id, goes_on.request.id
+    assert told == [(first, 1, "length"), (second, 1, None), (second, 0, "error")]
+    assert ends.done and goes_on.done and it.pool.used == 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -142,7 +162,8 @@ def test_log_probabilities_of_prompt_and_answer(
 
 
 def test_a_prompt_may_be_scored_without_an_answer(model: CausalLM) -> None:
-    (out,) = engine(model).generate([request(max_tokens=0, prompt_logprobs=0)])
+    ends = range(model.config.vocab_size)
+    (out,) = engine(model).generate([request(max_tokens=0, prompt_logprobs=0, stop_ids=ends)])
     assert out.answers[0].tokens == [] and out.answers[0].finish == "length"
     assert out.prompt_logprobs is not None and len(out.prompt_logprobs) == len(PROMPT)
 

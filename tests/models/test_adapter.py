@@ -8,6 +8,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from llamaseek.errors import UserError
@@ -16,6 +17,7 @@ from llamaseek.models.adapter import load_adapter, save_adapter
 from llamaseek.models.checkpoint import load_model
 from llamaseek.models.convert import Conversion
 from llamaseek.models.lora import LoRALinear, add_lora
+from llamaseek.models.score import reward_model
 from tests.models.shapes import reference_model, rows, tiny_config
 
 TARGETS = {
@@ -87,6 +89,28 @@ def test_our_adapter_gives_peft_the_same_logits(family: str, tmp_path: Path) -> 
     again = load_model(tmp_path / "base")
     load_adapter(again, tmp_path / "adapter")
     assert torch.equal(logits(again), logits(model))
+
+
+def test_the_adapter_of_a_reward_model_brings_its_score(tmp_path: Path) -> None:
+    reference("llama3", tmp_path / "base")
+    model = load_model(tmp_path / "base")
+    add_lora(model, 4, 8.0, TARGETS["llama3"])
+    torch.manual_seed(7)
+    for module in model.modules():
+        if isinstance(module, LoRALinear):
+            torch.nn.init.normal_(module.lora_B.weight, std=0.1)
+    scorer = reward_model(model).eval()
+    save_adapter(scorer, tmp_path / "adapter", base=str(tmp_path / "base"))
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "base", num_labels=1, pad_token_id=0
+    )
+    adapted = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    tokens, positions = rows()
+    tokens = tokens.clamp(min=1)  # 0 pads, and transformers reads a score before it
+    with torch.no_grad():
+        theirs = adapted(tokens).logits[:, 0]
+        ours = scorer.score(scorer(tokens, positions))[:, -1]
+    assert float((ours - theirs).abs().max() / theirs.abs().max()) < 1e-5
 
 
 def test_what_is_not_plain_lora_is_refused(tmp_path: Path) -> None:

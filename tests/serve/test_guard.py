@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
+from llamaseek.engine.scheduler import QueueFull
 from llamaseek.safety.guard import Guard
 from tests.safety.scripted import deciding_guard
 from tests.serve.running import Running, running
@@ -199,6 +201,7 @@ def test_nothing_passes_a_guard_that_was_killed() -> None:
         refuses_everything(server)
         assert server.client.get("/health").status_code == 503
         assert server.client.get("/ready").status_code == 503
+        assert 'reason="unavailable"' not in server.client.get("/metrics").text  # was only asked
 
 
 def test_nothing_passes_a_guard_that_fails_in_its_forward() -> None:
@@ -223,6 +226,32 @@ def test_nothing_passes_a_guard_that_hangs() -> None:
             wait.set()
     finally:
         wait.set()
+
+
+def test_an_answer_s_time_may_end_while_the_guard_judges_it() -> None:
+    def decide(messages: Any) -> str:
+        time.sleep(0.8 if messages[-1]["role"] == "assistant" else 0)
+        return "safe"
+
+    with guarded(deciding_guard(decide), timeout=0.4) as server:
+        answer = server.post("/v1/chat/completions", messages=HELLO, temperature=0)
+        assert answer.status_code == 504 and answer.json()["error"]["code"] == "timeout"
+        body = {"messages": HELLO, "temperature": 0, "stream": True}
+        stream = server.post("/v1/chat/completions", **body).text
+        assert '"timeout_error"' in stream and stream.endswith("data: [DONE]\n\n")
+        assert "fox" not in stream and server.idle()
+
+
+def test_a_guard_that_many_wait_for_tells_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(requests: Any) -> Any:
+        raise QueueFull("as many wait as may")
+
+    with guarded(deciding_guard(finds())) as server:
+        assert server.service.guard is not None
+        monkeypatch.setattr(server.service.guard.background, "submit", full)
+        answer = server.post("/v1/chat/completions", messages=HELLO)
+        assert answer.status_code == 429 and answer.headers["retry-after"] == "1"
+        assert server.service.engine.statistics.steps == 0
 
 
 def test_the_guard_cannot_be_gone_around() -> None:

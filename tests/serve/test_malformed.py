@@ -232,6 +232,50 @@ def test_fields_of_one_endpoint(
     check(server.post(path, **{**given, **fields}), 400, param)
 
 
+INFINITE = [
+    '"temperature": 1e999',
+    '"logit_bias": {"5": -1e999}',
+    '"response_format": {"type": "json_schema", "json_schema": {"name": "n",'
+    ' "schema": {"type": "number", "maximum": 1e999}}}',
+    '"tools": [{"type": "function", "function": {"name": "f", "strict": true,'
+    ' "parameters": {"type": "object", "maxProperties": 1e999}}}]',
+]
+
+
+@pytest.mark.parametrize("field", INFINITE)
+def test_numbers_beyond_a_float_are_refused_wherever_they_stand(
+    server: Running, field: str
+) -> None:
+    body = f'{{"model": "tiny", "messages": [{{"role": "user", "content": "x"}}], {field}}}'
+    headers = {"Content-Type": "application/json"}
+    error = check(server.client.post(CHAT, content=body, headers=headers), 400, "body")
+    assert "1e999 is too large a number" in error["message"]
+
+
+def test_arguments_of_a_call_are_json_that_can_be_written_again(server: Running) -> None:
+    for number in ("1e999", "NaN", "-Infinity"):
+        function = {"name": "f", "arguments": f'{{"x": {number}}}'}
+        call = {"id": "a", "type": "function", "function": function}
+        said = {"role": "assistant", "content": None, "tool_calls": [call]}
+        check(server.post(CHAT, messages=[*HELLO, said]), 400, "arguments")
+
+
+def test_a_field_that_is_null_is_one_that_was_not_given(server: Running) -> None:
+    nothing = dict.fromkeys(("suffix", "store", "user", "seed", "n", "stop", "logit_bias"))
+    assert server.post(COMPLETIONS, prompt="x", max_tokens=1, **nothing).status_code == 200
+    check(server.post(COMPLETIONS, prompt=None), 400, "prompt")
+
+
+def test_what_is_too_long_or_too_many_is_told_with_its_size(server: Running) -> None:
+    error = check(server.post(COMPLETIONS, prompt="x", stop="x" * 300), 400, "stop")
+    assert "300" in error["message"] and "256" in error["message"]
+    with running(make_service(most_running=2, most_waiting=3)) as small:
+        assert small.post(COMPLETIONS, prompt=["x"] * 5, max_tokens=1).status_code == 200
+        for path, field in ((COMPLETIONS, "prompt"), ("/v1/embeddings", "input")):
+            error = check(small.post(path, **{field: ["x"] * 6}), 400, field)  # not: come later
+            assert "6" in error["message"] and "5" in error["message"]
+
+
 def test_values_at_the_edge_are_taken(server: Running) -> None:
     for fields in (
         {"temperature": 0}, {"temperature": 1e308}, {"temperature": 1e-300}, {"top_p": 1},
@@ -329,7 +373,8 @@ def test_unknown_models_and_places(server: Running) -> None:
     ):
         error = check(server.post(path, **{**fields, "model": "gpt-5" * 1000}), 404, "model")
         assert error["code"] == "model_not_found"
-    check(server.client.get("/v1/models/gpt-5"), 404)
+    for name in ("gpt-5", "meta/llama"):
+        check(server.client.get(f"/v1/models/{name}"), 404, "model")
     check(server.client.get("/v1/nothing"), 404)
     check(server.client.get("/" + "x" * 5000), 404)
     check(server.client.get(COMPLETIONS), 405)
@@ -353,4 +398,4 @@ def test_another_content_type_is_refused(server: Running) -> None:
     body = b'{"model": "tiny", "prompt": "x"}'
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
         sent = server.client.post(COMPLETIONS, content=body, headers={"Content-Type": kind})
-        check(sent, 400)
+        assert "application/json" in check(sent, 400, "body")["message"]

@@ -143,3 +143,19 @@ def test_usage_counts_what_was_given_and_said(server: Running, speech: Speech) -
         given = server.post("/tokenize", **asked).json()["count"]
         assert usage["prompt_tokens"] == given
         assert usage["total_tokens"] == given + usage["completion_tokens"]
+
+
+def test_a_call_with_a_number_that_no_client_could_read_is_text(
+    server: Running, speech: Speech
+) -> None:
+    schema = {"type": "object", "properties": {"x": {"type": "number"}}, "required": ["x"]}
+    function = {"name": "f", "parameters": schema, "strict": True}
+    body = {"tools": [{"type": "function", "function": function}], "max_tokens": 900}
+    for number in ("1e999", "-1e999", f"{'9' * 400}.5"):
+        said = f'{{"name": "f", "parameters": {{"x": {number}}}}}'
+        speech.say(said)
+        for choice in ("auto", "required"):
+            found = pieces(server, CHAT, tool_choice=choice, **body)
+            assert "".join(texts(CHAT, found)) == said
+            assert not any("tool_calls" in each["delta"] for each in found)
+            assert found[-1]["finish_reason"] == "stop"

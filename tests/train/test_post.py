@@ -15,8 +15,9 @@ from llamaseek.errors import UserError
 from llamaseek.herd import config_from_sizes
 from llamaseek.models import CausalLM, build_model
 from llamaseek.models.adapter import load_adapter
-from llamaseek.models.checkpoint import load_model
+from llamaseek.models.checkpoint import load_model, save_model
 from llamaseek.models.nf4 import NF4Linear
+from llamaseek.models.score import reward_model
 from llamaseek.recipe import make_recipe
 from llamaseek.recipe_post import DistillRecipe
 from llamaseek.report.page import write_report
@@ -224,6 +225,13 @@ def test_bad_recipes_and_rows_are_one_line(starts: dict[str, str], tmp_path: Pat
         rewards = [{"kind": "model", "model": start}]
         build_job(recipe("ppo", start, tmp_path, "arithmetic",
                          rollout={**ROLLOUT, "rewards": rewards}))  # fmt: skip
+    save_model(reward_model(load_model(start)), tmp_path / "judge")
+    for stage, found in (("sft", "model.init_from"), ("pretrain", "model.init_from")):
+        with pytest.raises(UserError, match=f"{found}: .*judge is a reward model"):
+            build_job(recipe(stage, str(tmp_path / "judge"), tmp_path, "preferences"))
+    with pytest.raises(UserError, match="distill.teacher: .*judge is a reward model"):
+        teacher = {"teacher": str(tmp_path / "judge")}
+        build_job(recipe("sft", start, tmp_path, "tasks", distill=teacher))
     with pytest.raises(RowError, match="has no 'answer'"):
         exact = {**ROLLOUT, "rewards": [{"kind": "exact"}]}
         build_job(recipe("grpo", start, tmp_path, "tasks", rollout=exact))

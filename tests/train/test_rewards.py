@@ -12,6 +12,7 @@ from llamaseek.recipe_post import RewardRecipe
 from llamaseek.train.rewards import Episode, check_columns, make_rewards
 from llamaseek.train.rewards.checks import exact, numeric
 from llamaseek.train.rewards.sandbox import code_of, passes_tests
+from llamaseek.train.sampler import judge
 from tests.train.tiny import tiny_tokenizer
 
 
@@ -74,6 +75,18 @@ def test_code_passes_its_tests_or_does_not() -> None:
         found.pop("forks")
     assert found.pop("good") == 1.0
     assert set(found.values()) == {0.0}, found
+
+
+def test_two_rewards_of_a_kind_both_count() -> None:
+    recipes = [
+        RewardRecipe(kind="regex", pattern=pattern, weight=weight)
+        for pattern, weight in (("a", 1.0), ("b", 10.0))
+    ]
+    rewards = make_rewards(recipes, None)  # type: ignore[arg-type]
+    said = [Episode("x:1", {}, [], [1], text, True) for text in ("a", "b", "ab")]
+    judged = judge(rewards, said)
+    assert judged.total == [1.0, 10.0, 11.0]
+    assert judged.figures(rewards, said)["reward/regex/2"] == pytest.approx(2 / 3)
 
 
 def test_a_row_must_have_what_judges_it() -> None:

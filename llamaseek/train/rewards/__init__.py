@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,7 @@ Scorer = Callable[[Sequence[Episode]], list[float]]
 
 @dataclass(frozen=True)
 class Reward:
-    """A named scorer and its weight in the sum."""
+    """A scorer and its weight in the sum, named by its kind: the second regex is `regex/2`."""
 
     name: str
     weight: float
@@ -48,12 +49,17 @@ class Reward:
     @property
     def verifiable(self) -> bool:
         """Whether it says right or wrong."""
-        return self.name in VERIFIABLE
+        return self.name.partition("/")[0] in VERIFIABLE
 
 
 def make_rewards(recipes: Sequence[RewardRecipe], tokenizer: Tokenizer) -> list[Reward]:
     """The rewards of a recipe; UserError for a reward model that does not fit."""
-    return [Reward(one.kind, one.weight, _scorer(one, tokenizer)) for one in recipes]
+    rewards, seen = [], Counter[str]()
+    for one in recipes:
+        seen[one.kind] += 1
+        name = one.kind if seen[one.kind] == 1 else f"{one.kind}/{seen[one.kind]}"
+        rewards.append(Reward(name, one.weight, _scorer(one, tokenizer)))
+    return rewards
 
 
 def check_columns(recipes: Sequence[RewardRecipe], place: str, row: dict[str, Any]) -> None:
