@@ -24,6 +24,19 @@ def replacing(path: Path) -> Iterator[Path]:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; `UserError` names the file and what is wrong with it."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: is not a JSON object")
+    return data
+
+
 def write_text(path: Path, text: str) -> None:
     """Write beside `path` and rename into place; `UserError` where that is impossible."""
     with replacing(path) as partial:

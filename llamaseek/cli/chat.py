@@ -11,20 +11,22 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from llamaseek.cli.load import DEVICE
+from llamaseek.cli.load import DEVICE, model_folder
 from llamaseek.errors import UserError
 
 if TYPE_CHECKING:
     from llamaseek.cli.conversation import Conversation
 
-MODEL = typer.Argument(help="A model folder.")
+MODEL = typer.Argument(help="A model folder.", callback=model_folder)
 SYSTEM = typer.Option("", help="The system message.")
 TEMPERATURE = typer.Option(0.0, help="0 takes the likeliest token each time.")
 TOP_P = typer.Option(1.0, help="Keep the likeliest tokens up to this much probability.")
 MAX_TOKENS = typer.Option(256, help="The longest answer.")
 STOP = typer.Option([], help="End answers before this text; may be given again.")
 SEED = typer.Option(0, help="For temperatures above 0.")
-GUARD = typer.Option(None, help="The folder of a guard model that judges both sides.")
+GUARD = typer.Option(
+    None, help="The folder of a guard model that judges both sides.", callback=model_folder
+)
 HISTORY = Path.home() / ".llamaseek_history"
 
 

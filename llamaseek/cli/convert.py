@@ -28,24 +28,17 @@ def convert(
 
     if dtype not in DTYPES:
         raise bad_value("--dtype", dtype, ", ".join(DTYPES))
-    if shard_gb <= 0:
+    if not 0 < shard_gb < float("inf"):
         raise bad_value("--shard-gb", shard_gb, "a number above 0")
 
     import torch
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
 
+    from llamaseek.cli.progress import bytes_bar
     from llamaseek.models.convert import Conversion
+    from llamaseek.plan.text import size
 
     kind = None if dtype == "keep" else getattr(torch, dtype)
     conversion = Conversion(source, target, kind, adapter, int(shard_gb * 1e9))
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as progress:
-        task = progress.add_task("", total=conversion.nbytes)
-        conversion.run(overwrite, lambda written: progress.advance(task, written))
-    print(f"wrote {target}: {len(conversion.tensors):,} tensors, {conversion.nbytes / 1e9:.2f} GB")
+    with bytes_bar(conversion.nbytes) as written:
+        conversion.run(overwrite, written)
+    print(f"wrote {target}: {len(conversion.tensors):,} tensors, {size(conversion.nbytes)}")

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from llamaseek.cli.load import DEVICE
+from llamaseek.cli.load import DEVICE, model_folder
+from llamaseek.cli.stdin import read_stdin
+from llamaseek.errors import bad_value
 
 if TYPE_CHECKING:
     from llamaseek.engine.engine import Engine
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
     from llamaseek.models import CausalLM
     from llamaseek.parallel.tensor_group import TensorGroup
 
-MODEL = typer.Argument(help="A model folder.")
+METHODS = ("none", "mtp", "lookup")
+MODEL = typer.Argument(help="A model folder.", callback=model_folder)
 CHAT = typer.Option(False, "--chat", help="Answer the prompt as a user's message.")
 TEMPERATURE = typer.Option(0.0, help="0 takes the likeliest token each time.")
 TOP_P = typer.Option(1.0, help="Keep the likeliest tokens up to this much probability.")
@@ -71,7 +74,7 @@ def generate(
         drafts = speculation(speculate, draft_tokens, device)
         options = EngineOptions(most_running=1, speculation=drafts)
         engine = Engine(loaded, tokenizer, options, group=group)
-        say(engine, sys.stdin.read() if prompt == "-" else prompt, chat, params, stats)
+        say(engine, read_stdin() if prompt == "-" else prompt, chat, params, stats)
 
     answer(model, device, lambda group: load(model, device, group), use)
 
@@ -103,10 +106,12 @@ def say(engine: Engine, text: str, chat: bool, params: SamplingParams, stats: bo
 def speculation(source: str, depth: int, device: str) -> Speculation:
     """What `--speculate` asks for; a name that is no method is the folder of a draft model."""
     from llamaseek.cli.load import load
-    from llamaseek.engine.options import DRAFTERS, Speculation
+    from llamaseek.engine.options import Speculation
 
-    if source in DRAFTERS:
+    if source in METHODS:
         return Speculation(kind=source, depth=depth)
+    if not Path(source).is_dir():
+        raise bad_value("--speculate", source, f"{', '.join(METHODS)} or a model folder")
     draft = load(source, device)
     return Speculation(kind="model", depth=depth, draft_model=draft)
 

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from llamaseek.cli.load import DEVICE
-from llamaseek.errors import UserError, shorten
+from llamaseek.cli.load import DEVICE, model_folder
+from llamaseek.cli.stdin import read_stdin
+from llamaseek.errors import UserError, bad_value, shorten
 
 if TYPE_CHECKING:
     from llamaseek.safety.guard import Guard
     from llamaseek.text.guard_prompt import Category
 
-MODEL = typer.Argument(help="The folder of a guard model.")
+MODEL = typer.Argument(help="The folder of a guard model.", callback=model_folder)
 MESSAGE = typer.Argument(
     "-", help="A user's message to judge; - reads it, or a conversation in JSON, from stdin."
 )
@@ -28,7 +29,7 @@ DROP = typer.Option([], help="Leave a category out, as in S13; may be given agai
 CATEGORIES = typer.Option(None, help='A JSON file of your own: {"S1": "Violent Crimes", …}.')
 JSON = typer.Option(False, "--json", help="Print the verdict as JSON.")
 HELD_OUT = typer.Option(
-    0, "--held-out", help="Score the guard on this many generated conversations instead."
+    None, "--held-out", help="Score the guard on this many generated conversations instead."
 )
 
 
@@ -40,10 +41,12 @@ def guard(
     drop: list[str] = DROP,
     categories: Path = CATEGORIES,
     as_json: bool = JSON,
-    held_out: int = HELD_OUT,
+    held_out: int | None = HELD_OUT,
     device: str = DEVICE,
 ) -> None:
     """Judge a conversation's last turn with Llama Guard 3's prompt; exit code 1 is unsafe."""
+    if held_out is not None and held_out < 1:
+        raise bad_value("--held-out", held_out, "a number of at least 1")
     chosen = policy(categories, drop)
     messages = [] if held_out else read_conversation(message, conversation, answer)
 
@@ -79,18 +82,29 @@ def policy(file: Path | None, dropped: list[str]) -> tuple[Category, ...]:
 
 
 def read_conversation(message: str, file: Path | None, answer: str | None) -> list[dict[str, Any]]:
-    """The messages to judge, from a file, standard input or the command line."""
+    """The messages to judge, from a file, standard input or the command line.
+
+    UserError where they are given twice, and for a text of nothing, as a broken pipe would be: a
+    guard finds it safe.
+    """
     if file is not None:
+        if message != "-":
+            raise UserError("message: give a message or --conversation, one of them")
         messages = listed(read_json(file.read_text, str(file)), str(file))
-    elif message == "-":
-        text = sys.stdin.read()
-        if text.lstrip()[:1] in ("[", "{"):
+    else:
+        text = read_stdin().rstrip("\n") if message == "-" else message
+        if message == "-" and text.lstrip()[:1] in ("[", "{"):
             messages = listed(read_json(lambda: text, "stdin"), "stdin")
         else:
-            messages = [{"role": "user", "content": text.rstrip("\n")}]
-    else:
-        messages = [{"role": "user", "content": message}]
-    return [*messages, {"role": "assistant", "content": answer}] if answer else messages
+            messages = [said("user", text, "message")]
+    return messages if answer is None else [*messages, said("assistant", answer, "--answer")]
+
+
+def said(role: str, text: str, field: str) -> dict[str, Any]:
+    """A message; UserError where it says nothing."""
+    if not text.strip():
+        raise bad_value(field, text, "a text that is not blank")
+    return {"role": role, "content": text}
 
 
 def listed(data: Any, where: str) -> list[dict[str, Any]]:
@@ -121,8 +135,12 @@ def show_score(guard: Guard, count: int, as_json: bool) -> None:
     if as_json:
         print(json.dumps(asdict(score)))
         return
-    print(f"held-out conversations          {score.items}")
-    print(f"verdict right                   {score.verdicts:.1%}")
-    print(f"verdict and categories right    {score.exact:.1%}")
-    print(f"dropped category left unflagged {score.dropped:.1%}")
-    print(f"false alarms on safe turns      {score.alarms:.1%}")
+    shares = {
+        "verdict right": score.verdicts,
+        "verdict and categories right": score.exact,
+        "dropped category left unflagged": score.dropped,
+        "false alarms on safe turns": score.alarms,
+    }
+    print(f"{'held-out conversations':<32}{score.items}")
+    for label, share in shares.items():
+        print(f"{label:<32}" + (f"{share:.1%}" if share is not None else "none to judge"))

@@ -7,8 +7,12 @@ from typing import Any
 
 import typer
 
-FOLDER = typer.Argument(..., help="A Hugging Face model folder.")
+from llamaseek.cli.load import model_folder
+
+FOLDER = typer.Argument(..., help="A Hugging Face model folder.", callback=model_folder)
 JSON = typer.Option(False, "--json", help="Print JSON, for programs.")
+
+PIPED = 100  # columns where no terminal says how many: what reads the names needs them whole
 
 
 def inspect(folder: Path = FOLDER, json: bool = JSON) -> None:
@@ -33,32 +37,44 @@ def _print(facts: dict[str, Any]) -> None:
     from rich.table import Table
 
     from llamaseek.herd.describe import short_count
+    from llamaseek.plan.text import size
 
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, PIPED)
     dtypes = ", ".join(f"{count:,} {dtype}" for dtype, count in facts["dtypes"].items())
+    files = f"{facts['files']:,} file{'s' * (facts['files'] > 1)}"
     lines = {
         "architecture": facts["architecture"],
         "in the herd": _herd(facts["herd"]),
         "parameters": f"{facts['parameters']:,} ({short_count(facts['parameters'])})",
-        "stored": f"{facts['bytes'] / 1e9:.2f} GB in {facts['files']} files; {dtypes}",
+        "multi-token": _module(facts["multi_token_parameters"]),
+        "stored": f"{size(facts['bytes'])} in {files}; {dtypes}",
         "tokenizer": _tokenizer(facts["tokenizer"]),
         "second copies": ", ".join(facts["second_copies"]),
     }
     for label, value in lines.items():
         if value:
             console.print(f"  {label:<15}{value}")
-    table = Table("tensor", box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("tensor", overflow="fold")
     for title in ("times", "shape", "dtype", "size"):
         table.add_column(title, justify="right")
     for group in facts["tensors"]:
         shape = " × ".join(f"{n:,}" for n in group["shape"])
-        size = short_count(group["nbytes"]) + "B"
-        table.add_row(group["name"], f"{group['times']:,}", shape, group["dtype"], size)
+        nbytes = short_count(group["nbytes"]) + "B"
+        table.add_row(group["name"], f"{group['times']:,}", shape, group["dtype"], nbytes)
     console.print(table)
     for problem in facts["problems"][:20]:
         console.print(f"  [red]{problem['kind']}[/]: {problem['message']}", soft_wrap=True)
     if len(facts["problems"]) > 20:
         console.print(f"  … and {len(facts['problems']) - 20:,} more")
+
+
+def _module(parameters: int) -> str:
+    from llamaseek.herd.describe import short_count
+
+    return f"{parameters:,} ({short_count(parameters)}) in modules beside" if parameters else ""
 
 
 def _herd(near: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""A model folder, ready to generate from."""
+"""A model folder, found and ready to generate from."""
 
 from __future__ import annotations
 
@@ -7,11 +7,42 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from llamaseek.errors import UserError
+
 if TYPE_CHECKING:
     from llamaseek.models import CausalLM
     from llamaseek.parallel.tensor_group import TensorGroup
 
 DEVICE = typer.Option("auto", help="cpu, cuda or cuda:1; auto takes the GPU where there is one.")
+
+HINTS = {
+    "model/config.json": "is a run's folder; its model is {0}/model",
+    "adapter_config.json": "is an adapter; llamaseek convert BASE NEW --adapter {0} folds it in",
+    "consolidated.00.pth": "is Meta's; llamaseek convert {0} NEW makes a model folder of it",
+}
+"""What stands where a model folder was asked for, by a file in it, and what to do."""
+
+
+def model_folder(path: Path | None) -> Path | None:
+    """A model folder as it was given; UserError for a path that is something else.
+
+    What a folder that looks like one lacks is for its readers to say.
+    """
+    if path is None or (path / "config.json").is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder{_download(str(path))}")
+    for file, hint in HINTS.items():
+        if (path / file).is_file():
+            raise UserError(f"{path}: {hint.format(path)}")
+    return path
+
+
+def _download(name: str) -> str:
+    from llamaseek.herd.published import ENTRIES
+
+    entry = ENTRIES.get(name.lower())
+    return f"; llamaseek download {name} fetches it" if entry and entry.repo else ""
 
 
 def load(folder: str | Path, device: str = "auto", group: TensorGroup | None = None) -> CausalLM:
@@ -20,17 +51,12 @@ def load(folder: str | Path, device: str = "auto", group: TensorGroup | None = N
     On a CPU the weights stay in their files until they are first read, and fp8 is widened. Of a
     model that a `group` of ranks answers with, this rank's share.
     """
-    import torch
-
-    from llamaseek.herd.stored import stored_tensors
     from llamaseek.models.checkpoint import load_model
     from llamaseek.parallel.narrow import load_share
-    from llamaseek.train.machine import has_bf16, pick_device
+    from llamaseek.train.machine import pick_device, stored_dtype
 
     place = pick_device(device, "--device")
-    stored = stored_tensors(Path(folder)).get("model.norm.weight")
-    wide = stored is None or stored.dtype in ("F32", "F64") or not has_bf16(place)
-    dtype = torch.float32 if wide else torch.bfloat16
+    dtype = stored_dtype(Path(folder), place)
     if group is not None:
         return load_share(Path(folder), dtype, group, place)
     return load_model(folder, dtype, fp8=place.type == "cuda", mapped=True, device=place)

@@ -19,7 +19,7 @@ def plan(
     batch: int = typer.Option(None, help="Rows at once, or rows a step.", show_default="by task"),
     gpus: int = typer.Option(None, help="How many GPUs.", show_default="as few as fit"),
     params: float = typer.Option(None, help="A number of parameters in place of a model: 1e12."),
-    tokens: float = typer.Option(None, help="Tokens to train on: 15.6e12."),
+    tokens: float = typer.Option(None, help="Tokens to train on, or to write: 15.6e12."),
     price: float = typer.Option(None, help="What a GPU-hour costs."),
     utilisation: float = typer.Option(
         None, help="Share of the peak reached.", show_default="0.4 training, 0.6 inference"

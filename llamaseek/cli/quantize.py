@@ -23,19 +23,11 @@ def quantize(
     overwrite: bool = OVERWRITE,
 ) -> None:
     """Store a model's matrices in fewer bits; generate, chat and serve run what it makes."""
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
+    from llamaseek.cli.progress import bytes_bar
     from llamaseek.engine.quantize import Quantization
+    from llamaseek.plan.text import size
 
     work = Quantization(source, target, bits, group)
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as progress:
-        task = progress.add_task("", total=work.nbytes)
-        work.run(overwrite, lambda written: progress.advance(task, written))
-    print(f"wrote {target}: {work.nbytes / 1e9:.2f} GB, before {work.before / 1e9:.2f} GB")
+    with bytes_bar(work.nbytes) as written:
+        work.run(overwrite, written)
+    print(f"wrote {target}: {size(work.nbytes)}, before {size(work.before)}")

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from llamaseek.cli.load import DEVICE
+from llamaseek.cli.load import DEVICE, model_folder
+from llamaseek.errors import UserError, bad_value
 
 if TYPE_CHECKING:
     from llamaseek.models import CausalLM
     from llamaseek.parallel.tensor_group import TensorGroup
+    from llamaseek.text.guard_prompt import Category
 
-MODEL = typer.Argument(help="A model folder.")
+MODEL = typer.Argument(help="A model folder.", callback=model_folder)
 NAME = typer.Option(None, help="What requests call the model.", show_default="the folder's name")
 ADAPTER = typer.Option(
     [], "--adapter", help="NAME=FOLDER: a LoRA in PEFT's format, served under its own name."
@@ -34,7 +36,9 @@ COMPILE = typer.Option(
     False, "--compile", help="Compile decoding steps for the GPU; takes minutes."
 )
 TIMEOUT = typer.Option(600.0, help="Seconds that a request may take.")
-GUARD = typer.Option(None, help="The folder of a guard model that judges both sides of chats.")
+GUARD = typer.Option(
+    None, help="The folder of a guard model that judges both sides of chats.", callback=model_folder
+)
 DROP = typer.Option([], "--guard-drop", help="Leave a category out of its policy, as in S13.")
 CATEGORIES = typer.Option(None, "--guard-categories", help="A JSON file of categories of your own.")
 DRAIN = typer.Option(30.0, help="Seconds that answers may take after a signal to stop.")
@@ -62,15 +66,14 @@ def serve(
     guard_categories: Path = CATEGORIES,
 ) -> None:
     """Answer requests of OpenAI's API; Ctrl-C or SIGTERM lets running answers end."""
-    from llamaseek.errors import UserError
-
     try:
+        from llamaseek.serve.server import check_address
         from llamaseek.serve.server import serve as run
     except ImportError as error:
         raise UserError(f"serve: {error.name} is missing; pip install 'llamaseek[serve]'") from None
-    from llamaseek.cli.guard import policy as read_policy
     from llamaseek.engine.leader import answer
     from llamaseek.engine.options import EngineOptions
+    from llamaseek.parallel.check import is_first_rank
     from llamaseek.serve.load import load_served_guard, load_weights, make_service
     from llamaseek.serve.options import ServeOptions
 
@@ -83,20 +86,37 @@ def serve(
         drain=drain,
     )
     engine = EngineOptions(
-        cache_bytes=int(cache_gb * (1 << 30)),
+        cache_bytes=_cache_bytes(cache_gb),
         cache_dtype=cache_dtype,
         most_running=running,
         most_waiting=queue,
         step_tokens=step_tokens,
         compile=compile_steps,
     )
+    categories = _policy(guard, guard_categories, guard_drop)
+    if is_first_rank():
+        check_address(host, port)
 
     def use(loaded: CausalLM, group: TensorGroup | None) -> None:
         service = make_service(loaded, model, options, engine, adapter, group)
         if guard is not None:
-            service.guard = load_served_guard(
-                guard, device, read_policy(guard_categories, guard_drop), options, engine
-            )
+            service.guard = load_served_guard(guard, device, categories, options, engine)
         run(service)
 
     answer(model, device, lambda group: load_weights(model, device, dtype, group), use)
+
+
+def _cache_bytes(gb: float) -> int:
+    if not 0 < gb < float("inf"):
+        raise bad_value("--cache-gb", gb, "a number above 0")
+    return int(gb * (1 << 30))
+
+
+def _policy(guard: Path | None, file: Path | None, dropped: list[str]) -> tuple[Category, ...]:
+    """The guard's categories; UserError where they are changed and no guard is there to ask."""
+    from llamaseek.cli.guard import policy
+
+    for field, given in (("--guard-drop", dropped), ("--guard-categories", file)):
+        if given and guard is None:
+            raise UserError(f"{field}: changes the policy of a guard, and no --guard is given")
+    return policy(file, dropped)

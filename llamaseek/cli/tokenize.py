@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import typer
+
+from llamaseek.cli.stdin import read_stdin
 
 TOKENIZER = typer.Option(..., "--tokenizer", "-t", help="A model or tokenizer folder.")
 CHAT = typer.Option(False, "--chat", help="Show the text as a user's message in the chat format.")
@@ -31,7 +32,7 @@ def tokenize(
 
     loaded = Tokenizer.load(tokenizer)
     if text == "-":
-        text = sys.stdin.read()
+        text = read_stdin()
     if chat:
         message = {"role": "user", "content": text}
         rows = id_table(loaded, encode_chat(loaded, [message], add_generation_prompt=True).ids)

@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from llamaseek.errors import UserError, unknown_name
-from llamaseek.herd.configs import ModelConfig, config_from_dict
+from llamaseek.files import read_json_object
+from llamaseek.herd.configs import DeepseekV3Config, ModelConfig, config_from_dict
 from llamaseek.herd.published import ENTRIES, Entry
+from llamaseek.herd.stored import stored_names
 
 
 def read_config(folder: str | Path) -> ModelConfig:
     """The config of a folder; `UserError` where it is missing, broken or cannot be run."""
     path = Path(folder) / "config.json"
     try:
-        return config_from_dict(read_json_object(path))
+        config = config_from_dict(read_json_object(path))
     except UserError as error:
         message = str(error)
         raise UserError(message if str(path) in message else f"{path}: {message}") from None
+    return _as_stored(config, Path(folder))
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; `UserError` names the file and what is wrong with it."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: is not a JSON object")
-    return data
+def _as_stored(config: ModelConfig, folder: Path) -> ModelConfig:
+    """Without multi-token modules where the folder has weights but none of theirs.
+
+    transformers leaves the modules out when it saves a DeepSeek-V3, and lets the config say that
+    they are there.
+    """
+    if not isinstance(config, DeepseekV3Config) or not config.num_nextn_predict_layers:
+        return config
+    names = stored_names(folder)
+    first = f"model.layers.{config.num_hidden_layers}."
+    if not names or any(name.startswith(first) for name in names):
+        return config
+    return replace(config, num_nextn_predict_layers=0)
 
 
 def find_or_read(model: str) -> Entry:

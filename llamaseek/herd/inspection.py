@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from llamaseek.errors import UserError
+from llamaseek.files import read_json_object
 from llamaseek.herd.check import is_second_copy, problems
 from llamaseek.herd.configs import ModelConfig
 from llamaseek.herd.count import count_parameters
-from llamaseek.herd.folder import read_config, read_json_object
+from llamaseek.herd.folder import read_config
 from llamaseek.herd.published import ENTRIES
 from llamaseek.herd.stored import Stored, stored_tensors
 from llamaseek.herd.tensors import Shape

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llamaseek.errors import UserError, shorten
-from llamaseek.herd.folder import read_json_object
+from llamaseek.files import read_json_object
 from llamaseek.herd.tensors import Shape
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -75,6 +75,20 @@ def weight_files(folder: Path) -> list[Path]:
         if not path.is_file():
             raise UserError(f"{path}: no such file")
     return paths
+
+
+def stored_names(folder: Path) -> set[str]:
+    """The names of a folder's tensors; none where it holds no weights.
+
+    Whether the files are sound is for `stored_tensors` to say.
+    """
+    try:
+        if names := set(_weight_map(folder)):
+            return names
+        path = folder / SINGLE
+        return {stored.name for stored in read_header(path)} if path.is_file() else set()
+    except UserError:
+        return set()
 
 
 def read_header(path: Path) -> list[Stored]:

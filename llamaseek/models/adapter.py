@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from llamaseek.errors import UserError, bad_value
-from llamaseek.files import write_json
-from llamaseek.herd.folder import read_json_object
+from llamaseek.files import read_json_object, write_json
 from llamaseek.herd.stored import read_header
 from llamaseek.models.lazy import Lazy, lazy
 from llamaseek.models.lora import LoRALinear, adapt

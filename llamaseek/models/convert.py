@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from llamaseek.errors import UserError
-from llamaseek.files import write_json
-from llamaseek.herd.folder import read_config, read_json_object
+from llamaseek.files import read_json_object, write_json
+from llamaseek.herd.folder import read_config
 from llamaseek.models.adapter import merged, read_adapter
 from llamaseek.models.checkpoint import cast_weights, config_json, read_folder
 from llamaseek.models.fp8 import dequantised

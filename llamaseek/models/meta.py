@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from llamaseek.errors import UserError, bad_value, shorten
+from llamaseek.files import read_json_object
 from llamaseek.herd import Llama3Config, RopeScaling
 from llamaseek.herd.check import problems
-from llamaseek.herd.folder import read_json_object
 from llamaseek.herd.published import ENTRIES
 from llamaseek.herd.stored import Stored
 from llamaseek.models.lazy import Lazy, lazy

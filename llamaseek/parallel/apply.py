@@ -38,7 +38,7 @@ def parallelize(
     stages: list[Stage] = []
     if plan.pipeline > 1:
         indices = range(mesh.rank("pipeline"), plan.stages, plan.pipeline)
-        stages = [Stage(part, i, plan.stages) for part, i in zip(parts, indices, strict=True)]
+        stages = [Stage(p, i, plan.stages, dtype) for p, i in zip(parts, indices, strict=True)]
     slices = Slices(mesh.context)
     rows = SplitRows(slices, mesh.tensor)
     for number, part in enumerate(parts):

@@ -22,6 +22,7 @@ from torch.distributed.pipelining import (
 
 from llamaseek.data.batch import Batch
 from llamaseek.models import CausalLM, build_model
+from llamaseek.models.layers import widen
 from llamaseek.parallel.mesh import Mesh
 from llamaseek.plan.layout import stage_layers
 from llamaseek.recipe_parallel import ParallelRecipe
@@ -64,10 +65,15 @@ class Received(nn.Module):
 
 
 class Stage(nn.Module):
-    """A part of the model as a schedule runs it: hidden states in and out, at the end a loss."""
+    """A part of the model as a schedule runs it: hidden states in and out, at the end a loss.
 
-    def __init__(self, model: CausalLM, index: int, stages: int) -> None:
+    Products run in `dtype` in every stage, and hidden states are handed on in it; those of the
+    first stage are as wide as its weights under autocast.
+    """
+
+    def __init__(self, model: CausalLM, index: int, stages: int, dtype: torch.dtype) -> None:
         super().__init__()
+        self.dtype = dtype
         self.model = model
         self.index = index
         self.first, self.last = index == 0, index == stages - 1
@@ -86,8 +92,10 @@ class Stage(nn.Module):
             embedding = self.model.model.embed_tokens
             assert isinstance(embedding, Received)
             embedding.value = received[0]
+        narrow = self.dtype == torch.bfloat16
         try:
-            return self._run(micro)
+            with torch.autocast(micro.tokens.device.type, dtype=self.dtype, enabled=narrow):
+                return self._run(micro)
         finally:
             handle.remove()
 
@@ -97,9 +105,10 @@ class Stage(nn.Module):
             return self.loss(self.model, micro)[None]
         hidden = self.model(micro.tokens, micro.positions)
         if not routes(self.model):
-            return hidden
+            return hidden.to(self.dtype)
         balance = self.model.balance_loss
-        return hidden, hidden.new_zeros(len(hidden)) if balance is None else balance
+        balance = hidden.new_zeros(len(hidden)) if balance is None else balance
+        return hidden.to(self.dtype), widen(balance)
 
 
 def add_balance(balance: Tensor | None) -> Callable[..., None]:
@@ -199,11 +208,11 @@ class Pipeline:
         share = time // (self.plan.context * self.plan.tensor)
         with torch.device("meta"):
             hidden = torch.empty(rows, share, width, dtype=dtype, requires_grad=True)
-            balance = torch.empty(rows, dtype=dtype, requires_grad=True)
+            wide = torch.promote_types(dtype, torch.float32)
+            balance = torch.empty(rows, dtype=wide, requires_grad=True)
+            loss = torch.empty(1, dtype=wide, requires_grad=True)
             index = torch.empty(rows, dtype=torch.int64)
         between = (hidden, balance) if routes(stage.model) else (hidden,)
-        wide = torch.promote_types(dtype, torch.float32)
-        loss = torch.empty(1, dtype=wide, device="meta", requires_grad=True)
         return PipelineStage(
             stage,
             stage.index,

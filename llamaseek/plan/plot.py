@@ -73,7 +73,8 @@ def _bars(axis: Axes, found: dict[int, Memory], memory: float) -> None:
         # A bar that leaves the picture says at its edge how high it is.
         text, at = size(height * GIGA) + (" ↑" if height > top else ""), min(height, 0.94 * top)
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.9}
-        axis.text(place, at, text, ha="center", va="bottom", bbox=box)
+        style = {"ha": "center", "va": "bottom", "bbox": box, "textcoords": "offset points"}
+        axis.annotate(text, (place, at), (0, 3), **style)  # type: ignore[arg-type]
     axis.set_xticks(list(places), [f"{gpus:,}" for gpus in found])
     axis.set_ylim(0, top)
 
@@ -86,7 +87,9 @@ def _limits(axis: Axes, question: Question, usable: float, answer: dict[str, Any
     for height in (gpu.memory, usable):
         text = f"{height / GIGA:.0f} GB" + ("\nat most" if height == usable else "")
         axis.annotate(text, (1.0, height / GIGA), (4, 0), va="center", **right)  # type: ignore[arg-type]
-    axis.set_xlabel(f"{gpu.title} GPUs ({answer['gpus_for_task']:,} are enough)")
+    enough = answer["gpus_for_task"]
+    kind = gpu.title if gpu.name == "cpu" else f"{gpu.title} GPUs"
+    axis.set_xlabel(f"{kind} ({enough:,} {'is' if enough == 1 else 'are'} enough)")
     axis.set_ylabel("GB on the fullest GPU")
     axis.set_title(f"{title(answer)}\nthe layout that needs least memory", loc="left", fontsize=9)
     handles, labels = axis.get_legend_handles_labels()

@@ -52,7 +52,7 @@ def lines(answer: dict[str, Any]) -> list[tuple[str, str]]:
         ("layout", layout(answer)),
         ("step", _step(answer)),
         ("speed", _speed(answer)),
-        ("training", _training(answer)),
+        ("writing" if answer["task"] == "inference" else "training", _tokens(answer)),
         ("cost", _cost(answer)),
         ("calibration", _calibration(answer)),
     ]
@@ -144,7 +144,7 @@ def _speed(answer: dict[str, Any]) -> str:
     return f"{rate} written" + (f", {short(prompts)} tokens/s of prompt read" if prompts else "")
 
 
-def _training(answer: dict[str, Any]) -> str:
+def _tokens(answer: dict[str, Any]) -> str:
     if not answer["tokens"]:
         return ""
     took = f"{answer['days']:,.{_digits(answer['days'])}f} days"

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 
 import uvicorn
 
+from llamaseek.errors import UserError
 from llamaseek.serve.app import create_app
 from llamaseek.serve.service import Service
 
@@ -61,6 +62,19 @@ class Server(uvicorn.Server):
         why = "the server is shutting down"
         loop = asyncio.get_running_loop()
         loop.call_later(self.service.options.drain, self.service.background.end_all, why)
+
+
+def check_address(host: str, port: int) -> None:
+    """UserError where nothing can listen there, told before a model is loaded."""
+
+    async def listen() -> None:
+        loop = asyncio.get_running_loop()
+        (await loop.create_server(asyncio.Protocol, host, port, start_serving=False)).close()
+
+    try:
+        asyncio.run(listen())
+    except OSError as error:
+        raise UserError(f"--host {host} --port {port}: {error.strerror}") from None
 
 
 def make_server(service: Service) -> Server:

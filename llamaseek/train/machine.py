@@ -6,11 +6,13 @@ import ctypes
 import platform
 import time
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 
 from llamaseek.errors import bad_value
 from llamaseek.herd import DeepseekV3Config, Llama3Config
+from llamaseek.herd.stored import stored_tensors
 from llamaseek.models import CausalLM
 from llamaseek.recipe import TrainRecipe
 
@@ -37,6 +39,14 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         precision = "bf16" if has_bf16(device) else "fp32"
     return {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}[precision]
+
+
+def stored_dtype(folder: Path, device: torch.device) -> torch.dtype:
+    """What a folder's model answers in: bf16 where it is stored in less than fp32 and the device
+    multiplies bf16 natively, else fp32."""
+    stored = stored_tensors(folder).get("model.norm.weight")
+    wide = stored is None or stored.dtype in ("F32", "F64")
+    return torch.float32 if wide or not has_bf16(device) else torch.bfloat16
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,37 @@ def test_devices_that_are_not_there(cli: Cli, model: Path, verb: str, device: st
     words = ["a text"] if verb in ("generate", "guard") else []
     done = cli(verb, str(model), *words, "--device", device)
     refused(done, "--device", f"'{device}'", "allowed: auto, cpu")
+
+
+@pytest.mark.parametrize("verb", ["generate", "chat", "guard", "serve", "inspect"])
+def test_what_is_no_model_folder_says_where_the_model_is(
+    cli: Cli, tmp_path: Path, verb: str
+) -> None:
+    refused(cli(verb, "nowhere"), "nowhere: no such folder\n")
+    refused(cli(verb, "Llama-3.2-1B"), "llamaseek download Llama-3.2-1B fetches it")
+    for file, said in (
+        ("model/config.json", f"its model is {tmp_path}/model"),
+        ("adapter_config.json", f"llamaseek convert BASE NEW --adapter {tmp_path}"),
+        ("consolidated.00.pth", f"llamaseek convert {tmp_path} NEW"),
+    ):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+        refused(cli(verb, str(tmp_path)), f"{tmp_path}: is", said)
+        (tmp_path / file).unlink()
+
+
+def test_a_draft_model_that_is_not_there(cli: Cli, model: Path) -> None:
+    done = cli("generate", str(model), "a", "--speculate", "nowhere")
+    refused(done, "--speculate: 'nowhere'", "none, mtp, lookup or a model folder")
+
+
+def test_what_serve_cannot_do_is_told_before_a_model_is_loaded(cli: Cli, tmp_path: Path) -> None:
+    folder = str(tmp_path)  # without a model
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        refused(cli("serve", folder, "--port", port), f"--port {port}", "already in use")
+    refused(cli("serve", folder, "--cache-gb", "nan"), "--cache-gb: nan")
+    refused(cli("serve", folder, "--guard-drop", "S1"), "--guard-drop", "no --guard")
 
 
 @pytest.mark.usefixtures("nothing_written")

@@ -39,6 +39,13 @@ def test_the_table_says_what_was_asked_and_what_is_needed(cli: Cli) -> None:
     assert "a million tokens" in done.out
 
 
+def test_tokens_are_trained_on_or_written(cli: Cli) -> None:
+    words = ("plan", "llama-3.1-8b", "--gpu", "h100", "--tokens", "1e9", "--task")
+    assert "\ntraining  " in cli(*words, "sft").out
+    written = cli(*words, "inference").out
+    assert "\nwriting  " in written and "training" not in written
+
+
 def test_params_need_no_model(cli: Cli) -> None:
     done = cli("plan", "--params", "1e12", "--gpu", "h100-80gb")
     assert "GPUs for weights alone  25" in done.out

@@ -14,6 +14,7 @@ from torch import Tensor
 from llamaseek.errors import UserError
 from llamaseek.herd import Llama3Config
 from llamaseek.herd.check import SCALE
+from llamaseek.herd.folder import read_config
 from llamaseek.models import CausalLM
 from llamaseek.models.checkpoint import load_model, save_model, to_hf
 from llamaseek.models.convert import Conversion
@@ -89,6 +90,20 @@ def test_multi_token_modules_are_layers_behind_the_main_ones(tmp_path: Path) -> 
     stored["model.layers.3.shared_head.head.weight"] = stored["lm_head.weight"].clone()
     save_file(stored, tmp_path / "model.safetensors")
     assert equal(dict(to_hf(load_model(tmp_path))), dict(to_hf(model)))
+
+
+@pytest.mark.parametrize("shard", ["1GB", "100KB"])
+def test_modules_that_transformers_left_out_are_not_missed(shard: str, tmp_path: Path) -> None:
+    reference = reference_model(tiny_config("deepseek_v3", num_nextn_predict_layers=1))
+    reference.save_pretrained(tmp_path, max_shard_size=shard)
+    assert json.loads((tmp_path / "config.json").read_text())["num_nextn_predict_layers"] == 1
+    loaded = load_model(tmp_path)
+    assert loaded.config.num_nextn_predict_layers == 0
+    assert dict(to_hf(loaded)).keys() == folder_tensors(tmp_path).keys()
+    # Where no weights are, the config is believed.
+    for file in tmp_path.glob("*.safetensors*"):
+        file.unlink()
+    assert read_config(tmp_path).num_nextn_predict_layers == 1
 
 
 class TestFp8:

@@ -132,6 +132,7 @@ def test_bad_words(tmp_path: Path, cli: Cli) -> None:
     for extra, message in (
         (["--dtype", "int8"], "--dtype: 'int8' is not allowed; allowed: keep, bfloat16"),
         (["--shard-gb", "0"], "--shard-gb: 0.0 is not allowed"),
+        (["--shard-gb", "nan"], "--shard-gb: nan is not allowed"),
         (["--adapter", str(tmp_path)], "adapter_config.json: cannot be read"),
     ):
         result = cli(*words, *extra)

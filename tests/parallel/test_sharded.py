@@ -66,6 +66,25 @@ def test_bf16_is_gathered_and_float32_is_kept(family: str) -> None:
         assert ours != pytest.approx(wide, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("family", "schedule"),
+    [
+        pytest.param("llama3", "1f1b", marks=pytest.mark.parallel),
+        ("deepseek_v3", "1f1b"),
+        pytest.param("llama3", "interleaved", marks=pytest.mark.parallel),
+    ],
+)
+def test_every_stage_of_a_pipeline_runs_in_bf16(family: str, schedule: str) -> None:
+    plan = {"pipeline": 2, "schedule": schedule}
+    wide, alike = alone(family, "fp32"), alone(family, "bf16")
+    for rank in on_ranks(2, trained, family, plan, {"precision": "bf16"}):
+        assert rank["held"] == {"torch.float32"}
+        ours = rank["figures"]
+        assert ours[1] == pytest.approx(alike[1], rel=2**-8)
+        assert ours[::2] == pytest.approx(alike[::2], rel=2**-8)
+        assert ours != pytest.approx(wide, rel=1e-6)
+
+
 @pytest.mark.parallel
 @pytest.mark.parametrize("plan", [SHARDED, {"tensor": 2}, {"pipeline": 2}, {"context": 2}])
 def test_compiled_layers_train_as_others_do(plan: dict[str, Any]) -> None:
