@@ -155,8 +155,9 @@ def _check_free(folder: Path, overwrite: bool) -> None:
 def new_folder(folder: Path, size: int, overwrite: bool) -> Iterator[Path]:
     """A folder to fill, which takes its name only once the block ends well.
 
-    Raises `UserError` where `folder` exists (unless it holds a model and `overwrite` is said), where
-    `size` bytes do not fit, and where writing fails; nothing is left then. What a killed run left is removed.
+    Raises `UserError` where `folder` exists (unless it holds a model and `overwrite` is said),
+    where `size` bytes do not fit, and where writing fails; nothing is left then. What a killed run
+    left is removed.
     """
     partial, old = (folder.parent / f".{folder.name}.{kind}" for kind in ("partial", "old"))
     try:
