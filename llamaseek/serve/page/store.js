@@ -1,6 +1,9 @@
 // Conversations and settings, kept in this browser's localStorage.
 
+import { isChat } from "./kept.js";
+
 const KEY = "llamaseek";
+const HERE = "llamaseek-here"; // the conversation that this tab shows
 
 export const DEFAULTS = {
   system: "",
@@ -19,34 +22,69 @@ export const DEFAULTS = {
   model: "",
 };
 
+let stored = new Set(); // ids of the conversations that this browser keeps, as far as we know
 export const state = read();
+state.current = sessionStorage.getItem(HERE) ?? state.current;
 
+// What is kept, as far as this page can have written it.
 function read() {
-  const empty = { chats: [], current: "", settings: {} };
-  let kept;
+  let kept = null;
   try {
-    kept = JSON.parse(localStorage.getItem(KEY)) || empty;
-  } catch {
-    kept = empty;
+    kept = JSON.parse(localStorage.getItem(KEY));
+  } catch { /* there is none, or not for us */ }
+  const settings = { ...DEFAULTS };
+  for (const [name, value] of Object.entries(kept?.settings || {})) {
+    if (typeof value === typeof DEFAULTS[name]) settings[name] = value;
   }
-  kept.settings = { ...DEFAULTS, ...kept.settings };
-  if (!Array.isArray(kept.chats)) kept.chats = [];
-  return kept;
+  const chats = Array.isArray(kept?.chats) ? kept.chats.filter(isChat) : [];
+  stored = new Set(chats.map((chat) => chat.id));
+  return { chats, current: String(kept?.current ?? ""), settings };
 }
 
+// Keep everything, after `chat` has changed; whether there was room.
+export function save(chat) {
+  if (chat) {
+    chat.at = Date.now();
+    state.chats = state.chats.map((one) => (one.id === chat.id ? chat : one));
+  }
+  gather();
+  return write();
+}
+
+// What other tabs have kept: of a conversation the newer stands, and what they deleted goes.
+// Gives their settings.
+export function gather() {
+  const before = stored;
+  const ours = new Map(state.chats.map((chat) => [chat.id, chat]));
+  const kept = read();
+  const fresh = state.chats.filter((chat) => !stored.has(chat.id) && !before.has(chat.id));
+  state.chats = [...fresh, ...kept.chats.map((theirs) => newer(ours.get(theirs.id), theirs))];
+  return kept.settings;
+}
+
+const newer = (ours, theirs) => (ours && (ours.at ?? 0) >= (theirs.at ?? 0) ? ours : theirs);
+
 // Where there is no room, the probabilities of the oldest answers go first.
-export function save() {
+function write() {
   for (;;) {
     try {
+      sessionStorage.setItem(HERE, state.current);
       localStorage.setItem(KEY, JSON.stringify(state));
-      return;
+      stored = new Set(state.chats.map((chat) => chat.id));
+      return true;
     } catch {
       const scored = state.chats.toReversed().flatMap((chat) => chat.messages)
         .find((message) => message.tokens?.some((token) => token.top));
-      if (!scored) return;
+      if (!scored) return false;
       scored.tokens = undefined;
     }
   }
+}
+
+export function follow(changed) {
+  addEventListener("storage", (event) => {
+    if (event.key === KEY) changed();
+  });
 }
 
 export function current() {
@@ -61,9 +99,10 @@ export function startChat() {
 }
 
 export function removeChat(id) {
+  gather();
   state.chats = state.chats.filter((chat) => chat.id !== id);
   if (state.current === id) state.current = state.chats[0]?.id || "";
-  save();
+  write();
 }
 
 // The API key goes when the tab does.
