@@ -19,9 +19,11 @@ def bad_value(field: str, value: Any, allowed: str) -> UserError:
 
 
 def unknown_name(what: str, name: str, known: list[str]) -> UserError:
-    """The error for a name that does not exist; names the nearest one that does."""
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+    """The error for a name that does not exist; names those it begins, or the nearest one."""
+    begun = [each for each in sorted(known) if name and each.startswith(name)]
+    near = begun or get_close_matches(name, known, n=1, cutoff=0.6)
+    said = ", ".join(map(repr, near))
+    hint = f"did you mean {said}?" if near else f"known: {', '.join(sorted(known))}"
     return UserError(f"{what} {name!r} is unknown; {hint}")
 
 

@@ -13,7 +13,7 @@ import pytest
 from llamaseek.herd.published import ENTRIES
 from llamaseek.models import build_model
 from llamaseek.models.checkpoint import save_model
-from tests.cli.run import process
+from tests.cli.run import Cli
 from tests.data.planted import page, write_rows
 
 ROOT = Path(__file__).parents[1]
@@ -34,24 +34,25 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def printed(command: str, place: Path) -> str:
+def printed(command: str, cli: Cli) -> str:
     """What a command prints, without the blanks that pad a table's lines."""
     program, *words = shlex.split(command)
     assert program == "llamaseek"
-    done = process(*words, cwd=place)
+    done = cli(*words)
     assert done.code == 0, f"{command}\n{done.err}"
     return "".join(line.rstrip() + "\n" for line in done.out.splitlines())
 
 
 @pytest.mark.parametrize("document", DOCS)
 def test_console_blocks_are_what_is_printed(
-    document: str, place: Path, monkeypatch: pytest.MonkeyPatch
+    document: str, cli: Cli, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(place)
     monkeypatch.setenv("COLUMNS", WIDTH)
     path = ROOT / "docs" / document
     text = path.read_text()
     renewed = CONSOLE.sub(
-        lambda found: f"```console\n$ {found[1]}\n{printed(found[1], place)}```", text
+        lambda found: f"```console\n$ {found[1]}\n{printed(found[1], cli)}```", text
     )
     if os.environ.get("LLAMASEEK_WRITE_DOCS"):
         path.write_text(renewed)
@@ -59,10 +60,13 @@ def test_console_blocks_are_what_is_printed(
 
 
 @pytest.mark.parametrize("document", DOCS)
-def test_sh_blocks_run(document: str, place: Path) -> None:
+def test_sh_blocks_run(
+    document: str, cli: Cli, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
     for block in re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / document).read_text(), re.DOTALL):
         for line in block.splitlines():
-            printed(line.partition("   #")[0], place)
+            printed(line.partition("   #")[0], cli)
 
 
 @pytest.mark.parametrize("document", DOCS)
@@ -72,8 +76,8 @@ def test_links_lead_somewhere(document: str) -> None:
         assert "://" in target or (path.parent / target).exists(), target
 
 
-def test_the_drawn_diagram_is_the_command_s(place: Path) -> None:
-    target = place / "again.svg"
-    done = process("herd", "show", "deepseek-v3", "--diagram", str(target))
+def test_the_drawn_diagram_is_the_command_s(cli: Cli, tmp_path: Path) -> None:
+    target = tmp_path / "again.svg"
+    done = cli("herd", "show", "deepseek-v3", "--diagram", str(target))
     assert done.code == 0
     assert target.read_text() == (ROOT / "docs" / "deepseek-v3.svg").read_text()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.run import process
+from tests.cli.run import Cli
 from tests.train.tiny import corpus
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +45,10 @@ def test_links_lead_somewhere(document: str) -> None:
 
 
 @pytest.mark.slow
-def test_every_llamaseek_command_of_the_readme_runs_in_order(tmp_path: Path) -> None:
+def test_every_llamaseek_command_of_the_readme_runs_in_order(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     Path(corpus(tmp_path)).rename(tmp_path / "tinyshakespeare.txt")
     wanted = [line for line in commands("README.md") if line.startswith("llamaseek ")]
     assert len(wanted) >= 10
@@ -54,7 +57,7 @@ def test_every_llamaseek_command_of_the_readme_runs_in_order(tmp_path: Path) -> 
         small = SMALL.get(words[0], "")
         if "data.sources" in line:
             small = small.replace("data.mix_bytes=150000", "")
-        done = process(*words, *shlex.split(small), cwd=tmp_path, stdin="hello\n")
+        done = cli(*words, *shlex.split(small), stdin="hello\n")
         assert done.code == 0, f"{line}\n{done.err}"
     assert (tmp_path / "runs" / "mine" / "report.html").is_file()
 

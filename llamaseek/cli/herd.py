@@ -43,16 +43,20 @@ def show(
     diagram: Path = DIAGRAM,
 ) -> None:
     """One model's parts, shapes and parameters."""
+    from llamaseek.errors import bad_value
     from llamaseek.herd.describe import describe
     from llamaseek.herd.folder import find_or_read
 
     entry = find_or_read(model)
     if diagram is not None:
+        if diagram.suffix != ".svg":
+            raise bad_value("--diagram", str(diagram), "a name that ends in .svg")
         from llamaseek.files import write_text
         from llamaseek.herd.diagram import draw
 
         write_text(diagram, draw(entry.config, entry.title))
-        print(f"wrote {diagram}")
+        if not json:
+            print(f"wrote {diagram}")
     if json:
         _print_json(describe(entry))
     elif diagram is None:

@@ -51,17 +51,12 @@ def load(folder: str | Path, device: str = "auto", group: TensorGroup | None = N
     On a CPU the weights stay in their files until they are first read, and fp8 is widened. Of a
     model that a `group` of ranks answers with, this rank's share.
     """
-    import torch
-
-    from llamaseek.herd.stored import stored_tensors
     from llamaseek.models.checkpoint import load_model
     from llamaseek.parallel.narrow import load_share
-    from llamaseek.train.machine import has_bf16, pick_device
+    from llamaseek.train.machine import pick_device, stored_dtype
 
     place = pick_device(device, "--device")
-    stored = stored_tensors(Path(folder)).get("model.norm.weight")
-    wide = stored is None or stored.dtype in ("F32", "F64") or not has_bf16(place)
-    dtype = torch.float32 if wide else torch.bfloat16
+    dtype = stored_dtype(Path(folder), place)
     if group is not None:
         return load_share(Path(folder), dtype, group, place)
     return load_model(folder, dtype, fp8=place.type == "cuda", mapped=True, device=place)

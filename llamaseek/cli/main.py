@@ -65,7 +65,7 @@ def options(
 def main() -> None:
     """Entry point of the `llamaseek` command."""
     try:
-        app()
+        app(prog_name="llamaseek")
     except UserError as error:
         if not is_first_rank():
             time.sleep(PATIENCE)  # the first rank says it, unless the error is not its own

@@ -23,6 +23,7 @@ from llamaseek.text.messages import Message
 from llamaseek.text.options import ChatOptions
 from llamaseek.text.special import START_HEADER
 from llamaseek.text.tokenizer import Tokenizer
+from llamaseek.train.machine import stored_dtype
 
 MOST_TOKENS = 64  # of a verdict; fourteen codes take fifty
 
@@ -95,8 +96,10 @@ def load_guard(
     device: torch.device | str = "cpu",
     options: EngineOptions | None = None,
 ) -> Guard:
-    """A guard from a model folder."""
-    tokenizer = Tokenizer.load(Path(folder))
-    model = load_model(folder, device=device)
+    """A guard from a model folder, in the precision it is stored in, as `cli/load.py` loads it."""
+    folder, device = Path(folder), torch.device(device)
+    tokenizer = Tokenizer.load(folder)
+    dtype = stored_dtype(folder, device)
+    model = load_model(folder, dtype, fp8=device.type == "cuda", mapped=True, device=device)
     engine = Engine(model, tokenizer, options or EngineOptions(most_running=16))
     return Guard(engine, Policy(tokenizer, categories))

@@ -24,8 +24,9 @@ from llamaseek.serve.params import at_most, constraint_of, sampling
 from llamaseek.serve.replies import usage
 from llamaseek.serve.service import SHORT, Service, new_id
 from llamaseek.serve.streaming import as_events, deltas_of, unless_gone
-from llamaseek.serve.tools import call_constraint, shown_tools
+from llamaseek.serve.tools import call_constraint, one_call_a_turn, shown_tools
 from llamaseek.text.chat import encode_chat
+from llamaseek.text.parse import family_of
 from llamaseek.text.tokenizer import StreamDecoder
 
 MESSAGE_KEYS = frozenset({"role", "content", "tool_calls", "tool_call_id", "refusal"})
@@ -152,6 +153,8 @@ async def encode(
     open_answer: bool = True,
 ) -> list[int]:
     """A conversation's ids, an answer opened at its end."""
+    if family_of(service.tokenizer).startswith("llama3"):
+        messages = one_call_a_turn(messages)
 
     def ids() -> list[int]:
         return encode_chat(service.tokenizer, messages, open_answer, tools or None).ids

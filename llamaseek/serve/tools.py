@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from llamaseek.engine.constrain import Constraint
@@ -10,6 +11,7 @@ from llamaseek.serve.call_grammar import call_grammar
 from llamaseek.serve.fields import ChatFields, FunctionOf, NamedTool
 from llamaseek.serve.options import Limits
 from llamaseek.text.chat import TEMPLATE
+from llamaseek.text.messages import Message
 from llamaseek.text.parse import family_of
 from llamaseek.text.tokenizer import Tokenizer
 
@@ -35,6 +37,31 @@ def shown_tools(fields: ChatFields, tokenizer: Tokenizer, limits: Limits) -> lis
     if family_of(tokenizer) == TEMPLATE:
         raise UserError("tools: this model's chat template writes calls in a form not known here")
     return [tool.model_dump(exclude_unset=True) for tool in tools]
+
+
+def one_call_a_turn(messages: Sequence[Message]) -> list[Message]:
+    """The messages with the calls of one answer apart, each before its result.
+
+    A turn of Llama 3 holds one call, though its answers may have several. Where their results do
+    not follow, each by its `tool_call_id`, nothing is changed.
+    """
+    apart: list[Message] = []
+    waiting = list(messages)
+    while waiting:
+        message = waiting.pop(0)
+        calls = message.get("tool_calls")
+        calls = calls if isinstance(calls, list) else []
+        ids = [call.get("id") for call in calls if isinstance(call, dict)]
+        results = [each for each in waiting[: len(calls)] if each.get("role") == "tool"]
+        following = {str(each.get("tool_call_id")): each for each in results}
+        if len(calls) < 2 or len(ids) < len(calls) or sorted(map(str, ids)) != sorted(following):
+            apart.append(message)
+            continue
+        for call in calls:
+            apart += [{**message, "tool_calls": [call]}, following[str(call["id"])]]
+            message = {**message, "content": None}
+        del waiting[: len(calls)]
+    return apart
 
 
 def call_constraint(fields: ChatFields, tokenizer: Tokenizer) -> Constraint | None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from llamaseek.files import write_json
 from llamaseek.models import CausalLM
@@ -34,13 +36,26 @@ def _empty(tensor: Tensor) -> Tensor:
     return nn.Parameter(empty, requires_grad=tensor.requires_grad)
 
 
+class OnceRead(FileSystemReader):
+    """Its index is read once, not anew for each tensor."""
+
+    @cached_property
+    def index(self) -> Metadata:
+        """Which tensors there are, and where."""
+        return super().read_metadata()
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """What `dcp.load` asks for."""
+        return self.index
+
+
 class Stored(dict[str, Tensor]):
     """The tensors of `state/weights`, read when asked for; the latest one is kept."""
 
     def __init__(self, weights: Path, averaged: bool) -> None:
         super().__init__()
-        self.reader = FileSystemReader(weights)
-        self.known = self.reader.read_metadata().state_dict_metadata
+        self.reader = OnceRead(weights)
+        self.known = self.reader.index.state_dict_metadata
         self.averaged = averaged
 
     def __missing__(self, name: str) -> Tensor:

@@ -6,11 +6,14 @@ import ctypes
 import platform
 import time
 from contextlib import AbstractContextManager
+from functools import cache
+from pathlib import Path
 
 import torch
 
 from llamaseek.errors import bad_value
 from llamaseek.herd import DeepseekV3Config, Llama3Config
+from llamaseek.herd.stored import stored_tensors
 from llamaseek.models import CausalLM
 from llamaseek.recipe import TrainRecipe
 
@@ -37,6 +40,14 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         precision = "bf16" if has_bf16(device) else "fp32"
     return {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}[precision]
+
+
+def stored_dtype(folder: Path, device: torch.device) -> torch.dtype:
+    """What a folder's model answers in: bf16 where it is stored in less than fp32 and the device
+    multiplies bf16 natively, else fp32."""
+    stored = stored_tensors(folder).get("model.norm.weight")
+    wide = stored is None or stored.dtype in ("F32", "F64")
+    return torch.float32 if wide or not has_bf16(device) else torch.bfloat16
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -66,17 +77,20 @@ def keep_freed_memory() -> None:
     libc.mallopt(trim_threshold, 2**31 - 1)
 
 
+@cache
 def matrix_peak(dtype: torch.dtype, device: torch.device, size: int = 2048) -> float:
-    """FLOP/s of the best of six square products, measured in about a third of a second."""
+    """FLOP/s of the best of the square products that a third of a second has time for, two at the
+    least; measured once a process.
+    """
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(6):
+    taken: list[float] = []
+    while len(taken) < 2 or sum(taken) < 1 / 3:
         start = time.perf_counter()
         a @ b
         if device.type == "cuda":
             torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+        taken.append(time.perf_counter() - start)
+    return 2 * size**3 / min(taken)
 
 
 def count_parameters(model: CausalLM) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -28,8 +29,9 @@ class Cli:
         self.monkeypatch = monkeypatch
         self.capfd = capfd
 
-    def __call__(self, *words: str) -> Result:
+    def __call__(self, *words: str, stdin: str = "") -> Result:
         self.monkeypatch.setattr(sys, "argv", ["llamaseek", *map(str, words)])
+        self.monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
         self.capfd.readouterr()
         code = 0
         try:

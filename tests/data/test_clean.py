@@ -231,6 +231,19 @@ def test_killed_runs_go_on_to_the_same_bytes(corpus: Path, whole: dict[str, byte
     assert content(corpus / "killed") == whole
 
 
+def test_a_run_takes_away_no_folder_but_its_own(tmp_path: Path) -> None:
+    (tmp_path / "documents").mkdir()
+    write_rows(tmp_path / "documents" / "a.jsonl", [{"text": "mine"}])
+    write_rows(tmp_path / "pages.jsonl", [{"text": "a page"}])
+    for source, said in (("documents", "would take away its source"), ("pages.jsonl", "no run")):
+        recipe = CleanRecipe(
+            name="r", sources={"web": [str(tmp_path / source)]}, out=str(tmp_path), stages=["c4"]
+        )
+        with pytest.raises(UserError, match=said):
+            clean(recipe, Crew(1), overwrite=True)
+    assert (tmp_path / "documents" / "a.jsonl").is_file()
+
+
 def test_a_run_is_not_lost_by_accident(corpus: Path, whole: dict[str, bytes]) -> None:
     with pytest.raises(UserError, match="holds another run; --overwrite replaces it"):
         clean(small(corpus, "one", stages=["c4"]), Crew(1))

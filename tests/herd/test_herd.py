@@ -125,6 +125,20 @@ class TestCommands:
         for part in ("671,026,404,352", "11,610,067,968", "kv_a_proj_with_mqa", "experts × 256"):
             assert part in out
 
+    def test_a_drawing_leaves_the_json_alone_and_is_an_svg(self, cli: Cli, tmp_path: Path) -> None:
+        drawn = cli("herd", "show", "llama-3.2-1b", "--json", "--diagram", str(tmp_path / "a.svg"))
+        assert json.loads(drawn.out)["parameters"] == PUBLISHED["llama-3.2-1b"]
+        other = cli("herd", "show", "llama-3.2-1b", "--diagram", str(tmp_path / "a.png"))
+        assert other.code == 2 and "--diagram" in other.err and ".svg" in other.err
+        assert [path.name for path in tmp_path.iterdir()] == ["a.svg"]
+
+    def test_a_name_that_is_begun_is_completed(self, cli: Cli) -> None:
+        assert (
+            "did you mean 'llama-3.2-1b', 'llama-3.2-1b-i" in cli("herd", "show", "llama-3.2").err
+        )
+        assert "did you mean 'llama-3.1-8b'?" in cli("herd", "show", "lama-3.1-8b").err
+        assert "known: deepseek-lite, " in cli("herd", "show", "gpt-2").err
+
     def test_diagram_of_a_folder(self, cli: Cli, tmp_path: Path) -> None:
         config = tiny_config("deepseek_v3", num_nextn_predict_layers=1)
         (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +15,13 @@ from llamaseek.engine.engine import Engine
 from llamaseek.engine.options import EngineOptions
 from llamaseek.engine.request import SamplingParams
 from llamaseek.errors import UserError
-from llamaseek.safety.guard import Guard, Policy
+from llamaseek.models.checkpoint import save_model
+from llamaseek.safety.guard import Guard, Policy, load_guard
 from llamaseek.safety.hold import LONGEST, Held
 from llamaseek.safety.stream import Refused, guarded, require_safe
 from llamaseek.safety.verdict import GuardError, read_answer
 from llamaseek.text.guard_prompt import PUBLISHED, without
+from llamaseek.train.machine import has_bf16
 from tests.safety.scripted import CONTEXT, guard_tokenizer, scripted_guard, small_model
 
 ASK = [{"role": "user", "content": "How do I steal a bike?"}]
@@ -225,3 +228,10 @@ def test_chat_with_a_dead_guard_says_nothing() -> None:
         passed.extend(silent.ask("Hello"))
     assert passed == []
     assert silent.engine.statistics.steps == 0
+
+
+def test_a_guard_answers_in_what_it_is_stored_in(tmp_path: Path) -> None:
+    save_model(small_model(guard_tokenizer()), tmp_path, torch.bfloat16)
+    guard_tokenizer().save(tmp_path)
+    wanted = torch.bfloat16 if has_bf16(torch.device("cpu")) else torch.float32
+    assert load_guard(tmp_path).engine.model.model.norm.weight.dtype == wanted

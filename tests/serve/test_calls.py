@@ -17,6 +17,7 @@ import torch
 
 from llamaseek.engine.constrain import Constraint, Grammars, Matcher
 from llamaseek.serve.call_grammar import BLANK, call_grammar
+from llamaseek.serve.tools import one_call_a_turn
 from llamaseek.text.events import ToolCall
 from llamaseek.text.llama3_parse import may_be_call, plain_calls
 from llamaseek.text.parse import IdStream, parse_ids
@@ -348,3 +349,20 @@ def test_a_limit_that_is_reached_midway_names_its_field(
     assert answer.status_code == 400 and answer.json()["error"]["param"] == field
     error = json.loads(server.post(CHAT, **body, stream=True).text.split("\n\n")[-3][6:])["error"]
     assert error["param"] == field and "too much work" in error["message"]
+
+
+def test_several_calls_of_an_answer_go_back_as_turns_of_one() -> None:
+    call = {name: {"id": name, "function": {"name": name, "arguments": "{}"}} for name in "ab"}
+    result = {name: {"role": "tool", "tool_call_id": name, "content": f"{name}!"} for name in "ab"}
+    asked = {"role": "user", "content": "both?"}
+    said = {"role": "assistant", "content": "Well.", "tool_calls": [call["a"], call["b"]]}
+    first, second = ({**said, "tool_calls": [call[name]]} for name in "ab")
+    wanted = [asked, first, result["a"], {**second, "content": None}, result["b"], asked]
+    for results in (["a", "b"], ["b", "a"]):
+        given = [asked, said, *(result[name] for name in results), asked]
+        assert one_call_a_turn(given) == wanted
+    for rest in ([], [result["a"]], [result["a"], result["a"]], [result["a"], asked, result["b"]]):
+        assert one_call_a_turn([asked, said, *rest]) == [asked, said, *rest]
+    for odd in ("ab", [5, 6], [{}, {}], [{"id": [5]}, {"id": {}}], None):
+        strange = [{**said, "tool_calls": odd}, result["a"], result["b"]]
+        assert one_call_a_turn(strange) == strange

@@ -26,6 +26,7 @@ from llamaseek.errors import UserError
 from llamaseek.files import write_json, write_text
 
 OnStep = Callable[[str, int], None]
+REPLACED = ("documents", "removed")
 
 
 def clean(
@@ -33,8 +34,10 @@ def clean(
 ) -> Path:
     """Run or continue a recipe; returns its folder. A run that is complete is left as it is.
 
-    Raises UserError if the folder holds another run, and for sources that cannot be read.
+    Raises UserError if the folder holds another run, or what a run would take away, and for
+    sources that cannot be read.
     """
+    _check_place(recipe)
     does = {key: value for key, value in dump(recipe).items() if key not in ("name", "out")}
     mark = fingerprint(recipe.sources, does)
     folder = recipe.folder
@@ -48,6 +51,18 @@ def clean(
     if crew.machine == 0:
         _finish(recipe, work, steps, count, mark)
     return folder
+
+
+def _check_place(recipe: CleanRecipe) -> None:
+    """A run replaces two folders: neither may be read by it, or be something else's."""
+    folder = recipe.folder
+    mine = (folder / "stats.json").exists() or any(folder.glob(".work-*"))
+    for place in (folder / name for name in REPLACED):
+        for source in (path for paths in recipe.sources.values() for path in paths):
+            if Path(source).resolve().is_relative_to(place.resolve()):
+                raise UserError(f"out: {folder} would take away its source {source}")
+        if place.exists() and not mine:
+            raise UserError(f"out: {place} is there already, and no run made it")
 
 
 def _done(folder: Path, mark: str, overwrite: bool) -> bool:
@@ -109,8 +124,8 @@ def _finish(recipe: CleanRecipe, work: Work, steps: list[Pass], count: int, mark
         for shard in range(count):
             path = work.of_pass(step.number, "tally") / f"{shard:06d}.json"
             tallies.append(json.loads(path.read_text())["tally"])
-    shutil.rmtree(folder / "documents", ignore_errors=True)
-    shutil.rmtree(folder / "removed", ignore_errors=True)
+    for name in REPLACED:
+        shutil.rmtree(folder / name, ignore_errors=True)
     shutil.move(work.of_pass(steps[-1].number, "documents"), folder / "documents")
     for step in steps:
         place = folder / "removed" / f"pass-{step.number}"

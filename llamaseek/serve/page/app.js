@@ -5,8 +5,8 @@ import { $, button, element } from "./dom.js";
 import * as inspector from "./inspector.js";
 import { answerText, article } from "./messages.js";
 import * as settings from "./settings.js";
-import { current, key, removeChat, save, startChat, state } from "./store.js";
-import { answer, finish, grow, request } from "./turns.js";
+import { current, follow, gather, key, removeChat, save, startChat, state } from "./store.js";
+import { answer, finish, grow, openCalls, request } from "./turns.js";
 
 let working = null; // the AbortController of the answer under way
 const acts = { edit, again, answerTool, look };
@@ -35,10 +35,14 @@ function again(at) {
 
 function answerTool(at, call, text) {
   const chat = current();
-  chat.messages.push({ role: "tool", call: call.id, name: call.name, content: text });
-  const calls = chat.messages[at].calls.length;
-  if (chat.messages.length - 1 - at >= calls) respond(chat);
-  else show();
+  const result = { role: "tool", call: call.id, name: call.name, content: text };
+  chat.messages.push(result);
+  if (!openCalls(chat.messages, at).length) {
+    respond(chat);
+    return;
+  }
+  save(chat);
+  $("#log").append(article(result, chat.messages.length - 1, acts, []));
 }
 
 async function respond(chat) {
@@ -50,10 +54,12 @@ async function respond(chat) {
   try {
     body = request(chat.messages, state.settings);
   } catch (error) {
-    return notify(`Settings, Tools: ${error.message}`);
+    save(chat);
+    show();
+    return notify(`Settings, Tools: ${error.message}`, () => respond(chat));
   }
   working = control;
-  save();
+  save(chat);
   chat.messages.push(message);
   show();
   announce("The model answers.");
@@ -67,8 +73,21 @@ async function respond(chat) {
   }
   finish(message);
   if (working === control) working = null;
-  save();
-  if (current() === chat) show();
+  if (!save(chat)) notify("This browser has no room left: what is new is not kept.");
+  if (working) return;
+  if (current() === chat) settle(chat, message);
+  else showBusy();
+}
+
+// An answer is over: only its article is made anew, so that what is open elsewhere stays.
+function settle(chat, message) {
+  const at = chat.messages.indexOf(message);
+  const shown = $("#log").lastElementChild;
+  if (at < 0 || shown.dataset.at !== String(at)) return show();
+  const near = atEnd();
+  shown.replaceWith(article(message, at, acts, openCalls(chat.messages, at)));
+  showBusy();
+  if (near) toEnd();
 }
 
 function fail(chat, message, error) {
@@ -84,10 +103,10 @@ function fail(chat, message, error) {
     };
     notify(error instanceof ApiError ? error.message : `The page failed: ${error.message}`, retry);
     if (error.status === 401) askForKey(chat);
+    if (error.status === 404) listModels(); // the server has others by now
   }
-  if (!message.content && !message.calls.length) {
-    chat.messages.splice(chat.messages.indexOf(message), 1);
-  }
+  const at = chat.messages.indexOf(message);
+  if (at >= 0 && !message.content && !message.calls.length) chat.messages.splice(at, 1);
 }
 
 function stop() {
@@ -123,17 +142,21 @@ function show() {
   const messages = chat?.messages || [];
   inspector.close();
   const log = $("#log");
-  log.replaceChildren(...messages.map((m, at) => article(m, at, acts, at === messages.length - 1)));
+  log.replaceChildren(...messages.map((m, at) => article(m, at, acts, openCalls(messages, at))));
   if (!messages.length) log.append(welcome());
   $("#title").textContent = chat?.title || "New conversation";
   document.title = chat?.title ? `${chat.title} · llamaseek` : "llamaseek";
-  document.body.classList.toggle("warm", state.settings.heat);
+  heat();
+  showBusy();
+  listChats();
+  toEnd();
+}
+
+function showBusy() {
   const busy = Boolean(working);
   $("#send").hidden = busy;
   $("#stop").hidden = !busy;
-  log.setAttribute("aria-busy", busy);
-  listChats();
-  toEnd(true);
+  $("#log").setAttribute("aria-busy", busy);
 }
 
 function welcome() {
@@ -172,6 +195,7 @@ function listChats() {
       if (here) stop();
       removeChat(chat.id);
       show();
+      $("#new-chat").focus();
     }, { class: "icon" });
     return element("li", {}, pick, drop);
   }));
@@ -179,6 +203,7 @@ function listChats() {
 
 function go(id) {
   stop();
+  notify("");
   state.current = id;
   save();
   show();
@@ -216,7 +241,24 @@ function grown() {
   prompt.style.height = `${Math.min(prompt.scrollHeight, 220)}px`;
 }
 
+// Another tab has kept something.
+function refresh() {
+  const shown = JSON.stringify(current());
+  const theirs = gather();
+  if (!$("#settings").open) {
+    Object.assign(state.settings, theirs);
+    settings.setUp(heat);
+    settings.theme();
+    $("#model").value = state.settings.model;
+  }
+  if (JSON.stringify(current()) === shown) listChats();
+  else show();
+}
+
+const heat = () => document.body.classList.toggle("warm", state.settings.heat);
+
 function setUp() {
+  inspector.setUp(); // first, so that Escape closes it before it stops an answer
   const prompt = $("#prompt");
   $("#composer").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -233,7 +275,9 @@ function setUp() {
     $("#composer").requestSubmit();
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && working && !event.defaultPrevented) stop();
+    if (event.key !== "Escape" || event.defaultPrevented || event.target.closest?.("dialog")) return;
+    if (document.body.classList.contains("drawn")) drawer(false);
+    else stop();
   });
   $("#stop").addEventListener("click", () => { stop(); prompt.focus(); });
   $("#new-chat").addEventListener("click", () => go(""));
@@ -245,9 +289,9 @@ function setUp() {
     state.settings.model = event.target.value;
     save();
   });
-  settings.setUp(() => document.body.classList.toggle("warm", state.settings.heat));
+  settings.setUp(heat);
   settings.theme();
-  inspector.setUp();
+  follow(refresh);
   for (const message of state.chats.flatMap((chat) => chat.messages)) {
     if (message.started !== undefined) finish(Object.assign(message, { finish: "broken" }));
   }

@@ -5,11 +5,12 @@ import { heat, pieces } from "./tokens.js";
 
 const NAMES = { user: "You", assistant: "Model", tool: "Tool" };
 
-// `acts`: edit(at, text), again(at), answerTool(at, call, text), look(article, token).
-export function article(message, at, acts, last) {
+// `acts`: edit(at, text), again(at), answerTool(at, call, text), look(article, token). `open` are
+// the calls that wait for what their tools return.
+export function article(message, at, acts, open) {
   const made = element("article", { class: message.role, "data-at": at });
   made.append(element("h2", { class: "hidden" }, NAMES[message.role]));
-  if (message.role === "assistant") fillAnswer(made, message, at, acts, last);
+  if (message.role === "assistant") fillAnswer(made, message, at, acts, open);
   else if (message.role === "tool") made.append(toolResult(message));
   else fillQuestion(made, message, at, acts);
   return made;
@@ -32,7 +33,10 @@ function edit(made, message, at, acts) {
   };
   const send = () => area.value.trim() && acts.edit(at, area.value.trim());
   area.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") back();
+    if (event.key === "Escape") {
+      event.preventDefault(); // it is not meant for the answer under way
+      back();
+    }
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
       event.preventDefault();
       send();
@@ -44,11 +48,11 @@ function edit(made, message, at, acts) {
   area.focus();
 }
 
-function fillAnswer(made, message, at, acts, last) {
+function fillAnswer(made, message, at, acts, open) {
   const text = answerText(message);
   text.hidden = !message.content && message.started === undefined;
   made.append(text);
-  for (const call of message.calls || []) made.append(callCard(call, at, acts, last));
+  for (const call of message.calls || []) made.append(callCard(call, at, acts, open.includes(call)));
   if (message.guard) made.append(...guardLines(message.guard));
   if (message.finish === "content_filter" && !message.guard) {
     made.append(guardLine("refused", "The guard refused this."));
@@ -94,15 +98,18 @@ function look(made, acts) {
   });
 }
 
-function callCard(call, at, acts, last) {
+function callCard(call, at, acts, open) {
   const card = element("div", { class: "card call" }, icon("wrench"));
   const shown = element("div", {}, element("strong", {}, call.name), element("pre", {}, pretty(call)));
   card.append(shown);
-  if (last) {
+  if (open) {
     const area = element("textarea", { rows: "2", "aria-label": `What ${call.name} returned`,
       placeholder: "What the tool returned" });
-    const send = button("Give it to the model", "", () => acts.answerTool(at, call, area.value),
-      { class: "plain" });
+    const send = button("Give it to the model", "", () => {
+      area.remove();
+      send.remove();
+      acts.answerTool(at, call, area.value);
+    }, { class: "plain" });
     shown.append(area, send);
   }
   return card;
@@ -149,7 +156,9 @@ function foot(message, at, acts) {
     button("Answer again", "again", () => acts.again(at)));
   const figures = message.figures;
   const said = [];
-  if (figures) {
+  if (!message.content && !message.calls?.length && message.finish === "stop") {
+    said.push("the answer is empty");
+  } else if (figures) {
     said.push(`${figures.count} token${figures.count === 1 ? "" : "s"}`);
     if (Number.isFinite(figures.rate) && figures.rate > 0) said.push(`${figures.rate} a second`);
     said.push(`first after ${figures.first} ms`);

@@ -20,12 +20,12 @@ const FIELDS = [
 
 export function setUp(changed) {
   const fields = $("#fields");
+  fields.replaceChildren();
   for (const [name, label, kind, hint] of FIELDS) fields.append(field(name, label, kind, hint, changed));
   fields.append(keyField(), element("button", { type: "button", class: "plain", onclick: () => {
     const { model, theme } = state.settings;
     Object.assign(state.settings, DEFAULTS, { model, theme });
     save();
-    fields.replaceChildren();
     setUp(changed);
     changed();
   } }, "Back to the defaults"));

@@ -1,6 +1,9 @@
 // Conversations and settings, kept in this browser's localStorage.
 
+import { isChat } from "./kept.js";
+
 const KEY = "llamaseek";
+const HERE = "llamaseek-here"; // the conversation that this tab shows
 
 export const DEFAULTS = {
   system: "",
@@ -19,34 +22,78 @@ export const DEFAULTS = {
   model: "",
 };
 
-export const state = read();
-
-function read() {
-  const empty = { chats: [], current: "", settings: {} };
-  let kept;
+// Where a browser keeps nothing, the page still works while it is open.
+const [local, session] = ["localStorage", "sessionStorage"].map((name) => {
   try {
-    kept = JSON.parse(localStorage.getItem(KEY)) || empty;
+    return window[name];
   } catch {
-    kept = empty;
+    const kept = new Map();
+    return { getItem: (key) => kept.get(key) ?? null, setItem: (key, value) => kept.set(key, value) };
   }
-  kept.settings = { ...DEFAULTS, ...kept.settings };
-  if (!Array.isArray(kept.chats)) kept.chats = [];
-  return kept;
+});
+let stored = new Set(); // ids of the conversations that this browser keeps, as far as we know
+export const state = read();
+state.current = session.getItem(HERE) ?? state.current;
+
+// What is kept, as far as this page can have written it.
+function read() {
+  let kept = null;
+  try {
+    kept = JSON.parse(local.getItem(KEY));
+  } catch { /* it is no JSON */ }
+  const settings = { ...DEFAULTS };
+  for (const [name, value] of Object.entries(kept?.settings || {})) {
+    if (typeof value === typeof DEFAULTS[name]) settings[name] = value;
+  }
+  const chats = Array.isArray(kept?.chats) ? kept.chats.filter(isChat) : [];
+  stored = new Set(chats.map((chat) => chat.id));
+  return { chats, current: String(kept?.current ?? ""), settings };
 }
 
+// Keep everything, after `chat` has changed; whether there was room.
+export function save(chat) {
+  if (chat) {
+    chat.at = Date.now();
+    state.chats = state.chats.map((one) => (one.id === chat.id ? chat : one));
+  }
+  gather();
+  return write();
+}
+
+// What other tabs have kept: of a conversation the newer stands, and what they deleted goes.
+// Gives their settings.
+export function gather() {
+  const before = stored;
+  const ours = new Map(state.chats.map((chat) => [chat.id, chat]));
+  const kept = read();
+  const fresh = state.chats.filter((chat) => !stored.has(chat.id) && !before.has(chat.id));
+  state.chats = [...fresh, ...kept.chats.map((theirs) => newer(ours.get(theirs.id), theirs))];
+  return kept.settings;
+}
+
+const newer = (ours, theirs) => (ours && (ours.at ?? 0) >= (theirs.at ?? 0) ? ours : theirs);
+
 // Where there is no room, the probabilities of the oldest answers go first.
-export function save() {
+function write() {
   for (;;) {
     try {
-      localStorage.setItem(KEY, JSON.stringify(state));
-      return;
+      session.setItem(HERE, state.current);
+      local.setItem(KEY, JSON.stringify(state));
+      stored = new Set(state.chats.map((chat) => chat.id));
+      return true;
     } catch {
       const scored = state.chats.toReversed().flatMap((chat) => chat.messages)
         .find((message) => message.tokens?.some((token) => token.top));
-      if (!scored) return;
+      if (!scored) return false;
       scored.tokens = undefined;
     }
   }
+}
+
+export function follow(changed) {
+  addEventListener("storage", (event) => {
+    if (event.key === KEY) changed();
+  });
 }
 
 export function current() {
@@ -61,13 +108,14 @@ export function startChat() {
 }
 
 export function removeChat(id) {
+  gather();
   state.chats = state.chats.filter((chat) => chat.id !== id);
   if (state.current === id) state.current = state.chats[0]?.id || "";
-  save();
+  write();
 }
 
 // The API key goes when the tab does.
 export const key = {
-  get: () => sessionStorage.getItem(KEY) || "",
-  set: (value) => sessionStorage.setItem(KEY, value),
+  get: () => session.getItem(KEY) || "",
+  set: (value) => session.setItem(KEY, value),
 };

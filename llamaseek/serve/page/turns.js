@@ -51,6 +51,14 @@ function plain(message) {
   return said;
 }
 
+// Those of a message's calls that wait for what their tools return.
+export function openCalls(messages, at) {
+  const after = messages.slice(at + 1);
+  if (after.some((message) => message.role !== "tool")) return [];
+  const answered = after.map((message) => message.call);
+  return (messages[at].calls || []).filter((call) => !answered.includes(call.id));
+}
+
 // An answer that nothing has been said of yet.
 export function answer() {
   return { role: "assistant", content: "", calls: [], tokens: [], finish: "", started: now() };
