@@ -38,7 +38,7 @@ from llamaseek.models.checkpoint import config_json
 from llamaseek.models.convert import BESIDE, read_any
 from llamaseek.models.fp8 import dequantised
 from llamaseek.models.lazy import Lazy, lazy
-from llamaseek.models.shards import SHARD_BYTES, Watch, new_folder, write_tensors
+from llamaseek.models.shards import SHARD_BYTES, Watch, check_apart, new_folder, write_tensors
 
 BITS = ("8", "4", "fp8")
 FP8 = {
@@ -134,8 +134,7 @@ class Quantization:
         Raises `UserError` for what cannot be done, and for a folder that is quantized already.
         """
         wanted = checked(str(bits), group)
-        if target.resolve().is_relative_to(source.resolve()):
-            raise UserError(f"{target}: is inside the folder it is made from")
+        check_apart(target, source)
         config, tensors = read_any(source)
         kept = wanted.fp8 and any(name.endswith(SCALE) for name in tensors)
         if kept or any(name.endswith(PACKED) for name in tensors):

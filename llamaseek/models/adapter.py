@@ -23,6 +23,7 @@ from llamaseek.models.shards import open_tensors, write_tensors
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 PLAIN = {"peft_type": "LORA", "bias": "none", "use_dora": False, "fan_in_fan_out": False}
+HALVES = (".lora_A.weight", ".lora_B.weight")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ def read_adapter(folder: Path) -> Adapter:
 
 def _pairs(path: Path, rank: int) -> dict[str, tuple[Tensor, Tensor]]:
     tensors = open_tensors({stored.name: stored for stored in read_header(path)})
+    if other := [name for name in tensors if not name.endswith(HALVES)]:
+        raise UserError(f"{path}: holds {other[0]}, which is no matrix of plain LoRA")
     layers = {name.removeprefix(PREFIX).rpartition(".lora_")[0] for name in tensors}
     found = {}
     for layer in sorted(layers):
@@ -70,8 +73,6 @@ def _pairs(path: Path, rank: int) -> dict[str, tuple[Tensor, Tensor]]:
         if a.dim() != 2 or b.dim() != 2 or not a.shape[0] == b.shape[1] == rank:
             raise UserError(f"{path}: {layer} has a rank other than the {rank} of {CONFIG}")
         found[layer] = (a, b)
-    if 2 * len(found) != len(tensors):
-        raise UserError(f"{path}: holds tensors that are no plain LoRA matrices")
     return found
 
 

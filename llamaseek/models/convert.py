@@ -17,7 +17,7 @@ from llamaseek.models.fp8 import dequantised
 from llamaseek.models.lazy import Lazy
 from llamaseek.models.meta import is_meta_folder, read_meta
 from llamaseek.models.packed import widened
-from llamaseek.models.shards import SHARD_BYTES, Watch, new_folder, write_tensors
+from llamaseek.models.shards import SHARD_BYTES, Watch, check_apart, new_folder, write_tensors
 
 # What a model folder holds beside its weights and config; nothing else is copied.
 BESIDE = (
@@ -46,8 +46,7 @@ class Conversion:
 
         Raises `UserError` for a source, target or adapter that cannot be used.
         """
-        if target.resolve().is_relative_to(source.resolve()):
-            raise UserError(f"{target}: is inside the folder it is made from")
+        check_apart(target, source)
         self.source, self.target, self.shard_bytes = source, target, shard_bytes
         config, tensors = read_any(source)
         if adapter is not None:

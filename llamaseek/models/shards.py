@@ -132,19 +132,38 @@ def _bytes(rows: Tensor, dtype: torch.dtype) -> Any:
     return plain.flatten().view(torch.uint8).numpy().data
 
 
+def check_apart(target: Path, source: Path) -> None:
+    """UserError where a folder and the one it is made from are one, or one within the other."""
+    there, here = target.resolve(), source.resolve()
+    if there.is_relative_to(here):
+        raise UserError(f"{target}: is inside the folder it is made from")
+    if here.is_relative_to(there):
+        raise UserError(f"{target}: holds {source}, which it is made from")
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    """UserError for what may not be replaced: all but model folders, and these unless told."""
+    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
+        return
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: is there already, and is no model folder to replace")
+    if not overwrite:
+        raise UserError(f"{folder}: exists and is not empty; --overwrite replaces it")
+
+
 @contextmanager
 def new_folder(folder: Path, size: int, overwrite: bool) -> Iterator[Path]:
     """A folder to fill, which takes its name only once the block ends well.
 
-    Raises `UserError` where `folder` exists (unless `overwrite`), where `size` bytes do not fit,
-    and where writing fails; nothing is left then. What a killed run left is removed.
+    Raises `UserError` where `folder` exists (unless it holds a model and `overwrite` is said),
+    where `size` bytes do not fit, and where writing fails; nothing is left then. What a killed run
+    left is removed.
     """
     partial, old = (folder.parent / f".{folder.name}.{kind}" for kind in ("partial", "old"))
     try:
         if old.is_dir() and not folder.exists():
             os.replace(old, folder)  # a run was killed between its two renames
-        if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder}: exists and is not empty; --overwrite replaces it")
+        _check_free(folder, overwrite)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         free = shutil.disk_usage(partial).free

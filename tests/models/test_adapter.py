@@ -131,6 +131,14 @@ def test_what_is_not_plain_lora_is_refused(tmp_path: Path) -> None:
             load_adapter(model, tmp_path / "adapter")
 
 
+def test_an_adapted_embedding_is_told_by_name(tmp_path: Path) -> None:
+    base = reference("llama3", tmp_path / "base")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"])
+    peft.get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UserError, match=r"embed_tokens\..*, which is no matrix of plain LoRA"):
+        load_adapter(load_model(tmp_path / "base"), tmp_path / "adapter")
+
+
 def test_an_adapter_for_another_model(tmp_path: Path) -> None:
     trained(reference("deepseek_v3", tmp_path / "d"), "deepseek_v3").save_pretrained(tmp_path / "a")
     reference("llama3", tmp_path / "l")

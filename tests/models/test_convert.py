@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from llamaseek.engine.quantize import Quantization
 from llamaseek.errors import UserError
 from llamaseek.herd.configs import config_from_sizes
 from llamaseek.models import shards
@@ -112,6 +113,11 @@ def test_an_existing_folder_stays(tmp_path: Path, cli: Cli) -> None:
     target.mkdir()
     (target / "mine.txt").write_text("mine")
     words = ["convert", str(tmp_path / "source"), str(target)]
+    for more in ([], ["--overwrite"]):  # a slip of the pen does not take a folder of something else
+        result = cli(*words, *more)
+        assert result.code == 2 and "no model folder to replace" in result.err
+        assert (target / "mine.txt").read_text() == "mine"
+    (target / "config.json").write_text("{}")
     result = cli(*words)
     assert result.code == 2 and "--overwrite" in result.err
     assert (target / "mine.txt").read_text() == "mine"
@@ -124,6 +130,10 @@ def test_onto_itself(tmp_path: Path) -> None:
     for target in (tmp_path / "source", tmp_path / "source" / "inside"):
         with pytest.raises(UserError, match="inside the folder it is made from"):
             Conversion(tmp_path / "source", target)
+    with pytest.raises(UserError, match="which it is made from"):
+        Conversion(tmp_path / "source", tmp_path)
+    with pytest.raises(UserError, match="which it is made from"):
+        Quantization(tmp_path / "source", tmp_path, 8)
 
 
 def test_bad_words(tmp_path: Path, cli: Cli) -> None:

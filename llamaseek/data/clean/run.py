@@ -20,12 +20,13 @@ from llamaseek.data.clean.engine import POLL, Crew
 from llamaseek.data.clean.plan import fingerprint, make_plan, save_plan
 from llamaseek.data.clean.recipe import CleanRecipe, dump
 from llamaseek.data.clean.steps import Pass, Work, passes, run_pass
-from llamaseek.data.clean.tally import total
+from llamaseek.data.clean.tally import READ, total
 from llamaseek.data.dedup.stage import CorpusStage
 from llamaseek.errors import UserError
 from llamaseek.files import write_json, write_text
 
 OnStep = Callable[[str, int], None]
+REPLACED = ("documents", "removed")
 
 
 def clean(
@@ -33,8 +34,10 @@ def clean(
 ) -> Path:
     """Run or continue a recipe; returns its folder. A run that is complete is left as it is.
 
-    Raises UserError if the folder holds another run, and for sources that cannot be read.
+    Raises UserError if the folder holds another run, or what a run would take away, and for
+    sources that cannot be read.
     """
+    _check_place(recipe)
     does = {key: value for key, value in dump(recipe).items() if key not in ("name", "out")}
     mark = fingerprint(recipe.sources, does)
     folder = recipe.folder
@@ -48,6 +51,18 @@ def clean(
     if crew.machine == 0:
         _finish(recipe, work, steps, count, mark)
     return folder
+
+
+def _check_place(recipe: CleanRecipe) -> None:
+    """A run replaces two folders: neither may be read by it, or be something else's."""
+    folder = recipe.folder
+    mine = (folder / "stats.json").exists() or any(folder.glob(".work-*"))
+    for place in (folder / name for name in REPLACED):
+        for source in (path for paths in recipe.sources.values() for path in paths):
+            if Path(source).resolve().is_relative_to(place.resolve()):
+                raise UserError(f"out: {folder} would take away its source {source}")
+        if place.exists() and not mine:
+            raise UserError(f"out: {place} is there already, and no run made it")
 
 
 def _done(folder: Path, mark: str, overwrite: bool) -> bool:
@@ -109,13 +124,16 @@ def _finish(recipe: CleanRecipe, work: Work, steps: list[Pass], count: int, mark
         for shard in range(count):
             path = work.of_pass(step.number, "tally") / f"{shard:06d}.json"
             tallies.append(json.loads(path.read_text())["tally"])
-    shutil.rmtree(folder / "documents", ignore_errors=True)
-    shutil.rmtree(folder / "removed", ignore_errors=True)
+    for name in REPLACED:
+        shutil.rmtree(folder / name, ignore_errors=True)
     shutil.move(work.of_pass(steps[-1].number, "documents"), folder / "documents")
     for step in steps:
         place = folder / "removed" / f"pass-{step.number}"
         shutil.copytree(work.of_pass(step.number, "removed"), place)
     write_text(folder / "recipe.yaml", yaml.safe_dump(dump(recipe), sort_keys=False))
-    stats = {"fingerprint": mark, "stages": [s.name for s in recipe.stages], "shards": count}
-    write_json(folder / "stats.json", stats | asdict(total(tallies)))
+    tally, stages = total(tallies), [stage.name for stage in recipe.stages]
+    if READ in tally.removed:
+        tally.entered[READ], stages = sum(tally.read.values()), [READ, *stages]
+    stats = {"fingerprint": mark, "stages": stages, "shards": count}
+    write_json(folder / "stats.json", stats | asdict(tally))
     shutil.rmtree(work.folder)
