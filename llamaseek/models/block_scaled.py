@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from llamaseek.herd.check import BLOCK
 from llamaseek.kernels.fp8 import dequantise
 from llamaseek.models.fp8 import FP8_MAX, SMALLEST, quantise
+from llamaseek.models.layers import matmul_dtype
 
 HOPPER = (9, 0)
 OLDEST_CUDA = (12, 9)
@@ -145,20 +146,14 @@ class BlockScaledLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) → (..., O) in the dtype that matrix products run in."""
-        out: Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), self.weight, product_dtype(x))
+        out: Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), self.weight, matmul_dtype(x))
         return out.view(*x.shape[:-1], -1)
-
-
-def product_dtype(x: Tensor) -> torch.dtype:
-    """What a product of x comes out in: autocast's dtype where that is on."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 @torch.compiler.disable  # how many tokens an expert has is known on the host only
 def grouped_product(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
     """`moe.grouped_product` of tiles and blocks: a product a group, so no tile spans two."""
-    dtype = product_dtype(x)
+    dtype = matmul_dtype(x)
     parts = x.split(ends.diff(prepend=ends.new_zeros(1)).tolist())
     outs = [
         _Linear.apply(part, weight, dtype)

@@ -17,6 +17,12 @@ def widen(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def matmul_dtype(x: Tensor) -> torch.dtype:
+    """The dtype matrix products run in here: autocast's where it is on, else x's own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 class RMSNorm(nn.Module):
     """Scale to unit root mean square, then by a learned weight (Zhang and Sennrich 2019)."""
 

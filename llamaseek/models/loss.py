@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from llamaseek.models.head import WHOLE, Head, Softmax, softmax_and_gradient
-from llamaseek.models.layers import widen
+from llamaseek.models.layers import matmul_dtype, widen
 
 IGNORE = -100
 Kernel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -27,12 +27,6 @@ CHUNK_NUMBERS = {"cpu": 2**21, "cuda": 2**27}
 def chunk_length(weight: Tensor, device: str | None = None) -> int:
     """Tokens a chunk for a head of weight (V, D) on its own or another device, at least 64."""
     return max(CHUNK_NUMBERS.get(device or weight.device.type, 2**23) // weight.shape[0], 64)
-
-
-def matmul_dtype(x: Tensor) -> torch.dtype:
-    """The dtype matrix products run in here: autocast's where it is on, else x's own."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 class _CrossEntropySum(torch.autograd.Function):

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llamaseek.models.layers import matmul_dtype
+
 BLOCK = 64
 OUTERMOST = 0.9677083  # the quantile that becomes ±1: 1 - (1/32 + 1/30) / 2
 
@@ -85,10 +87,7 @@ class NF4Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) → (..., O), in x's dtype, or autocast's where that is on."""
-        kind = x.device.type
-        if torch.is_autocast_enabled(kind):
-            x = x.to(torch.get_autocast_dtype(kind))
-        out: Tensor = _Product.apply(x, self.codes, self.scales, self.shape)
+        out: Tensor = _Product.apply(x.to(matmul_dtype(x)), self.codes, self.scales, self.shape)
         return out
 
     def dense(self, dtype: torch.dtype) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from llamaseek.errors import UserError
@@ -16,7 +15,7 @@ from llamaseek.herd import ModelConfig
 from llamaseek.models.attention import document_mask
 from llamaseek.models.cache import Cache, LayerShape
 from llamaseek.models.head import Head, Score
-from llamaseek.models.layers import RMSNorm
+from llamaseek.models.layers import RMSNorm, matmul_dtype
 from llamaseek.models.moe import Experts, MoE, Router
 from llamaseek.models.rope import Rotary
 
@@ -73,8 +72,7 @@ class CausalLM(nn.Module):
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens (B, T) → (B, T, D) in the dtype that matrix products run in."""
         x: Tensor = self.model.embed_tokens(tokens)
-        kind = x.device.type
-        return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+        return x.to(matmul_dtype(x))
 
     def mask(self, positions: Tensor) -> Tensor | None:
         """Which keys each query sees; None where plain attention is right."""

@@ -28,7 +28,7 @@ from llamaseek.plan.gpus import find_gpu
 from llamaseek.plan.layout import Layout
 from llamaseek.plan.rates import rates_of
 from llamaseek.recipe_parallel import ParallelRecipe
-from tests.cli.run import process
+from tests.cli.run import Cli
 
 LLAMA = {
     "vocab_size": 512,
@@ -230,26 +230,26 @@ def test_an_exchange_uses_the_node_s_links_and_the_network_at_once() -> None:
     assert send_seconds(near, "expert", 7.0, rates) == pytest.approx(7 / rates.link)
 
 
-def test_a_recipe_is_planned_and_drawn(tmp_path: Path) -> None:
+def test_a_recipe_is_planned_and_drawn(cli: Cli, tmp_path: Path) -> None:
     layout = ("parallel.shard=2", "parallel.tensor=2", "data.length=128")
-    done = process("train-plan", "quickstart-llama3", *layout, "--json", cwd=tmp_path)
+    done = cli("train-plan", "quickstart-llama3", *layout, "--json")
     assert done.code == 0, done.err
     answer = json.loads(done.out)
     assert answer["ranks"] == 4 and answer["fits"]
     assert set(answer["per_rank"][0]["sent_bytes"]) == {"shard", "tensor", "replicas"}
     picture = tmp_path / "layout.png"
     wanted = ("train.float8=rowwise", "parallel.tensor=1", "--draw", str(picture))
-    told = process("train-plan", "quickstart-llama3", *layout, *wanted, cwd=tmp_path)
+    told = cli("train-plan", "quickstart-llama3", *layout, *wanted)
     assert told.code == 0, told.err
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "of the fp8 peak" in told.out and "shard 2\n" in told.out
     assert "tokens/s" in told.out and "embedding, head, layers 0–3" in told.out
 
 
-def test_what_cannot_be_planned_is_one_line(tmp_path: Path) -> None:
+def test_what_cannot_be_planned_is_one_line(cli: Cli) -> None:
     wrong = (("--dtype", "int3"), ("--gpu", "h9000"), ("parallel.tensor=3",), ("--draw", "a.txt"))
     for words in wrong:
-        done = process("train-plan", "tiny-shakespeare", *words, cwd=tmp_path)
+        done = cli("train-plan", "tiny-shakespeare", *words)
         assert done.code == 2 and done.err.count("\n") == 1, done.err
     assert torch.distributed.is_initialized() is False
     assert Layout().gpus == 1
