@@ -8,13 +8,6 @@ import pytest
 
 from llamaseek.text.published import get
 from llamaseek.text.tokenizer import Tokenizer
-from tests.cli.run import Cli
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
-    """`cli("tokenizer", …)` → code, out, err."""
-    return Cli(monkeypatch, capfd)
 
 
 @pytest.fixture(scope="session")

@@ -112,8 +112,8 @@ def start(path: Path, resume: bool) -> Any:
 
 def killed_recipe(tmp_path: Path, name: str) -> tuple[Recipe, Path]:
     changes: dict[str, Any] = {
-        "train__objective": "multi_token", "train__steps": 60, "train__save_every": 2,
-        "train__batch": 2, "train__ema": 0.9, "train__eval_every": 30, "data__length": 32,
+        "train__objective": "multi_token", "train__steps": 30, "train__save_every": 2,
+        "train__batch": 2, "train__ema": 0.9, "train__eval_every": 15, "data__length": 32,
         "out": str(tmp_path / name),
     }  # fmt: skip
     made = recipe(tmp_path, "deepseek_v3", **changes)
@@ -138,7 +138,7 @@ def test_killed_at_twenty_moments_the_weights_are_the_same_bits(tmp_path: Path) 
         if kills % 2:  # every other kill waits for a checkpoint being written
             wait_for_partial(cut.folder, process)
         else:
-            time.sleep(rng.uniform(0, whole_time / 12))
+            time.sleep(rng.uniform(0, whole_time / 8))
         if not process.is_alive():  # at its end before enough kills: begin again
             RunFolder(cut.folder).clear()
             continue
