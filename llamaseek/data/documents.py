@@ -68,23 +68,29 @@ def list_files(source: str | Path) -> list[Path]:
     return _files(source)
 
 
-def read_file(path: Path) -> Iterator[Document]:
+def read_file(path: Path, bad: BadRows | None = None) -> Iterator[Document]:
     """The documents of one file."""
-    return _of_file(path, BadRows())
+    return _of_file(path, bad or BadRows())
 
 
-def read_lines(path: Path, start: int, stop: int, number: int) -> Iterator[Document]:
+def read_lines(
+    path: Path, start: int, stop: int, number: int, bad: BadRows | None = None
+) -> Iterator[Document]:
     """Documents of the lines of a plain .jsonl file from byte `start`, where line `number` begins.
 
     Lines that begin at byte `stop` or later are left to the next part.
     """
+    return (bad or BadRows()).usable(_line_rows(path, start, stop, number), row_document)
+
+
+def _line_rows(path: Path, start: int, stop: int, number: int) -> Iterator[tuple[str, Row]]:
     with _naming(path), path.open("rb") as stream:
         stream.seek(start)
         while stream.tell() < stop:
             line = stream.readline()
             if line.strip():
                 place = f"{path}:{number}"
-                yield row_document(place, _json_row(place, line))
+                yield place, _json_row(place, line)
             number += 1
 
 

@@ -144,10 +144,14 @@ def decide(logits: Tensor, answers: Sequence[Answer]) -> list[list[int]]:
     Logits (R, V) has, answer after answer, a row for its last token and one for each draft. A
     greedy answer keeps drafts while they are the likeliest token. A drawn one keeps them by
     rejection sampling, so that its distribution is the model's (Leviathan et al. 2023 §2.3).
+    An answer whose logits are no numbers gets an error.
     """
     if any(answer.params.shaped for answer in answers):
         logits = shape_logits(logits.float(), answers)
-    best = logits.argmax(-1).tolist()
+    most, highest = logits.max(-1)
+    if bool(most.isnan().any()):
+        _fail_unsound(most, answers)
+    best = highest.tolist()
     if len(best) == len(answers) and all(answer.params.greedy for answer in answers):
         return [[token] for token in best]
     says: list[list[int]] = []
@@ -167,6 +171,19 @@ def decide(logits: Tensor, answers: Sequence[Answer]) -> list[list[int]]:
         for place, said in zip(drawn, found, strict=True):
             says[place] = said
     return says
+
+
+def _fail_unsound(most: Tensor, answers: Sequence[Answer]) -> None:
+    """End answers whose logits are no numbers; `most` (R) is the largest of each row.
+
+    What is drawn from such a row may be no token at all, and would break its neighbours' step.
+    """
+    unsound, start = most.isnan().tolist(), 0
+    for answer in answers:
+        end = start + 1 + len(answer.drafts)
+        if any(unsound[start:end]):
+            answer.error = ArithmeticError("the model's logits are no numbers")
+        start = end
 
 
 def _draw_or_keep(logits: Tensor, answers: Sequence[Answer], first: list[int]) -> list[list[int]]:

@@ -75,12 +75,21 @@ class Ranks:
         if self.mesh is None:
             return batch
         each = self.mesh.layout.replicas
-        micro = rows if self.pipeline else 1
-        count = -(-len(batch.tokens) // (each * micro)) * micro
+        count = self._rounded(-(-len(batch.tokens) // each), rows)
         if self.rows is not None:
             self.rows.time = batch.tokens.shape[1]
         batch = pad(batch, count * each, self.columns)
         return batch.select(slice(self.mesh.row_rank * count, (self.mesh.row_rank + 1) * count))
+
+    def _rounded(self, count: int, rows: int) -> int:
+        """A rank's rows so that they are whole micro-batches, of which a pipeline needs as many as
+        it has ranks, and where it interleaves a multiple of that.
+        """
+        if self.pipeline is None:
+            return count
+        full = rows * self.plan.pipeline
+        step = full if self.plan.stages > self.plan.pipeline else rows
+        return max(-(-count // step) * step, full)
 
     @property
     def columns(self) -> int:

@@ -19,6 +19,10 @@ class GuardError(Exception):
     """
 
 
+class Unread(GuardError):
+    """The guard's answer is no verdict; the message quotes it, so it is not for logs."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Of one turn: whether it is safe, the violated categories, and how likely unsafe was.
@@ -55,13 +59,13 @@ def read_answer(text: str, categories: Sequence[Category]) -> tuple[bool, tuple[
 
     `unsafe` alone is unsafe without a name, as is one whose codes are not of the policy: the
     policy has no such category, but a guard that says unsafe is never read as safe. Raises
-    GuardError for any other answer.
+    Unread for any other answer.
     """
     said = text.strip()
     if said == "safe":
         return True, ()
     found = UNSAFE.fullmatch(said)
     if found is None:
-        raise GuardError(f"it answered {shorten(repr(text))}, neither safe nor unsafe")
+        raise Unread(f"it answered {shorten(repr(text))}, neither safe nor unsafe")
     codes = [code.strip() for code in (found[1] or "").split(",")]
     return False, tuple(c for c in categories if c.code in codes)

@@ -17,7 +17,7 @@ from llamaseek.engine.request import Completion, Delta, Logprob
 from llamaseek.engine.scheduler import QueueFull
 from llamaseek.safety.guard import Guard
 from llamaseek.safety.hold import Held
-from llamaseek.safety.verdict import GuardError, Verdict
+from llamaseek.safety.verdict import GuardError, Unread, Verdict
 from llamaseek.text.messages import Message
 from llamaseek.text.tokenizer import StreamDecoder
 
@@ -103,8 +103,7 @@ class ServedGuard:
         try:
             return Findings(input=await self.judge(messages))
         except GuardError as error:
-            log.error("the guard gave no verdict: %s", error)
-            return Findings(failed=True)
+            return Findings(failed=_logged(error))
 
 
 @dataclass
@@ -138,5 +137,11 @@ class Watch:
             verdict = await self.guard.judge([*self.messages, answer])
             self.found = Findings(found.input, verdict)
         except GuardError as error:
-            log.error("the guard gave no verdict: %s", error)
-            self.found = Findings(found.input, found.output, failed=True)
+            self.found = Findings(found.input, found.output, failed=_logged(error))
+
+
+def _logged(error: GuardError) -> bool:
+    """Say why there is no verdict, without what the guard said, which may repeat a user; True."""
+    why = "it answered otherwise" if isinstance(error, Unread) else error
+    log.error("the guard gave no verdict: %s", why)
+    return True

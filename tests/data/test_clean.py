@@ -251,3 +251,24 @@ def test_a_run_is_not_lost_by_accident(corpus: Path, whole: dict[str, bytes]) ->
     before = (corpus / "one" / "stats.json").stat().st_mtime_ns
     clean(small(corpus, "one"), Crew(1))  # the same again: nothing to do
     assert (corpus / "one" / "stats.json").stat().st_mtime_ns == before
+
+
+def test_rows_without_a_text_leave_by_name_and_empty_files_are_told(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    rows: list[dict[str, Any]] = [{"text": f"page {n}"} for n in range(20)]
+    gaps = [{"text": None}, {"text": ""}, {"title": "x"}]
+    write_rows(tmp_path / "corpus" / "a.jsonl", rows + gaps)
+    (tmp_path / "corpus" / "0.jsonl").touch()
+    for parts in (60, 2_000_000):  # lines of a file, and whole
+        out = clean(
+            recipe_of(tmp_path, tmp_path / f"{parts}", stages=[], shard_bytes=parts), Crew(1)
+        )
+        stats = json.loads((out / "stats.json").read_text())
+        assert stats["read"] == {"web": 23} and stats["kept"]["web"]["documents"] == 20
+        assert set(stats["removed"]["read"].values()) == {1} and stats["stages"] == ["read"]
+    write_rows(tmp_path / "corpus" / "a.jsonl", [{"body": "a"}, {"body": "b"}])
+    with pytest.raises(UserError, match="a.jsonl:1: no field 'text'; fields: body"):
+        clean(recipe_of(tmp_path, tmp_path / "body", stages=[]), Crew(1))
+    (tmp_path / "corpus" / "a.jsonl").write_text("")
+    with pytest.raises(UserError, match="every file is empty"):
+        clean(recipe_of(tmp_path, tmp_path / "none", stages=[]), Crew(1))

@@ -258,6 +258,24 @@ def test_an_answers_own_error_ends_only_that_answer(
     assert it.pool.used == 0 and it.statistics.failed == 1
 
 
+@pytest.mark.parametrize("params", [{}, {"temperature": 1.0, "logprobs": 1}])
+def test_logits_that_are_no_numbers_end_their_answer_alone(
+    model: CausalLM, monkeypatch: pytest.MonkeyPatch, params: dict[str, Any]
+) -> None:
+    it = engine(model, TOKENIZER)
+    (wanted,) = engine(model, TOKENIZER).generate([request(max_tokens=5)])
+    bad, good = it.add(request(max_tokens=5, **params)), it.add(request(max_tokens=5))
+    logits = it.runner.logits
+    with monkeypatch.context() as patch:
+        none = torch.tensor([[torch.nan], [0.0]])
+        patch.setattr(it.runner, "logits", lambda hidden: logits(hidden) + none)
+        told = it.step()
+    assert [delta.error for delta in told][0].startswith("ArithmeticError")
+    while it.busy:
+        it.step()
+    assert bad.done and good.output().answers == wanted.answers and it.pool.used == 0
+
+
 def test_a_failing_model_fails_the_step_and_the_engine_goes_on(
     model: CausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:

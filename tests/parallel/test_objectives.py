@@ -132,3 +132,22 @@ def alone(kind: str) -> dict[str, float]:
     figures: dict[str, float] = on_ranks(1, step_of, kind, {})[0]
     assert {"loss", "grad_norm", "val_loss"} <= figures.keys()
     return figures
+
+
+def held_out_loss(plan: dict[str, Any], count: int) -> float:
+    """The loss of `count` held-out rows."""
+    job = job_of(recipe_of("llama3", plan, micro_batch=1))
+    held_out = rows().batch.select(slice(0, count))
+    trainer = Trainer(Job(job.recipe, job.model, job.tokenizer, job.objective, job.train, held_out))
+    return trainer._evaluate()["val_loss"]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "count"),
+    [("interleaved", 5), pytest.param("1f1b", 1, marks=pytest.mark.parallel)],
+)
+def test_a_pipeline_evaluates_any_number_of_rows(schedule: str, count: int) -> None:
+    wanted = on_ranks(1, held_out_loss, {}, count)[0]
+    plan = {"pipeline": 2, "schedule": schedule}
+    for loss in on_ranks(2, held_out_loss, plan, count):
+        assert loss == pytest.approx(wanted, rel=1e-10)

@@ -136,13 +136,18 @@ def test_a_piece_comes_when_it_is_cleared_and_not_before() -> None:
 
 
 @pytest.mark.parametrize("answer", ["", "Safe", "safely", "I think it is safe", "unsafe"])
-def test_nothing_passes_a_guard_that_talks_nonsense(answer: str) -> None:
+def test_nothing_passes_a_guard_that_talks_nonsense(
+    answer: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with guarded(deciding_guard(lambda messages: answer)) as server:
         whole = server.post("/v1/chat/completions", messages=HELLO).json()["choices"][0]
         assert whole["finish_reason"] == "content_filter"
         assert whole["message"]["content"] == ""
-        assert told(chunks(server, HELLO, logprobs=True)) == ""
+        with caplog.at_level("ERROR", "llamaseek.serve"):
+            assert told(chunks(server, HELLO, logprobs=True)) == ""
         assert server.service.engine.statistics.steps == 0
+        if answer and answer != "unsafe":
+            assert "it answered otherwise" in caplog.text and answer not in caplog.text
 
 
 @pytest.mark.parametrize("end", ["nonsense", "stopped", "killed", "hanging"])

@@ -195,3 +195,17 @@ def test_a_server_that_calls_its_model_otherwise_by_now(page: Tab, server: Runni
         assert page.answered() == STORY
     finally:
         service.options = before
+
+
+def test_a_browser_that_keeps_nothing_still_chats(browser: Any, server: Running) -> None:
+    opened = browser.new_context()
+    page = opened.new_page()
+    refuse = "Object.defineProperty(window, '{}', {{ get() {{ throw new Error('refused'); }} }});"
+    page.add_init_script("".join(map(refuse.format, ("localStorage", "sessionStorage"))))
+    page.goto(server.url)
+    page.fill("#prompt", "Hello")
+    page.press("#prompt", "Enter")
+    page.locator("article.assistant .figures").wait_for()
+    assert page.locator("article.assistant .text").text_content() == STORY
+    assert page.locator("#notice").is_hidden()
+    opened.close()

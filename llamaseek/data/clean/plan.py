@@ -12,8 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from llamaseek.data.bad_rows import BadRows
 from llamaseek.data.documents import Document, list_files, read_file, read_lines
 from llamaseek.data.hub import SCHEME, hub_shards, parse_hub, read_hub
+from llamaseek.errors import UserError
 
 BLOCK = 1 << 24  # bytes read at once when line ends are looked for
 
@@ -28,17 +30,20 @@ class Unit:
     stop: int = 0
     line: int = 0  # the number of the first line; 0 for what is read whole
 
-    def documents(self) -> Iterator[Document]:
-        """The unit's documents, marked with the name of their source."""
-        for document in self._read():
+    def documents(self, bad: BadRows | None = None) -> Iterator[Document]:
+        """The unit's documents, marked with the name of their source.
+
+        Rows without a text are an error, or with `bad.skip` counted.
+        """
+        for document in self._read(bad):
             yield replace(document, metadata=document.metadata | {"source": self.source})
 
-    def _read(self) -> Iterator[Document]:
+    def _read(self, bad: BadRows | None) -> Iterator[Document]:
         if self.path.startswith(SCHEME):
             return read_hub(self.path, self.start, self.stop)
         if self.line:
-            return read_lines(Path(self.path), self.start, self.stop, self.line)
-        return read_file(Path(self.path))
+            return read_lines(Path(self.path), self.start, self.stop, self.line, bad)
+        return read_file(Path(self.path), bad)
 
 
 Shard = list[Unit]
@@ -49,11 +54,15 @@ def make_plan(sources: Mapping[str, Sequence[str]], shard_bytes: int) -> list[Sh
     shards: list[Shard] = []
     room = 0
     for unit, size in _units(sources, shard_bytes):
+        if not size:
+            continue
         if size > room:
             shards.append([])
             room = shard_bytes
         shards[-1].append(unit)
         room -= size
+    if not shards:
+        raise UserError("sources: every file is empty")
     return shards
 
 

@@ -20,7 +20,7 @@ from llamaseek.data.clean.engine import POLL, Crew
 from llamaseek.data.clean.plan import fingerprint, make_plan, save_plan
 from llamaseek.data.clean.recipe import CleanRecipe, dump
 from llamaseek.data.clean.steps import Pass, Work, passes, run_pass
-from llamaseek.data.clean.tally import total
+from llamaseek.data.clean.tally import READ, total
 from llamaseek.data.dedup.stage import CorpusStage
 from llamaseek.errors import UserError
 from llamaseek.files import write_json, write_text
@@ -131,6 +131,9 @@ def _finish(recipe: CleanRecipe, work: Work, steps: list[Pass], count: int, mark
         place = folder / "removed" / f"pass-{step.number}"
         shutil.copytree(work.of_pass(step.number, "removed"), place)
     write_text(folder / "recipe.yaml", yaml.safe_dump(dump(recipe), sort_keys=False))
-    stats = {"fingerprint": mark, "stages": [s.name for s in recipe.stages], "shards": count}
-    write_json(folder / "stats.json", stats | asdict(total(tallies)))
+    tally, stages = total(tallies), [stage.name for stage in recipe.stages]
+    if READ in tally.removed:
+        tally.entered[READ], stages = sum(tally.read.values()), [READ, *stages]
+    stats = {"fingerprint": mark, "stages": stages, "shards": count}
+    write_json(folder / "stats.json", stats | asdict(tally))
     shutil.rmtree(work.folder)

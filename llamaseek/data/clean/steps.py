@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from llamaseek.data.bad_rows import BadRows
 from llamaseek.data.clean.files import (
     DOCUMENTS,
     REMOVED,
@@ -26,6 +27,7 @@ from llamaseek.data.clean.tally import Tally
 from llamaseek.data.dedup.stage import Collector, CorpusStage, Shards
 from llamaseek.data.documents import Document
 from llamaseek.data.stage import Reason, Stage
+from llamaseek.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -135,10 +137,14 @@ def _incoming(
     """The sources' documents, or the last pass's with the decision on them."""
     if step.before is None:
         for unit in work.plan()[shard]:
-            for document in unit.documents():
+            bad = BadRows(skip=True)
+            for document in unit.documents(bad):
                 tally.count("read", unit.source)
                 tally.length("before", document)
                 yield document, None
+            if bad.skipped and not bad.used:  # a column of another name, not a gap here and there
+                raise UserError(next(iter(bad.first.values())))
+            tally.leave_unread(unit.source, bad)
         return
     settings = step.before.settings
     assert isinstance(settings, CorpusStage)

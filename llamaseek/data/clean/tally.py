@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from llamaseek.data.bad_rows import BadRows
 from llamaseek.data.documents import Document
 from llamaseek.data.stage import Reason
+
+READ = "read"
+"""In place of a stage: what left before the first one."""
 
 EXAMPLES = 3
 EXCERPT = 300  # characters
@@ -36,6 +39,14 @@ class Tally:
         if len(shown) < EXAMPLES:
             text = document.text[:EXCERPT]
             shown.append({"id": document.id, "reason": str(reason), "text": text})
+
+    def leave_unread(self, source: str, bad: BadRows) -> None:
+        """Rows of a source that hold no text left at once, by the stage `READ`."""
+        for rule, count in bad.reasons.items():
+            _add(self.read, source, count)
+            _add(self.removed.setdefault(READ, {}), rule, count)
+            shown = self.examples.setdefault(f"{READ}: {rule}", [])
+            shown += [{"id": "", "reason": bad.first[rule], "text": ""}][: EXAMPLES - len(shown)]
 
     def keep(self, document: Document) -> None:
         """One document stays to the end."""
@@ -75,8 +86,3 @@ def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:
             into[key] = (into.get(key, []) + value)[:EXAMPLES]
         else:
             into[key] = into.get(key, 0) + value
-
-
-def all_removed(tally: Tally) -> int:
-    """How many documents left, for whatever reason."""
-    return sum(Counter(rules).total() for rules in tally.removed.values())

@@ -22,16 +22,25 @@ export const DEFAULTS = {
   model: "",
 };
 
+// Where a browser keeps nothing, the page still works while it is open.
+const [local, session] = ["localStorage", "sessionStorage"].map((name) => {
+  try {
+    return window[name];
+  } catch {
+    const kept = new Map();
+    return { getItem: (key) => kept.get(key) ?? null, setItem: (key, value) => kept.set(key, value) };
+  }
+});
 let stored = new Set(); // ids of the conversations that this browser keeps, as far as we know
 export const state = read();
-state.current = sessionStorage.getItem(HERE) ?? state.current;
+state.current = session.getItem(HERE) ?? state.current;
 
 // What is kept, as far as this page can have written it.
 function read() {
   let kept = null;
   try {
-    kept = JSON.parse(localStorage.getItem(KEY));
-  } catch { /* there is none, or not for us */ }
+    kept = JSON.parse(local.getItem(KEY));
+  } catch { /* it is no JSON */ }
   const settings = { ...DEFAULTS };
   for (const [name, value] of Object.entries(kept?.settings || {})) {
     if (typeof value === typeof DEFAULTS[name]) settings[name] = value;
@@ -68,8 +77,8 @@ const newer = (ours, theirs) => (ours && (ours.at ?? 0) >= (theirs.at ?? 0) ? ou
 function write() {
   for (;;) {
     try {
-      sessionStorage.setItem(HERE, state.current);
-      localStorage.setItem(KEY, JSON.stringify(state));
+      session.setItem(HERE, state.current);
+      local.setItem(KEY, JSON.stringify(state));
       stored = new Set(state.chats.map((chat) => chat.id));
       return true;
     } catch {
@@ -107,6 +116,6 @@ export function removeChat(id) {
 
 // The API key goes when the tab does.
 export const key = {
-  get: () => sessionStorage.getItem(KEY) || "",
-  set: (value) => sessionStorage.setItem(KEY, value),
+  get: () => session.getItem(KEY) || "",
+  set: (value) => session.setItem(KEY, value),
 };
