@@ -31,12 +31,12 @@ from llamaseek.models import CausalLM, build_model
 from llamaseek.models.attention import BLOCKED_LENGTH
 from llamaseek.models.cache import ContiguousCache
 from llamaseek.models.lora import add_lora
+from llamaseek.models.loss import CHUNK_NUMBERS
 from llamaseek.models.recompute import recompute
 from llamaseek.plan.activations import Pass
 from llamaseek.plan.formats import FORMATS
 from llamaseek.plan.memory import Training, training_memory
 from llamaseek.plan.serving import Serving, serving_memory
-from llamaseek.train.loss import CHUNK_NUMBERS
 from llamaseek.train.objectives import Objective
 from llamaseek.train.objectives.multi_token import MultiToken
 from llamaseek.train.objectives.next_token import NextToken

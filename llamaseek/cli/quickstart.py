@@ -13,7 +13,8 @@ from llamaseek.cli.program import program, this_command
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from llamaseek.report.model import Figure, Sample
+    from llamaseek.report.model import Figure
+    from llamaseek.study.lecture import Sample
 
 FAMILY = typer.Option("llama3", help="llama3 or deepseek_v3.")
 OUT = typer.Option(None, help="The folder; runs/quickstart-FAMILY unless told.")
@@ -30,8 +31,9 @@ def quickstart(
     """Pre-train, fine-tune, instruct and align a small model, and see what each stage did."""
     from rich.console import Console
 
-    from llamaseek.report.model import STAGES, stage_figures
+    from llamaseek.report.model import stage_figures
     from llamaseek.report.page import write_report
+    from llamaseek.study.lecture import STAGES
     from llamaseek.study.quickstart import Findings
     from llamaseek.study.quickstart import quickstart as run
     from llamaseek.train.loop import Interrupted

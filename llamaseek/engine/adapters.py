@@ -92,7 +92,7 @@ def _adapted(model: CausalLM, layer: str, name: str, adapters: Adapters) -> Adap
     found = dict(model.named_modules()).get(layer)
     if isinstance(found, AdaptedLinear):
         return found
-    parent, _, own = layer.rpartition(".")
+    own = layer.rpartition(".")[2]
     if not isinstance(found, nn.Linear) or own == "lm_head":
         raise UserError(f"adapter {name}: adapts {layer}, which the model does not have as linear")
     if own == ABSORBED:
@@ -101,5 +101,5 @@ def _adapted(model: CausalLM, layer: str, name: str, adapters: Adapters) -> Adap
             "fold it in with: llamaseek convert --adapter"
         )
     made = AdaptedLinear(found, adapters, model.model.norm.weight.dtype)
-    setattr(model.get_submodule(parent), own, made)
+    model.set_submodule(layer, made)
     return made

@@ -5,7 +5,7 @@ Sources: transformers' `LlamaConfig` and `DeepseekV3Config`; the DeepSeek-V3 rep
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from llamaseek.errors import UserError, bad_value, unknown_name
@@ -240,13 +240,6 @@ def _is_scoring(data: dict[str, Any]) -> bool:
     if len(labels) != 1:
         raise bad_value("config.json id2label", labels, "one label, as reward models have")
     return True
-
-
-def with_vocabulary(config: ModelConfig, vocab_size: int, bos: int, eos: int, pad: int) -> Any:
-    """`config` for a tokenizer of `vocab_size` ids with these special ids."""
-    return replace(
-        config, vocab_size=vocab_size, bos_token_id=bos, eos_token_id=eos, pad_token_id=pad
-    )
 
 
 def _rope_scaling(data: dict[str, Any]) -> RopeScaling | None:

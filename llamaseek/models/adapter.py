@@ -93,16 +93,6 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
     _fill(model, adapter, folder)
 
 
-def fill_adapter(model: nn.Module, folder: Path) -> None:
-    """Copy a PEFT folder's matrices into a model that has adapters on the same layers."""
-    adapter = read_adapter(folder)
-    there = {name for name, module in model.named_modules() if isinstance(module, LoRALinear)}
-    if there != set(adapter.pairs):
-        other = sorted(there ^ set(adapter.pairs))[0]
-        raise UserError(f"{folder}: adapts other layers than the recipe asks for, as {other}")
-    _fill(model, adapter, folder)
-
-
 def _fill(model: nn.Module, adapter: Adapter, folder: Path) -> None:
     for layer, (a, b) in adapter.pairs.items():
         adapted = model.get_submodule(layer)

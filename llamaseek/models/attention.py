@@ -21,20 +21,22 @@ BLOCKED_LENGTH = 1024  # rows up to this long keep their attention weights, on C
 BLOCK = 128  # queries a block: four blocks of a row of 512 skip 3/8 of all products
 
 
-def document_mask(positions: Tensor, causal: bool) -> Tensor | None:
+def document_mask(positions: Tensor, causal: bool, columns: Tensor | None = None) -> Tensor | None:
     """Which keys each query sees: those of its own document, and none later if `causal`.
 
-    positions (B, T) restart at 0 where a document begins. Returns bool (B, 1, T, T), or None
-    where every row is one document and the plain (causal or full) attention is right.
+    positions (B, T) restart at 0 where a document begins; queries are those of all T columns or of
+    `columns` (Q). Returns bool (B, 1, Q, T), or None where every row is one document and the plain
+    (causal or full) attention is right.
     """
     time = positions.shape[1]
     steps = torch.arange(time, device=positions.device)
     if torch.equal(positions, steps.expand_as(positions)):
         return None
     documents = (positions == 0).cumsum(1)
-    same = documents[:, :, None] == documents[:, None, :]
+    queries = steps if columns is None else columns
+    same = documents[:, queries, None] == documents[:, None, :]
     if causal:
-        same = same & (steps[:, None] >= steps)
+        same = same & (queries[:, None] >= steps)
     return same[:, None]
 
 

@@ -85,10 +85,6 @@ class ContiguousCache:
         visible = slots <= positions[..., None]  # (B, T, S)
         return attend_shared_heads(q, keys, values, visible, scale)
 
-    def keep_rows(self, rows: Tensor) -> None:
-        """Drop all rows but `rows`, in that order (finished answers leave the batch)."""
-        self.tensors = [tuple(kept[rows] for kept in layer) for layer in self.tensors]
-
 
 def attend_shared_heads(
     q: Tensor, keys: Tensor, values: Tensor, visible: Tensor, scale: float

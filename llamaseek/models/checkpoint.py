@@ -25,7 +25,7 @@ from llamaseek.models import CausalLM, build_model
 from llamaseek.models.fp8 import check_scale, dequantised, keep_fp8
 from llamaseek.models.lazy import Lazy, lazy
 from llamaseek.models.lora import whole_state
-from llamaseek.models.packed import keep_packed, widened
+from llamaseek.models.packed import keep_packed
 from llamaseek.models.rope import Rotary
 from llamaseek.models.shards import SHARD_BYTES, open_tensors, write_tensors
 
@@ -174,12 +174,6 @@ def materialise(
     _fill(model, tensors, mapped and device.type == "cpu")
     model.tie()
     return model
-
-
-def fill_model(model: CausalLM, folder: Path) -> None:
-    """Copy a folder's tensors into an existing model of the same config."""
-    stored = widened(read_folder(folder, model.config), torch.float32)
-    _fill(model, dequantised(stored, torch.float32))
 
 
 def _fill(model: CausalLM, tensors: dict[str, Lazy], mapped: bool = False) -> None:

@@ -114,7 +114,6 @@ def keep_fp8(model: nn.Module, stored: dict[str, Lazy]) -> None:
     """Put fp8 layers in place of those whose weights are stored in fp8 blocks."""
     fp8 = {name for name, tensor in stored.items() if tensor.dtype == torch.float8_e4m3fn}
     for name, module in list(model.named_modules()):
-        parent = model.get_submodule(name.rpartition(".")[0])
         if isinstance(module, nn.Linear) and f"{name}.weight" in fp8:
             kept: nn.Module = Fp8Linear(module.in_features, module.out_features)
         elif isinstance(module, Experts) and f"{name}.0.gate_proj.weight" in fp8:
@@ -122,4 +121,4 @@ def keep_fp8(model: nn.Module, stored: dict[str, Lazy]) -> None:
             kept = Fp8Experts(experts, width, hidden)
         else:
             continue
-        setattr(parent, name.rpartition(".")[2], kept)
+        model.set_submodule(name, kept)

@@ -89,7 +89,7 @@ def adapt(model: nn.Module, layers: Sequence[str], rank: int, alpha: float) -> N
     for name in layers:
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
-        _replace(model, name, LoRALinear(linear, rank, alpha))
+        model.set_submodule(name, LoRALinear(linear, rank, alpha))
 
 
 @torch.no_grad()
@@ -116,13 +116,8 @@ def merge(model: nn.Module) -> None:
         if isinstance(module, LoRALinear):
             plain = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
             plain.weight = nn.Parameter(module.merged(), requires_grad=False)
-            _replace(model, name, plain)
+            model.set_submodule(name, plain)
 
 
 def _last(name: str) -> str:
     return name.rpartition(".")[2]
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, own = name.rpartition(".")
-    setattr(model.get_submodule(parent), own, module)

@@ -103,5 +103,4 @@ def quantize_layers(model: nn.Module) -> None:
     """
     for name, module in list(model.named_modules()):
         if type(module) is nn.Linear and ".layers." in f".{name}":
-            parent, _, own = name.rpartition(".")
-            setattr(model.get_submodule(parent), own, NF4Linear(module))
+            model.set_submodule(name, NF4Linear(module))

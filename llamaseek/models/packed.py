@@ -96,7 +96,6 @@ class PackedExperts(nn.Module):
 def keep_packed(model: nn.Module, stored: Mapping[str, Lazy]) -> None:
     """Put packed layers in place of those whose weights are stored packed."""
     for name, module in list(model.named_modules()):
-        parent = model.get_submodule(name.rpartition(".")[0])
         if isinstance(module, nn.Linear) and name + PACKED in stored:
             words, scale = stored[name + PACKED], stored[name + PACKED_SCALE]
             kept: nn.Module = PackedLinear(words, scale, module.in_features)
@@ -105,7 +104,7 @@ def keep_packed(model: nn.Module, stored: Mapping[str, Lazy]) -> None:
             kept = PackedExperts(experts, hidden, stored, name)
         else:
             continue
-        setattr(parent, name.rpartition(".")[2], kept)
+        model.set_submodule(name, kept)
 
 
 def widened(tensors: Mapping[str, Lazy], dtype: torch.dtype) -> dict[str, Lazy]:

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 from llamaseek.models import CausalLM
-from llamaseek.models.attention import GroupedQueryAttention, LatentAttention, attend_in_row
+from llamaseek.models.attention import (
+    GroupedQueryAttention,
+    LatentAttention,
+    attend_in_row,
+    document_mask,
+)
 from llamaseek.models.rope import Rotary
 from llamaseek.parallel.collectives import Group, gather, gather_whole
 
@@ -93,24 +98,10 @@ def split_rows(model: CausalLM, slices: Slices) -> None:
     causal = model.config.is_causal
 
     def mask(positions: Tensor) -> Tensor | None:
-        return sliced_mask(positions, causal, slices)
+        own = slices.columns(positions.shape[1], positions.device)
+        return document_mask(positions, causal, own)
 
     model.mask = mask  # type: ignore[method-assign]
     for module in model.modules():
         if isinstance(module, (GroupedQueryAttention, LatentAttention)):
             module.whole_row, module.attend = slices.whole, slices.attend
-
-
-def sliced_mask(positions: Tensor, causal: bool, slices: Slices) -> Tensor | None:
-    """Which keys of the whole row each of this rank's queries sees: bool (B, 1, T / C, T), or
-    None where every row is one document, of which each chunk sees what is before its end.
-    """
-    time = positions.shape[1]
-    steps = torch.arange(time, device=positions.device)
-    if torch.equal(positions, steps.expand_as(positions)):
-        return None
-    documents = (positions == 0).cumsum(1)
-    same = slices.own(documents)[:, :, None] == documents[:, None, :]
-    if causal:
-        same = same & (slices.columns(time, positions.device)[:, None] >= steps)
-    return same[:, None]

@@ -28,6 +28,7 @@ from llamaseek.data.batch import Batch
 from llamaseek.herd import ModelConfig
 from llamaseek.models import CausalLM, DeepseekV3, build_model
 from llamaseek.models.head import Softmax
+from llamaseek.models.loss import counted_cross_entropy_sum, softmax_and_gradient
 from llamaseek.models.moe import add_rows, run_experts
 from llamaseek.models.recompute import recompute
 from llamaseek.parallel.apply import Parallel, parallelize
@@ -52,7 +53,6 @@ from llamaseek.parallel.weights import weights_of
 from llamaseek.plan.layout import Layout, stage_layers
 from llamaseek.recipe import Recomputed
 from llamaseek.recipe_parallel import ParallelRecipe
-from llamaseek.train.loss import counted_cross_entropy_sum, softmax_and_gradient
 
 
 @dataclass(frozen=True)
@@ -366,7 +366,7 @@ def loss(setting: Setting, part: CausalLM, batch: Batch) -> Tensor:
 
 
 def head_loss(part: CausalLM, hidden: Tensor, targets: Tensor) -> Tensor:
-    """The loss of `train/loss.py` where every token counts, which cannot be seen in fake ones."""
+    """The loss of `models/loss.py` where every token counts, which cannot be seen in fake ones."""
 
     def read(h: Tensor, weight: Tensor, t: Tensor, softmax: Softmax | None = None) -> Tensor:
         kernel = softmax.gradient if softmax else softmax_and_gradient

@@ -144,13 +144,12 @@ def add_up(model: CausalLM, group: TensorGroup) -> None:
     embedding.group = head.group = group
     model.model.embed_tokens, model.lm_head = embedding, head
     for name, module in list(model.model.layers.named_modules()):
-        parent, _, own = name.rpartition(".")
         if isinstance(module, Experts):
             _, _, hidden, width = module.gate_up_proj.shape
             made: SummedExperts | SummedLinear = SummedExperts(len(module.down_proj), width, hidden)
-        elif own in COLUMNS and isinstance(module, nn.Linear):
+        elif name.rpartition(".")[2] in COLUMNS and isinstance(module, nn.Linear):
             made = SummedLinear(module.in_features, module.out_features, bias=False)
         else:
             continue
         made.group = group
-        setattr(model.model.layers.get_submodule(parent), own, made)
+        model.model.layers.set_submodule(name, made)

@@ -5,7 +5,7 @@ them, multiplies with its own heads or columns, and its last matrix's partial re
 and split again (Megatron-LM, Shoeybi et al. 2019; sequence parallel, Korthikanti et al. 2022).
 Weights are DTensors; the products run on each rank's own numbers. Gradients of what is not split
 (norms, router, latent projections) are parts, one for each rank's tokens, and are added up once a
-step with the replicas' (`parallel/replicas.py`).
+step with the replicas' (`parallel/weights.py`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Bytes on one GPU while it trains: what it holds throughout, and the fullest moment of a step.
 
-The moments are those of `train/loop.py` with `train/loss.py`: the loss (all activations are kept,
+The moments are those of `train/loop.py` with `models/loss.py`: the loss (all activations are kept,
 the head's gradient is made), each layer's backward pass, and the embedding's gradient at the end.
 """
 

@@ -27,7 +27,7 @@ from llamaseek.plan.serving import STEP_TOKENS, Serving, serving_memory
 from llamaseek.plan.weights import linear_names
 
 LORA_RANK = 16
-CHUNK = {True: 2**21, False: 2**27}  # logits at a time, `train/loss.py`: on a CPU, on a GPU
+CHUNK = {True: 2**21, False: 2**27}  # logits at a time, `models/loss.py`: on a CPU, on a GPU
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,7 @@ from typing import Any
 
 from llamaseek.errors import UserError
 from llamaseek.recipe import Recipe, load_recipe
-
-STAGES = {
-    "pretrain": ("Pre-training", "Predict the next token of raw text."),
-    "sft": ("Supervised fine-tuning", "Answer five tasks; the loss is on the answer alone."),
-    "instruct": ("Instruction tuning", "Follow instructions of ten kinds, in many wordings."),
-    "dpo": ("Preference alignment (DPO)", "Prefer the better of two answers."),
-}
+from llamaseek.study.lecture import STAGES, Sample
 
 
 @dataclass(frozen=True)
@@ -25,17 +19,6 @@ class Figure:
     name: str
     before: float | None
     after: float
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What the model said to one of the lecture's examples before and after a stage."""
-
-    stage: str
-    prompt: str
-    before: str
-    after: str
-    wanted: str
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from llamaseek.models import DeepseekV3
 from llamaseek.models.checkpoint import load_model
 from llamaseek.recipe import Recipe, load_recipe
 from llamaseek.recipe_files import find_recipe
-from llamaseek.report.model import STAGES, Sample
+from llamaseek.study.lecture import STAGES, Sample
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.build import build_job
 from llamaseek.train.loop import Job, train

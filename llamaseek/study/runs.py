@@ -16,12 +16,12 @@ from llamaseek.data.mix.encode import Encoder
 from llamaseek.data.pack import pack_text
 from llamaseek.files import write_text
 from llamaseek.models.checkpoint import load_model
+from llamaseek.models.loss import next_token_loss
 from llamaseek.recipe import Recipe, load_recipe
 from llamaseek.recipe_files import find_recipe
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.build import build_job
 from llamaseek.train.loop import Job, train
-from llamaseek.train.loss import next_token_loss
 from llamaseek.train.machine import autocast, pick_device
 
 SMOKE = ("train.steps=2", "train.batch=4", "train.warmup=1")

@@ -43,8 +43,7 @@ def in_blocks(model: CausalLM) -> None:
             if isinstance(module, Experts):
                 module.product = grouped_product
             elif type(module) is nn.Linear:
-                parent, _, own = name.rpartition(".")
-                setattr(layer.get_submodule(parent), own, _block_scaled(module))
+                layer.set_submodule(name, _block_scaled(module))
 
 
 def _block_scaled(linear: nn.Linear) -> BlockScaledLinear:

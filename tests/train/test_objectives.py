@@ -13,8 +13,8 @@ from torch import Tensor
 from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.data.pack import Packable, pack_text, pack_whole
 from llamaseek.models import CausalLM, DeepseekV3
+from llamaseek.models.loss import cross_entropy_sum, token_log_probs
 from llamaseek.models.moe import sequence_balance
-from llamaseek.train.loss import cross_entropy_sum, token_log_probs
 from llamaseek.train.objectives.masked import Masked
 from llamaseek.train.objectives.multi_token import MultiToken
 from llamaseek.train.objectives.next_token import NextToken

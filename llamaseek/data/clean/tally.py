@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,8 +86,3 @@ def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:
             into[key] = (into.get(key, []) + value)[:EXAMPLES]
         else:
             into[key] = into.get(key, 0) + value
-
-
-def all_removed(tally: Tally) -> int:
-    """How many documents left, for whatever reason."""
-    return sum(Counter(rules).total() for rules in tally.removed.values())

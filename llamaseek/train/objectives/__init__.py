@@ -33,7 +33,7 @@ class Objective(Protocol):
 
     def prepare(self, batch: Batch, step: int) -> Batch:
         """The batch as the model sees it (masked LM corrupts it); a function of seed and step."""
-        ...
+        return batch
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """How many items each term sums over in this batch."""

@@ -15,13 +15,13 @@ from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.models import CausalLM
 from llamaseek.models.head import Softmax
 from llamaseek.models.layers import widen
+from llamaseek.models.loss import chunk_length, next_token_loss
 from llamaseek.recipe_post import DistillRecipe
-from llamaseek.train.loss import chunk_length, next_token_loss
-from llamaseek.train.objectives import Term, targets_counted
+from llamaseek.train.objectives import Objective, Term, targets_counted
 from llamaseek.train.objectives.next_token import balance_terms
 
 
-class Distill:
+class Distill(Objective):
     """Cross-entropy of the rows, and the KL to a frozen teacher of the same vocabulary."""
 
     def __init__(
@@ -30,10 +30,6 @@ class Distill:
         self.teacher = teacher.eval().requires_grad_(False)
         self.recipe = recipe
         self.balance_weight = balance_weight
-
-    def prepare(self, batch: Batch, step: int) -> Batch:
-        """The batch as it is."""
-        return batch
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Targets, for both parts."""

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.models import CausalLM
-from llamaseek.train.loss import row_log_probs
-from llamaseek.train.objectives import Term
+from llamaseek.models.loss import row_log_probs
+from llamaseek.train.objectives import Objective, Term
 from llamaseek.train.objectives.next_token import balance_terms
 
 
-class DPO:
+class DPO(Objective):
     """Reads `sequence` (B, T; -1 elsewhere), `counts_for_preference` (B, T) and, once they are
     known, `reference` (B, S) from the batch's extras."""
 
@@ -27,10 +27,6 @@ class DPO:
         self.beta = beta
         self.nll_weight = nll_weight
         self.balance_weight = balance_weight
-
-    def prepare(self, batch: Batch, step: int) -> Batch:
-        """The batch as it is."""
-        return batch
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Pairs, and target tokens of chosen answers."""

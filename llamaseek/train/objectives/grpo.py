@@ -23,12 +23,12 @@ from torch import Tensor
 from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.models import CausalLM
 from llamaseek.recipe_post import GrpoRecipe
-from llamaseek.train.objectives import Term, targets_counted
+from llamaseek.train.objectives import Objective, Term, targets_counted
 from llamaseek.train.objectives.next_token import balance_terms
 from llamaseek.train.objectives.policy import k3, sampled_log_probs
 
 
-class GRPO:
+class GRPO(Objective):
     """Reads `advantages` (B) and, where they are there, `old` and `reference` (B, T)."""
 
     def __init__(
@@ -38,10 +38,6 @@ class GRPO:
         self.temperature = temperature
         self.max_tokens = max_tokens
         self.balance_weight = balance_weight
-
-    def prepare(self, batch: Batch, step: int) -> Batch:
-        """The batch as it is."""
-        return batch
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """What each form divides by; tokens for what is watched."""

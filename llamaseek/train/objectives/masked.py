@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 
 from llamaseek.data.batch import IGNORE, Batch
-from llamaseek.train.loss import Kernel, softmax_and_gradient
+from llamaseek.models.loss import Kernel, softmax_and_gradient
 from llamaseek.train.objectives.next_token import NextToken
 
 

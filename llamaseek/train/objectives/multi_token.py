@@ -11,12 +11,12 @@ from torch import Tensor
 
 from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.models import CausalLM, DeepseekV3
-from llamaseek.train.loss import Kernel, next_token_loss, softmax_and_gradient
-from llamaseek.train.objectives import Term, targets_counted
+from llamaseek.models.loss import Kernel, next_token_loss, softmax_and_gradient
+from llamaseek.train.objectives import Objective, Term, targets_counted
 from llamaseek.train.objectives.next_token import balance_terms
 
 
-class MultiToken:
+class MultiToken(Objective):
     """Next-token prediction with D modules that look further ahead."""
 
     def __init__(
@@ -30,10 +30,6 @@ class MultiToken:
         self.weight = weight
         self.balance_weight = balance_weight
         self.kernel = kernel
-
-    def prepare(self, batch: Batch, step: int) -> Batch:
-        """The batch as it is."""
-        return batch
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Every depth is divided by the main loss's count."""

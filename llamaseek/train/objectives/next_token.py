@@ -8,20 +8,16 @@ from __future__ import annotations
 
 from llamaseek.data.batch import Batch
 from llamaseek.models import CausalLM
-from llamaseek.train.loss import Kernel, next_token_loss, softmax_and_gradient
-from llamaseek.train.objectives import Term, targets_counted
+from llamaseek.models.loss import Kernel, next_token_loss, softmax_and_gradient
+from llamaseek.train.objectives import Objective, Term, targets_counted
 
 
-class NextToken:
+class NextToken(Objective):
     """-Σ log p(y_t | y_<t) over targets that count, and the balance loss where experts route."""
 
     def __init__(self, balance_weight: float, kernel: Kernel = softmax_and_gradient) -> None:
         self.balance_weight = balance_weight
         self.kernel = kernel
-
-    def prepare(self, batch: Batch, step: int) -> Batch:
-        """The batch as it is."""
-        return batch
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Targets, and rows for the balance loss."""

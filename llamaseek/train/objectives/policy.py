@@ -12,7 +12,7 @@ from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.models import CausalLM
 from llamaseek.models.head import WHOLE, Softmax
 from llamaseek.models.layers import widen
-from llamaseek.train.loss import chunk_length, token_log_probs
+from llamaseek.models.loss import chunk_length, token_log_probs
 
 
 def sampled_log_probs(

@@ -17,22 +17,18 @@ from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.models import CausalLM
 from llamaseek.models.score import token_values
 from llamaseek.recipe_post import PpoRecipe
-from llamaseek.train.objectives import Term, targets_counted
+from llamaseek.train.objectives import Objective, Term, targets_counted
 from llamaseek.train.objectives.next_token import balance_terms
 from llamaseek.train.objectives.policy import log_probs_of
 
 
-class PPO:
+class PPO(Objective):
     """Reads `old`, `values`, `advantages` and `returns` (B, T) from the batch's extras."""
 
     def __init__(self, recipe: PpoRecipe, temperature: float, balance_weight: float = 0.0) -> None:
         self.recipe = recipe
         self.temperature = temperature
         self.balance_weight = balance_weight
-
-    def prepare(self, batch: Batch, step: int) -> Batch:
-        """The batch as it is."""
-        return batch
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Tokens of answers, for everything."""

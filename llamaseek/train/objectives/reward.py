@@ -14,19 +14,15 @@ from torch.nn import functional as F
 
 from llamaseek.data.batch import Batch
 from llamaseek.models import CausalLM
-from llamaseek.train.objectives import Term
+from llamaseek.train.objectives import Objective, Term
 from llamaseek.train.objectives.next_token import balance_terms
 
 
-class BradleyTerry:
+class BradleyTerry(Objective):
     """Reads `ends` (B, S; -1 where there is no answer) from the batch's extras."""
 
     def __init__(self, balance_weight: float = 0.0) -> None:
         self.balance_weight = balance_weight
-
-    def prepare(self, batch: Batch, step: int) -> Batch:
-        """The batch as it is."""
-        return batch
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Pairs, and answers."""
