@@ -7,12 +7,11 @@ from typing import Any
 
 import typer
 
+from llamaseek.cli.console import wide_console
 from llamaseek.cli.load import model_folder
 
 FOLDER = typer.Argument(..., help="A Hugging Face model folder.", callback=model_folder)
 JSON = typer.Option(False, "--json", help="Print JSON, for programs.")
-
-PIPED = 100  # columns where no terminal says how many: what reads the names needs them whole
 
 
 def inspect(folder: Path = FOLDER, json: bool = JSON) -> None:
@@ -33,15 +32,12 @@ def inspect(folder: Path = FOLDER, json: bool = JSON) -> None:
 
 
 def _print(facts: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from llamaseek.herd.describe import short_count
     from llamaseek.plan.text import size
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, PIPED)
+    console = wide_console()
     dtypes = ", ".join(f"{count:,} {dtype}" for dtype, count in facts["dtypes"].items())
     files = f"{facts['files']:,} file{'s' * (facts['files'] > 1)}"
     lines = {

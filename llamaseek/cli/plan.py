@@ -7,6 +7,8 @@ from typing import Any
 
 import typer
 
+from llamaseek.cli.console import wide_console
+
 
 def plan(
     model: str = typer.Argument(None, help="A name of the herd, or a model folder."),
@@ -62,12 +64,11 @@ def plan(
 
 
 def _print(found: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from llamaseek.plan.text import byte_rows, lines, title
 
-    console = Console(highlight=False)
+    console = wide_console()
     console.print(f"[bold]{title(found)}[/]\n")
     table = Table("", box=None, pad_edge=False, header_style="bold")
     table.add_column("unsplit", justify="right", min_width=12)

@@ -101,6 +101,6 @@ def run_recipe(
         return
     report = write_report(folder.path)
     print(f"model   {folder.final}\nreport  {report}")
-    if stage != "reward":  # a reward model says nothing
+    if stage != "reward" and recipe.train.objective != "masked":  # those say nothing
         verb = "generate" if stage == "pretrain" else "chat"
         print(f"try     {program()} {verb} {folder.final}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from llamaseek.cli.console import wide_console
 from llamaseek.cli.train import OVERRIDES, RECIPE
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ DTYPE = typer.Option(
 JSON = typer.Option(False, "--json", help="Print JSON, for programs.")
 DRAW = typer.Option(None, "--draw", help="Draw the mesh and one layer's tensors into this file.")
 GIGA = 1e9
+NUMBERS = 65  # columns of a terminal that a table's numbers take
+WIDEST, NARROWEST = 35, 12  # of what stands before them
 PARTS = ("weights", "gradients", "optimizer", "gathered", "activations", "total")
 TIMES = {
     "idle_seconds": "idle in the pipeline",
@@ -73,9 +76,8 @@ def train_plan(
 
 def show(answer: dict[str, Any]) -> None:
     """What a rank of each kind holds, what a micro-batch takes it, and the step."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
+    console = wide_console()
+    room = max(NARROWEST, min(WIDEST, console.width - NUMBERS))
     layout = answer["layout"]
     wide = [f"{name} {size}" for name, size in layout.items() if size > 1 and name != "expert"]
     degrees = " × ".join(wide) or "one rank"
@@ -84,15 +86,15 @@ def show(answer: dict[str, Any]) -> None:
     ranks = answer["per_rank"]
     rows = [[*(row["bytes"][name] / GIGA for name in PARTS)] for row in ranks]
     by = ", by place" if layout["pipeline"] > 1 else ""
-    console.print(table(f"GB a rank{by}", PARTS, ranks, rows), "")
+    console.print(table(f"GB a rank{by}", PARTS, ranks, rows, room), "")
     times = [[seconds * 1e3 for seconds in row["micro_batch_seconds"].values()] for row in ranks]
     rows = [[*row, sum(row)] for row in times]
     columns = (*ranks[0]["micro_batch_seconds"], "total")
-    console.print(table("ms a micro-batch", columns, ranks, rows), "")
+    console.print(table("ms a micro-batch", columns, ranks, rows, room), "")
     names = tuple(dict.fromkeys(name for row in ranks for name in row["sent_bytes"]))
     if names:
         sent = [[row["sent_bytes"].get(name, 0) / GIGA for name in names] for row in ranks]
-        console.print(table("GB a rank sends a step", names, ranks, sent), "")
+        console.print(table("GB a rank sends a step", names, ranks, sent, room), "")
     facts(console, answer)
 
 
@@ -101,12 +103,13 @@ def table(
     columns: tuple[str, ...],
     ranks: list[dict[str, Any]],
     rows: list[list[float]],
+    room: int,
 ) -> Table:
-    """One number a column for each kind of rank."""
+    """One number a column for each kind of rank, after `room` columns that say which."""
     from rich.table import Table
 
     made = Table(box=None, pad_edge=False, header_style="bold")
-    made.add_column(title, min_width=35)
+    made.add_column(title, min_width=room)
     for name in columns:
         made.add_column(name, justify="right", min_width=7)
     for rank, row in zip(ranks, rows, strict=True):

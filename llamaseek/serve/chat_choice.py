@@ -80,7 +80,8 @@ class ChatChoice:
             else:
                 self.calls.append(self._call(event))
         if delta.finish is not None:
-            self.finish = "tool_calls" if self._called else delta.finish
+            ended = self._called and delta.finish == "stop"
+            self.finish = "tool_calls" if ended else delta.finish
 
     def _call(self, call: ToolCall) -> dict[str, Any]:
         self._called = True

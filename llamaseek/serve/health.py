@@ -6,17 +6,23 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from llamaseek.engine.background import BackgroundEngine
 from llamaseek.serve.service import Service
 
 router = APIRouter()
 
 
-def failing(service: Service) -> bool:
-    """Whether an engine is broken or its forwards fail; the guard's counts too."""
+def engines(service: Service) -> list[BackgroundEngine]:
+    """The model's, and the guard's if there is one."""
     guard = [] if service.guard is None else [service.guard.background]
+    return [service.background, *guard]
+
+
+def failing(service: Service) -> bool:
+    """Whether an engine is broken or its forwards fail."""
     return any(
         each.fault is not None or each.engine.statistics.failing is not None
-        for each in (service.background, *guard)
+        for each in engines(service)
     )
 
 
@@ -31,15 +37,14 @@ async def health(request: Request) -> Response:
 
 @router.get("/ready")
 async def ready(request: Request) -> Response:
-    """200 while requests are taken; 503 when the queue is full, at shutdown, or without health."""
+    """200 while requests are taken; 503 when a queue is full, at shutdown, or without health."""
     service: Service = request.app.state.service
-    background = service.background
     why = None
     if service.draining:
         why = "draining"
     elif failing(service):
         why = "failing"
-    elif background.in_flight >= background.most:
+    elif any(each.in_flight >= each.most for each in engines(service)):
         why = "full"
     return JSONResponse({"status": why or "ready"}, 503 if why else 200)
 

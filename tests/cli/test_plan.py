@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -111,3 +112,18 @@ def test_a_mistake_is_one_line(cli: Cli, words: list[str], parts: list[str]) -> 
     done = cli("plan", *words)
     refused(done, *parts)
     assert done.out == ""
+
+
+def test_a_terminal_of_80_columns_cuts_no_numbers(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")  # rich takes what it writes to for a terminal
+    lines = cli("train-plan", "quickstart-llama3").out.splitlines()
+    assert max(map(len, map(plain, lines[2:4]))) <= 80
+    assert sum("total" in line for line in lines) == 2
+
+
+def plain(line: str) -> str:
+    """Without colours."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", line)

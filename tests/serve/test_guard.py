@@ -253,7 +253,10 @@ def test_a_guard_that_many_wait_for_tells_to_come_again(monkeypatch: pytest.Monk
 
     with guarded(deciding_guard(finds())) as server:
         assert server.service.guard is not None
+        assert server.client.get("/ready").status_code == 200
         monkeypatch.setattr(server.service.guard.background, "submit", full)
+        monkeypatch.setattr(server.service.guard.background, "most", 0)
+        assert server.client.get("/ready").json() == {"status": "full"}
         answer = server.post("/v1/chat/completions", messages=HELLO)
         assert answer.status_code == 429 and answer.headers["retry-after"] == "1"
         assert server.service.engine.statistics.steps == 0

@@ -145,6 +145,21 @@ def test_usage_counts_what_was_given_and_said(server: Running, speech: Speech) -
         assert usage["total_tokens"] == given + usage["completion_tokens"]
 
 
+def test_a_call_that_the_length_cuts_off_after_says_so(server: Running, speech: Speech) -> None:
+    function = {"name": "f", "parameters": {"type": "object"}}
+    body = {"tools": [{"type": "function", "function": function}]}
+    speech.say('{"name": "f", "parameters": {}}')
+    whole = len(speech.ids) - 1  # without the end
+    for most, finish in ((whole + 1, "tool_calls"), (whole, "length")):
+        found = pieces(server, CHAT, max_tokens=most, **body)
+        assert found[-1]["finish_reason"] == finish
+        assert [
+            call["function"]["name"]
+            for each in found
+            for call in each["delta"].get("tool_calls", [])
+        ] == ["f"]
+
+
 def test_a_call_with_a_number_that_no_client_could_read_is_text(
     server: Running, speech: Speech
 ) -> None:

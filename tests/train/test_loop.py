@@ -36,6 +36,12 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
         assert torch.equal(a[name], b[name]), name
 
 
+def test_masked_prediction_has_no_bits_per_byte(tmp_path: Path) -> None:
+    made = recipe(tmp_path, "llama3", train__objective="masked", train__steps=1)
+    lines = (train(build_job(made)).path / "metrics.jsonl").read_text()
+    assert "val_loss" in lines and "val_bits_per_byte" not in lines
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_run_leaves_a_model_metrics_and_recipe(family: str, tmp_path: Path) -> None:
     objective = "next_token" if family == "llama3" else "multi_token"
