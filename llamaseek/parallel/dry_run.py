@@ -40,7 +40,6 @@ from llamaseek.parallel.held import (
     averaged,
     first_layer,
     group_names,
-    local,
     most_stepped,
     whole_weights,
 )
@@ -48,6 +47,7 @@ from llamaseek.parallel.mesh import Mesh
 from llamaseek.parallel.movement import Movement
 from llamaseek.parallel.pipeline import Stage, routes
 from llamaseek.parallel.ranks import layout_of
+from llamaseek.parallel.tensor import local
 from llamaseek.parallel.trace import Work, counted
 from llamaseek.parallel.weights import weights_of
 from llamaseek.plan.layout import Layout, stage_layers

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 from llamaseek.models import CausalLM
 from llamaseek.parallel.mesh import Mesh
+from llamaseek.parallel.tensor import local
 from llamaseek.parallel.weights import Weight
 from llamaseek.parallel.zero import Zero
 
@@ -63,11 +64,6 @@ def held(name: str, parameter: nn.Parameter) -> Held:
     split = zip(names, parameter.placements, strict=True)
     dims = tuple(str(dim) for dim, kind in split if not kind.is_replicate())
     return Held(name, parameter.numel(), local(parameter).numel(), dims)
-
-
-def local(parameter: nn.Parameter) -> Tensor:
-    """The numbers of a weight that this rank has."""
-    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
 def group_names(mesh: Mesh) -> dict[str, str]:

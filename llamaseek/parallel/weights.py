@@ -99,17 +99,13 @@ def _weight(part: CausalLM, name: str, parameter: nn.Parameter, mesh: Mesh, spre
     )
 
 
-def own_gradients(weights: Iterable[Weight]) -> list[Tensor]:
-    """Each weight's gradient as this rank has it; `own.grad` is set to it."""
-    gradients = []
+def own_gradients(weights: Iterable[Weight]) -> None:
+    """Set `own.grad` to each weight's gradient as this rank has it."""
     for weight in weights:
         gradient = weight.parameter.grad
         if isinstance(gradient, DTensor):
             gradient = gradient.to_local()
         weight.own.grad = gradient
-        if gradient is not None:
-            gradients.append(gradient)
-    return gradients
 
 
 def add_replicas(weights: list[Weight], ends: Group) -> None:
