@@ -51,7 +51,7 @@ def test_a_message_is_judged(cli: Cli, folder: Path, judged: list[object]) -> No
 
 
 def test_conversations_come_from_files_stdin_and_options(
-    cli: Cli, folder: Path, judged: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, folder: Path, judged: list[object], tmp_path: Path
 ) -> None:
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
     file = tmp_path / "talk.json"
@@ -59,8 +59,7 @@ def test_conversations_come_from_files_stdin_and_options(
     assert cli("guard", str(folder), "--conversation", str(file)).code == 0
     assert cli("guard", str(folder), "Hi", "--answer", "Hello!").code == 0
     for text in (json.dumps(talk), "Hi\n"):
-        monkeypatch.setattr("sys.stdin.read", lambda text=text: text, raising=False)
-        assert cli("guard", str(folder)).code == 0
+        assert cli("guard", str(folder), stdin=text).code == 0
     assert judged == [talk, talk, talk, talk[:1]]
 
 

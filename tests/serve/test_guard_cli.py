@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import signal
 import subprocess
@@ -119,25 +118,21 @@ def test_a_guard_that_cannot_be_had_starts_nothing(
     assert done.err.startswith("error: ") and done.err.count("\n") == 1
 
 
-def chat(cli: Cli, monkeypatch: pytest.MonkeyPatch, folders: dict[str, Path], guard: str) -> str:
+def chat(cli: Cli, folders: dict[str, Path], guard: str) -> str:
     """What a chat prints: one message that is safe, one that is not, `/quit`."""
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"Hello\nHello {MARK}\n"))
-    done = cli("chat", str(folders["model"]), "--guard", str(folders[guard]))
+    typed = f"Hello\nHello {MARK}\n"
+    done = cli("chat", str(folders["model"]), "--guard", str(folders[guard]), stdin=typed)
     assert done.code == 0 and done.err == ""
     return done.out
 
 
-def test_chat_behind_a_guard(
-    cli: Cli, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second, third = chat(cli, monkeypatch, folders, "guard").splitlines()
+def test_chat_behind_a_guard(cli: Cli, folders: dict[str, Path]) -> None:
+    first, second, third = chat(cli, folders, "guard").splitlines()
     assert first in (SAFE, SAFE.strip())
     assert second.startswith("[the answer was refused by the guard (unsafe: S2")
     assert third.startswith("[the message was refused by the guard (unsafe: S2")
 
 
-def test_chat_behind_a_folder_that_is_no_guard(
-    cli: Cli, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for line in chat(cli, monkeypatch, folders, "nonsense").splitlines():
+def test_chat_behind_a_folder_that_is_no_guard(cli: Cli, folders: dict[str, Path]) -> None:
+    for line in chat(cli, folders, "nonsense").splitlines():
         assert line.startswith("[the message was refused by the guard (no verdict: ")
