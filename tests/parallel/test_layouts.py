@@ -15,7 +15,7 @@ import pytest
 from tests.parallel.launch import on_ranks
 from tests.parallel.scenes import train_steps
 
-STEPS = 8
+STEPS = 20
 ALONE: dict[str, dict[str, Any]] = {
     "replicas": {"data": 2},
     "zero": {"data": 2, "zero": True},
