@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ from llamaseek.text.published import get
 from llamaseek.text.special import CALL_BEGIN, CALL_END, CALL_SEP, CALLS_BEGIN, CALLS_END
 from llamaseek.text.special import PYTHON_TAG as TAG
 from llamaseek.text.tokenizer import Tokenizer
-from tests.serve.running import TOKENIZER, Running, running
-from tests.serve.spoken import STORY, Speech, spoken_service
+from tests.serve.running import TOKENIZER, Running
+from tests.serve.spoken import STORY, Speech
 
 CHAT = "/v1/chat/completions"
 ASK = [{"role": "user", "content": "How is the weather in Bern?"}]
@@ -224,18 +223,6 @@ def byte_id(tokenizer: Tokenizer, byte: int) -> int:
 def tool(name: str, parameters: Any, strict: bool | None = True) -> dict[str, Any]:
     function = {"name": name, "parameters": parameters}
     return {"type": "function", "function": function | ({"strict": strict} if strict else {})}
-
-
-@pytest.fixture(scope="module")
-def speech() -> Speech:
-    return Speech()
-
-
-@pytest.fixture(scope="module")
-def server(speech: Speech) -> Iterator[Running]:
-    with running(spoken_service(speech)) as run:
-        yield run
-        assert run.idle()
 
 
 def asked(server: Running, **body: Any) -> dict[str, Any]:

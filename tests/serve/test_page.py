@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.safety.scripted import deciding_guard
-from tests.serve.browser import Tab, chromium, needs_chromium, tab
+from tests.serve.browser import Tab, needs_chromium, tab
 from tests.serve.running import TOKENIZER, Running, running
 from tests.serve.spoken import STORY, Speech, finds, spoken_service
 
@@ -19,31 +18,6 @@ pytestmark = needs_chromium
 QUESTION = "Tell me a story."
 FOX = "The old fox ran away."
 TOOL = {"type": "function", "function": {"name": "find_animal", "parameters": {"type": "object"}}}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def speech() -> Speech:
-    return Speech()
-
-
-@pytest.fixture(scope="module")
-def server(speech: Speech) -> Iterator[Running]:
-    with running(spoken_service(speech)) as run:
-        yield run
-
-
-@pytest.fixture
-def page(browser: Any, server: Running, speech: Speech) -> Iterator[Tab]:
-    speech.pause = 0.0
-    speech.say(STORY)
-    with tab(browser, server.url) as opened:
-        yield opened
 
 
 def test_a_chat_streams_and_shows_its_figures(page: Tab, speech: Speech) -> None:

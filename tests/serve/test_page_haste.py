@@ -3,45 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import pytest
-
-from tests.serve.browser import Tab, chromium, needs_chromium, tab
-from tests.serve.running import Running, running
-from tests.serve.spoken import STORY, Speech, spoken_service
+from tests.serve.browser import Tab, needs_chromium
+from tests.serve.running import Running
+from tests.serve.spoken import STORY, Speech
 
 pytestmark = needs_chromium
 TOOL = {"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}
 CALLS = '{"name": "find", "parameters": {"n": 1}}; {"name": "find", "parameters": {"n": 2}}'
 HEBREW = "שלום לכם (ילדים)."
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def speech() -> Speech:
-    return Speech()
-
-
-@pytest.fixture(scope="module")
-def server(speech: Speech) -> Iterator[Running]:
-    with running(spoken_service(speech)) as run:
-        yield run
-
-
-@pytest.fixture
-def page(browser: Any, server: Running, speech: Speech) -> Iterator[Tab]:
-    speech.pause = 0.0
-    speech.say(STORY)
-    with tab(browser, server.url) as opened:
-        yield opened
 
 
 def kept(page: Any) -> list[list[str]]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from llamaseek.text.parse import parse_ids
-from tests.serve.running import TOKENIZER, Running, running
-from tests.serve.spoken import STORY, Speech, spoken_service
+from tests.serve.running import TOKENIZER, Running
+from tests.serve.spoken import STORY, Speech
 from tests.serve.test_calls import RIGHT, byte_id, tool
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -19,18 +18,6 @@ GIVEN: dict[str, dict[str, Any]] = {
     COMPLETIONS: {"prompt": "The red fox"},
     CHAT: {"messages": [{"role": "user", "content": "Tell me of the fox"}]},
 }
-
-
-@pytest.fixture(scope="module")
-def speech() -> Speech:
-    return Speech()
-
-
-@pytest.fixture(scope="module")
-def server(speech: Speech) -> Iterator[Running]:
-    with running(spoken_service(speech)) as run:
-        yield run
-        assert run.idle()
 
 
 def in_bytes(text: str) -> list[int]:
