@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from llamaseek.models import CausalLM
     from llamaseek.parallel.tensor_group import TensorGroup
 
-METHODS = ("none", "mtp", "lookup")
 MODEL = typer.Argument(help="A model folder.", callback=model_folder)
 CHAT = typer.Option(False, "--chat", help="Answer the prompt as a user's message.")
 TEMPERATURE = typer.Option(0.0, help="0 takes the likeliest token each time.")
@@ -106,12 +105,13 @@ def say(engine: Engine, text: str, chat: bool, params: SamplingParams, stats: bo
 def speculation(source: str, depth: int, device: str) -> Speculation:
     """What `--speculate` asks for; a name that is no method is the folder of a draft model."""
     from llamaseek.cli.load import load
-    from llamaseek.engine.options import Speculation
+    from llamaseek.engine.options import DRAFTERS, Speculation
 
-    if source in METHODS:
+    methods = [kind for kind in DRAFTERS if kind != "model"]  # that one goes by its folder
+    if source in methods:
         return Speculation(kind=source, depth=depth)
     if not Path(source).is_dir():
-        raise bad_value("--speculate", source, f"{', '.join(METHODS)} or a model folder")
+        raise bad_value("--speculate", source, f"{', '.join(methods)} or a model folder")
     draft = load(source, device)
     return Speculation(kind="model", depth=depth, draft_model=draft)
 
