@@ -40,6 +40,15 @@ def test_a_new_start_before_the_first_token_is_answered(
     assert page.page.locator("article").count() == 2
 
 
+def test_what_is_said_before_the_models_are_listed_goes_to_the_first(page: Tab) -> None:
+    page.page.route("**/v1/models", lambda route: (page.page.wait_for_timeout(500), route.continue_()))
+    page.page.evaluate("localStorage.clear()")
+    page.page.reload()
+    assert page.page.locator("#model option").count() == 0
+    assert page.ask("Hello") == STORY
+    assert page.page.locator("#notice").is_hidden()
+
+
 def test_two_tabs_keep_each_other_s_conversations(page: Tab) -> None:
     page.ask("From the first")
     other = page.context.new_page()
@@ -158,6 +167,7 @@ def test_text_from_right_to_left_begins_at_the_right(page: Tab, speech: Speech) 
 def test_a_server_that_calls_its_model_otherwise_by_now(page: Tab, server: Running) -> None:
     service = server.service
     before = service.options
+    page.page.locator("#model option", has_text=before.name).wait_for(state="attached")
     try:
         service.options = replace(before, name="newer")
         page.say("Hello")

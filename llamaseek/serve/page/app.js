@@ -9,6 +9,7 @@ import { current, follow, gather, key, removeChat, save, startChat, state } from
 import { answer, finish, grow, openCalls, request } from "./turns.js";
 
 let working = null; // the AbortController of the answer under way
+let listed; // resolves once the server has told its models, or has not
 const acts = { edit, again, answerTool, look };
 
 function say(text) {
@@ -64,6 +65,8 @@ async function respond(chat) {
   show();
   announce("The model answers.");
   try {
+    await listed;
+    body.model = state.settings.model;
     for await (const event of ask(body, control.signal)) {
       if (grow(message, event)) paint(chat, message);
     }
@@ -297,7 +300,7 @@ function setUp() {
   }
   show();
   prompt.focus();
-  listModels();
+  listed = listModels();
 }
 
 setUp();
