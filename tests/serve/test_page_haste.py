@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -40,8 +41,14 @@ def test_a_new_start_before_the_first_token_is_answered(
     assert page.page.locator("article").count() == 2
 
 
+def late(route: Any) -> None:
+    """Let a request through after a while."""
+    time.sleep(0.5)
+    route.continue_()
+
+
 def test_what_is_said_before_the_models_are_listed_goes_to_the_first(page: Tab) -> None:
-    page.page.route("**/v1/models", lambda route: (page.page.wait_for_timeout(500), route.continue_()))
+    page.page.route("**/v1/models", late)
     page.page.evaluate("localStorage.clear()")
     page.page.reload()
     assert page.page.locator("#model option").count() == 0
