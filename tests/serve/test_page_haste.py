@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -41,18 +40,17 @@ def test_a_new_start_before_the_first_token_is_answered(
     assert page.page.locator("article").count() == 2
 
 
-def late(route: Any) -> None:
-    """Let a request through after a while."""
-    time.sleep(0.5)
-    route.continue_()
-
-
 def test_what_is_said_before_the_models_are_listed_goes_to_the_first(page: Tab) -> None:
-    page.page.route("**/v1/models", late)
+    held: list[Any] = []
+    page.page.route("**/v1/models", lambda route: held.append(route))
     page.page.evaluate("localStorage.clear()")
-    page.page.reload()
+    with page.page.expect_request("**/v1/models"):
+        page.page.reload()
+    page.say("Hello")
+    page.page.get_by_role("button", name="Stop").wait_for()
     assert page.page.locator("#model option").count() == 0
-    assert page.ask("Hello") == STORY
+    held[0].continue_()
+    assert page.answered() == STORY
     assert page.page.locator("#notice").is_hidden()
 
 
