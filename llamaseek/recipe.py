@@ -30,6 +30,7 @@ Recomputed = Annotated[
 ]
 Float8 = Literal["none", "tensorwise", "rowwise", "deepseek"]
 ObjectiveName = Literal["next_token", "multi_token", "masked", "sft", "dpo"]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 STAGES = {"masked": "pretrain", "sft": "sft", "dpo": "dpo"}
 """The one stage of an objective that has one."""
@@ -129,7 +130,7 @@ class TrainRecipe(Section):
     keep: int = Field(default=2, ge=1)
     save_in_background: bool = False  # the run goes on while a checkpoint is written
     max_skipped: int = Field(default=10, ge=1)  # steps in a row without a finite loss and gradient
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: Device = "auto"
     # DeepSeek-V3 report §4.2: lambda 0.3, alpha 1e-4, gamma 1e-3
     mtp_weight: float = Field(default=0.3, ge=0)
     balance_weight: float = Field(default=1e-4, ge=0)

@@ -84,7 +84,9 @@ def judge(
     from llamaseek.report.data_page import write_data_report
 
     asked = loaded.judge
-    grader = open_judge(asked.model, asked.url, asked.rubric, asked.best, asked.at_once)
+    grader = open_judge(
+        asked.model, asked.url, asked.rubric, asked.best, asked.at_once, asked.device
+    )
     crew = Crew(workers or cores())
     with grade_bar(loaded.name) as on_grade, step_bar(loaded.name) as on_step, stoppable():
         found = filter_by_judge(loaded, grader, crew, on_grade, on_step)

@@ -5,6 +5,7 @@ Files are read as a stream. What is in memory is one document, or for parquet on
 
 from __future__ import annotations
 
+import codecs
 import glob
 import gzip
 import io
@@ -88,7 +89,7 @@ def _line_rows(path: Path, start: int, stop: int, number: int) -> Iterator[tuple
         stream.seek(start)
         while stream.tell() < stop:
             line = stream.readline()
-            if line.strip():
+            if _written(line):
                 place = f"{path}:{number}"
                 yield place, _json_row(place, line)
             number += 1
@@ -139,18 +140,18 @@ def _of_file(path: Path, bad: BadRows) -> Iterator[Document]:
         yield Document(text, str(path), {"place": str(path)})
 
 
-def row_document(place: str, row: Row) -> Document:
-    """The document of a row, by its string field `text`; raises RowError where there is none."""
-    text = row.get("text")
-    if "text" not in row:
+def row_document(place: str, row: Row, column: str = "text") -> Document:
+    """The document of a row, by a field that is a string; raises RowError where there is none."""
+    text, named = row.get(column), f"field '{column}'"
+    if column not in row:
         fields = shorten(", ".join(row)) or "none"
-        raise RowError(place, "without a field 'text'", f"no field 'text'; fields: {fields}")
+        raise RowError(place, f"without a {named}", f"no {named}; fields: {fields}")
     if not isinstance(text, str):
         kind = type(text).__name__
-        raise RowError(place, "whose text is no string", f"field 'text' is {kind}, not a string")
+        raise RowError(place, "whose text is no string", f"{named} is {kind}, not a string")
     if not text:
-        raise RowError(place, "whose text is empty", "field 'text' is empty")
-    rest = {key: value for key, value in row.items() if key not in ("text", "id")}
+        raise RowError(place, "whose text is empty", f"{named} is empty")
+    rest = {key: value for key, value in row.items() if key not in (column, "text", "id")}
     name = row.get("id")
     return Document(text, place if name is None else str(name), rest | {"place": place})
 
@@ -222,8 +223,13 @@ def _rows(path: Path) -> Iterator[tuple[str, Row]]:
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, Row]]:
     with _opened(path) as stream:
         for number, line in enumerate(stream, start=1):
-            if line.strip():
+            if _written(line):
                 yield f"{path}:{number}", _json_row(f"{path}:{number}", line)
+
+
+def _written(line: bytes) -> bool:
+    """Whether a line holds more than blanks and a byte order mark."""
+    return bool(line.removeprefix(codecs.BOM_UTF8).strip())
 
 
 def _json_row(place: str, line: bytes) -> Row:

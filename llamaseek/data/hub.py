@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from llamaseek.data.bad_rows import BadRows, Row
 from llamaseek.data.documents import Document, row_document
 from llamaseek.errors import UserError, shorten, unknown_name
 
@@ -45,16 +47,24 @@ def hub_shards(source: str) -> int:
     return int(getattr(_stream(parse_hub(source)), "num_shards", 1))
 
 
-def read_hub(source: str, shard: int, shards: int) -> Iterator[Document]:
-    """The documents of one part, in the data set's order; rows are named `source#shard:row`."""
+def read_hub(
+    source: str, shard: int, shards: int, bad: BadRows | None = None
+) -> Iterator[Document]:
+    """The documents of one part, in the data set's order; rows are named `source#shard:row`.
+
+    Rows without a text are an error, or with `bad.skip` counted.
+    """
+    make = partial(row_document, column=parse_hub(source).text)
+    return (bad or BadRows()).usable(_rows(source, shard, shards), make)
+
+
+def _rows(source: str, shard: int, shards: int) -> Iterator[Row]:
     wanted = parse_hub(source)
     rows = _stream(wanted)
     if shards > 1:
         rows = rows.shard(num_shards=shards, index=shard)
     for number, row in enumerate(rows):
-        if wanted.text != "text" and wanted.text in row:
-            row = {"text": row[wanted.text]} | {k: v for k, v in row.items() if k != wanted.text}
-        yield row_document(f"{source}#{shard}:{number}", row)
+        yield f"{source}#{shard}:{number}", row
 
 
 def _stream(source: HubSource) -> Any:

@@ -103,6 +103,8 @@ class Engine:
         adapters: Mapping[str, Adapter] | None = None,
         group: TensorGroup | None = None,
     ) -> None:
+        if model.config.scores:
+            raise UserError("model: is a reward model, which says nothing")
         self.model, self.tokenizer, self.group = model.eval(), tokenizer, group
         self.adapters = Adapters(model, adapters or {})
         self.options = options = options or EngineOptions()

@@ -24,7 +24,7 @@ from llamaseek.models import CausalLM
 from llamaseek.models.checkpoint import load_model
 from llamaseek.text.chat import encode_chat
 from llamaseek.text.tokenizer import Tokenizer
-from llamaseek.train.machine import pick_device
+from llamaseek.train.machine import pick_device, stored_dtype
 
 SECONDS = 120  # that an endpoint may take for one answer
 TRIES = 4  # with a second, two and four between them
@@ -126,10 +126,12 @@ class EndpointJudge:
 
 
 def open_judge(
-    model: str, url: str | None, rubric: str, best: int, at_once: int
+    model: str, url: str | None, rubric: str, best: int, at_once: int, device: str = "auto"
 ) -> EngineJudge | EndpointJudge:
-    """The judge that a recipe names."""
+    """The judge that a recipe names; a folder's model in the precision it is stored in."""
     if url is not None:
         return EndpointJudge(url, model, rubric, best, at_once)
-    tokenizer = Tokenizer.load(Path(model))
-    return EngineJudge(load_model(model, device=pick_device("auto")), tokenizer, rubric, best)
+    tokenizer, place = Tokenizer.load(Path(model)), pick_device(device, "judge.device")
+    dtype = stored_dtype(Path(model), place)
+    weights = load_model(model, dtype, fp8=place.type == "cuda", mapped=True, device=place)
+    return EngineJudge(weights, tokenizer, rubric, best)

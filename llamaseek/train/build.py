@@ -19,7 +19,7 @@ from llamaseek.train.loop import Job
 from llamaseek.train.objectives.choose import make_objective
 from llamaseek.train.post import post_job
 from llamaseek.train.progress import tokenizing
-from llamaseek.train.start import check_speaks, check_vocabulary, trainable
+from llamaseek.train.start import check_length, check_speaks, check_vocabulary, trainable
 
 
 def build_job(recipe: Recipe) -> Job:
@@ -53,9 +53,7 @@ def _check_model(recipe: Recipe) -> None:
         raise UserError("model.extend: needs model.init_from, a model whose context it extends")
     else:
         config = model_config(recipe)
-    if recipe.data.length > config.max_position_embeddings:
-        allowed = f"at most model.config.max_position_embeddings ({config.max_position_embeddings})"
-        raise bad_value("data.length", recipe.data.length, allowed)
+    check_length(recipe, config)
 
 
 def _new_model(recipe: Recipe, tokenizer: Tokenizer) -> CausalLM:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from llamaseek.errors import UserError
+from llamaseek.errors import UserError, bad_value
 from llamaseek.herd import ModelConfig
 from llamaseek.herd.check import PACKED
 from llamaseek.herd.folder import read_config
@@ -28,6 +28,7 @@ def start_from(recipe: Recipe) -> tuple[Tokenizer, CausalLM]:
     folder = Path(recipe.model.init_from)
     if recipe.stage != "reward":
         check_speaks("model.init_from", folder)
+    check_length(recipe, read_config(folder))
     tokenizer = Tokenizer.load(Path(recipe.tokenizer.path or folder))
     model = trainable(folder)
     check_vocabulary(model, tokenizer)
@@ -66,6 +67,13 @@ def adapt_model(model: CausalLM, lora: LoraRecipe, seed: int) -> None:
         quantize_layers(model)
     torch.manual_seed(seed)
     add_lora(model, lora.rank, lora.alpha, lora.targets)
+
+
+def check_length(recipe: Recipe, config: ModelConfig) -> None:
+    """Rows may not be longer than the model's context."""
+    if recipe.data.length > config.max_position_embeddings:
+        allowed = f"at most the model's max_position_embeddings ({config.max_position_embeddings})"
+        raise bad_value("data.length", recipe.data.length, allowed)
 
 
 def check_vocabulary(model: CausalLM, tokenizer: Tokenizer) -> None:

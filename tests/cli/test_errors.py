@@ -13,7 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from llamaseek.models.checkpoint import load_model, save_model
+from llamaseek.models.score import reward_model
 from llamaseek.recipe import save_recipe
+from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train import state
 from tests.cli.run import Cli, Result
 from tests.train.tiny import recipe
@@ -140,6 +143,11 @@ class TestData:
     def test_nothing_at_all(self, cli: Cli, path: str) -> None:
         refused(cli("pretrain", path, "data.sources=[]"), "data.sources", "data.mix")
 
+    def test_two_answers_to_where_text_comes_from(self, cli: Cli, path: str) -> None:
+        for field in ("data.mix.stories=1", "data.corpora.web=[pages]"):
+            told = cli("pretrain", path, field)
+            refused(told, "data.sources", field.rsplit(".", 1)[0], "one of them")
+
 
 def sft(tmp_path: Path, model: Path, rows: list[dict[str, Any]], **more: Any) -> list[str]:
     """An sft command on these rows."""
@@ -173,6 +181,18 @@ def test_message_of_no_known_role(cli: Cli, model: Path, tmp_path: Path) -> None
 def test_row_longer_than_the_length(cli: Cli, model: Path, tmp_path: Path) -> None:
     words = sft(tmp_path, model, [GOOD], **{"data.length": 5})
     refused(cli(*words), "rows.jsonl:1", "data.length allows 5")
+
+
+def test_rows_longer_than_the_context(cli: Cli, model: Path, tmp_path: Path) -> None:
+    words = sft(tmp_path, model, [GOOD], **{"data.length": 100_000})
+    refused(cli(*words), "data.length", "100000", "max_position_embeddings")
+
+
+def test_a_reward_model_does_not_chat(cli: Cli, model: Path, tmp_path: Path) -> None:
+    save_model(reward_model(load_model(model)), tmp_path / "judge")
+    Tokenizer.load(model).save(tmp_path / "judge")
+    for words in (["chat"], ["generate", "Hello"]):
+        refused(cli(words[0], str(tmp_path / "judge"), *words[1:]), "reward model")
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 from collections.abc import Callable
@@ -160,6 +161,7 @@ def test_an_empty_corpus_is_named(tmp_path: Path) -> None:
     fails(r"corpus: holds no document \(no source given\)")
     fails(r"holds no document \(.*a\.txt\)", write(tmp_path / "a.txt", b"\n"))
     fails(r"holds no document", write(tmp_path / "a.jsonl", b"\n"))
+    fails(r"holds no document", write(tmp_path / "a.jsonl", codecs.BOM_UTF8 + b"\r\n\n"))
     fails(r"holds no document", write(tmp_path / "a.jsonl.gz", b""))
 
 

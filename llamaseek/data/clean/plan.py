@@ -40,7 +40,7 @@ class Unit:
 
     def _read(self, bad: BadRows | None) -> Iterator[Document]:
         if self.path.startswith(SCHEME):
-            return read_hub(self.path, self.start, self.stop)
+            return read_hub(self.path, self.start, self.stop, bad)
         if self.line:
             return read_lines(Path(self.path), self.start, self.stop, self.line, bad)
         return read_file(Path(self.path), bad)

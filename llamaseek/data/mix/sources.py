@@ -114,7 +114,7 @@ def _texts(paths: list[str], bad: BadRows) -> Iterator[str]:
     files = [path for path in paths if not path.startswith(SCHEME)]
     for path in paths:
         if path.startswith(SCHEME):
-            yield from (document.text for document in read_hub(path, 0, 1))
+            yield from (document.text for document in read_hub(path, 0, 1, bad))
     if files:
         yield from (document.text for document in read_documents(files, bad))
 
@@ -126,9 +126,14 @@ def _check(data: DataRecipe) -> None:
             "data.sources: is empty; give files or folders, named ones in data.corpora, "
             "or weights in data.mix"
         )
+    for field in ("corpora", "mix"):
+        if data.sources and getattr(data, field):
+            raise UserError(
+                f"data.sources: is all the text of a run, and data.{field} is given beside it; "
+                f"allowed: one of them (data.sources=[] or 'data.{field}={{}}' empties one)"
+            )
     known = ["text"] if data.sources else [*data.corpora, *NAMES]
-    mixes: dict[str, Mix] = {"data.mix": {} if data.sources else data.mix}
-    mixes["data.budgets"] = data.budgets
+    mixes: dict[str, Mix] = {"data.mix": data.mix, "data.budgets": data.budgets}
     mixes |= {f"data.phases.{n}.mix": phase.mix for n, phase in enumerate(data.phases)}
     for field, mix in mixes.items():
         for name, weight in mix.items():

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from llamaseek.data.corpus_recipe import CorpusRecipe
-from llamaseek.recipe import read_mapping, validated
+from llamaseek.recipe import Device, read_mapping, validated
 from llamaseek.section import Section
 
 RUBRIC = """\
@@ -32,6 +32,7 @@ class JudgeRecipe(Section):
     held_out: float = Field(default=0.2, gt=0, lt=1)  # of these, for the agreement
     characters: int = Field(default=3000, ge=1)  # of a document that the judge reads
     at_once: int = Field(default=64, ge=1)  # questions under way
+    device: Device = "auto"  # where a folder's model runs
 
     @field_validator("rubric")
     @classmethod
