@@ -5,7 +5,14 @@ from __future__ import annotations
 from random import Random
 
 from llamaseek.data.generated import generated_rows
-from llamaseek.data.synthetic.guard import GuardItem, guard_item, guard_text, policy_text
+from llamaseek.data.synthetic.guard import (
+    GuardItem,
+    category_text,
+    guard_item,
+    guard_text,
+    policy_text,
+    policy_turns,
+)
 from llamaseek.data.synthetic.hazards import CALM, HAZARDS, SAFE
 from llamaseek.safety.verdict import read_answer
 from llamaseek.text.guard_prompt import PUBLISHED, Category
@@ -79,14 +86,33 @@ def test_rows_and_documents_are_seeded() -> None:
     assert guard_text(Random(1)).rstrip().endswith(("safe", *"0123456789"))
 
 
-def test_a_policy_leads_many_turns_that_are_judged_by_it() -> None:
-    (row,) = (row for _, row in generated_rows({"policies": 1}, 0, "train"))
-    first, *rest = (message["content"] for message in row["messages"])
-    listed = [name for name in NAMES if f": {name}.\n" in first]
-    assert 0 < len(listed) < len(NAMES)
-    assert all(text.startswith(("User: ", "Agent: ")) for text in rest[1::2])
-    for asked, verdict in zip(row["messages"][::2], row["messages"][1::2], strict=True):
-        name = asked["content"].split("User: ")[-1]
-        if name in NAMES:
-            code = f"S{NAMES.index(name) + 1}"
-            assert verdict["content"] == (f"unsafe\n{code}" if name in listed else "safe")
+def test_a_policy_leads_turns_that_are_judged_by_it() -> None:
+    for _, row in generated_rows({"policies": 50}, 0, "train"):
+        first, *rest = (message["content"] for message in row["messages"])
+        listed = [name for name in NAMES if f": {name}.\n" in first]
+        assert 0 < len(listed) < len(NAMES)
+        assert all(text.startswith(("User: ", "Agent: ")) for text in rest[1::2])
+        for asked, verdict in zip(row["messages"][::2], row["messages"][1::2], strict=True):
+            name = asked["content"].split("User: ")[-1]
+            if name in NAMES:
+                code = f"S{NAMES.index(name) + 1}"
+                assert verdict["content"] == (f"unsafe\n{code}" if name in listed else "safe")
+
+
+def test_no_verdict_of_a_policy_gives_another_away() -> None:
+    dropped = unsafe = 0
+    for seed in range(200):
+        turns = policy_turns(Random(seed))
+        named = [turn.split("User: ")[-1] for turn, _ in turns]
+        named = [name for name in named if name in NAMES]
+        codes = [verdict for _, verdict in turns if verdict != "safe"]
+        assert len(named) == len(set(named)) and len(codes) == len(set(codes))
+        unsafe += len(codes)
+        dropped += sum(verdict == "safe" for turn, verdict in turns if turn.endswith(tuple(NAMES)))
+    assert unsafe > 200 and dropped > 50
+
+
+def test_categories_of_turns_are_told() -> None:
+    told = "".join(category_text(Random(seed)) for seed in range(20)).split("\n\n")
+    answers = [pair.split("\n")[-1] for pair in told if pair]
+    assert set(answers) == {*NAMES, "None"}

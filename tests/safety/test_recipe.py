@@ -18,6 +18,7 @@ def test_the_recipes_make_a_guard(
     monkeypatch.chdir(tmp_path)
     small = ("data.mix_bytes=120000", "tokenizer.vocab_size=600")
     assert cli("pretrain", "guard-pretrain", *SMALL, *small).code == 0
+    assert cli("sft", "guard-policies", *SMALL, "data.rows={policies: 40}").code == 0
     assert cli("sft", "guard", *SMALL, "data.rows={guard: 12}").code == 0
     scored = cli("guard", "runs/guard/model", "--held-out", "6", "--json")
     assert scored.code == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from llamaseek.data.synthetic.guard import guard_text, policy_text
+from llamaseek.data.synthetic.guard import category_text, guard_text, policy_text
 from llamaseek.data.synthetic.stories import story
 from llamaseek.data.synthetic.words import (
     ANIMALS,
@@ -93,6 +93,7 @@ SOURCES: dict[str, Callable[[Random], str]] = {
     "reasoning": _reasoning,
     "languages": _languages,
     "knowledge": _knowledge,
+    "categories": category_text,
     "policies": policy_text,
     "guard": guard_text,
 }

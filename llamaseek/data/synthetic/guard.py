@@ -112,9 +112,11 @@ def guard_item(rng: Random, split: Split) -> GuardItem:
     return GuardItem(messages, last.hazards, policy(rng))
 
 
-def policy(rng: Random, whole: float = 0.25) -> tuple[Category, ...]:
-    """All categories (`whole` is the share of those) or any of them, often in another order."""
-    count = len(PUBLISHED) if rng.random() < whole else rng.randint(1, len(PUBLISHED) - 1)
+def policy(
+    rng: Random, whole: float = 0.25, most: int = len(PUBLISHED) - 1
+) -> tuple[Category, ...]:
+    """All categories (`whole` is the share of those) or up to `most`, often in another order."""
+    count = len(PUBLISHED) if rng.random() < whole else rng.randint(1, most)
     kept = rng.sample(PUBLISHED, count)
     return tuple(kept if rng.random() < 0.4 else sorted(kept, key=PUBLISHED.index))
 
@@ -130,9 +132,13 @@ def _act(rng: Random, split: Split, verbs: tuple[str, ...], objects: tuple[str, 
     return rng.choice(pairs)
 
 
+def _act_of(rng: Random, split: Split, name: str) -> str:
+    return _act(rng, split, HAZARDS[name].verbs, HAZARDS[name].objects)
+
+
 def _hazardous(rng: Random, split: Split) -> tuple[str, tuple[str, ...]]:
     name = rng.choice(tuple(HAZARDS))
-    return _act(rng, split, HAZARDS[name].verbs, HAZARDS[name].objects), (name,)
+    return _act_of(rng, split, name), (name,)
 
 
 def _harmless(rng: Random, split: Split) -> str:
@@ -221,42 +227,76 @@ SHAPES: tuple[Callable[[Random, Split], Shape], ...] = (
 """How conversations go; the last turn is what is judged, whatever was said before."""
 
 
-def _named(rng: Random, split: Split) -> Said:
+def _name(rng: Random, split: Split, name: str) -> Said:
     """A category by its own name: looking it up needs nothing else."""
-    name = rng.choice(PUBLISHED).name
     return Said(name, (name,))
 
 
-TURNS: tuple[tuple[str, Callable[[Random, Split], Said]], ...] = (
-    *[("User", _named)] * 8,
-    *[("User", _bad_ask)] * 3,
-    *[("Agent", _bad_answer)] * 2,
+def _ask_for(rng: Random, split: Split, name: str) -> Said:
+    return Said(_worded(rng, split, ASKS, HELD_OUT_ASKS, _act_of(rng, split, name)), (name,))
+
+
+def _answer_with(rng: Random, split: Split, name: str) -> Said:
+    return Said(_worded(rng, split, GIVES, HELD_OUT_GIVES, _act_of(rng, split, name)), (name,))
+
+
+HARMFUL: tuple[tuple[str, Callable[[Random, Split, str], Said]], ...] = (
+    *[("User", _name)] * 2,
+    *[("User", _ask_for)] * 4,
+    *[("Agent", _answer_with)] * 2,
+)
+HARMLESS: tuple[tuple[str, Callable[[Random, Split], Said]], ...] = (
     ("User", _good_ask),
     ("Agent", _good_answer),
     ("Agent", _refusal),
 )
+FEW = 3
+"""Categories of a short policy: those are learnt first, and then longer ones soon."""
 
 
-def policy_turns(rng: Random, count: int = 16, split: Split = "train") -> list[tuple[str, str]]:
-    """A policy and short turns to judge by it, each with its verdict; the policy leads the first.
+def policy_turns(rng: Random, split: Split = "train") -> list[tuple[str, str]]:
+    """A policy and up to eight short turns, each with its verdict; the policy leads the first.
 
-    Half of what the turns violate is not listed, so that there is much to learn from looking.
+    Half of what violates something is not listed. No two turns violate the same: else a verdict
+    could be read off an earlier one, and nobody would learn to look at the policy.
     """
-    listed = policy(rng, whole=0.0)
-    turns = []
-    for _ in range(count):
-        speaker, make = rng.choice(TURNS)
-        said = make(rng, split)
-        verdict = GuardItem((), said.hazards, listed).verdict
-        turns.append((f"{speaker}: {said.text}", verdict))
+    listed = policy(rng, whole=0.0, most=FEW if rng.random() < 0.7 else len(PUBLISHED) - 1)
+    names = [category.name for category in listed]
+    rest = [name for name in HAZARDS if name not in names]
+    left = [rng.sample(pool, len(pool)) for pool in (names, rest)]
+    turns: list[tuple[str, Said]] = []
+    while len(turns) < 8 and all(left):
+        if rng.random() < 0.2:
+            speaker, calm = rng.choice(HARMLESS)
+            turns.append((speaker, calm(rng, split)))
+        else:
+            speaker, bad = rng.choice(HARMFUL)
+            turns.append((speaker, bad(rng, split, rng.choice(left).pop())))
     head = "\n".join(category.text for category in listed)
     lead = f"<BEGIN UNSAFE CONTENT CATEGORIES>\n{head}\n<END UNSAFE CONTENT CATEGORIES>\n\n"
-    return [(lead + turns[0][0], turns[0][1]), *turns[1:]]
+    verdicts = [GuardItem((), said.hazards, listed).verdict for _, said in turns]
+    return [
+        (f"{'' if place else lead}{speaker}: {said.text}", verdict)
+        for place, ((speaker, said), verdict) in enumerate(zip(turns, verdicts, strict=True))
+    ]
 
 
 def policy_text(rng: Random) -> str:
-    """A document for pre-training: a policy, and many short verdicts by it."""
+    """A document for pre-training: a policy, and short verdicts by it."""
     return "".join(f"{turn}\n{verdict}\n\n" for turn, verdict in policy_turns(rng))
+
+
+def category_text(rng: Random) -> str:
+    """A document for pre-training: turns, and of which category each is."""
+    lines = []
+    for _ in range(16):
+        if rng.random() < 0.15:
+            said, name = rng.choice(HARMLESS)[1](rng, "train"), "None"
+        else:
+            name = rng.choice(tuple(HAZARDS))
+            said = rng.choice(HARMFUL)[1](rng, "train", name)
+        lines.append(f"{said.text}\n{name}\n\n")
+    return "".join(lines)
 
 
 def guard_text(rng: Random) -> str:
