@@ -191,10 +191,15 @@ def _combinations(recipe: Recipe, plan: ParallelRecipe) -> Iterator[str]:
             f"parallel.{across[0]}: above 1 is not for distillation, whose teacher is whole on "
             "each rank; allowed: data, shard, pipeline, expert"
         )
-    if recipe.lora is not None and splits:
+    if recipe.lora is not None and whole:
         yield (
-            f"parallel.{splits[0]}: above 1 is not for adapters, which are added to whole "
-            "matrices; allowed: data alone"
+            f"parallel.{whole[0]}: above 1 is not for adapters, which are added to whole "
+            "matrices; allowed: data, shard"
+        )
+    if recipe.lora is not None and recipe.lora.base == "nf4" and plan.shard > 1:
+        yield (
+            f"parallel.shard: {plan.shard} is not for lora.base nf4, whose 4 bits are whole on "
+            "each rank; allowed: data"
         )
     if recipe.train.neftune and inside:
         yield (

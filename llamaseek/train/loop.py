@@ -43,7 +43,7 @@ from llamaseek.train.objectives import Objective
 from llamaseek.train.optimizer import WeightAverage, make_optimizer, update_routing_bias
 from llamaseek.train.progress import Progress
 from llamaseek.train.run_folder import RunFolder
-from llamaseek.train.saver import Adapted, Exported, Saver
+from llamaseek.train.saver import Adapted, AdaptedParts, Exported, Saver
 from llamaseek.train.schedule import learning_rate
 from llamaseek.train.source import Mixed, Sampled, Source, told
 from llamaseek.train.state import (
@@ -335,10 +335,13 @@ class Trainer:
             self.saver.finish(self.recipe.steps, self.average is not None)
 
 
-def saved_form(model: CausalLM, job: Job) -> Exported | Adapted:
+def saved_form(model: CausalLM, job: Job) -> Exported | Adapted | AdaptedParts:
     """How the folders of a run are written; before the model is taken apart."""
+    base = job.recipe.model.init_from or ""
     if any(isinstance(module, LoRALinear) for module in model.modules()):
-        return Adapted(model, job.tokenizer, job.recipe.model.init_from or "")
+        if job.recipe.parallel.shard > 1:
+            return AdaptedParts(outline(model), job.tokenizer, base)
+        return Adapted(model, job.tokenizer, base)
     return Exported(outline(model), job.tokenizer)
 
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from torch.distributed.tensor import DTensor
 from llamaseek.errors import UserError
 from llamaseek.models import CausalLM
 from llamaseek.models.adapter import save_adapter
+from llamaseek.models.checkpoint import load_model
 from llamaseek.parallel.ranks import Ranks
 from llamaseek.text.tokenizer import Tokenizer
-from llamaseek.train.export import export
+from llamaseek.train.export import Stored, export
 from llamaseek.train.optimizer import WeightAverage
 from llamaseek.train.run_folder import RunFolder
 from llamaseek.train.state import save_folder, save_state, save_words, state_tensors
@@ -63,6 +65,39 @@ class Adapted:
         folder.save(folder.final, lambda f: save_folder(f, self.model, self.tokenizer))
 
 
+@dataclass(frozen=True)
+class AdaptedParts:
+    """A model with adapters of which each rank has a part: the same folders, from `state/weights`
+    and the base's folder. `outline` is the whole model without its numbers.
+    """
+
+    outline: CausalLM
+    tokenizer: Tokenizer
+    base: str
+
+    def write(self, weights: Path, folder: Path, averaged: bool) -> None:
+        """The adapters of a checkpoint."""
+        save_adapter(self._trained(weights, averaged), folder, self.base)
+        self.tokenizer.save(folder)
+
+    def finish(self, weights: Path, folder: RunFolder, averaged: bool) -> None:
+        """The final adapters, and the base with them folded in, whole in this rank's memory."""
+        model = self._trained(weights, averaged)
+        folder.save(folder.adapter, lambda f: save_adapter(model, f, self.base))
+        wanted = model.state_dict()
+        base = load_model(self.base).state_dict()
+        frozen = {n: base[n].to(own.dtype) for n, own in wanted.items() if own.is_meta}
+        model.load_state_dict(frozen, strict=False, assign=True)
+        folder.save(folder.final, lambda f: save_folder(f, model, self.tokenizer))
+
+    def _trained(self, weights: Path, averaged: bool) -> CausalLM:
+        """The outline with the numbers of what is trained."""
+        model, stored = deepcopy(self.outline), Stored(weights, averaged)
+        names = [name for name, own in model.named_parameters() if own.requires_grad]
+        model.load_state_dict({n: stored[n] for n in names}, strict=False, assign=True)
+        return model
+
+
 class Saver:
     """Writes checkpoints. A failed one is told and counted; the run goes on with the last good."""
 
@@ -70,17 +105,18 @@ class Saver:
         self,
         folder: RunFolder,
         ranks: Ranks,
-        form: Exported | Adapted,
+        form: Exported | Adapted | AdaptedParts,
         keep: int,
         background: bool,
     ) -> None:
         self.folder, self.ranks, self.form, self.keep = folder, ranks, form, keep
-        self.adapted = isinstance(form, Adapted)
+        self.adapted = not isinstance(form, Exported)
         self.failed = 0  # checkpoints that could not be written
         self.seconds = 0.0  # the latest one took
         self.error: str | None = None  # why it failed
         self.pending: Future[None] | None = None
-        self.thread = ThreadPoolExecutor(1) if background and not self.adapted else None
+        live = isinstance(form, Adapted)  # its folders are made of what the next step changes
+        self.thread = ThreadPoolExecutor(1) if background and not live else None
         # Planning in the background must not mix with the loop's own collectives.
         self.group = dist.new_group(backend="gloo") if ranks.mesh is not None else None
 
