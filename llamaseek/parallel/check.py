@@ -198,7 +198,7 @@ def _combinations(recipe: Recipe, plan: ParallelRecipe) -> Iterator[str]:
         )
     if recipe.lora is not None and recipe.lora.base == "nf4" and plan.shard > 1:
         yield (
-            f"parallel.shard: {plan.shard} is not for lora.base nf4, whose 4 bits are whole on "
+            "parallel.shard: above 1 is not for lora.base nf4, whose 4 bits are whole on "
             "each rank; allowed: data"
         )
     if recipe.train.neftune and inside:

@@ -26,6 +26,7 @@ SIZES = {"llama3": LLAMA_SIZES, "deepseek_v3": DEEPSEEK_SIZES}
 STAGES: dict[str, dict[str, Any]] = {
     "grpo": {"grpo": {"beta": 0.04}, "rollout": {"minibatches": 2}},
     "ppo": {"rollout": {"epochs": 2}},
+    "grpo of adapters": {"stage": "grpo", "grpo": {"beta": 0.04}, "lora": {"rank": 2}},
     "dpo": {"data": {"rows": {"preferences": 20}, "length": 400}},
 }
 CASES = [
@@ -34,6 +35,7 @@ CASES = [
     ("grpo", "deepseek_v3", {"data": 2, "shard": 2}),
     ("ppo", "llama3", {"data": 2, "shard": 2}),
     ("ppo", "deepseek_v3", {"shard": 2, "reshard": False}),
+    ("grpo of adapters", "llama3", {"shard": 2}),
     ("dpo", "llama3", {"shard": 2}),
     ("dpo", "deepseek_v3", {"pipeline": 2}),
 ]
