@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from llamaseek.errors import UserError, shorten, unknown_name
+from llamaseek.files import write_text
 from llamaseek.recipe_parallel import ParallelRecipe
 from llamaseek.recipe_post import (
     DistillRecipe,
@@ -230,7 +231,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write the resolved recipe, enough to repeat the run."""
-    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    write_text(path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
 
 
 def _number(text: str) -> Any:

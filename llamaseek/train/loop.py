@@ -168,10 +168,11 @@ class Trainer:
         if self.ranks.main:
             self.folder.create()
         done = self._resume(steps[-1]) if steps else 0
-        if self.ranks.main and not steps:
-            self.folder.clear()
+        if self.ranks.main:
+            if not steps:
+                self.folder.clear()
             save_recipe(self.job.recipe, self.folder.path / "recipe.yaml")
-            if self.job.samples:
+            if self.job.samples and not steps:
                 write_jsonl(self.folder.path / "samples.jsonl", self.job.samples)
         self.ranks.barrier()
         return done

@@ -185,6 +185,13 @@ def test_a_stop_signal_saves_and_resume_goes_on(tmp_path: Path) -> None:
     assert steps == sorted(steps) and steps[-1] == 6
 
 
+def test_a_run_that_goes_on_for_longer_says_so_in_its_recipe(tmp_path: Path) -> None:
+    train(build_job(recipe(tmp_path)))
+    longer = recipe(tmp_path, train__steps=8)
+    train(build_job(longer), resume=True)
+    assert load_recipe(longer.folder / "recipe.yaml", []).train.steps == 8
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path) -> None:
     made = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
