@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from llamaseek.models import CausalLM
 from llamaseek.parallel.context import Slices, split_rows
 from llamaseek.parallel.expert import SplitRows, spread_experts
-from llamaseek.parallel.fully_sharded import shard_weights
+from llamaseek.parallel.fully_sharded import shard_layer, shard_rest
 from llamaseek.parallel.mesh import Mesh
 from llamaseek.parallel.pipeline import Stage, cut
 from llamaseek.parallel.tensor import split_layer
@@ -26,13 +28,23 @@ class Parallel:
     rows: SplitRows | None = None  # what of the rows is padding, where they are split
 
 
-def parallelize(
-    model: CausalLM, mesh: Mesh, plan: ParallelRecipe, dtype: torch.dtype = torch.float32
-) -> Parallel:
-    """Cut `model` into this rank's stages, then split rows, vocabulary, matrices, experts and
-    weights, in that order. Works on real, `meta` and fake tensors alike.
+def as_it_is(module: nn.Module) -> None:
+    """Leave a module where it is."""
 
-    `dtype` is what matrix products run in. The model is used up: its layers move into the parts.
+
+def parallelize(
+    model: CausalLM,
+    mesh: Mesh,
+    plan: ParallelRecipe,
+    dtype: torch.dtype = torch.float32,
+    settle: Callable[[nn.Module], None] = as_it_is,
+) -> Parallel:
+    """Cut `model` into this rank's stages, then split rows, vocabulary, and of each layer matrices,
+    experts and weights, in that order. Works on real, `meta` and fake tensors alike.
+
+    `dtype` is what matrix products run in. `settle` brings a module's weights to where they are
+    trained, just before they are split: one layer is whole there at a time. The model is used up:
+    its layers move into the parts.
     """
     parts = cut(model, plan, mesh)
     stages: list[Stage] = []
@@ -42,14 +54,26 @@ def parallelize(
     slices = Slices(mesh.context)
     rows = SplitRows(slices, mesh.tensor)
     for number, part in enumerate(parts):
+        for module in beside_layers(part):
+            settle(module)
         if mesh.context is not None:
             split_rows(part, slices)
         if mesh.slices is not None:
             split_vocabulary(part, mesh, slices)
-        if mesh.tensor is not None:
-            for layer in part.model.layers:
+        for layer in part.model.layers:
+            settle(layer)
+            if mesh.tensor is not None:
                 split_layer(layer, mesh)
-        spread_experts(part, mesh, rows, plan.fp8_dispatch)
+            spread_experts(layer, mesh, rows, plan.fp8_dispatch)
+            if mesh.shard is not None:
+                shard_layer(layer, mesh, plan, dtype)
         if mesh.shard is not None:
-            shard_weights(stages[number] if stages else part, part, mesh, plan, dtype)
+            shard_rest(stages[number] if stages else part, mesh, plan, dtype)
     return Parallel(parts, stages, rows)
+
+
+def beside_layers(part: CausalLM) -> Iterator[nn.Module]:
+    """Embedding, rotary table, norm and head."""
+    for name, module in (*part.model.named_children(), *part.named_children()):
+        if name not in ("model", "layers"):
+            yield module

@@ -16,8 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
-from llamaseek.models import CausalLM
-from llamaseek.models.moe import Experts, add_rows, count_choices, run_experts
+from llamaseek.models.moe import Experts, MoE, add_rows, count_choices, run_experts
 from llamaseek.models.recompute import unneeded
 from llamaseek.parallel.collectives import (
     Group,
@@ -108,17 +107,19 @@ class SplitRows:
         return own < (self.time or columns * ranks * self.slices.ranks)
 
 
-def spread_experts(model: CausalLM, mesh: Mesh, rows: SplitRows, fp8: bool = False) -> None:
-    """Put split experts in place of a model's own, and means over whole rows. In place.
+def spread_experts(layer: nn.Module, mesh: Mesh, rows: SplitRows, fp8: bool = False) -> None:
+    """Put split experts in place of a layer's own, and means over whole rows. In place.
 
     With `fp8` rows travel to them in it.
     """
-    for moe in model.moe_layers().values():
-        if mesh.expert is not None or mesh.tensor is not None:
-            moe.experts = split_experts(moe.experts, mesh)
-            moe.experts.fp8 = fp8
-        if mesh.slices is not None:
-            moe.row_mean, moe.real = _mean_over(mesh.slices, rows), rows.real
+    moe = getattr(layer, "mlp", None)
+    if not isinstance(moe, MoE):
+        return
+    if mesh.expert is not None or mesh.tensor is not None:
+        moe.experts = split_experts(moe.experts, mesh)
+        moe.experts.fp8 = fp8
+    if mesh.slices is not None:
+        moe.row_mean, moe.real = _mean_over(mesh.slices, rows), rows.real
 
 
 def split_experts(experts: Experts, mesh: Mesh) -> SplitExperts:

@@ -19,7 +19,6 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 
-from llamaseek.models import CausalLM
 from llamaseek.parallel.expert import SplitExperts
 from llamaseek.parallel.mesh import Mesh
 from llamaseek.recipe_parallel import ParallelRecipe
@@ -27,20 +26,37 @@ from llamaseek.recipe_parallel import ParallelRecipe
 GIVEN_BACK = "given_back"  # a layer's attribute: whether its weights are resharded after forward
 
 
-def shard_weights(
-    root: nn.Module, model: CausalLM, mesh: Mesh, plan: ParallelRecipe, dtype: torch.dtype
-) -> None:
-    """Shard every layer of `model`, and what is left of `root` (embedding, norm, head) together.
+def shard_layer(layer: nn.Module, mesh: Mesh, plan: ParallelRecipe, dtype: torch.dtype) -> None:
+    """Shard a layer's weights; those spread over expert ranks are left as they are.
 
-    Weights spread over expert ranks are left as they are. `dtype` is what products run in: what is
-    gathered is gathered in it. Under a pipeline the weights stay whole for a step, as every
-    micro-batch needs them (Llama 3 §3.3.2).
+    `dtype` is what products run in: what is gathered is gathered in it. Under a pipeline the
+    weights stay whole for a step, as every micro-batch needs them (Llama 3 §3.3.2).
     """
+    if any(True for _ in layer.parameters()):
+        again = plan.reshard and mesh.pipeline is None
+        setattr(layer, GIVEN_BACK, again)
+        _shard(layer, mesh, plan, dtype, again)
+
+
+def shard_rest(root: nn.Module, mesh: Mesh, plan: ParallelRecipe, dtype: torch.dtype) -> None:
+    """Shard what of `root` is in no sharded layer (embedding, norm, head), together."""
+    # These weights stay gathered from forward to backward: multi-token modules and losses read
+    # embedding and head after the root's forward.
+    _shard(root, mesh, plan, dtype, again=False)
+    for module in root.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # all that gloo has
+
+
+def _shard(
+    module: nn.Module, mesh: Mesh, plan: ParallelRecipe, dtype: torch.dtype, again: bool
+) -> None:
     spread = {
         parameter
-        for module in model.modules()
-        if isinstance(module, SplitExperts) and module.expert is not None
-        for parameter in module.parameters()
+        for inner in module.modules()
+        if isinstance(inner, SplitExperts) and inner.expert is not None
+        for parameter in inner.parameters()
     }
     narrow = dtype if dtype.itemsize < 4 else None
     policy = MixedPrecisionPolicy(
@@ -49,20 +65,14 @@ def shard_weights(
         cast_forward_inputs=False,
     )
     gpu = mesh.root.device_type == "cuda"
-    offload = CPUOffloadPolicy(pin_memory=gpu) if plan.offload else OffloadPolicy()
-    again = plan.reshard and mesh.pipeline is None
-    shared = {"mesh": mesh.root["shard"], "mp_policy": policy, "offload_policy": offload}
-    for layer in model.model.layers:
-        if any(True for _ in layer.parameters()):
-            setattr(layer, GIVEN_BACK, again)
-            fully_shard(layer, reshard_after_forward=again, ignored_params=spread, **shared)  # type: ignore[call-overload]
-    # The root's weights stay gathered from forward to backward: multi-token modules and losses
-    # read embedding and head after the root's forward.
-    fully_shard(root, reshard_after_forward=False, ignored_params=spread, **shared)  # type: ignore[call-overload]
-    for module in root.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)  # all that gloo has
+    fully_shard(  # type: ignore[call-overload]
+        module,
+        mesh=mesh.root["shard"],
+        reshard_after_forward=again,
+        mp_policy=policy,
+        offload_policy=CPUOffloadPolicy(pin_memory=gpu) if plan.offload else OffloadPolicy(),
+        ignored_params=spread,
+    )
 
 
 @contextmanager

@@ -43,7 +43,9 @@ class Ranks:
         self.mesh = Mesh(layout_of(plan), device.type) if dist.is_initialized() else None
         held = Parallel([model], [])
         if self.mesh is not None:
-            held = parallelize(model, self.mesh, plan, dtype)
+            held = parallelize(model, self.mesh, plan, dtype, self._settle)
+        else:
+            self._settle(model)
         self.parts, self.rows = held.parts, held.rows
         self.weights = weights_of(self.parts, self.mesh)
         self.zero = Zero(self.weights, self.mesh) if self.mesh is not None and plan.zero else None
@@ -53,6 +55,14 @@ class Ranks:
         self.roots: list[FSDPModule] = [
             root for root in held.stages or held.parts if isinstance(root, FSDPModule)
         ]
+
+    def _settle(self, module: torch.nn.Module) -> None:
+        """Weights to this rank's device, in what the optimizer steps: float32, or float64."""
+        module.to(self.device)
+        wide = torch.promote_types(self.dtype, torch.float32)
+        for parameter in module.parameters():
+            if parameter.dtype != wide:
+                parameter.data = parameter.data.to(wide)
 
     @property
     def own(self) -> dict[str, torch.nn.Parameter]:

@@ -19,7 +19,7 @@ from llamaseek.train.loop import Job
 from llamaseek.train.objectives.choose import make_objective
 from llamaseek.train.post import post_job
 from llamaseek.train.progress import tokenizing
-from llamaseek.train.start import check_length, check_speaks, check_vocabulary, trainable
+from llamaseek.train.start import by_layer, check_length, check_speaks, check_vocabulary, trainable
 
 
 def build_job(recipe: Recipe) -> Job:
@@ -59,7 +59,7 @@ def _check_model(recipe: Recipe) -> None:
 def _new_model(recipe: Recipe, tokenizer: Tokenizer) -> CausalLM:
     if recipe.model.init_from:
         folder = Path(recipe.model.init_from)
-        model = trainable(folder, starting_config(recipe))
+        model = trainable(folder, starting_config(recipe), by_layer(recipe))
         check_vocabulary(model, tokenizer)
         return model
     sizes = dict(recipe.model.config)

@@ -22,18 +22,13 @@ from llamaseek.models.shards import write_tensors
 from llamaseek.train.state import AVERAGE, MODEL, one_process_is_meant
 
 
-def outline(model: CausalLM) -> CausalLM:
-    """The model without its numbers: every tensor on `meta`."""
-    tensors = [*model.parameters(), *model.buffers()]
-    memo = {id(tensor): _empty(tensor) for tensor in tensors}
+def outline(model: CausalLM, dtype: torch.dtype) -> CausalLM:
+    """The model without its numbers, every tensor on `meta`; parameters in `dtype`."""
+    memo: dict[int, Any] = {id(b): torch.empty_like(b, device="meta") for b in model.buffers()}
+    for own in model.parameters():
+        empty = torch.empty_like(own, device="meta", dtype=dtype)
+        memo[id(own)] = nn.Parameter(empty, requires_grad=own.requires_grad)
     return deepcopy(model, memo)
-
-
-def _empty(tensor: Tensor) -> Tensor:
-    empty = torch.empty_like(tensor, device="meta")
-    if not isinstance(tensor, nn.Parameter):
-        return empty
-    return nn.Parameter(empty, requires_grad=tensor.requires_grad)
 
 
 class OnceRead(FileSystemReader):

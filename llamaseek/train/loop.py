@@ -109,11 +109,11 @@ class Trainer:
         self.device = pick_device(self.recipe.device)
         keep_freed_memory()
         dtype = pick_dtype(self.recipe.precision, self.device)
-        model = widened(job.model, dtype).to(self.device).train()
+        model = job.model.train()
         self.flops = training_flops_per_token(model, job.train.length)
         if self.recipe.neftune:
             add_noise(model, self.recipe.neftune)
-        form = saved_form(model, job)
+        form = saved_form(model, job, torch.promote_types(dtype, torch.float32))
         use_float8(model, self.recipe.float8, self.device)
         self.ranks = Ranks(model, job.recipe.parallel, self.device, dtype)
         recompute(self.ranks.layers(), self.recipe.checkpoint_activations)
@@ -336,22 +336,14 @@ class Trainer:
             self.saver.finish(self.recipe.steps, self.average is not None)
 
 
-def saved_form(model: CausalLM, job: Job) -> Exported | Adapted | AdaptedParts:
-    """How the folders of a run are written; before the model is taken apart."""
+def saved_form(model: CausalLM, job: Job, dtype: torch.dtype) -> Exported | Adapted | AdaptedParts:
+    """How the folders of a run are written, in `dtype`; before the model is taken apart."""
     base = job.recipe.model.init_from or ""
     if any(isinstance(module, LoRALinear) for module in model.modules()):
         if job.recipe.parallel.shard > 1:
-            return AdaptedParts(outline(model), job.tokenizer, base)
+            return AdaptedParts(outline(model, dtype), job.tokenizer, base)
         return Adapted(model, job.tokenizer, base)
-    return Exported(outline(model), job.tokenizer)
-
-
-def widened(model: CausalLM, dtype: torch.dtype) -> CausalLM:
-    """The model with float64 weights where that is what it computes in; buffers stay."""
-    if dtype == torch.float64:
-        for parameter in model.parameters():
-            parameter.data = parameter.data.double()
-    return model
+    return Exported(outline(model, dtype), job.tokenizer)
 
 
 def compile_layers(ranks: Ranks) -> None:

@@ -20,6 +20,8 @@ from llamaseek.recipe import Recipe
 from llamaseek.recipe_post import LoraRecipe
 from llamaseek.text.tokenizer import Tokenizer
 
+BIAS = "e_score_correction_bias"  # float32 in every folder
+
 
 def start_from(recipe: Recipe) -> tuple[Tokenizer, CausalLM]:
     """Tokenizer and model of `model.init_from`; UserError where they are not fit."""
@@ -30,24 +32,40 @@ def start_from(recipe: Recipe) -> tuple[Tokenizer, CausalLM]:
         check_speaks("model.init_from", folder)
     check_length(recipe, read_config(folder))
     tokenizer = Tokenizer.load(Path(recipe.tokenizer.path or folder))
-    model = trainable(folder)
+    model = trainable(folder, mapped=by_layer(recipe))
     check_vocabulary(model, tokenizer)
     if recipe.lora is not None:
         adapt_model(model, recipe.lora, recipe.seed)
     return tokenizer, model
 
 
-def trainable(folder: Path, config: ModelConfig | None = None) -> CausalLM:
+def trainable(folder: Path, config: ModelConfig | None = None, mapped: bool = False) -> CausalLM:
     """The model of a folder, in float32; UserError where its weights are whole numbers.
 
-    Such weights have no gradients. Those in fp8 are widened.
+    Such weights have no gradients. Those in fp8 are widened. `mapped` leaves bf16 as it is, in
+    its files until it is first read, for `Ranks` to widen a layer at a time.
     """
-    if any(name.endswith(PACKED) for name in stored_tensors(folder)):
+    stored = stored_tensors(folder)
+    if any(name.endswith(PACKED) for name in stored):
         raise UserError(
             f"model.init_from: {folder} holds weights of 4 or 8 bits, which cannot be trained; "
             f"allowed: what it was made from, or: llamaseek convert {folder} NEW --dtype bfloat16"
         )
+    if mapped and {t.dtype for n, t in stored.items() if not n.endswith(BIAS)} == {"BF16"}:
+        model = load_model(folder, torch.bfloat16, config=config, mapped=True)
+        for buffer in model.buffers():
+            buffer.data = buffer.data.clone()  # training writes to it, and a file is not to be
+        return model.requires_grad_(True)
     return load_model(folder, config=config)
+
+
+def by_layer(recipe: Recipe) -> bool:
+    """Whether no step before training needs the whole model: nothing is sampled from it, it is no
+    one's reference, and stays in the precision it comes in.
+    """
+    whole = recipe.stage in ("dpo", "grpo", "ppo") or recipe.sampling is not None
+    narrow = recipe.lora is not None and recipe.lora.base == "nf4"
+    return recipe.parallel.ranks > 1 and not whole and not narrow
 
 
 def check_speaks(field: str, folder: str | Path) -> None:
