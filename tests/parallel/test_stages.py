@@ -48,6 +48,7 @@ def starts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for family, sizes in SIZES.items():
         torch.manual_seed(0)
         own: dict[str, Any] = {**sizes, "vocab_size": tokenizer.vocab_size}
+        own["max_position_embeddings"] = 512  # pairs are up to 400 tokens long
         folder: Path = tmp_path_factory.mktemp(family)
         config = config_from_sizes(family, {**own, "initializer_range": 0.1})
         save_folder(folder, build_model(config), tokenizer)

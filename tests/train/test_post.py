@@ -45,6 +45,7 @@ def starts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         torch.manual_seed(0)
         own: dict[str, Any] = {**sizes[family], "vocab_size": tokenizer.vocab_size}
         own |= {"initializer_range": 0.1, "pad_token_id": tokenizer.pad_id}
+        own["max_position_embeddings"] = 512  # pairs are up to 400 tokens long
         folder = tmp_path_factory.mktemp(family)
         save_folder(folder, build_model(config_from_sizes(family, own)), tokenizer)
         made[family] = str(folder)
