@@ -33,6 +33,7 @@ Float8 = Literal["none", "tensorwise", "rowwise", "deepseek"]
 ObjectiveName = Literal["next_token", "multi_token", "masked", "sft", "dpo"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+INSTEAD = ("corpora", "mix", "rows")  # where data comes from when `data.sources` is empty
 STAGES = {"masked": "pretrain", "sft": "sft", "dpo": "dpo"}
 """The one stage of an objective that has one."""
 
@@ -102,6 +103,13 @@ class DataRecipe(Section):
     # Rows of files: their format where it is not obvious, and our column names → the files' own.
     format: RowFormat = "auto"
     columns: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> DataRecipe:
+        others = [name for name in INSTEAD if getattr(self, name)]
+        if self.sources and others:
+            raise ValueError(f"sources and {others[0]} are both given; allowed: one of them")
+        return self
 
 
 class TrainRecipe(Section):
@@ -178,8 +186,14 @@ class Recipe(Section):
 def load_recipe(path: Path, overrides: list[str]) -> Recipe:
     """The recipe of a YAML file with dotted `key=value` overrides.
 
+    Files given as `data.sources` take the place of the recipe's own corpora, mix and rows.
     Raises `UserError` naming the key, its value and what is allowed.
     """
+    given = [override.partition("=") for override in overrides]
+    if any(key == "data.sources" and value != "[]" for key, _, value in given):
+        known = {".".join(key.split(".")[:2]) for key, _, _ in given}
+        emptied = [f"data.{name}={{}}" for name in INSTEAD if f"data.{name}" not in known]
+        overrides = [*emptied, *overrides]
     return make_recipe(read_mapping(path, overrides))
 
 

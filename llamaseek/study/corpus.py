@@ -39,8 +39,8 @@ class Corpus:
     def overrides(self, share: Fraction) -> tuple[list[str], int]:
         """How a recipe reads that share with the shared tokenizer, and its tokens."""
         path, tokens = self.share(share)
-        source = [f"data.sources=[{path}]", "data.mix={}", "data.holdout=0"]
-        return [*source, f"tokenizer.path={self.folder}"], tokens
+        source = [f"data.sources=[{path}]", "data.corpora={}", "data.mix={}"]
+        return [*source, "data.holdout=0", f"tokenizer.path={self.folder}"], tokens
 
 
 def make_corpus(settings: Settings) -> Corpus:

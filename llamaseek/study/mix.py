@@ -91,7 +91,7 @@ def run(
     settings: Settings, path: Path, place: str, seed: int, scored: dict[str, Batch]
 ) -> dict[str, Any]:
     """One pre-training and its fine-tuning: loss by source, accuracy by task."""
-    source = (f"data.sources=[{path}]", "data.mix={}", "data.holdout=0")
+    source = (f"data.sources=[{path}]", "data.corpora={}", "data.mix={}", "data.holdout=0")
     tokenizer = f"tokenizer.path={path.parent}"
     base = settings.recipe("study", f"{place}/pretrain", *source, tokenizer, f"seed={seed}")
     model = trained(base)

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from llamaseek.cli import conversation
 from llamaseek.cli.conversation import Conversation
@@ -149,3 +150,14 @@ def test_quickstart_at_smoke_size(cli: Cli, tmp_path: Path) -> None:
         assert "You are to complete the following sentence" in page
         assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "")
         assert f"llamaseek chat {out / 'dpo' / 'model'}" in done.out.replace("\n", "")
+
+
+def test_files_take_the_place_of_what_a_recipe_makes(cli: Cli) -> None:
+    for verb, name, kept in (("pretrain", "study", "mix"), ("sft", "quickstart-sft", "rows")):
+        before = yaml.safe_load(cli(verb, name, "--dry-run").out)["data"]
+        after = yaml.safe_load(cli(verb, name, "--dry-run", "data.sources=[mine.jsonl]").out)[
+            "data"
+        ]
+        assert before[kept] and not before["sources"]
+        assert after == {**before, kept: {}, "sources": ["mine.jsonl"]}
+        assert none == before

@@ -146,7 +146,7 @@ class TestData:
     def test_two_answers_to_where_text_comes_from(self, cli: Cli, path: str) -> None:
         for field in ("data.mix.stories=1", "data.corpora.web=[pages]"):
             told = cli("pretrain", path, field)
-            refused(told, "data.sources", field.rsplit(".", 1)[0], "one of them")
+            refused(told, f"data: sources and {field.split('.')[1]} are both given", "one of them")
 
 
 def sft(tmp_path: Path, model: Path, rows: list[dict[str, Any]], **more: Any) -> list[str]:

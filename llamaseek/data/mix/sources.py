@@ -126,12 +126,6 @@ def _check(data: DataRecipe) -> None:
             "data.sources: is empty; give files or folders, named ones in data.corpora, "
             "or weights in data.mix"
         )
-    for field in ("corpora", "mix"):
-        if data.sources and getattr(data, field):
-            raise UserError(
-                f"data.sources: is all the text of a run, and data.{field} is given beside it; "
-                f"allowed: one of them (data.sources=[] or 'data.{field}={{}}' empties one)"
-            )
     known = ["text"] if data.sources else [*data.corpora, *NAMES]
     mixes: dict[str, Mix] = {"data.mix": data.mix, "data.budgets": data.budgets}
     mixes |= {f"data.phases.{n}.mix": phase.mix for n, phase in enumerate(data.phases)}
