@@ -154,10 +154,10 @@ def test_quickstart_at_smoke_size(cli: Cli, tmp_path: Path) -> None:
 
 def test_files_take_the_place_of_what_a_recipe_makes(cli: Cli) -> None:
     for verb, name, kept in (("pretrain", "study", "mix"), ("sft", "quickstart-sft", "rows")):
-        before = yaml.safe_load(cli(verb, name, "--dry-run").out)["data"]
-        after = yaml.safe_load(cli(verb, name, "--dry-run", "data.sources=[mine.jsonl]").out)[
-            "data"
-        ]
+        before, after, none = (
+            yaml.safe_load(cli(verb, name, "--dry-run", *files).out)["data"]
+            for files in ([], ["data.sources=[mine.jsonl]"], ["data.sources=[]"])
+        )
         assert before[kept] and not before["sources"]
         assert after == {**before, kept: {}, "sources": ["mine.jsonl"]}
         assert none == before
