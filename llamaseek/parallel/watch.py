@@ -42,13 +42,16 @@ class Watch:
 
     def _run(self) -> None:
         try:
+            self._beat()  # at once: a rank that stops in its first second was heard of
             while not self.done.wait(BEAT):
-                now = time.time()
-                self.store.set(str(self.rank), f"{now} {self.since} {self.place}")
-                if now - self.since > self.timeout:
+                self._beat()
+                if time.time() - self.since > self.timeout:
                     self._end()
         except RuntimeError:  # the store went with the rank that held it
             return
+
+    def _beat(self) -> None:
+        self.store.set(str(self.rank), f"{time.time()} {self.since} {self.place}")
 
     def _end(self) -> None:
         """Tell where all ranks are, if the store answers; then this rank ends."""
