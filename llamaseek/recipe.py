@@ -189,12 +189,14 @@ def load_recipe(path: Path, overrides: list[str]) -> Recipe:
     Files given as `data.sources` take the place of the recipe's own corpora, mix and rows.
     Raises `UserError` naming the key, its value and what is allowed.
     """
-    given = [override.partition("=") for override in overrides]
-    if any(key == "data.sources" and value != "[]" for key, _, value in given):
-        known = {".".join(key.split(".")[:2]) for key, _, _ in given}
-        emptied = [f"data.{name}={{}}" for name in INSTEAD if f"data.{name}" not in known]
-        overrides = [*emptied, *overrides]
-    return make_recipe(read_mapping(path, overrides))
+    data = read_mapping(path, overrides)
+    given = {".".join(override.partition("=")[0].split(".")[:2]) for override in overrides}
+    section = data.get("data")
+    if "data.sources" in given and isinstance(section, dict) and section.get("sources"):
+        for name in INSTEAD:
+            if f"data.{name}" not in given:
+                section.pop(name, None)
+    return make_recipe(data)
 
 
 def read_mapping(path: Path, overrides: list[str]) -> dict[str, Any]:

@@ -51,12 +51,10 @@ def load(folder: str | Path, device: str = "auto", group: TensorGroup | None = N
     On a CPU the weights stay in their files until they are first read, and fp8 is widened. Of a
     model that a `group` of ranks answers with, this rank's share.
     """
-    from llamaseek.models.checkpoint import load_model
     from llamaseek.parallel.narrow import load_share
-    from llamaseek.train.machine import pick_device, stored_dtype
+    from llamaseek.train.machine import load_as_stored, pick_device, stored_dtype
 
-    place = pick_device(device, "--device")
-    dtype = stored_dtype(Path(folder), place)
+    folder, place = Path(folder), pick_device(device, "--device")
     if group is not None:
-        return load_share(Path(folder), dtype, group, place)
-    return load_model(folder, dtype, fp8=place.type == "cuda", mapped=True, device=place)
+        return load_share(folder, stored_dtype(folder, place), group, place)
+    return load_as_stored(folder, place)

@@ -54,17 +54,17 @@ def read_hub(
 
     Rows without a text are an error, or with `bad.skip` counted.
     """
-    make = partial(row_document, column=parse_hub(source).text)
-    return (bad or BadRows()).usable(_rows(source, shard, shards), make)
-
-
-def _rows(source: str, shard: int, shards: int) -> Iterator[Row]:
     wanted = parse_hub(source)
+    rows = _rows(wanted, f"{source}#{shard}", shard, shards)
+    return (bad or BadRows()).usable(rows, partial(row_document, column=wanted.text))
+
+
+def _rows(wanted: HubSource, name: str, shard: int, shards: int) -> Iterator[Row]:
     rows = _stream(wanted)
     if shards > 1:
         rows = rows.shard(num_shards=shards, index=shard)
     for number, row in enumerate(rows):
-        yield f"{source}#{shard}:{number}", row
+        yield f"{name}:{number}", row
 
 
 def _stream(source: HubSource) -> Any:

@@ -21,10 +21,9 @@ from llamaseek.engine.options import EngineOptions
 from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.errors import UserError, shorten
 from llamaseek.models import CausalLM
-from llamaseek.models.checkpoint import load_model
 from llamaseek.text.chat import encode_chat
 from llamaseek.text.tokenizer import Tokenizer
-from llamaseek.train.machine import pick_device, stored_dtype
+from llamaseek.train.machine import load_as_stored, pick_device
 
 SECONDS = 120  # that an endpoint may take for one answer
 TRIES = 4  # with a second, two and four between them
@@ -132,6 +131,4 @@ def open_judge(
     if url is not None:
         return EndpointJudge(url, model, rubric, best, at_once)
     tokenizer, place = Tokenizer.load(Path(model)), pick_device(device, "judge.device")
-    dtype = stored_dtype(Path(model), place)
-    weights = load_model(model, dtype, fp8=place.type == "cuda", mapped=True, device=place)
-    return EngineJudge(weights, tokenizer, rubric, best)
+    return EngineJudge(load_as_stored(Path(model), place), tokenizer, rubric, best)

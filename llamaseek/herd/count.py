@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import prod
 
 from llamaseek.herd.configs import DeepseekV3Config, Llama3Config, ModelConfig
-from llamaseek.herd.tensors import layer_tensors
+from llamaseek.herd.tensors import ROUTING_BIAS, layer_tensors
 
 PARTS = ("embedding", "attention", "dense", "routed", "shared", "router", "norms", "head")
 """Feed-forward is `dense`, or for a mixture `routed` and `shared` experts and their `router`."""
@@ -63,7 +63,7 @@ def layer_parts(config: ModelConfig, layer: int) -> dict[str, int]:
     """One layer's parameters by part; a multi-token module's projection counts as dense."""
     parts = dict.fromkeys(PARTS, 0)
     for name, shape in layer_tensors(config, layer).items():
-        if not name.endswith("e_score_correction_bias"):
+        if not name.endswith(ROUTING_BIAS):
             parts[_part(name)] += prod(shape)
     return parts
 

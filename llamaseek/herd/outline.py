@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 from llamaseek.herd.configs import DeepseekV3Config, ModelConfig
-from llamaseek.herd.tensors import Shape, layer_tensors
+from llamaseek.herd.tensors import ROUTING_BIAS, Shape, layer_tensors
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _nest(tensors: dict[str, Shape]) -> tuple[Node, ...]:
     groups: dict[str, dict[str, Shape]] = {}
     for name, shape in tensors.items():
         first, _, rest = name.partition(".")
-        if rest in ("weight", "e_score_correction_bias", ""):
+        if rest in ("weight", ROUTING_BIAS, ""):
             groups[name] = {"": shape}
         else:
             groups.setdefault(first, {})[rest] = shape

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 from llamaseek.herd.configs import DeepseekV3Config, Llama3Config, ModelConfig
 
+ROUTING_BIAS = "e_score_correction_bias"
+"""A buffer of routers: no parameter, and float32 in every folder."""
 Shape = tuple[int, ...]
 
 
@@ -89,7 +91,7 @@ def _deepseek_feed_forward(config: DeepseekV3Config, layer: int) -> dict[str, Sh
         return _gated(width, config.intermediate_size)
     found: dict[str, Shape] = {
         "gate.weight": (experts, width),
-        "gate.e_score_correction_bias": (experts,),
+        f"gate.{ROUTING_BIAS}": (experts,),
     }
     one = _gated(width, inner)
     found |= {f"experts.{e}.{name}": shape for e in range(experts) for name, shape in one.items()}

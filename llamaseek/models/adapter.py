@@ -105,24 +105,31 @@ def _fill(model: nn.Module, adapter: Adapter, folder: Path) -> None:
         adapted.scaling = adapter.scaling
 
 
+def adapter_of(model: nn.Module) -> Adapter:
+    """The adapter that a model has, its matrices as they are there."""
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear)}
+    first = next(iter(layers.values()))
+    rank = first.lora_A.out_features
+    pairs = {n: (m.lora_A.weight.detach(), m.lora_B.weight.detach()) for n, m in layers.items()}
+    return Adapter(rank, first.scaling * rank, first.scaling, pairs)
+
+
 def save_adapter(model: nn.Module, folder: Path, base: str) -> None:
     """Write a model's adapters as a PEFT folder; `base` is the base model's folder or name.
 
     Of a reward model it holds `score` as well, which is trained whole beside them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear)}
-    first = next(iter(layers.values()))
-    rank = first.lora_A.out_features
+    adapter = adapter_of(model)
     config: dict[str, Any] = {
         **PLAIN,
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
-        "r": rank,
-        "lora_alpha": first.scaling * rank,
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
         "lora_dropout": 0.0,
         "use_rslora": False,
-        "target_modules": sorted({name.rpartition(".")[2] for name in layers}),
+        "target_modules": sorted({name.rpartition(".")[2] for name in adapter.pairs}),
         "inference_mode": True,
     }
     tensors = {}
@@ -130,9 +137,9 @@ def save_adapter(model: nn.Module, folder: Path, base: str) -> None:
     if score is not None:
         config |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
         tensors[f"{PREFIX}score.weight"] = lazy(score.weight)
-    for name, layer in layers.items():
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = lazy(layer.lora_A.weight)
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = lazy(layer.lora_B.weight)
+    for name, (a, b) in adapter.pairs.items():
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = lazy(a)
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = lazy(b)
     write_json(folder / CONFIG, config)
     write_tensors(folder, tensors, single=WEIGHTS)
 

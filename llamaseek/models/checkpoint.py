@@ -21,6 +21,7 @@ from llamaseek.herd import ModelConfig
 from llamaseek.herd.check import PACKED_SHAPE, SCALE, is_second_copy, problems
 from llamaseek.herd.folder import read_config
 from llamaseek.herd.stored import stored_tensors
+from llamaseek.herd.tensors import ROUTING_BIAS
 from llamaseek.models import CausalLM, build_model
 from llamaseek.models.fp8 import check_scale, dequantised, keep_fp8
 from llamaseek.models.lazy import Lazy, lazy
@@ -77,14 +78,21 @@ def save_model(
     tensors = {name: lazy(tensor) for name, tensor in to_hf(model)}
     if dtype is not None:
         tensors = cast_weights(tensors, dtype)
-    write_json(folder / "config.json", config_json(model.config.to_dict(), tensors))
+    write_folder(folder, model.config, tensors, shard_bytes)
+
+
+def write_folder(
+    folder: Path, config: ModelConfig, tensors: dict[str, Lazy], shard_bytes: int = SHARD_BYTES
+) -> None:
+    """`config.json` and the tensors under Hugging Face's names, as they are read."""
+    write_json(folder / "config.json", config_json(config.to_dict(), tensors))
     write_tensors(folder, tensors, shard_bytes)
 
 
 def cast_weights(tensors: dict[str, Lazy], dtype: torch.dtype) -> dict[str, Lazy]:
     """Every tensor in `dtype`, but for the routing bias, which is float32 in every folder."""
     return {
-        name: tensor if name.endswith("e_score_correction_bias") else tensor.cast(dtype)
+        name: tensor if name.endswith(ROUTING_BIAS) else tensor.cast(dtype)
         for name, tensor in tensors.items()
     }
 

@@ -178,11 +178,11 @@ def _combinations(recipe: Recipe, plan: ParallelRecipe) -> Iterator[str]:
         yield "parallel.zero: true needs parallel.data above 1: moments are spread over data ranks"
     if plan.offload and plan.shard == 1:
         yield "parallel.offload: true needs parallel.shard above 1: only sharded weights move"
-    whole = [name for name in splits if name != "shard"]
-    if whole and (recipe.stage in ("grpo", "ppo") or recipe.sampling is not None):
+    beyond = [name for name in splits if name != "shard"]
+    if beyond and (recipe.stage in ("grpo", "ppo") or recipe.sampling is not None):
         what = "sampling" if recipe.sampling is not None else recipe.stage
         yield (
-            f"parallel.{whole[0]}: above 1 is not for {what}, whose engine answers from whole "
+            f"parallel.{beyond[0]}: above 1 is not for {what}, whose engine answers from whole "
             "weights; allowed: data, shard"
         )
     across = [name for name in ("tensor", "context") if name in splits]
@@ -191,9 +191,9 @@ def _combinations(recipe: Recipe, plan: ParallelRecipe) -> Iterator[str]:
             f"parallel.{across[0]}: above 1 is not for distillation, whose teacher is whole on "
             "each rank; allowed: data, shard, pipeline, expert"
         )
-    if recipe.lora is not None and whole:
+    if recipe.lora is not None and beyond:
         yield (
-            f"parallel.{whole[0]}: above 1 is not for adapters, which are added to whole "
+            f"parallel.{beyond[0]}: above 1 is not for adapters, which are added to whole "
             "matrices; allowed: data, shard"
         )
     if recipe.lora is not None and recipe.lora.base == "nf4" and plan.shard > 1:

@@ -15,7 +15,6 @@ from llamaseek.engine.engine import Engine
 from llamaseek.engine.options import EngineOptions
 from llamaseek.engine.request import MOST_LOGPROBS, Completion, Logprob, Request, SamplingParams
 from llamaseek.errors import UserError
-from llamaseek.models.checkpoint import load_model
 from llamaseek.safety.verdict import GuardError, Verdict, read_answer
 from llamaseek.text.chat import encode_chat
 from llamaseek.text.guard_prompt import PUBLISHED, Category, guard_prompt
@@ -23,7 +22,7 @@ from llamaseek.text.messages import Message
 from llamaseek.text.options import ChatOptions
 from llamaseek.text.special import START_HEADER
 from llamaseek.text.tokenizer import Tokenizer
-from llamaseek.train.machine import stored_dtype
+from llamaseek.train.machine import load_as_stored
 
 MOST_TOKENS = 64  # of a verdict; fourteen codes take fifty
 
@@ -96,10 +95,10 @@ def load_guard(
     device: torch.device | str = "cpu",
     options: EngineOptions | None = None,
 ) -> Guard:
-    """A guard from a model folder, in the precision it is stored in, as `cli/load.py` loads it."""
+    """A guard from a model folder, in the precision it is stored in."""
     folder, device = Path(folder), torch.device(device)
     tokenizer = Tokenizer.load(folder)
-    dtype = stored_dtype(folder, device)
-    model = load_model(folder, dtype, fp8=device.type == "cuda", mapped=True, device=device)
-    engine = Engine(model, tokenizer, options or EngineOptions(most_running=16))
+    engine = Engine(
+        load_as_stored(folder, device), tokenizer, options or EngineOptions(most_running=16)
+    )
     return Guard(engine, Policy(tokenizer, categories))

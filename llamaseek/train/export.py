@@ -14,11 +14,9 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from llamaseek.files import write_json
 from llamaseek.models import CausalLM
-from llamaseek.models.checkpoint import config_json, from_hf, to_hf
+from llamaseek.models.checkpoint import from_hf, to_hf, write_folder
 from llamaseek.models.lazy import Lazy
-from llamaseek.models.shards import write_tensors
 from llamaseek.train.state import AVERAGE, MODEL, one_process_is_meant
 
 
@@ -81,5 +79,4 @@ def export(weights: Path, model: CausalLM, folder: Path, averaged: bool = False)
     tensors = {
         name: Lazy(tensor.dtype, tuple(tensor.shape), reads(name)) for name, tensor in to_hf(model)
     }
-    write_json(folder / "config.json", config_json(model.config.to_dict(), tensors))
-    write_tensors(folder, tensors)
+    write_folder(folder, model.config, tensors)

@@ -171,9 +171,9 @@ class Trainer:
         if self.ranks.main:
             if not steps:
                 self.folder.clear()
+                if self.job.samples:
+                    write_jsonl(self.folder.path / "samples.jsonl", self.job.samples)
             save_recipe(self.job.recipe, self.folder.path / "recipe.yaml")
-            if self.job.samples and not steps:
-                write_jsonl(self.folder.path / "samples.jsonl", self.job.samples)
         self.ranks.barrier()
         return done
 

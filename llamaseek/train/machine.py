@@ -15,6 +15,7 @@ from llamaseek.errors import bad_value
 from llamaseek.herd import DeepseekV3Config, Llama3Config
 from llamaseek.herd.stored import stored_tensors
 from llamaseek.models import CausalLM
+from llamaseek.models.checkpoint import load_model
 from llamaseek.recipe import TrainRecipe
 
 
@@ -48,6 +49,15 @@ def stored_dtype(folder: Path, device: torch.device) -> torch.dtype:
     stored = stored_tensors(folder).get("model.norm.weight")
     wide = stored is None or stored.dtype in ("F32", "F64")
     return torch.float32 if wide or not has_bf16(device) else torch.bfloat16
+
+
+def load_as_stored(folder: Path, device: torch.device) -> CausalLM:
+    """A folder's model to answer with, in `stored_dtype`.
+
+    On a CPU the weights stay in their files until they are first read, and fp8 is widened.
+    """
+    dtype = stored_dtype(folder, device)
+    return load_model(folder, dtype, fp8=device.type == "cuda", mapped=True, device=device)
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -16,9 +16,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from llamaseek.errors import UserError
+from llamaseek.herd.folder import read_config
 from llamaseek.models import CausalLM
-from llamaseek.models.adapter import save_adapter
-from llamaseek.models.checkpoint import load_model
+from llamaseek.models.adapter import adapter_of, merged, save_adapter
+from llamaseek.models.checkpoint import read_folder, to_hf, write_folder
+from llamaseek.models.fp8 import dequantised
+from llamaseek.models.lazy import lazy
 from llamaseek.parallel.ranks import Ranks
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.export import Stored, export
@@ -81,14 +84,22 @@ class AdaptedParts:
         self.tokenizer.save(folder)
 
     def finish(self, weights: Path, folder: RunFolder, averaged: bool) -> None:
-        """The final adapters, and the base with them folded in, whole in this rank's memory."""
+        """The final adapters, and the base with them folded in."""
         model = self._trained(weights, averaged)
         folder.save(folder.adapter, lambda f: save_adapter(model, f, self.base))
-        wanted = model.state_dict()
-        base = load_model(self.base).state_dict()
-        frozen = {n: base[n].to(own.dtype) for n, own in wanted.items() if own.is_meta}
-        model.load_state_dict(frozen, strict=False, assign=True)
-        folder.save(folder.final, lambda f: save_folder(f, model, self.tokenizer))
+        folder.save(folder.final, lambda f: self._fold(model, f))
+
+    def _fold(self, model: CausalLM, folder: Path) -> None:
+        """A model folder, from the base's a few rows at a time."""
+        base, trained = Path(self.base), dict(model.named_parameters())
+        plain = dequantised(read_folder(base, read_config(base)), torch.float32)
+        folded = merged(plain, adapter_of(model), base)
+        tensors = {
+            name: folded[name].cast(own.dtype) if name in folded else lazy(trained[name])
+            for name, own in to_hf(self.outline)
+        }
+        write_folder(folder, model.config, tensors)
+        save_words(folder, self.tokenizer)
 
     def _trained(self, weights: Path, averaged: bool) -> CausalLM:
         """The outline with the numbers of what is trained."""

@@ -11,6 +11,7 @@ from llamaseek.herd import ModelConfig
 from llamaseek.herd.check import PACKED
 from llamaseek.herd.folder import read_config
 from llamaseek.herd.stored import stored_tensors
+from llamaseek.herd.tensors import ROUTING_BIAS
 from llamaseek.models import CausalLM
 from llamaseek.models.adapter import CONFIG as ADAPTER
 from llamaseek.models.checkpoint import load_model
@@ -19,8 +20,6 @@ from llamaseek.models.nf4 import quantize_layers
 from llamaseek.recipe import Recipe
 from llamaseek.recipe_post import LoraRecipe
 from llamaseek.text.tokenizer import Tokenizer
-
-BIAS = "e_score_correction_bias"  # float32 in every folder
 
 
 def start_from(recipe: Recipe) -> tuple[Tokenizer, CausalLM]:
@@ -43,7 +42,8 @@ def trainable(folder: Path, config: ModelConfig | None = None, mapped: bool = Fa
     """The model of a folder, in float32; UserError where its weights are whole numbers.
 
     Such weights have no gradients. Those in fp8 are widened. `mapped` leaves bf16 as it is, in
-    its files until it is first read, for `Ranks` to widen a layer at a time.
+    its files until it is first read (a mixture's experts, stacked, in memory), for `Ranks` to
+    widen a layer at a time.
     """
     stored = stored_tensors(folder)
     if any(name.endswith(PACKED) for name in stored):
@@ -51,7 +51,7 @@ def trainable(folder: Path, config: ModelConfig | None = None, mapped: bool = Fa
             f"model.init_from: {folder} holds weights of 4 or 8 bits, which cannot be trained; "
             f"allowed: what it was made from, or: llamaseek convert {folder} NEW --dtype bfloat16"
         )
-    if mapped and {t.dtype for n, t in stored.items() if not n.endswith(BIAS)} == {"BF16"}:
+    if mapped and {t.dtype for n, t in stored.items() if not n.endswith(ROUTING_BIAS)} == {"BF16"}:
         model = load_model(folder, torch.bfloat16, config=config, mapped=True)
         for buffer in model.buffers():
             buffer.data = buffer.data.clone()  # training writes to it, and a file is not to be

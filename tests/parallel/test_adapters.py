@@ -103,8 +103,11 @@ def test_a_sharded_run_of_adapters_goes_on_as_one_process(
     on_ranks(2, run, "rows", base, {"shard": 2}, str(folder), False)
     whole, final = losses(folder), load_file(folder / "adapter" / "adapter_model.safetensors")
     (folder / "checkpoints" / f"step-{STEPS}").rename(tmp_path / "last")
+    begun = (folder / "checkpoints" / f"step-{SAVED}" / "state" / "progress.json").stat()
     on_ranks(1, run, "rows", base, {}, str(folder), True)
     assert losses(folder) == pytest.approx(whole, rel=1e-10)
+    kept = (folder / "checkpoints" / f"step-{SAVED}" / "state" / "progress.json").stat()
+    assert (kept.st_ino, kept.st_mtime_ns) == (begun.st_ino, begun.st_mtime_ns)  # not begun anew
     again = load_file(folder / "adapter" / "adapter_model.safetensors")
     for name in final:
         torch.testing.assert_close(again[name], final[name], rtol=1e-6, atol=1e-7)

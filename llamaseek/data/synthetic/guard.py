@@ -163,8 +163,7 @@ def _bad_ask(rng: Random, split: Split) -> Said:
 
 
 def _bad_answer(rng: Random, split: Split) -> Said:
-    act, hazards = _hazardous(rng, split)
-    return Said(_worded(rng, split, GIVES, HELD_OUT_GIVES, act), hazards)
+    return _answer_with(rng, split, rng.choice(tuple(HAZARDS)))
 
 
 def _refusal(rng: Random, split: Split) -> Said:

@@ -65,7 +65,7 @@ async function respond(chat) {
   show();
   announce("The model answers.");
   try {
-    await listed;
+    await Promise.race([listed, aborted(control.signal)]);
     body.model = state.settings.model;
     for await (const event of ask(body, control.signal)) {
       if (grow(message, event)) paint(chat, message);
@@ -111,6 +111,10 @@ function fail(chat, message, error) {
   const at = chat.messages.indexOf(message);
   if (at >= 0 && !message.content && !message.calls.length) chat.messages.splice(at, 1);
 }
+
+const aborted = (signal) => new Promise((_, reject) => {
+  signal.addEventListener("abort", () => reject(signal.reason));
+});
 
 function stop() {
   working?.abort();
@@ -225,7 +229,12 @@ function drawer(open) {
   $("#menu").setAttribute("aria-expanded", open);
 }
 
-async function listModels() {
+function listModels() {
+  listed = showModels();
+  return listed;
+}
+
+async function showModels() {
   const select = $("#model");
   try {
     const names = await models();
@@ -300,7 +309,7 @@ function setUp() {
   }
   show();
   prompt.focus();
-  listed = listModels();
+  listModels();
 }
 
 setUp();

@@ -5,7 +5,6 @@ const TOP = 10;
 // The messages of a chat as the API wants them; exchanges that the guard refused are left out.
 export function request(messages, settings) {
   const body = {
-    model: settings.model,
     messages: [],
     stream: true,
     stream_options: { include_usage: true },
