@@ -16,12 +16,12 @@ from pathlib import Path
 
 import yaml
 
+from llamaseek.data.clean.dedup.stage import CorpusStage
 from llamaseek.data.clean.engine import POLL, Crew
 from llamaseek.data.clean.plan import fingerprint, make_plan, save_plan
 from llamaseek.data.clean.recipe import CleanRecipe, dump
 from llamaseek.data.clean.steps import Pass, Work, passes, run_pass
 from llamaseek.data.clean.tally import READ, total
-from llamaseek.data.dedup.stage import CorpusStage
 from llamaseek.errors import UserError
 from llamaseek.files import write_json, write_text
 

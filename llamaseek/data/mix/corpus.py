@@ -19,14 +19,13 @@ from pathlib import Path
 from llamaseek.data.bad_rows import BadRows
 from llamaseek.data.batch import Batch
 from llamaseek.data.clean.plan import fingerprint
-from llamaseek.data.mix.encode import Encoder, fim_marks
+from llamaseek.data.mix.encode import Encoder, Store, fim_marks, write_store
 from llamaseek.data.mix.rows import MixRows
 from llamaseek.data.mix.schedule import Schedule
 from llamaseek.data.mix.sources import Source, open_sources, phases_of
-from llamaseek.data.mix.store import Store, write_store
 from llamaseek.data.pack import pack_text
 from llamaseek.errors import UserError
-from llamaseek.recipe import Recipe
+from llamaseek.recipe.schema import Recipe
 from llamaseek.text.special import FIM_TOKENS
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.text.train_bpe import train_bpe
