@@ -30,10 +30,7 @@ from llamaseek.checkpoints.shards import write_tensors  # noqa: E402
 from llamaseek.files import write_json  # noqa: E402
 from llamaseek.herd import Llama3Config  # noqa: E402
 from llamaseek.herd.published import ENTRIES  # noqa: E402
-from llamaseek.herd.tensors import (
-    count_parameters,  # noqa: E402
-    model_tensors,  # noqa: E402
-)
+from llamaseek.herd.tensors import count_parameters, model_tensors
 from llamaseek.models.lazy import Lazy  # noqa: E402
 
 ALLOWED_GB = 1.3

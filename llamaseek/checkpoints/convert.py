@@ -16,7 +16,7 @@ from llamaseek.checkpoints.peft import merged, read_adapter
 from llamaseek.checkpoints.shards import SHARD_BYTES, Watch, write_tensors
 from llamaseek.checkpoints.widen import dequantised, widened
 from llamaseek.errors import UserError
-from llamaseek.files import check_apart, new_folder, read_json_object, write_json
+from llamaseek.files import check_apart, check_kept, new_folder, read_json_object, write_json
 from llamaseek.herd.folder import read_config
 from llamaseek.models.lazy import Lazy
 
@@ -51,6 +51,7 @@ class Conversion:
         self.source, self.target, self.shard_bytes = source, target, shard_bytes
         config, tensors = read_any(source)
         if adapter is not None:
+            check_kept(target, adapter)
             plain = dequantised(widened(tensors, torch.bfloat16), torch.bfloat16)
             tensors = merged(plain, read_adapter(adapter), adapter)
         if dtype is not None:

@@ -14,6 +14,7 @@ from llamaseek.errors import UserError
 from llamaseek.recipe.load import find_recipe, load_recipe
 from llamaseek.runtime.check import resolve
 from llamaseek.runtime.world import is_first_rank, started_ranks
+from llamaseek.train.saving.reads import check_reads, check_recipe_file
 
 RECIPE = typer.Argument(help="A recipe file, or the name of one that ships with llamaseek.")
 OVERRIDES = typer.Argument(None, metavar="[KEY=VALUE]...", help="Overrides, as in train.lr=1e-3.")
@@ -59,10 +60,13 @@ def run_recipe(
 
     `asked` is how to begin: `--resume`, `--auto-resume`, `--overwrite` or nothing.
     """
-    recipe = load_recipe(find_recipe(wanted), overrides)
+    path = find_recipe(wanted)
+    recipe = load_recipe(path, overrides)
     if recipe.stage != stage:
         raise UserError(f"stage: {wanted} is a {recipe.stage} recipe; use llamaseek {recipe.stage}")
     recipe = resolve(recipe, started_ranks())
+    check_reads(recipe)
+    check_recipe_file(path, recipe)
     if dry_run:
         import yaml
 

@@ -11,10 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from llamaseek.errors import UserError, shorten, unknown_name
 from llamaseek.files import write_text
-from llamaseek.recipe.schema import (
-    INSTEAD,
-    Recipe,
-)
+from llamaseek.recipe.schema import INSTEAD, Recipe
 
 Checked = TypeVar("Checked", bound=BaseModel)
 
@@ -120,7 +117,7 @@ def _section_at(kind: Any, where: list[str]) -> Any:
 
 def bundled() -> dict[str, Path]:
     """The recipes that ship with the package, by file name."""
-    folder = Path(str(files("llamaseek.recipe"))) / "bundled"
+    folder = Path(str(files("llamaseek.recipe.schema"))) / "bundled"
     return {path.name: path for path in sorted(folder.glob("*.yaml"))}
 
 

@@ -17,6 +17,7 @@ from llamaseek.errors import UserError
 from llamaseek.herd import Llama3Config
 from llamaseek.herd.folder import read_config
 from llamaseek.herd.formats import SCALE
+from llamaseek.kernels.fp8 import dequantize_fp8
 from llamaseek.models import CausalLM
 from llamaseek.models.quant.fp8 import Fp8Experts, Fp8Linear, quantise
 from tests.models.shapes import reference_model, rows, tiny_config, tiny_model

@@ -10,8 +10,8 @@ import pytest
 from llamaseek.errors import UserError
 from llamaseek.recipe.schema import RewardRecipe
 from llamaseek.train.rewards import Episode, check_columns, exact, make_rewards, numeric
-from llamaseek.train.rewards.sandbox import code_of, passes_tests
 from llamaseek.train.rollouts.answers import judge
+from llamaseek.workers.sandbox import code_of, passes_tests
 from tests.train.tiny import tiny_tokenizer
 
 

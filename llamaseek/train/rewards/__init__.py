@@ -14,7 +14,7 @@ from llamaseek.errors import bad_value
 from llamaseek.recipe.schema import RewardRecipe
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.rewards.model import RewardModel
-from llamaseek.train.rewards.sandbox import passes_tests
+from llamaseek.workers.sandbox import passes_tests
 
 NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?|-?\.\d+")
 
