@@ -255,8 +255,8 @@ def lecture(work: Path) -> str:
 
 
 PARTS: dict[str, Callable[[Path], Any]] = {"lecture": lecture}
-for part, family in product((weights, tokens, layouts, quickstart), FAMILIES):
-    PARTS[f"{part.__name__}-{family}"] = partial(part, family=family)
+for _part, _family in product((weights, tokens, layouts, quickstart), FAMILIES):
+    PARTS[f"{_part.__name__}-{_family}"] = partial(_part, family=_family)
 
 
 def header() -> dict[str, str]:
@@ -277,8 +277,8 @@ def header() -> dict[str, str]:
 def differences(part: str, pinned: Any, found: Any) -> list[str]:
     """One line for each value that moved; a quickstart's renamed keys are compared by value."""
     if part.startswith("quickstart") and pinned and pinned.keys() != found.keys():
-        old, new = (sorted(map(repr, side.values())) for side in (pinned, found))
-        return [] if old == new else [f"{part}: pinned {pinned}\n  found {found}"]
+        same = sorted(map(repr, pinned.values())) == sorted(map(repr, found.values()))
+        return [] if same else [f"{part}: pinned {pinned}\n  found {found}"]
     old, new = dict(flat(pinned)), dict(flat(found))
     return [
         f"{part} {name}: pinned {old.get(name)}, found {new.get(name)}"
