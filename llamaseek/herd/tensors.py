@@ -26,8 +26,13 @@ def model_tensors(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
     yield "model.norm.weight", (config.hidden_size,)
     if config.is_reward_model:
         yield "score.weight", (1, config.hidden_size)
-    elif not config.tie_word_embeddings:
+    elif not tied(config):
         yield "lm_head.weight", (config.vocab_size, config.hidden_size)
+
+
+def tied(config: ModelConfig) -> bool:
+    """Whether embedding and head are one table. A reward model has a score in the head's place."""
+    return config.tie_word_embeddings and not config.is_reward_model
 
 
 def layer_count(config: ModelConfig) -> int:
@@ -156,7 +161,8 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
     table = config.vocab_size * config.hidden_size
     parts = dict.fromkeys(PARTS, 0)
     parts["embedding"] = table
-    parts["head"] = 0 if config.tie_word_embeddings else table
+    head = config.hidden_size if config.is_reward_model else table
+    parts["head"] = 0 if tied(config) else head
     parts["norms"] = config.hidden_size
     for kind, layers in _kinds(config).items():
         for part, count in layer_parts(config, kind).items():
@@ -204,7 +210,7 @@ def _idle(config: ModelConfig, parts: dict[str, int]) -> int:
     if not isinstance(config, DeepseekV3Config):
         return 0
     chosen = parts["routed"] // config.n_routed_experts * config.num_experts_per_tok
-    looked_up = 0 if config.tie_word_embeddings else parts["embedding"]
+    looked_up = 0 if tied(config) else parts["embedding"]
     return parts["routed"] - chosen + looked_up
 
 
