@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,3 +84,15 @@ def check_kept(target: Path, source: Path) -> None:
     """UserError where replacing a folder would remove something of what it is made from."""
     if any(place.is_relative_to(target.resolve()) for place in places(source)):
         raise UserError(f"{target}: holds {source}, which it is made from")
+
+
+def disk_reason(error: OSError, folder: Path, needed: int = 0) -> str:
+    """Why writing to a folder failed; of a full disk, how many bytes are needed and free.
+
+    Libraries report a write that was cut short in words of their own, so the room is looked at.
+    """
+    free = shutil.disk_usage(folder).free
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT) and free > max(needed, 1 << 16):
+        return error.strerror or str(error)
+    asked = f"{needed / 1e6:,.1f} MB are needed, " if needed else ""
+    return f"No space left on device: {asked}{free / 1e6:,.1f} MB are free in {folder}"

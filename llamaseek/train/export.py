@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from llamaseek.models import CausalLM
 from llamaseek.models.checkpoint import from_hf, to_hf, write_folder
 from llamaseek.models.lazy import Lazy
+from llamaseek.train.saving.index import Reader
 from llamaseek.train.state import AVERAGE, MODEL, one_process_is_meant
 
 
@@ -29,25 +28,12 @@ def outline(model: CausalLM, dtype: torch.dtype) -> CausalLM:
     return deepcopy(model, memo)
 
 
-class OnceRead(FileSystemReader):
-    """Its index is read once, not anew for each tensor."""
-
-    @cached_property
-    def index(self) -> Metadata:
-        """Which tensors there are, and where."""
-        return super().read_metadata()
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """What `dcp.load` asks for."""
-        return self.index
-
-
 class Stored(dict[str, Tensor]):
     """The tensors of `state/weights`, read when asked for; the latest one is kept."""
 
     def __init__(self, weights: Path, averaged: bool) -> None:
         super().__init__()
-        self.reader = OnceRead(weights)
+        self.reader = Reader(weights)
         self.known = self.reader.index.state_dict_metadata
         self.averaged = averaged
 

@@ -27,7 +27,7 @@ from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.export import Stored, export
 from llamaseek.train.optimizer import WeightAverage
 from llamaseek.train.run_folder import RunFolder
-from llamaseek.train.state import save_folder, save_state, save_words, state_tensors
+from llamaseek.train.state import MODEL, save_folder, save_state, save_words, state_tensors
 
 Extras = Callable[[Path], None]
 
@@ -198,7 +198,7 @@ class Saver:
 
         try:
             if self.ranks.main:
-                self.folder.save(target, write)
+                self.folder.save(target, write, stored_bytes(tensors))
                 self.folder.prune(self.keep)
             else:
                 write(self.folder.partial(target))
@@ -215,6 +215,13 @@ class Saver:
         except UserError as failed:
             return str(failed)
         return None
+
+
+def stored_bytes(tensors: dict[str, Tensor]) -> int:
+    """About what a checkpoint takes: its state, and the model's weights once more as a folder."""
+    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
+    weights = sum(size for name, size in sizes.items() if name.startswith(MODEL))
+    return sum(sizes.values()) + weights
 
 
 def at_hand(tensor: Tensor) -> Tensor:
