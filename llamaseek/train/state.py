@@ -130,7 +130,7 @@ def load_state(
         tensors = state_tensors(ranks, optimizer, average)
         with one_process_is_meant():
             dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
-    except (UserError, LookupError, TypeError, ValueError, RuntimeError, AssertionError) as error:
+    except (LookupError, TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise UserError(f"{state}: cannot be resumed from ({shorten(str(error))})") from None
     except CheckpointException as error:
         raise UserError(f"{state}: cannot be resumed from ({first_reason(error)})") from None

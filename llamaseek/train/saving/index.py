@@ -49,12 +49,10 @@ VALUES: dict[tuple[str, str], Callable[..., Any]] = {
     ("pathlib", "PosixPath"): lambda *parts: parts,
     ("pathlib._local", "PosixPath"): lambda *parts: parts,  # its name in Python 3.13
 }
-OPCODES = frozenset(
-    (
-        "PROTO FRAME MEMOIZE BINGET LONG_BINGET STACK_GLOBAL NEWOBJ REDUCE BUILD STOP MARK "
-        "EMPTY_DICT SETITEM SETITEMS EMPTY_LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 "
-        "TUPLE3 NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 SHORT_BINUNICODE BINUNICODE"
-    ).split(" ")
+OPCODES = (
+    "PROTO FRAME MEMOIZE BINGET LONG_BINGET STACK_GLOBAL NEWOBJ REDUCE BUILD STOP MARK "
+    "EMPTY_DICT SETITEM SETITEMS EMPTY_LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 "
+    "TUPLE3 NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 SHORT_BINUNICODE BINUNICODE"
 )
 """What an index is written with. Others can take memory beyond the file's size."""
 
@@ -141,8 +139,9 @@ def read_index(folder: Path) -> Metadata:
 
 
 def _unpickled(data: bytes) -> Any:
+    allowed = frozenset(OPCODES.split())
     for opcode, _, _ in pickletools.genops(data):
-        if opcode.name not in OPCODES:
+        if opcode.name not in allowed:
             raise pickle.UnpicklingError(f"it uses {opcode.name}")
     return _Unpickler(data).load()
 
