@@ -22,11 +22,15 @@ class TokenStream(Protocol):
 class Backend(Protocol):
     """An engine without state. Every added token of its file is in `specials`.
 
+    `hidden` are those of them that the file calls special, which text does not show. `prefix` is
+    what the file's post-processor puts before a text.
     `unknown` is the one that stands for text which the vocabulary cannot spell; byte-level
     engines have none.
     """
 
     specials: dict[int, str]
+    hidden: frozenset[int]
+    prefix: tuple[int, ...]
     size: int
     unknown: str | None
 

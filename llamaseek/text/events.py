@@ -21,6 +21,13 @@ class Content:
 
 
 @dataclass(frozen=True)
+class Reasoning:
+    """More of what the model thinks before it answers."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class ToolCall:
     """One whole call of a tool."""
 
@@ -28,7 +35,7 @@ class ToolCall:
     arguments: dict[str, Any]
 
 
-Event = Content | ToolCall
+Event = Content | Reasoning | ToolCall
 
 
 def said(text: str) -> list[Event]:

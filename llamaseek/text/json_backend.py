@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 from tokenizers import Tokenizer as Library
@@ -20,7 +21,11 @@ class JsonBackend:
 
     def __init__(self, source: str) -> None:
         self._source = source
-        self._library = _load(source)
+        parsed = _parse(source)
+        added = parsed.get_added_tokens_decoder()
+        self.hidden = frozenset(i for i, token in added.items() if token.special)
+        self._library = _with_plain_text(parsed, source)
+        self.prefix = _prefix(self._library)
         added = self._library.get_added_tokens_decoder()
         self.specials = {i: token.content for i, token in sorted(added.items())}
         self.size = max(self._library.get_vocab_size(), max(self.specials, default=-1) + 1)
@@ -82,15 +87,21 @@ class _LibraryStream:
         return rest
 
 
-def _load(source: str) -> Any:
-    """The library's tokenizer, set so that the text of special tokens is text to it."""
-    library = _parse(source)
+def _with_plain_text(library: Any, source: str) -> Any:
+    """The library's tokenizer, set so that the text of added tokens is text to it."""
     if not all(token.special for token in library.get_added_tokens_decoder().values()):
         library = _parse(_all_special(source))
     library.no_truncation()
     library.no_padding()
     library.encode_special_tokens = True
     return library
+
+
+def _prefix(library: Any) -> tuple[int, ...]:
+    """The special tokens that the post-processor puts before a text."""
+    found = library.encode("a", add_special_tokens=True)
+    pairs = zip(found.ids, found.special_tokens_mask, strict=True)
+    return tuple(i for i, _ in takewhile(lambda pair: pair[1], pairs))
 
 
 def _parse(source: str) -> Any:
