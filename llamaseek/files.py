@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,3 +52,33 @@ def write_json(path: Path, value: Any) -> None:
 def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """The same for rows, one a line."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def places(path: str | Path) -> set[Path]:
+    """Where reading `path`, a file, a folder or a glob, leads: all of it resolved, and what the
+    symbolic links below it point to.
+    """
+    given = Path(path).expanduser()
+    matched = [] if given.exists() else glob.glob(str(given), recursive=True)
+    found = {given.resolve(), *(Path(one).resolve() for one in matched)}
+    return found.union(*(_links(one) for one in found))
+
+
+def _links(folder: Path) -> set[Path]:
+    """What the symbolic links below a folder point to; nothing for a file."""
+    walk = ((Path(root), names + files) for root, names, files in os.walk(folder))
+    entries = (root / name for root, names in walk for name in names)
+    return {entry.resolve() for entry in entries if entry.is_symlink()}
+
+
+def check_apart(target: Path, source: Path) -> None:
+    """UserError where a folder and the one it is made from are one, or one is within the other."""
+    if target.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{target}: is inside the folder it is made from ({source})")
+    check_kept(target, source)
+
+
+def check_kept(target: Path, source: Path) -> None:
+    """UserError where replacing a folder would remove something of what it is made from."""
+    if any(place.is_relative_to(target.resolve()) for place in places(source)):
+        raise UserError(f"{target}: holds {source}, which it is made from")

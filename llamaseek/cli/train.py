@@ -13,6 +13,7 @@ from llamaseek.errors import UserError
 from llamaseek.parallel.check import is_first_rank, resolve, started_ranks
 from llamaseek.recipe import load_recipe
 from llamaseek.recipe_files import find_recipe
+from llamaseek.train.saving.reads import check_reads, check_recipe_file
 
 RECIPE = typer.Argument(help="A recipe file, or the name of one that ships with llamaseek.")
 OVERRIDES = typer.Argument(None, metavar="[KEY=VALUE]...", help="Overrides, as in train.lr=1e-3.")
@@ -58,10 +59,13 @@ def run_recipe(
 
     `asked` is how to begin: `--resume`, `--auto-resume`, `--overwrite` or nothing.
     """
-    recipe = load_recipe(find_recipe(wanted), overrides)
+    path = find_recipe(wanted)
+    recipe = load_recipe(path, overrides)
     if recipe.stage != stage:
         raise UserError(f"stage: {wanted} is a {recipe.stage} recipe; use llamaseek {recipe.stage}")
     recipe = resolve(recipe, started_ranks())
+    check_reads(recipe)
+    check_recipe_file(path, recipe)
     if dry_run:
         import yaml
 

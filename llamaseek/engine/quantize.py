@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from llamaseek.errors import UserError, bad_value
-from llamaseek.files import write_json
+from llamaseek.files import check_apart, write_json
 from llamaseek.herd.check import (
     BLOCK,
     GROUPS,
@@ -38,7 +38,7 @@ from llamaseek.models.checkpoint import config_json
 from llamaseek.models.convert import BESIDE, read_any
 from llamaseek.models.fp8 import dequantised
 from llamaseek.models.lazy import Lazy, lazy
-from llamaseek.models.shards import SHARD_BYTES, Watch, check_apart, new_folder, write_tensors
+from llamaseek.models.shards import SHARD_BYTES, Watch, new_folder, write_tensors
 
 BITS = ("8", "4", "fp8")
 FP8 = {

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from llamaseek.errors import UserError
-from llamaseek.files import read_json_object, write_json
+from llamaseek.files import check_apart, check_kept, read_json_object, write_json
 from llamaseek.herd.folder import read_config
 from llamaseek.models.adapter import merged, read_adapter
 from llamaseek.models.checkpoint import cast_weights, config_json, read_folder
@@ -17,7 +17,7 @@ from llamaseek.models.fp8 import dequantised
 from llamaseek.models.lazy import Lazy
 from llamaseek.models.meta import is_meta_folder, read_meta
 from llamaseek.models.packed import widened
-from llamaseek.models.shards import SHARD_BYTES, Watch, check_apart, new_folder, write_tensors
+from llamaseek.models.shards import SHARD_BYTES, Watch, new_folder, write_tensors
 
 # What a model folder holds beside its weights and config; nothing else is copied.
 BESIDE = (
@@ -50,6 +50,7 @@ class Conversion:
         self.source, self.target, self.shard_bytes = source, target, shard_bytes
         config, tensors = read_any(source)
         if adapter is not None:
+            check_kept(target, adapter)
             plain = dequantised(widened(tensors, torch.bfloat16), torch.bfloat16)
             tensors = merged(plain, read_adapter(adapter), adapter)
         if dtype is not None:

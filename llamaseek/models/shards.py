@@ -132,15 +132,6 @@ def _bytes(rows: Tensor, dtype: torch.dtype) -> Any:
     return plain.flatten().view(torch.uint8).numpy().data
 
 
-def check_apart(target: Path, source: Path) -> None:
-    """UserError where a folder and the one it is made from are one, or one within the other."""
-    there, here = target.resolve(), source.resolve()
-    if there.is_relative_to(here):
-        raise UserError(f"{target}: is inside the folder it is made from")
-    if here.is_relative_to(there):
-        raise UserError(f"{target}: holds {source}, which it is made from")
-
-
 def _check_free(folder: Path, overwrite: bool) -> None:
     """UserError for what may not be replaced: all but model folders, and these unless told."""
     if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):

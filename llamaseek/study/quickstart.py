@@ -32,6 +32,7 @@ from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.build import build_job
 from llamaseek.train.loop import Job, train
 from llamaseek.train.machine import count_parameters
+from llamaseek.train.run_folder import RunFolder
 
 FIRST_WORDS = "The red fox"
 ITEMS = 500  # held-out items behind every figure
@@ -73,7 +74,8 @@ def quickstart(
     """Run the four stages into `folder` and return the figures, also written as `figures.json`.
 
     A stage whose folder holds the same recipe goes on from its checkpoints, so that an
-    interrupted quickstart continues; `overwrite` starts all of them again. `smoke` is a
+    interrupted quickstart continues; another run there is an error, unless `overwrite` starts
+    all of them again. `smoke` is a
     rehearsal in seconds, whose figures mean nothing.
     """
     started = time.perf_counter()
@@ -107,6 +109,8 @@ def run_stage(stage: str, recipe: Recipe, items: int, overwrite: bool, found: Fi
     """Measure, train, measure again."""
     saved = recipe.folder / "recipe.yaml"
     same = saved.is_file() and load_recipe(saved, []) == recipe
+    if not same:
+        RunFolder(recipe.folder).check(resume=False, overwrite=overwrite)
     job = build_job(recipe)
     before = Speaker(job.model, job.tokenizer)
     told_before = told(stage, before)

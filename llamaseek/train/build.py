@@ -19,11 +19,13 @@ from llamaseek.train.loop import Job
 from llamaseek.train.objectives.choose import make_objective
 from llamaseek.train.post import post_job
 from llamaseek.train.progress import tokenizing
+from llamaseek.train.saving.reads import check_reads
 from llamaseek.train.start import by_layer, check_length, check_speaks, check_vocabulary, trainable
 
 
 def build_job(recipe: Recipe) -> Job:
     """Everything a run needs; raises `UserError` before anything is written."""
+    check_reads(recipe)
     if recipe.stage == "pretrain":
         return _pretrain_job(recipe)
     return post_job(recipe)

@@ -42,8 +42,9 @@ class RunFolder:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
-        for left in self.path.rglob(".partial-*"):
-            shutil.rmtree(left, ignore_errors=True)
+        for folder in (self.path, self.checkpoints):
+            for left in folder.glob(".partial-*"):
+                remove(left)
 
     def saved_steps(self) -> list[int]:
         """Steps with a whole checkpoint, in order."""
@@ -91,9 +92,9 @@ class RunFolder:
         """Remove a folder; renamed first, so that half of one never looks whole."""
         if folder.exists():
             old = folder.parent / f".partial-old-{folder.name}"
-            shutil.rmtree(old, ignore_errors=True)
+            remove(old)
             folder.rename(old)
-            shutil.rmtree(old)
+            remove(old)
 
     def log(self, line: dict[str, Any]) -> None:
         """Append one line to `metrics.jsonl`."""
@@ -118,6 +119,14 @@ class RunFolder:
         replacement.write_text("".join(line + "\n" for line in kept))
         replacement.replace(self.metrics)
         return last
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder, or a symbolic link without what it points to."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def sync(folder: Path) -> None:

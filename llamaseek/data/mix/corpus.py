@@ -109,10 +109,15 @@ def _stores(
     folder = recipe.folder / f"tokens-{_mark(recipe, tokenizer)}"
     with _alone(recipe.folder):
         if not folder.is_dir():
-            for old in recipe.folder.glob("tokens-*"):
+            for old in token_stores(recipe.folder):
                 shutil.rmtree(old)
             _write_stores(folder, recipe, sources, tokenizer, watch)
     return {s.name: Store(folder / s.name, tokenizer.vocab_size) for s in sources}
+
+
+def token_stores(folder: Path) -> list[Path]:
+    """The stores of tokens that runs have left in a run folder; other folders are not ours."""
+    return [p for p in folder.glob("tokens-" + "[0-9a-f]" * 16) if p.is_dir()]
 
 
 def _write_stores(

@@ -12,7 +12,7 @@ from llamaseek.recipe_post import RewardRecipe
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.rewards.checks import exact, numeric, pattern
 from llamaseek.train.rewards.model import RewardModel
-from llamaseek.train.rewards.sandbox import passes_tests
+from llamaseek.workers.sandbox import passes_tests
 
 VERIFIABLE = ("exact", "numeric", "regex", "unit_tests")
 """Kinds that say right (1) or wrong (0)."""

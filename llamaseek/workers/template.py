@@ -1,14 +1,13 @@
-"""The process that renders strangers' chat templates. Run as a script; it imports jinja2 alone.
+"""A worker's handler that renders chat templates of model folders, which are untrusted input.
 
-A line of JSON in, `{"source", "variables", "limit"}`; a line out, `{"text"}` or `{"error"}`.
-Who started it bounds its time by killing it; its memory and output are bounded here.
+Jobs are `{"source", "variables", "limit"}`, replies `{"text"}`. The template runs in jinja2's
+immutable sandbox; `limit` bounds the characters it may write.
 """
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -21,8 +20,16 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 Compiler = Callable[[str], Template]
 
-MEMORY = 1 << 30
-"""Bytes of address space."""
+
+def prepare(blob: bytes) -> Callable[[], Callable[[Mapping[str, Any], bytes], Any]]:
+    """See `child`: nothing is prepared but jinja2; each worker keeps what it has compiled."""
+    made = environment()
+
+    def make() -> Callable[[Mapping[str, Any], bytes], Any]:
+        compiled = lru_cache(maxsize=8)(made.from_string)
+        return lambda job, blob: (answer(compiled, job), b"")
+
+    return make
 
 
 class Generation(Extension):
@@ -67,45 +74,20 @@ def raise_exception(message: str) -> None:
     raise TemplateError(message)
 
 
-def answer(compiled: Compiler, request: dict[str, Any]) -> dict[str, str]:
-    """The rendered text, or what is wrong with the template."""
+def answer(compiled: Compiler, job: Mapping[str, Any]) -> dict[str, str]:
+    """The rendered text, or where the template is not one."""
     try:
-        return {"text": render(compiled(request["source"]), request)}
+        return {"text": render(compiled(job["source"]), job)}
     except TemplateSyntaxError as error:
         return {"error": f"line {error.lineno}: {error.message}"}
-    except MemoryError:
-        return {"error": f"needs more than {MEMORY >> 20} MiB of memory"}
-    except RecursionError:
-        return {"error": "nested too deep"}
-    except Exception as error:  # a template can raise whatever an expression can
-        return {"error": str(error) or type(error).__name__}
 
 
-def render(template: Template, request: dict[str, Any]) -> str:
+def render(template: Template, job: Mapping[str, Any]) -> str:
+    """The text that a template writes; TemplateError beyond the job's limit."""
     pieces, size = [], 0
-    for piece in template.generate(request["variables"]):
+    for piece in template.generate(job["variables"]):
         pieces.append(piece)
         size += len(piece)
-        if size > request["limit"]:
-            raise TemplateError(f"writes more than {request['limit']} characters")
+        if size > job["limit"]:
+            raise TemplateError(f"writes more than {job['limit']} characters")
     return "".join(pieces)
-
-
-def bound_memory() -> None:
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-
-
-def main() -> None:
-    bound_memory()
-    compiled = lru_cache(maxsize=8)(environment().from_string)
-    print(json.dumps({"ready": True}), flush=True)
-    for line in sys.stdin:
-        print(json.dumps(answer(compiled, json.loads(line))), flush=True)
-
-
-if __name__ == "__main__":
-    main()
