@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llamaseek.data.bad_rows import BadRows
 from llamaseek.data.batch import Batch
-from llamaseek.errors import bad_value
+from llamaseek.errors import UserError, bad_value
 from llamaseek.files import write_jsonl
 from llamaseek.models import CausalLM
 from llamaseek.models.lora import LoRALinear
@@ -202,6 +202,11 @@ class Trainer:
         torch.manual_seed(self.job.recipe.seed * 1_000_003 + step)
         batch = self.job.train.step(step, self.recipe.batch)
         batch = self.job.objective.prepare(batch, step)
+        if not self.job.objective.in_loss(batch):
+            raise UserError(
+                f"step {step + 1}: no token of its batch is in the loss, so it would learn nothing; "
+                "`llamaseek data inspect` shows what of the rows is"
+            )
         losses = self._gradients(batch)
         at(f"{self.place}, clipping and stepping")
         norm = self.ranks.clip(self.recipe.clip)
