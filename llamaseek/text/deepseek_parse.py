@@ -67,12 +67,19 @@ def read_call(text: str) -> ToolCall | None:
     """One call with the control tokens at its ends, or None if it is not as it should be."""
     inner = text.removeprefix(CALL_BEGIN).removesuffix(CALL_END)
     kind, _, rest = inner.partition(CALL_SEP)
+    if kind.strip() != "function":
+        return _bare_call(kind.strip(), rest)
     name, fence, body = (part.strip() for part in rest.partition("```json"))
     arguments = read_object(body.removesuffix("```"))
-    whole = kind.strip() == "function" and fence and body.endswith("```")
-    if not whole or not is_name(name) or arguments is None:
+    if not fence or not body.endswith("```") or not is_name(name) or arguments is None:
         return None
     return ToolCall(name, arguments)
+
+
+def _bare_call(name: str, arguments: str) -> ToolCall | None:
+    """A call as V3.1 writes it: the name, the separator, and JSON without a fence."""
+    found = read_object(arguments)
+    return ToolCall(name, found) if is_name(name) and found is not None else None
 
 
 def _without_frame(text: str) -> str:

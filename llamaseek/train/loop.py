@@ -204,7 +204,7 @@ class Trainer:
         batch = self.job.objective.prepare(batch, step)
         if not self.job.objective.in_loss(batch):
             raise UserError(
-                f"step {step + 1}: no token of its batch is in the loss, so it would learn nothing; "
+                f"step {step + 1}: no token of its batch is in the loss, so it learns nothing; "
                 "`llamaseek data inspect` shows what of the rows is"
             )
         losses = self._gradients(batch)
