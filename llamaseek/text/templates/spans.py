@@ -66,7 +66,7 @@ class PrefixSpans:
         begin = self._beginning(self.messages[:turn], True)
         if begin is not None:
             return begin
-        before = self._around(turn)[0]
+        before = self._around(turn, self.messages)[0]
         if not self.text.startswith(before):
             raise self._unclear(turn)
         return len(before)
@@ -77,10 +77,11 @@ class PrefixSpans:
         end = self._beginning(self.messages[: turn + 1], False)
         if end is not None:
             return end
-        after = self._around(turn)[1]
-        if not self.text.endswith(after):
+        after = self._around(turn, self.messages)[1]
+        closing = self._around(turn, self.messages[: turn + 1])[1]
+        if not self.text.endswith(after) or not after.startswith(closing):
             raise self._unclear(turn)
-        return len(self.text) - len(after)
+        return len(self.text) - len(after) + len(closing)
 
     def _beginning(self, messages: Sequence[Message], open_answer: bool) -> int | None:
         """How long these messages are, if they are the beginning of the whole text."""
@@ -90,9 +91,9 @@ class PrefixSpans:
             return None
         return None if text is None or not self.text.startswith(text) else len(text)
 
-    def _around(self, turn: int) -> tuple[str, str]:
-        """The text before and after what changes with the turn's content."""
-        changed = list(self.messages)
+    def _around(self, turn: int, messages: Sequence[Message]) -> tuple[str, str]:
+        """The text before and after what changes in these messages with the turn's content."""
+        changed = list(messages)
         changed[turn] = self.probe
         before, found, after = self.render(changed, False).partition(self.mark)
         if not found or self.mark in after:
