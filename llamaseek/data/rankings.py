@@ -14,7 +14,7 @@ import torch
 from llamaseek.data.bad_rows import BadRows, Row, RowError
 from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.data.formats import Ranking, RowReader
-from llamaseek.data.pack import Packable, pack_apart
+from llamaseek.data.pack import Example, pack_apart
 from llamaseek.data.rows import check_length, encode, shifted
 from llamaseek.text.chat import ANSWER, PROMPT, ChatIds
 from llamaseek.text.tokenizer import Tokenizer
@@ -37,7 +37,7 @@ def preferences(
     """
     reader, bad = reader or RowReader(), bad or BadRows()
 
-    def pair(place: str, row: dict[str, Any]) -> list[Packable]:
+    def pair(place: str, row: dict[str, Any]) -> list[Example]:
         found = reader.ranking(place, row)
         chats = _chats(place, found, tokenizer, PAIR)
         check_length(place, sum(len(chat.ids) for chat in chats), length)
@@ -63,7 +63,7 @@ def rankings(
     """
     reader, bad = reader or RowReader(), bad or BadRows()
 
-    def ranked(place: str, row: dict[str, Any]) -> list[Packable]:
+    def ranked(place: str, row: dict[str, Any]) -> list[Example]:
         found = reader.ranking(place, row)
         chats = _chats(place, found, tokenizer, tuple(found.answers))
         check_length(place, sum(len(chat.ids) for chat in chats), length)
@@ -76,15 +76,15 @@ def rankings(
     return batch
 
 
-def _scored(place: str, name: str, chat: ChatIds) -> Packable:
+def _scored(place: str, name: str, chat: ChatIds) -> Example:
     """One answer with what comes before it, up to its end."""
     end = last_answer(chat)[1]
     if end == 0:
         raise RowError(place, "without an answer", f"{name} is empty")
-    return Packable(chat.ids[:end], [IGNORE] * end)
+    return Example(chat.ids[:end], [IGNORE] * end)
 
 
-def _ends(row: list[Packable]) -> list[int]:
+def _ends(row: list[Example]) -> list[int]:
     ends, at = [], 0
     for item in row:
         at += len(item.tokens)
@@ -101,7 +101,7 @@ def _chats(
     ]
 
 
-def _side(place: str, chat: ChatIds, sequence: int, form: str) -> Packable:
+def _side(place: str, chat: ChatIds, sequence: int, form: str) -> Example:
     """One answer; only the last assistant turn is in the loss."""
     begin, end = last_answer(chat)
     kinds = [kind if begin <= i < end else PROMPT for i, kind in enumerate(chat.kinds)]
@@ -114,7 +114,7 @@ def _side(place: str, chat: ChatIds, sequence: int, form: str) -> Packable:
         "sequence": [sequence] * len(chat.ids),
         "counts_for_preference": [int(target != IGNORE) for target in counted],
     }
-    return Packable(chat.ids, shifted(chat, lambda kind: kind != PROMPT), extra)
+    return Example(chat.ids, shifted(chat, lambda kind: kind != PROMPT), extra)
 
 
 def last_answer(chat: ChatIds) -> tuple[int, int]:

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llamaseek.errors import UserError, unknown_name
-from llamaseek.text.deepseek_chat import deepseek_pieces
-from llamaseek.text.folder_template import CHAT_TEMPLATE
+from llamaseek.text.deepseek_v3 import deepseek_pieces
+from llamaseek.text.llama3_calls import CHAT_TEMPLATE, OPTION_KWARGS, ChatOptions
 from llamaseek.text.llama3_chat import VARIANTS, llama3_pieces
 from llamaseek.text.messages import (
     ROLES,
@@ -22,7 +22,6 @@ from llamaseek.text.messages import (
     read_tools,
     with_reasoning,
 )
-from llamaseek.text.options import OPTION_KWARGS, ChatOptions
 from llamaseek.text.pieces import ANSWER, END, PROMPT, ChatIds, Piece, to_ids, to_text
 
 if TYPE_CHECKING:

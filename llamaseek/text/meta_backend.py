@@ -14,8 +14,13 @@ from pathlib import Path
 import tiktoken
 
 from llamaseek.errors import UserError, shorten
-from llamaseek.text.backend import ByteStream, TokenStream, check_unicode
-from llamaseek.text.llama3_library import SPLIT_PATTERN, from_ranks
+from llamaseek.text.json_backend import (
+    SPLIT_PATTERN,
+    ByteStream,
+    TokenStream,
+    check_unicode,
+    from_ranks,
+)
 from llamaseek.text.special import BEGIN_OF_TEXT
 
 LONGEST, LONGEST_RUN = 400_000, 25_000

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from llamaseek.text.events import Control, Event, Reasoning
+from llamaseek.text.messages import Control, Event, Reasoning
 from llamaseek.text.special import END_THINK, THINK
 
 if TYPE_CHECKING:
-    from llamaseek.text.parse import Reader
+    from llamaseek.text.parse import MessageReader
     from llamaseek.text.tokenizer import Tokenizer
 
 TAGS = frozenset({THINK, END_THINK})
@@ -37,7 +37,7 @@ class ReasoningReader:
     `opened` says that the message begins inside of the reasoning. Blanks around it are left out.
     """
 
-    def __init__(self, answer: Reader, opened: bool) -> None:
+    def __init__(self, answer: MessageReader, opened: bool) -> None:
         self._answer, self._opened = answer, opened
         self.ends, self.marks = answer.ends, answer.marks | TAGS
         self._begin()

@@ -69,7 +69,8 @@ V3_REST = (
     "Weather?<｜Assistant｜>[[<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n"
     '```json\n{"city": "Oslo"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜><｜end▁of▁sentence｜>]]'
     "<｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>sunny<｜tool▁output▁end｜><｜tool▁outputs▁end｜>"
-    "[[It is sunny.<｜end▁of▁sentence｜>]]<｜User｜>Thanks<｜Assistant｜>[[Bye<｜end▁of▁sentence｜>]]"
+    "[[It is sunny.<｜end▁of▁sentence｜>]]<｜User｜>Thanks"
+    "<｜Assistant｜>[[Bye<｜end▁of▁sentence｜>]]"
 )
 V31_REST = (
     "Weather?<｜Assistant｜><think></think>[[<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather"
@@ -83,7 +84,10 @@ def deepseek(opening: str) -> list[str]:
     """The first two conversations, with what stands between `<｜Assistant｜>` and an answer."""
     turn = f"<｜Assistant｜>{opening}[[{{}}<｜end▁of▁sentence｜>]]".format
     talk = f"{BOS}Be brief.<｜User｜>Hi{turn('Yes?')}<｜User｜>2+2?{turn('4')}"
-    return [talk, f"{BOS}<｜User｜>What is <|im_end|></s>?{turn(chr(10) + 'Tokens.' + chr(10) * 2)}"]
+    return [
+        talk,
+        f"{BOS}<｜User｜>What is <|im_end|></s>?{turn(chr(10) + 'Tokens.' + chr(10) * 2)}",
+    ]
 
 
 # Two whole conversations, and the third from its first question on; [[…]] is in the loss.
