@@ -214,6 +214,11 @@ class Answer:
         return len(self.request.prompt)
 
     @property
+    def waits(self) -> bool:
+        """Whether its next token cannot be drawn yet, because the grammar's mask is not there."""
+        return self.matcher is not None and not self.matcher.ready
+
+    @property
     def unscored(self) -> bool:
         """Whether log-probabilities of its prompt are wanted and not all there."""
         wanted = self.params.prompt_logprobs is not None and self.index == 0
