@@ -18,11 +18,12 @@ from torch import Tensor
 
 from llamaseek.engine.adapters import Adapters
 from llamaseek.engine.blocks import BlockPool
-from llamaseek.engine.constrain import Grammars, Session
+from llamaseek.engine.constrain import Grammars
 from llamaseek.engine.ends import append, end_text
 from llamaseek.engine.graphs import Capture, Graphs, capturable, compiled
 from llamaseek.engine.layout import Layout, some_rows
 from llamaseek.engine.leader import Blocks, lead
+from llamaseek.engine.matcher import Session
 from llamaseek.engine.options import EngineOptions
 from llamaseek.engine.paged import build_cache, bytes_per_token
 from llamaseek.engine.request import (

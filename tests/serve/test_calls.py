@@ -14,7 +14,8 @@ import jsonschema
 import pytest
 import torch
 
-from llamaseek.engine.constrain import Constraint, Grammars, Matcher
+from llamaseek.engine.constrain import Constraint, Grammars
+from llamaseek.engine.matcher import Matcher
 from llamaseek.serve.call_grammar import BLANK, call_grammar
 from llamaseek.serve.tools import one_call_a_turn
 from llamaseek.text.events import ToolCall

@@ -21,7 +21,7 @@ import httpx
 import pytest
 
 from llamaseek.engine import sampler
-from llamaseek.engine.constrain import Matcher
+from llamaseek.engine.matcher import Matcher
 from llamaseek.engine.text_out import TextOut
 from llamaseek.models.checkpoint import save_model
 from tests.models.shapes import tiny_model

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from llamaseek.workers import pool as pool_module
-from llamaseek.workers.pool import OverLimit, PoolFull, WorkerError, WorkerPool
+from llamaseek.workers.pool import WorkerPool
+from llamaseek.workers.worker import OverLimit, PoolFull, WorkerError
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
