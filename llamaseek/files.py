@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,3 +83,43 @@ def check_kept(target: Path, source: Path) -> None:
     """UserError where replacing a folder would remove something of what it is made from."""
     if any(place.is_relative_to(target.resolve()) for place in places(source)):
         raise UserError(f"{target}: holds {source}, which it is made from")
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    """UserError for what may not be replaced: all but model folders, and these unless told."""
+    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
+        return
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: is there already, and is no model folder to replace")
+    if not overwrite:
+        raise UserError(f"{folder}: exists and is not empty; --overwrite replaces it")
+
+
+@contextmanager
+def new_folder(folder: Path, size: int, overwrite: bool) -> Iterator[Path]:
+    """A folder to fill, which takes its name only once the block ends well.
+
+    Raises `UserError` where `folder` exists (unless it holds a model and `overwrite` is said),
+    where `size` bytes do not fit, and where writing fails; nothing is left then. What a killed run
+    left is removed.
+    """
+    partial, old = (folder.parent / f".{folder.name}.{kind}" for kind in ("partial", "old"))
+    try:
+        if old.is_dir() and not folder.exists():
+            os.replace(old, folder)  # a run was killed between its two renames
+        _check_free(folder, overwrite)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        free = shutil.disk_usage(partial).free
+        if size > free:
+            raise UserError(f"{folder}: needs {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
+        yield partial
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            os.replace(folder, old)  # taking a tree away is slow; a name changes at once
+        os.replace(partial, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -21,24 +21,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from threading import Lock
-from typing import TYPE_CHECKING
 
 from llamaseek.engine.matcher import PATIENCE, POLITE, Session
 from llamaseek.errors import UserError, bad_value, shorten
+from llamaseek.text.grammar import JSON_STYLE
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.workers.pool import WorkerPool
 from llamaseek.workers.worker import JobFailed, Late, OverLimit
 
-if TYPE_CHECKING:
-    from llguidance._lib import JsonCompileOptions
-
 KINDS = ("json_schema", "regex", "lark")
-# No white space but what `json.dumps` writes: a weak model could go on with blanks for ever.
-JSON_STYLE: JsonCompileOptions = {
-    "whitespace_flexible": False,
-    "item_separator": ", ",
-    "key_separator": ": ",
-}
 KNOWN = 4096  # constraints of which it is remembered whether they compile
 MEMORY = 256 << 20  # bytes that one request's grammar may take
 STEP_CPU = 1  # seconds of processor time that compiling, or one mask, may take

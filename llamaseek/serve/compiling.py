@@ -14,9 +14,9 @@ from typing import Any
 
 from llamaseek.engine.constrain import Constraint, Grammars
 from llamaseek.errors import UserError
-from llamaseek.serve.bodies import depth
-from llamaseek.serve.errors import ApiError
 from llamaseek.serve.options import Limits
+from llamaseek.serve.wire.bodies import depth
+from llamaseek.serve.wire.errors import ApiError
 
 JSON = re.compile(r"%json\s+")
 REPEAT = re.compile(r"\{(\d+)?(,)?(\d+)?\}")

@@ -19,8 +19,8 @@ from typing import Any
 import httpx
 import pytest
 
+from llamaseek.checkpoints.hf import save_model
 from llamaseek.engine.constrain import Constraint, Grammars
-from llamaseek.models.checkpoint import save_model
 from llamaseek.serve.compiling import Compiler
 from tests.engine.walk import Walk
 from tests.models.shapes import tiny_model
@@ -60,7 +60,7 @@ FINE = {"response_format": schema({"type": "boolean"})}
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
     sizes = {"vocab_size": TOKENIZER.vocab_size, "max_position_embeddings": 1024}
-    with running(make_service(tiny_model("llama3", **sizes), most_running=8)) as run:
+    with running(make_service(tiny_model("llama3", **sizes), max_num_seqs=8)) as run:
         assert fine(run) < 10  # the workers are started
         yield run
         assert run.idle()
