@@ -46,8 +46,9 @@ class Service:
     def __post_init__(self) -> None:
         self.background = BackgroundEngine(self.engine)
         self.metrics = Metrics(self.background)
-        vocabulary = self.engine.model.config.vocab_size
-        self.compiler = Compiler(self.engine.grammars, self.options.limits, vocabulary)
+        if self.engine.grammars is None:
+            raise UserError("engine: has no tokenizer")
+        self.compiler = Compiler(self.engine.grammars, self.options.limits)
 
     @property
     def models(self) -> list[str]:
