@@ -96,3 +96,44 @@ def disk_reason(error: OSError, folder: Path, needed: int = 0) -> str:
         return error.strerror or str(error)
     asked = f"{needed / 1e6:,.1f} MB are needed, " if needed else ""
     return f"No space left on device: {asked}{free / 1e6:,.1f} MB are free in {folder}"
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    """UserError for what may not be replaced: all but model folders, and these unless told."""
+    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
+        return
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: is there already, and is no model folder to replace")
+    if not overwrite:
+        raise UserError(f"{folder}: exists and is not empty; --overwrite replaces it")
+
+
+@contextmanager
+def new_folder(folder: Path, size: int, overwrite: bool) -> Iterator[Path]:
+    """A folder to fill, which takes its name only once the block ends well.
+
+    Raises `UserError` where `folder` exists (unless it holds a model and `overwrite` is said),
+    where `size` bytes do not fit, and where writing fails; nothing is left then. What a killed run
+    left is removed.
+    """
+    partial, old = (folder.parent / f".{folder.name}.{kind}" for kind in ("partial", "old"))
+    try:
+        if old.is_dir() and not folder.exists():
+            os.replace(old, folder)  # a run was killed between its two renames
+        _check_free(folder, overwrite)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        free = shutil.disk_usage(partial).free
+        if size > free:
+            raise UserError(f"{folder}: needs {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
+        yield partial
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            os.replace(folder, old)  # taking a tree away is slow; a name changes at once
+        os.replace(partial, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        reason = disk_reason(error, partial.parent, size)
+        raise UserError(f"{folder}: cannot be written ({reason})") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

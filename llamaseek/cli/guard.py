@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from llamaseek.cli.load import DEVICE, model_folder
-from llamaseek.cli.stdin import read_stdin
+from llamaseek.cli.shared import DEVICE, model_folder, read_stdin
 from llamaseek.errors import UserError, bad_value, shorten
 
 if TYPE_CHECKING:
@@ -50,10 +49,10 @@ def guard(
     chosen = policy(categories, drop)
     messages = [] if held_out else read_conversation(message, conversation, answer)
 
+    from llamaseek.runtime.device import pick_device
     from llamaseek.safety.guard import load_guard
     from llamaseek.safety.verdict import GuardError
     from llamaseek.text.guard_prompt import guard_prompt
-    from llamaseek.train.machine import pick_device
 
     if messages:
         guard_prompt(messages, chosen)  # what is wrong with them is said before a model is read
@@ -96,11 +95,11 @@ def read_conversation(message: str, file: Path | None, answer: str | None) -> li
         if message == "-" and text.lstrip()[:1] in ("[", "{"):
             messages = listed(read_json(lambda: text, "stdin"), "stdin")
         else:
-            messages = [said("user", text, "message")]
-    return messages if answer is None else [*messages, said("assistant", answer, "--answer")]
+            messages = [as_message("user", text, "message")]
+    return messages if answer is None else [*messages, as_message("assistant", answer, "--answer")]
 
 
-def said(role: str, text: str, field: str) -> dict[str, Any]:
+def as_message(role: str, text: str, field: str) -> dict[str, Any]:
     """A message; UserError where it says nothing."""
     if not text.strip():
         raise bad_value(field, text, "a text that is not blank")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from llamaseek.cli.program import program, this_command
+from llamaseek.cli.shared import program, this_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,14 +34,14 @@ def quickstart(
     from llamaseek.report.model import stage_figures
     from llamaseek.report.page import write_report
     from llamaseek.study.lecture import STAGES
-    from llamaseek.study.quickstart import Findings
+    from llamaseek.study.quickstart import QuickstartResults
     from llamaseek.study.quickstart import quickstart as run
-    from llamaseek.train.loop import Interrupted
+    from llamaseek.train.job import Interrupted
 
     folder = out or Path(f"runs/quickstart-{family}")
     console = Console(highlight=False)
 
-    def watch(stage: str, found: Findings) -> None:
+    def watch(stage: str, found: QuickstartResults) -> None:
         title, summary = STAGES[stage]
         console.rule(f"[bold]{title}[/bold]", align="left")
         console.print(summary)

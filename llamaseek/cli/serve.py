@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from llamaseek.cli.load import DEVICE, model_folder
+from llamaseek.cli.shared import DEVICE, model_folder
 from llamaseek.errors import UserError, bad_value
 
 if TYPE_CHECKING:
+    from llamaseek.engine.ranks.tensor_group import TensorGroup
     from llamaseek.models import CausalLM
-    from llamaseek.parallel.tensor_group import TensorGroup
     from llamaseek.text.guard_prompt import Category
 
 MODEL = typer.Argument(help="A model folder.", callback=model_folder)
@@ -24,14 +23,16 @@ ADAPTER = typer.Option(
 HOST = typer.Option("127.0.0.1", help="The address to listen on; only this machine by default.")
 PORT = typer.Option(8000, help="The port; 0 takes a free one.")
 API_KEY = typer.Option(
-    None, help="Ask for this key; better given in LLAMASEEK_API_KEY, where no one sees it."
+    None,
+    envvar="LLAMASEEK_API_KEY",
+    help="Ask clients for this key; the environment keeps it out of process lists.",
 )
 DTYPE = typer.Option("auto", help="fp32 or bf16; auto takes bf16 where the machine has it.")
 CACHE = typer.Option(1.0, "--cache-gb", help="Memory for the cache of running answers.")
 CACHE_DTYPE = typer.Option("auto", help="int8 halves the cache of a bf16 model.")
-RUNNING = typer.Option(64, "--running", help="Answers computed at once.")
+RUNNING = typer.Option(64, "--max-num-seqs", help="Answers computed at once.")
 QUEUE = typer.Option(64, "--queue", help="Requests that may wait; more are told to come later.")
-STEP = typer.Option(512, "--step-tokens", help="Tokens of one forward.")
+STEP = typer.Option(512, "--max-num-batched-tokens", help="Tokens of one forward.")
 COMPILE = typer.Option(
     False, "--compile", help="Compile decoding steps for the GPU; takes minutes."
 )
@@ -55,9 +56,9 @@ def serve(
     dtype: str = DTYPE,
     cache_gb: float = CACHE,
     cache_dtype: str = CACHE_DTYPE,
-    running: int = RUNNING,
+    max_num_seqs: int = RUNNING,
     queue: int = QUEUE,
-    step_tokens: int = STEP,
+    max_num_batched_tokens: int = STEP,
     compile_steps: bool = COMPILE,
     timeout: float = TIMEOUT,
     drain: float = DRAIN,
@@ -72,34 +73,33 @@ def serve(
     except ImportError as error:
         raise UserError(f"serve: {error.name} is missing; pip install 'llamaseek[serve]'") from None
     from llamaseek.engine.leader import answer
+    from llamaseek.engine.open import load_weights
     from llamaseek.engine.options import EngineOptions
-    from llamaseek.parallel.check import is_first_rank
-    from llamaseek.serve.load import load_served_guard, load_weights, make_service
     from llamaseek.serve.options import ServeOptions
+    from llamaseek.serve.service import load_served_guard, make_service
 
     options = ServeOptions(
         name=name or model.resolve().name,
         host=host,
         port=port,
-        api_key=api_key or os.environ.get("LLAMASEEK_API_KEY"),
+        api_key=api_key,
         timeout=timeout,
         drain=drain,
     )
     engine = EngineOptions(
         cache_bytes=_cache_bytes(cache_gb),
         cache_dtype=cache_dtype,
-        most_running=running,
+        max_num_seqs=max_num_seqs,
         most_waiting=queue,
-        step_tokens=step_tokens,
+        max_num_batched_tokens=max_num_batched_tokens,
         compile=compile_steps,
     )
     categories = _policy(guard, guard_categories, guard_drop)
-    if is_first_rank():
-        check_address(host, port)
+    check_address(host, port)
 
     def use(loaded: CausalLM, group: TensorGroup | None) -> None:
         service = make_service(loaded, model, options, engine, adapter, group)
-        if guard is not None:
+        if guard:
             service.guard = load_served_guard(guard, device, categories, options, engine)
         run(service)
 

@@ -5,24 +5,28 @@ Token by token, so that drafts which come after an end are no part of the answer
 
 from __future__ import annotations
 
-from llamaseek.engine.request import Answer, Delta
+from llamaseek.engine.request import Delta, SequenceState
 
 
-def append(answer: Answer, said: list[int], delta: Delta) -> str | None:
-    """Move tokens from `said` into the answer and its delta; why it ended, if it did."""
-    for token in said:
+def append(answer: SequenceState, generated: list[int], delta: Delta) -> str | None:
+    """Move tokens from `generated` into the answer and its delta; why it ended, if it did."""
+    for token in generated:
         finish = _append_one(answer, token, delta)
         if finish is not None:
             break
-    text = answer.text
-    if finish is not None and text is not None:
-        delta.text += text.flush()
-        finish = "stop" if text.stopped else finish
-    return finish
+    return None if finish is None else end_text(answer, delta, finish)
 
 
-def _append_one(answer: Answer, token: int, delta: Delta) -> str | None:
-    """`append` for one token."""
+def end_text(answer: SequenceState, delta: Delta, finish: str) -> str:
+    """Add the text that was held back at an answer's end; why it ended."""
+    if answer.text is None:
+        return finish
+    delta.text += answer.text.flush()
+    return "stop" if answer.text.stopped else finish
+
+
+def _append_one(answer: SequenceState, token: int, delta: Delta) -> str | None:
+    """`append` for one token. Whether a grammar ends there is known once its next mask is."""
     tokens, text, matcher = answer.tokens, answer.text, answer.matcher
     if len(tokens) >= answer.limit:  # only the prompt was to be read
         return "length"
@@ -31,10 +35,11 @@ def _append_one(answer: Answer, token: int, delta: Delta) -> str | None:
         return "stop"
     tokens.append(token)
     delta.tokens.append(token)
-    ended = matcher is not None and matcher.accept(token)
     if text is not None:
         delta.text += text.push([token])
-        ended = ended or text.stopped
-    if ended:
-        return "stop"
+        if text.stopped:
+            return "stop"
+    if matcher is not None:
+        matcher.accept(token)
+        return None
     return "length" if len(tokens) >= answer.limit else None

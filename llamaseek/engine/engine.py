@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import repeat
 from random import SystemRandom
 from typing import TYPE_CHECKING
@@ -19,23 +18,25 @@ from torch import Tensor
 
 from llamaseek.engine.adapters import Adapters
 from llamaseek.engine.blocks import BlockPool
-from llamaseek.engine.ends import append
-from llamaseek.engine.graphs import Capture, Graphs, capturable, compiled
-from llamaseek.engine.layout import Layout, some_rows
+from llamaseek.engine.constrain import Grammars
+from llamaseek.engine.ends import append, end_text
+from llamaseek.engine.forward.graphs import Capture, Graphs, capturable, compiled
+from llamaseek.engine.forward.paged import build_cache, bytes_per_token
+from llamaseek.engine.forward.runner import Runner, home
+from llamaseek.engine.forward.step_layout import StepLayout, some_rows
 from llamaseek.engine.leader import Blocks, lead
+from llamaseek.engine.matcher import Session
 from llamaseek.engine.options import EngineOptions
-from llamaseek.engine.paged import build_cache, bytes_per_token
 from llamaseek.engine.request import (
-    Answer,
     Completion,
     Delta,
     Output,
     Request,
+    SequenceState,
     check_request,
 )
-from llamaseek.engine.runner import Runner, home
 from llamaseek.engine.sampler import decide, derive_seed, log_probabilities
-from llamaseek.engine.scheduler import Chunk, Scheduler
+from llamaseek.engine.scheduler import Chunk, QueueFull, Scheduler
 from llamaseek.engine.speculate import make_drafter
 from llamaseek.engine.statistics import Statistics
 from llamaseek.engine.text_out import TextOut
@@ -44,23 +45,23 @@ from llamaseek.models import CausalLM
 from llamaseek.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from llamaseek.engine.constrain import Grammars, Matcher
-    from llamaseek.models.adapter import Adapter
-    from llamaseek.parallel.tensor_group import TensorGroup
+    from llamaseek.checkpoints.peft import Adapter
+    from llamaseek.engine.ranks.tensor_group import TensorGroup
 
 PROMPT_LOGITS = 1 << 24  # of a prompt that is scored, held at once
 _entropy = SystemRandom()
 
 
 @dataclass
-class Work:
+class ActiveRequest:
     """A request in the engine's hands."""
 
     request: Request
     seed: int
-    answers: list[Answer]
+    answers: list[SequenceState]
     texts: list[str]
     arrived: float
+    session: Session | None = None
     closed: int = 0
     finished: float = 0.0
 
@@ -77,7 +78,12 @@ class Work:
         wanted = self.request.params.logprobs is not None
         answers = [
             Completion(
-                a.index, a.said, text, a.finish or "", a.logprobs if wanted else None, a.stop_id
+                a.index,
+                a.generated,
+                text,
+                a.finish or "",
+                a.logprobs if wanted else None,
+                a.stop_id,
             )
             for a, text in zip(self.answers, self.texts, strict=True)
         ]
@@ -103,9 +109,10 @@ class Engine:
         adapters: Mapping[str, Adapter] | None = None,
         group: TensorGroup | None = None,
     ) -> None:
-        if model.config.scores:
+        if model.config.is_reward_model:
             raise UserError("model: is a reward model, which says nothing")
         self.model, self.tokenizer, self.group = model.eval(), tokenizer, group
+        self.grammars = None if tokenizer is None else Grammars(tokenizer)
         self.adapters = Adapters(model, adapters or {})
         self.options = options = options or EngineOptions()
         self.context = model.config.max_position_embeddings
@@ -114,15 +121,15 @@ class Engine:
         self.scheduler = Scheduler(
             self.pool,
             longest=self.context,
-            most_running=options.most_running,
+            max_num_seqs=options.max_num_seqs,
             most_waiting=options.most_waiting,
-            budget=max(options.step_tokens, options.most_running * (1 + ahead)),
-            share_prefixes=options.share_prefixes,
+            budget=max(options.max_num_batched_tokens, options.max_num_seqs * (1 + ahead)),
+            enable_prefix_caching=options.enable_prefix_caching,
         )
         self.runner = self._runner(model)
         self.drafter = make_drafter(options.speculation, self.runner, self.scheduler, self._runner)
         self.statistics = Statistics()
-        self._work: dict[int, Work] = {}
+        self._work: dict[int, ActiveRequest] = {}
 
     def _blocks(self) -> int:
         """How many blocks the allowed memory holds, as far as they could all be of use."""
@@ -139,7 +146,7 @@ class Engine:
                 f"cache_bytes: {options.cache_bytes} is less than one block of {size} tokens "
                 f"takes ({token * size})"
             )
-        return min(blocks, options.most_running * -(-self.context // size))
+        return min(blocks, options.max_num_seqs * -(-self.context // size))
 
     def _runner(self, model: CausalLM) -> Runner:
         """A model with a cache of its own, in the same blocks."""
@@ -178,24 +185,11 @@ class Engine:
         check_request(request, self.context, self.model.config.vocab_size)
         self.adapters.check(request.adapter)
         params = request.params
-        if self.tokenizer is None and (params.stop or params.constraint is not None):
+        if self.grammars is None and (params.stop or params.constraint is not None):
             raise UserError("stop, constraint: need an engine that has a tokenizer")
         self.scheduler.check(self._limit(request))
-        self._matcher(request)
-
-    def _matcher(self, request: Request) -> Matcher | None:
-        """What holds an answer to the request's constraint."""
-        if request.params.constraint is None or self.tokenizer is None:
-            return None
-        return self.grammars.matcher(request.params.constraint)
-
-    @cached_property
-    def grammars(self) -> Grammars:
-        """What compiles constraints, and keeps what it has compiled."""
-        from llamaseek.engine.constrain import Grammars  # takes a while with a large vocabulary
-
-        assert self.tokenizer is not None
-        return Grammars(self.tokenizer)
+        if self.grammars is not None and params.constraint is not None:
+            self.grammars.check(params.constraint)
 
     def _limit(self, request: Request) -> int:
         most, given = request.params.max_tokens, len(request.prompt)
@@ -203,26 +197,30 @@ class Engine:
             return max(min(self.context, self.capacity), given + 1)
         return min(given + most, self.context)
 
-    def add(self, request: Request) -> Work:
+    def add(self, request: Request) -> ActiveRequest:
         """Queue a request. UserError if it can never be answered, `QueueFull` if too many wait."""
         self.check(request)
         return self._queue(request)
 
-    def _queue(self, request: Request) -> Work:
+    def _queue(self, request: Request) -> ActiveRequest:
         if request.id in self._work:
             raise UserError(f"request: id {request.id} is in use")
         seed = request.params.seed
         seed = _entropy.getrandbits(64) if seed is None else seed
-        work = Work(request, seed, [], [], time.monotonic())
+        if not self.scheduler.room:
+            raise QueueFull(f"{len(self.scheduler.waiting)} requests wait; no more may")
+        work = ActiveRequest(request, seed, [], [], time.monotonic())
+        if self.grammars is not None and request.params.constraint is not None:
+            work.session = self.grammars.open(request.params.constraint)
         self.scheduler.add(self._answer(work))
         self._work[request.id] = work
         self.statistics.prompt += len(request.prompt)
         return work
 
-    def _answer(self, work: Work) -> Answer:
+    def _answer(self, work: ActiveRequest) -> SequenceState:
         """The next answer of a request."""
         request, index = work.request, len(work.answers)
-        answer = Answer(
+        answer = SequenceState(
             request=request,
             index=index,
             seed=derive_seed(work.seed, index),
@@ -231,7 +229,8 @@ class Engine:
         )
         if self.tokenizer is not None:
             answer.text = TextOut(self.tokenizer, request.params.stop)
-        answer.matcher = self._matcher(request)
+        if work.session is not None:
+            answer.matcher = work.session.matcher()
         work.answers.append(answer)
         work.texts.append("")
         return answer
@@ -244,6 +243,7 @@ class Engine:
         for answer in work.answers:
             if answer.finish is None:
                 self.scheduler.remove(answer)
+        self._release(work)
         self.statistics.cancelled += 1
         return True
 
@@ -283,8 +283,8 @@ class Engine:
 
         If the model fails, the answers of this step fail, and the engine goes on.
         """
+        deltas = self._collect_masks()
         plan = self.scheduler.schedule()
-        deltas: list[Delta] = []
         if not plan:
             return deltas
         try:
@@ -295,6 +295,27 @@ class Engine:
             broken = [chunk.answer for chunk in plan if not chunk.answer.finish]
             deltas += [self._fail(answer, error) for answer in broken]
         return deltas
+
+    def _collect_masks(self) -> list[Delta]:
+        """Take the masks that are ready; what it tells of answers that end or fail by them."""
+        held = [a for a in self.scheduler.running if a.matcher is not None and a.waits]
+        if not held or self.grammars is None:
+            return []
+        self.grammars.collect(idle=len(held) == len(self.scheduler.running))
+        return [delta for a in held if (delta := self._after_mask(a)) is not None]
+
+    def _after_mask(self, answer: SequenceState) -> Delta | None:
+        """The end of an answer whose grammar ends or fails it, or that waited for that alone."""
+        matcher = answer.matcher
+        assert matcher is not None
+        if matcher.failure is not None:
+            return self._fail(answer, RuntimeError(f"constraint: {matcher.failure}"))
+        if not matcher.ready or not (matcher.ended or len(answer.tokens) >= answer.limit):
+            return None
+        delta = Delta(answer.request.id, answer.index, [])
+        finish = end_text(answer, delta, "stop" if matcher.ended else "length")
+        self._finish(answer, finish, delta)
+        return delta
 
     def _step(self, plan: list[Chunk], deltas: list[Delta]) -> None:
         """`step`; what is known when something breaks is in `deltas` by then."""
@@ -329,9 +350,11 @@ class Engine:
                 logits, answer.tokens[at + 1 : end + 1], [wanted] * (end - at)
             )
 
-    def _say(self, plan: list[Chunk], hidden: Tensor, layout: Layout, deltas: list[Delta]) -> None:
+    def _say(
+        self, plan: list[Chunk], hidden: Tensor, layout: StepLayout, deltas: list[Delta]
+    ) -> None:
         """Draw the next tokens of every answer whose last token is computed."""
-        drawing: list[Answer] = []
+        drawing: list[SequenceState] = []
         rows: list[int] = []
         for chunk, end in zip(plan, layout.ends.tolist(), strict=True):
             if chunk.samples:
@@ -345,9 +368,9 @@ class Engine:
         logits = self.runner.logits(hidden)
         now = time.monotonic()
         scored, start = [], 0
-        for answer, said in zip(drawing, decide(logits, drawing), strict=True):
+        for answer, generated in zip(drawing, decide(logits, drawing), strict=True):
             drafts, first = len(answer.drafts), answer.first_token is None
-            delta = self._add(answer, said, now)
+            delta = self._add(answer, generated, now)
             deltas.append(delta)
             if answer.params.embed and first and answer.index == 0:
                 delta.embedding = hidden[start].float().tolist()
@@ -357,18 +380,18 @@ class Engine:
         if scored:
             _score(logits, scored)
 
-    def _add(self, answer: Answer, said: list[int], now: float) -> Delta:
+    def _add(self, answer: SequenceState, generated: list[int], now: float) -> Delta:
         """Append what an answer says, up to where it ends; then it is done."""
         statistics = self.statistics
         statistics.rounds += 1
         statistics.drafted += len(answer.drafts)
-        statistics.accepted += len(said) - 1
+        statistics.accepted += len(generated) - 1
         first = answer.first_token is None
         delta = Delta(answer.request.id, answer.index, [])
         try:
             if answer.error is not None:
                 raise answer.error
-            finish = append(answer, said, delta)
+            finish = append(answer, generated, delta)
         except Exception as error:
             return self._fail(answer, error)
         statistics.output += len(delta.tokens)
@@ -378,38 +401,50 @@ class Engine:
             answer.first_token = now
             if answer.index == 0:
                 self._first(answer, delta)
+        self._finish(answer, finish, delta)
+        return delta
+
+    def _finish(self, answer: SequenceState, finish: str | None, delta: Delta) -> None:
+        """Keep the text of a delta, the last one of its answer if there is a `finish`."""
         if delta.text:
             self._work[answer.request.id].texts[answer.index] += delta.text
         if finish is not None:
-            statistics.finished += 1
+            self.statistics.finished += 1
             self._close(answer, finish, delta)
-        return delta
 
-    def _first(self, answer: Answer, delta: Delta) -> None:
+    def _first(self, answer: SequenceState, delta: Delta) -> None:
         """The prompt is computed: its scores are told, and its other answers share it."""
         self.statistics.cached += answer.cached or 0
         if answer.params.prompt_logprobs is not None:
             delta.prompt_logprobs = answer.prompt_logprobs
         self._others(answer)
 
-    def _others(self, answer: Answer) -> None:
+    def _others(self, answer: SequenceState) -> None:
         work = self._work[answer.request.id]
         others = [self._answer(work) for _ in range(len(work.answers), answer.params.n)]
         self.scheduler.add_next(others)
 
-    def _close(self, answer: Answer, finish: str, delta: Delta) -> None:
+    def _close(self, answer: SequenceState, finish: str, delta: Delta) -> None:
         answer.finish = delta.finish = finish
         if finish != "error":
             answer.computed = min(answer.computed, len(answer.tokens))
             self.scheduler.publish(answer)
         self.scheduler.remove(answer)
+        if answer.matcher is not None:
+            answer.matcher.close()
         work = self._work[answer.request.id]
         work.closed += 1
         if work.done:
+            self._release(work)
             work.finished = time.monotonic()
             del self._work[answer.request.id]
 
-    def _fail(self, answer: Answer, error: Exception) -> Delta:
+    def _release(self, work: ActiveRequest) -> None:
+        """End the worker that held a request to its grammar."""
+        if work.session is not None and self.grammars is not None:
+            self.grammars.release(work.session)
+
+    def _fail(self, answer: SequenceState, error: Exception) -> Delta:
         """End one answer because of an error of its own."""
         answer.error = error
         delta = Delta(answer.request.id, answer.index, [], error=f"{type(error).__name__}: {error}")
@@ -420,7 +455,7 @@ class Engine:
         return delta
 
 
-def _score(logits: Tensor, scored: Sequence[tuple[Answer, Delta, int]]) -> None:
+def _score(logits: Tensor, scored: Sequence[tuple[SequenceState, Delta, int]]) -> None:
     """Give deltas the log-probabilities of their tokens; each starts at its row of logits."""
     rows: list[int] = []
     tokens: list[int] = []

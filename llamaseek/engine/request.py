@@ -13,7 +13,8 @@ from llamaseek.errors import UserError, bad_value
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from llamaseek.engine.constrain import Constraint, Matcher
+    from llamaseek.engine.constrain import Constraint
+    from llamaseek.engine.matcher import Matcher
     from llamaseek.engine.text_out import TextOut
 
 GREEDY_BELOW = 1e-5  # temperatures so low are greedy; float32 could not divide by them anyway
@@ -171,7 +172,7 @@ class Delta:
 
 
 @dataclass(slots=True, eq=False)
-class Answer:
+class SequenceState:
     """One answer under way: `computed` cached tokens chase the `tokens` there are.
 
     `tokens` is the prompt and what was said so far; `drafts` are guesses at what comes next,
@@ -214,13 +215,18 @@ class Answer:
         return len(self.request.prompt)
 
     @property
+    def waits(self) -> bool:
+        """Whether its next token cannot be drawn yet, because the grammar's mask is not there."""
+        return self.matcher is not None and not self.matcher.ready
+
+    @property
     def unscored(self) -> bool:
         """Whether log-probabilities of its prompt are wanted and not all there."""
         wanted = self.params.prompt_logprobs is not None and self.index == 0
         return wanted and len(self.prompt_logprobs) < self.prompt_length
 
     @property
-    def said(self) -> list[int]:
+    def generated(self) -> list[int]:
         """Tokens it has added to the prompt."""
         return self.tokens[len(self.request.prompt) :]
 

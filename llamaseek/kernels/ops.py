@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.library import Library
 from torch.nn import functional as F
 
-from llamaseek.kernels.packed import dequantise
+from llamaseek.kernels.packed import dequantize_packed
 
 SCHEMAS = (
     "linear(Tensor x, Tensor? norm, float eps, Tensor[] weights, Tensor[] scales, int bits, "
@@ -73,7 +73,7 @@ def _times(
         with torch.cuda.device_of(x):
             return multiply(x.to(dtype), weight, scale, bits)
     parts = [
-        F.linear(x.to(dtype), dequantise(words, some, bits, dtype)).float()
+        F.linear(x.to(dtype), dequantize_packed(words, some, bits, dtype)).float()
         for words, some in zip(weight.split(ROWS), scale.split(ROWS), strict=True)
     ]
     return torch.cat(parts, -1)

@@ -28,14 +28,14 @@ def unpack(words: Tensor, bits: int) -> Tensor:
     return codes
 
 
-def dequantise(words: Tensor, scales: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
+def dequantize_packed(words: Tensor, scales: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
     """words (..., N, W), scales (..., N, G) → weights (..., N, K) in `dtype`."""
     centred = unpack(words, bits).to(torch.float32) - 2 ** (bits - 1)
     groups = centred.unflatten(-1, (scales.shape[-1], -1))
     return (groups * scales.float()[..., None]).flatten(-2).to(dtype)
 
 
-def quantise(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
+def quantize(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
     """weight (..., N, K) → words (..., N, W) and bf16 scales (..., N, G); group 0: a scale a row.
 
     A scale maps a group's largest number onto the largest code; in 4 bits the best of a few

@@ -12,17 +12,17 @@ from pathlib import Path
 import torch
 
 from llamaseek.engine.engine import Engine
+from llamaseek.engine.open import load_as_stored
 from llamaseek.engine.options import EngineOptions
 from llamaseek.engine.request import MOST_LOGPROBS, Completion, Logprob, Request, SamplingParams
 from llamaseek.errors import UserError
 from llamaseek.safety.verdict import GuardError, Verdict, read_answer
 from llamaseek.text.chat import encode_chat
 from llamaseek.text.guard_prompt import PUBLISHED, Category, guard_prompt
+from llamaseek.text.llama3_calls import ChatOptions
 from llamaseek.text.messages import Message
-from llamaseek.text.options import ChatOptions
 from llamaseek.text.special import START_HEADER
 from llamaseek.text.tokenizer import Tokenizer
-from llamaseek.train.machine import load_as_stored
 
 MOST_TOKENS = 64  # of a verdict; fourteen codes take fifty
 
@@ -60,9 +60,9 @@ class Policy:
 
     def _probability(self, answer: Sequence[Logprob]) -> float:
         """Of unsafe, at the first token that is not blank; 0 beyond the likeliest hundred."""
-        for said in answer:
-            if self.tokenizer.decode([said.token]).strip():
-                return math.exp(dict(said.top).get(self.unsafe_id, -math.inf))
+        for sampled in answer:
+            if self.tokenizer.decode([sampled.token]).strip():
+                return math.exp(dict(sampled.top).get(self.unsafe_id, -math.inf))
         return 0.0
 
 
@@ -99,6 +99,6 @@ def load_guard(
     folder, device = Path(folder), torch.device(device)
     tokenizer = Tokenizer.load(folder)
     engine = Engine(
-        load_as_stored(folder, device), tokenizer, options or EngineOptions(most_running=16)
+        load_as_stored(folder, device), tokenizer, options or EngineOptions(max_num_seqs=16)
     )
     return Guard(engine, Policy(tokenizer, categories))

@@ -9,22 +9,20 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from llamaseek.checkpoints.hf import load_model
 from llamaseek.data.batch import Batch, Rows
-from llamaseek.data.generated import generated_rows
+from llamaseek.data.builtin.rows import generated_rows
 from llamaseek.data.rows import conversations
 from llamaseek.evals.generated import (
-    Speaker,
+    Generator,
     instruction_following,
     story_parse_rate,
     task_exact_match,
 )
-from llamaseek.models.checkpoint import load_model
-from llamaseek.recipe import Recipe
-from llamaseek.study.plot import grouped_bars
-from llamaseek.study.runs import SMOKE_CORPUS, Finding, Settings, mean, trained
+from llamaseek.recipe.schema import Recipe
+from llamaseek.study.runs import SMOKE_CORPUS, Finding, Settings, grouped_bars, mean, trained
 from llamaseek.text.tokenizer import Tokenizer
-from llamaseek.train.loop import Job
-from llamaseek.train.source import Source
+from llamaseek.train.job import Job, Source
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ def single(settings: Settings, seed: int, with_text: bool) -> Path:
 
 def measure(folder: Path, items: int) -> dict[str, float]:
     """What a model can do, on held-out items."""
-    speaker = Speaker(load_model(folder), Tokenizer.load(folder))
+    speaker = Generator(load_model(folder), Tokenizer.load(folder))
     return {
         "stories": story_parse_rate(speaker, items),
         "tasks": mean(task_exact_match(speaker, items).values()),

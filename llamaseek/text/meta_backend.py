@@ -14,8 +14,14 @@ from pathlib import Path
 import tiktoken
 
 from llamaseek.errors import UserError, shorten
-from llamaseek.text.backend import ByteStream, TokenStream, check_unicode
-from llamaseek.text.llama3_library import SPLIT_PATTERN, from_ranks
+from llamaseek.text.json_backend import (
+    SPLIT_PATTERN,
+    ByteStream,
+    TokenStream,
+    check_unicode,
+    from_ranks,
+)
+from llamaseek.text.special import BEGIN_OF_TEXT
 
 LONGEST, LONGEST_RUN = 400_000, 25_000
 """Where Meta cuts what tiktoken's regular expression cannot hold: characters in all, and
@@ -34,8 +40,10 @@ class MetaBackend:
         self._ranks = _read_ranks(content)
         base = len(self._ranks)
         self.specials = {base + n: name for n, name in enumerate(names)}
+        self.hidden = frozenset(self.specials)
         self.size = base + len(names)
         self._ids = {name: i for i, name in self.specials.items()}
+        self.prefix: tuple[int, ...] = (self._ids[BEGIN_OF_TEXT],)
         self._bytes = [*self._ranks, *(name.encode() for name in names)]
         self._engine = tiktoken.Encoding(
             "llama3", pat_str=SPLIT_PATTERN, mergeable_ranks=self._ranks, special_tokens=self._ids

@@ -6,33 +6,25 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llamaseek.data.bad_rows import BadRows
 from llamaseek.data.batch import Batch
 from llamaseek.errors import UserError, bad_value
 from llamaseek.files import write_jsonl
 from llamaseek.models import CausalLM
 from llamaseek.models.lora import LoRALinear
+from llamaseek.models.quant.fp8_training import use_float8
 from llamaseek.models.recompute import recompute
 from llamaseek.parallel.collectives import on_first_rank
-from llamaseek.parallel.ranks import Ranks
-from llamaseek.parallel.watch import at
-from llamaseek.recipe import Recipe, save_recipe
-from llamaseek.text.tokenizer import Tokenizer
-from llamaseek.train.curves import Curves
-from llamaseek.train.evaluate import evaluate
-from llamaseek.train.export import outline
-from llamaseek.train.float8 import use_float8
-from llamaseek.train.guard import Guard
-from llamaseek.train.machine import (
+from llamaseek.parallel.ranks import ParallelModel
+from llamaseek.recipe.load import save_recipe
+from llamaseek.runtime.device import (
     autocast,
     keep_freed_memory,
     matrix_peak,
@@ -40,59 +32,26 @@ from llamaseek.train.machine import (
     pick_dtype,
     training_flops_per_token,
 )
-from llamaseek.train.neftune import add_noise
-from llamaseek.train.objectives import Objective
-from llamaseek.train.optimizer import WeightAverage, make_optimizer, update_routing_bias
-from llamaseek.train.progress import Progress
-from llamaseek.train.run_folder import RunFolder
-from llamaseek.train.saver import Adapted, AdaptedParts, Exported, Saver
+from llamaseek.runtime.watch import set_phase
+from llamaseek.train.evaluate import LossAccumulator, evaluate
+from llamaseek.train.job import Interrupted, Job, Mixed, Sampled, StepHook, summary_lines
+from llamaseek.train.monitor import Curves, NonFiniteGuard, Progress
+from llamaseek.train.optimizer import (
+    WeightAverage,
+    learning_rate,
+    make_optimizer,
+    update_routing_bias,
+)
 from llamaseek.train.saving.lock import hold, release
-from llamaseek.train.schedule import learning_rate
-from llamaseek.train.source import Mixed, Sampled, Source, told
-from llamaseek.train.state import (
+from llamaseek.train.saving.run_folder import RunFolder
+from llamaseek.train.saving.saver import Adapted, AdaptedParts, Exported, Saver, outline
+from llamaseek.train.saving.state import (
     load_position,
     load_state,
     load_tensors,
     save_position,
     save_tensors,
 )
-from llamaseek.train.tally import Tally
-
-
-class Interrupted(Exception):
-    """The run was asked to stop and has saved; `resume` says how to go on."""
-
-    def __init__(self, signum: int, step: int) -> None:
-        super().__init__(f"stopped after step {step}")
-        self.signum = signum
-        self.step = step
-
-
-@dataclass
-class Job:
-    """Everything one run trains with."""
-
-    recipe: Recipe
-    model: CausalLM
-    tokenizer: Tokenizer
-    objective: Objective
-    train: Source
-    held_out: Batch | None = None
-    held_out_bytes: int = 0
-    # Figures of the model itself at each evaluation, as `val_NAME`.
-    examine: Callable[[CausalLM], dict[str, float]] | None = None
-    bad_rows: BadRows = field(default_factory=BadRows)  # what was left out of the data
-    # Figures of what was sampled before the run, for its first line; rows for `samples.jsonl`.
-    sampled: dict[str, float] = field(default_factory=dict)
-    samples: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def tested(self) -> bool:
-        """Whether there is anything to evaluate on."""
-        return self.held_out is not None or self.examine is not None
-
-
-StepHook = Callable[[int], None]
 
 
 def train(job: Job, resume: bool = False, on_step: StepHook | None = None) -> RunFolder:
@@ -119,11 +78,9 @@ class Trainer:
         dtype = pick_dtype(self.recipe.precision, self.device)
         model = job.model.train()
         self.flops = training_flops_per_token(model, job.train.length)
-        if self.recipe.neftune:
-            add_noise(model, self.recipe.neftune)
         form = saved_form(model, job, torch.promote_types(dtype, torch.float32))
         use_float8(model, self.recipe.float8, self.device)
-        self.ranks = Ranks(model, job.recipe.parallel, self.device, dtype)
+        self.ranks = ParallelModel(model, job.recipe.parallel, self.device, dtype)
         recompute(self.ranks.layers(), self.recipe.checkpoint_activations)
         if self.recipe.compile:
             compile_layers(self.ranks)
@@ -138,7 +95,7 @@ class Trainer:
             self.recipe.keep,
             self.recipe.save_in_background,
         )
-        self.guard = Guard(self.folder.path, self.recipe.max_skipped)
+        self.guard = NonFiniteGuard(self.folder.path, self.recipe.max_skipped)
         self.logged: dict[str, str] = {}  # terms by the name they have in the metrics
         self.tokens = 0
         self.place = "start"
@@ -150,9 +107,9 @@ class Trainer:
         peak = matrix_peak(self.ranks.dtype, self.device) if main else 1.0
         progress = Progress(name, self.recipe.steps, done, self.flops, peak, main)
         self.curves = Curves(self.folder.path / "tensorboard", done) if main else None
-        progress.say(self.job.bad_rows.told())
+        progress.say(self.job.bad_rows.summary())
         with progress, closing(self), stop_signals() as asked:
-            if done == 0 and self.job.examine is not None:  # where the run begins
+            if done == 0 and self.job.eval_fn is not None:  # where the run begins
                 self._test(0, progress)
             for step in range(done, self.recipe.steps):
                 self._after(step, self.step(step), progress)
@@ -161,7 +118,7 @@ class Trainer:
                 if self.ranks.any(bool(asked)):
                     self._save(step + 1, last=True)
                     raise Interrupted(asked[0] if asked else signal.SIGTERM, step + 1)
-            progress.say(told(self.job.train))
+            progress.say(summary_lines(self.job.train))
         self._finish()
         return self.folder
 
@@ -226,12 +183,17 @@ class Trainer:
         """
         start = time.perf_counter()
         self.place = f"step {step + 1}"
-        at(f"{self.place}, making the batch")
+        set_phase(f"{self.place}, making the batch")
         torch.manual_seed(self.job.recipe.seed * 1_000_003 + step)
         batch = self.job.train.step(step, self.recipe.batch)
         batch = self.job.objective.prepare(batch, step)
+        if not self.job.objective.in_loss(batch):
+            raise UserError(
+                f"step {step + 1}: no token of its batch is in the loss, so it learns nothing; "
+                "`llamaseek data inspect` shows what of the rows is"
+            )
         losses = self._gradients(batch)
-        at(f"{self.place}, clipping and stepping")
+        set_phase(f"{self.place}, clipping and stepping")
         norm = self.ranks.clip(self.recipe.clip)
         rate = learning_rate(self.recipe, step)
         finite = math.isfinite(norm) and math.isfinite(losses["loss"])
@@ -269,19 +231,19 @@ class Trainer:
 
     def _gradients(self, batch: Batch) -> dict[str, float]:
         """Backward through every micro-batch, each term divided by its count over the step."""
-        tally = Tally(self.job.objective.counts(batch))
+        tally = LossAccumulator(self.job.objective.counts(batch))
         self._run(batch, tally, backward=True)
-        at(f"{self.place}, adding up gradients")
+        set_phase(f"{self.place}, adding up gradients")
         self.ranks.gradients()
         loss, means = tally.totals(self.ranks)
         self.logged = self.logged or self.ranks.from_last_stage(tally.logged)
         return {"loss": loss, **{name: means[term] for term, name in self.logged.items()}}
 
-    def _run(self, batch: Batch, tally: Tally, backward: bool) -> None:
+    def _run(self, batch: Batch, tally: LossAccumulator, backward: bool) -> None:
         """The objective on this rank's share of a batch."""
 
         def loss(model: CausalLM, micro: Batch) -> Tensor:
-            at(f"{self.place}, {'forward and backward' if backward else 'evaluation'}")
+            set_phase(f"{self.place}, {'forward and backward' if backward else 'evaluation'}")
             with autocast(self.recipe, self.device):
                 return tally.add(self.job.objective.terms(model, micro))
 
@@ -355,7 +317,7 @@ class Trainer:
             if isinstance(self.job.train, Mixed):
                 save_position(folder, position)
 
-        at(f"step {done}, checkpoint")
+        set_phase(f"step {done}, checkpoint")
         self.saver.save(done, self.optimizer, self.average, extras, last)
 
     def _finish(self) -> None:
@@ -374,7 +336,7 @@ def saved_form(model: CausalLM, job: Job, dtype: torch.dtype) -> Exported | Adap
     return Exported(outline(model, dtype), job.tokenizer)
 
 
-def compile_layers(ranks: Ranks) -> None:
+def compile_layers(ranks: ParallelModel) -> None:
     """Compile every layer in place, multi-token modules included; equal layers share one graph."""
     for layer in ranks.layers():
         layer.compile()

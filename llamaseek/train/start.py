@@ -6,19 +6,18 @@ from pathlib import Path
 
 import torch
 
+from llamaseek.checkpoints.hf import load_model
+from llamaseek.checkpoints.peft import CONFIG as ADAPTER
 from llamaseek.errors import UserError, bad_value
 from llamaseek.herd import ModelConfig
-from llamaseek.herd.check import PACKED
 from llamaseek.herd.folder import read_config
-from llamaseek.herd.stored import stored_tensors
+from llamaseek.herd.formats import PACKED
+from llamaseek.herd.header import stored_tensors
 from llamaseek.herd.tensors import ROUTING_BIAS
 from llamaseek.models import CausalLM
-from llamaseek.models.adapter import CONFIG as ADAPTER
-from llamaseek.models.checkpoint import load_model
 from llamaseek.models.lora import add_lora
-from llamaseek.models.nf4 import quantize_layers
-from llamaseek.recipe import Recipe
-from llamaseek.recipe_post import LoraRecipe
+from llamaseek.models.quant.nf4 import quantize_layers
+from llamaseek.recipe.schema import LoraRecipe, Recipe
 from llamaseek.text.tokenizer import Tokenizer
 
 
@@ -75,7 +74,7 @@ def check_speaks(field: str, folder: str | Path) -> None:
             f"{field}: {folder} is an adapter; allowed: the model folder beside it, or: llamaseek "
             f"convert BASE NEW --adapter {folder}"
         )
-    if read_config(folder).scores:
+    if read_config(folder).is_reward_model:
         raise UserError(f"{field}: {folder} is a reward model, which says nothing")
 
 

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
+from llamaseek.checkpoints.convert import Conversion
+from llamaseek.checkpoints.hf import load_model, save_model
+from llamaseek.checkpoints.quantize import Quantization
 from llamaseek.engine.engine import Engine
-from llamaseek.engine.graphs import capturable
+from llamaseek.engine.forward.graphs import capturable
 from llamaseek.engine.options import EngineOptions, Speculation
-from llamaseek.engine.quantize import Quantization
 from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.kernels.fp8 import E4M3
 from llamaseek.models import CausalLM
-from llamaseek.models.checkpoint import load_model, save_model
-from llamaseek.models.convert import Conversion
 from tests.engine.reference import (
     FAMILIES,
     answers,
@@ -62,7 +62,9 @@ def test_greedy_tokens_are_transformers(family: str, graphs: bool, tmp_path: Pat
     model = load_model(tmp_path, device=DEVICE)
     prompts = random_prompts(60)
     wanted = greedy_reference(theirs, prompts, 16)
-    found, engine = answers(model, prompts, 16, step_tokens=64, cuda_graphs=graphs, block_size=4)
+    found, engine = answers(
+        model, prompts, 16, max_num_batched_tokens=64, cuda_graphs=graphs, block_size=4
+    )
     ties = near_ties(theirs, prompts, wanted, found)
     print(f"{family}: {ties} near-ties of {len(prompts)} answers")
     assert ties <= 3

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from llamaseek.engine.engine import Engine
-from llamaseek.engine.graphs import Forward, Graphs, bucket, compiled
-from llamaseek.engine.layout import lay_out
+from llamaseek.engine.forward.graphs import Forward, Graphs, bucket, compiled
+from llamaseek.engine.forward.paged import PagedCache, build_cache
+from llamaseek.engine.forward.runner import Runner, home
+from llamaseek.engine.forward.step_layout import lay_out
 from llamaseek.engine.options import EngineOptions, Speculation
-from llamaseek.engine.paged import PagedCache, build_cache
 from llamaseek.engine.request import Request, SamplingParams
-from llamaseek.engine.runner import Runner, home
 from llamaseek.models import CausalLM
 from tests.engine.reference import FAMILIES, random_prompts
 from tests.models.shapes import tiny_model
@@ -120,7 +120,7 @@ def test_the_engine_answers_the_same_by_graphs(
     params = SamplingParams(max_tokens=12)
     requests = [Request(prompt=prompt, params=params) for prompt in random_prompts(9)]
     drafts = Speculation(kind="lookup", depth=2)
-    options = EngineOptions(most_running=7, block_size=SIZE, speculation=drafts)
+    options = EngineOptions(max_num_seqs=7, block_size=SIZE, speculation=drafts)
     wanted = Engine(model, options=options).generate(requests)
 
     monkeypatch.setattr(Runner, "apart", True)

@@ -11,14 +11,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from llamaseek.checkpoints.convert import Conversion
+from llamaseek.checkpoints.hf import load_model, save_model, to_hf
 from llamaseek.errors import UserError
 from llamaseek.herd import Llama3Config
-from llamaseek.herd.check import SCALE
 from llamaseek.herd.folder import read_config
+from llamaseek.herd.formats import SCALE
+from llamaseek.kernels.fp8 import dequantize_fp8
 from llamaseek.models import CausalLM
-from llamaseek.models.checkpoint import load_model, save_model, to_hf
-from llamaseek.models.convert import Conversion
-from llamaseek.models.fp8 import Fp8Experts, Fp8Linear, dequantise, quantise
+from llamaseek.models.quant.fp8 import Fp8Experts, Fp8Linear, quantize
 from tests.models.shapes import reference_model, rows, tiny_config, tiny_model
 
 FAMILIES = {"llama3": {}, "deepseek_v3": {"q_lora_rank": 8}}
@@ -123,7 +124,7 @@ class TestFp8:
         save_model(model, tmp_path / "plain", torch.bfloat16)
         tensors = folder_tensors(tmp_path / "plain")
         for name in [n for n in tensors if n.endswith("_proj.weight") and "eh_proj" not in n]:
-            tensors[name], tensors[name + SCALE] = quantise(tensors[name])
+            tensors[name], tensors[name + SCALE] = quantize(tensors[name])
         config = json.loads((tmp_path / "plain" / "config.json").read_text())
         config["quantization_config"] = {
             "activation_scheme": "dynamic",
@@ -137,7 +138,7 @@ class TestFp8:
         (fp8 / "config.json").write_text(json.dumps(config))
         return model, fp8
 
-    def test_dequantised_by_the_formula(self, tmp_path: Path) -> None:
+    def test_dequantized_by_the_formula(self, tmp_path: Path) -> None:
         _, fp8 = self.folder(tmp_path)
         Conversion(fp8, tmp_path / "bf16", torch.bfloat16).run()
         stored, plain = folder_tensors(fp8), folder_tensors(tmp_path / "bf16")
@@ -189,12 +190,12 @@ class TestFp8:
         save_model(load_model(fp8, torch.bfloat16, fp8=True), tmp_path / "saved")
         assert equal(folder_tensors(fp8), folder_tensors(tmp_path / "saved"))
 
-    def test_quantise_fills_the_range(self) -> None:
+    def test_quantize_fills_the_range(self) -> None:
         weight = torch.randn(130, 257, generator=torch.Generator().manual_seed(0))
-        numbers, scale = quantise(weight)
+        numbers, scale = quantize(weight)
         assert scale.shape == (2, 3)
         assert float(numbers.float().abs().max()) == 448
-        error = (dequantise(numbers, scale, torch.float32) - weight).abs() / weight.abs().max()
+        error = (dequantize_fp8(numbers, scale, torch.float32) - weight).abs() / weight.abs().max()
         assert float(error.max()) < 2**-4
 
     def test_a_scale_that_is_not_a_number(self, tmp_path: Path) -> None:
@@ -284,8 +285,8 @@ class TestMeta:
         assert float((ours - theirs).abs().max() / theirs.abs().max()) < 1e-4
 
     def test_known_sizes_get_their_scaling(self) -> None:
+        from llamaseek.checkpoints.meta import _same_sizes, _sizes
         from llamaseek.herd.published import LLAMA_31_8B, LLAMA_32_1B
-        from llamaseek.models.meta import _same_sizes, _sizes
 
         published = {
             LLAMA_32_1B: {"dim": 2048, "n_layers": 16, "n_heads": 32, "ffn_dim_multiplier": 1.5},

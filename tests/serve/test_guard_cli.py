@@ -12,10 +12,11 @@ from typing import Any
 import httpx
 import pytest
 
+from llamaseek.checkpoints.hf import save_model
+from llamaseek.engine.open import load_weights
 from llamaseek.engine.options import EngineOptions
-from llamaseek.models.checkpoint import save_model
-from llamaseek.serve.load import load_served_guard, load_weights, make_service
 from llamaseek.serve.options import ServeOptions
+from llamaseek.serve.service import load_served_guard, make_service
 from llamaseek.text.guard_prompt import PUBLISHED
 from tests.cli.run import Cli
 from tests.safety.crafted import MARK, guard_folder, saying_folder
@@ -89,7 +90,7 @@ def test_serve_behind_a_guard(folders: dict[str, Path]) -> None:
 
 
 def test_serve_behind_a_folder_that_is_no_guard_says_nothing(folders: dict[str, Path]) -> None:
-    options, engine = ServeOptions(port=0, name="tiny"), EngineOptions(most_running=2)
+    options, engine = ServeOptions(port=0, name="tiny"), EngineOptions(max_num_seqs=2)
     model = load_weights(folders["model"], "cpu", "fp32")
     service = make_service(model, folders["model"], options, engine)
     service.guard = load_served_guard(folders["nonsense"], "cpu", PUBLISHED, options, engine)

@@ -6,8 +6,9 @@ The judge is passed in: texts to grades, None where it gave none.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -15,17 +16,34 @@ from typing import Any
 
 import numpy as np
 
-from llamaseek.data.clean.engine import Crew
+from llamaseek.data.clean.classifier import (
+    Agreement,
+    Classifier,
+    agreement,
+    train_classifier,
+)
+from llamaseek.data.clean.engine import CleaningWorkers
 from llamaseek.data.clean.plan import fingerprint, make_plan
 from llamaseek.data.clean.recipe import CleanRecipe
 from llamaseek.data.clean.run import OnStep, clean
 from llamaseek.data.documents import Document
-from llamaseek.data.quality.agreement import Agreement, agreement
-from llamaseek.data.quality.classifier import Classifier, train_classifier
 from llamaseek.data.quality.recipe import QualityRecipe
-from llamaseek.data.quality.sample import sample
 from llamaseek.errors import UserError
 from llamaseek.files import write_json
+
+
+def sample(documents: Iterable[Document], count: int, seed: int) -> list[Document]:
+    """The `count` documents whose hashed ids are least: the same whatever their order."""
+    kept: list[tuple[int, int, Document]] = []  # (-hash, place, document), the largest hash on top
+    for place, document in enumerate(documents):
+        digest = hashlib.blake2b(f"{seed}/{document.id}".encode(), digest_size=8).digest()
+        entry = (-int.from_bytes(digest, "big"), -place, document)
+        if len(kept) < count:
+            heapq.heappush(kept, entry)
+        elif entry[:2] > kept[0][:2]:
+            heapq.heapreplace(kept, entry)
+    return [document for _, _, document in sorted(kept, key=lambda entry: entry[:2], reverse=True)]
+
 
 Grader = Callable[[Sequence[str]], list[int | None]]
 Watch = Callable[[int, int], None]
@@ -37,7 +55,7 @@ FEWEST = 20  # grades that a classifier can be trained on
 def filter_by_judge(
     recipe: QualityRecipe,
     grade: Grader,
-    crew: Crew,
+    crew: CleaningWorkers,
     on_grade: Watch | None = None,
     on_step: OnStep | None = None,
 ) -> Agreement:
@@ -153,12 +171,12 @@ def _learn(
         at_least = round(float(np.quantile(scores, 1 - recipe.keep.share)), 3)
     found = agreement(grades[-held:], scores.tolist(), at_least, judge.best)
     classifier.save(folder)
-    told = _told(recipe, found, at_least, classifier)
-    write_json(folder / "agreement.json", told)
-    return told
+    summary = _summary(recipe, found, at_least, classifier)
+    write_json(folder / "agreement.json", summary)
+    return summary
 
 
-def _told(
+def _summary(
     recipe: QualityRecipe, found: Agreement, at_least: float, classifier: Classifier
 ) -> dict[str, Any]:
     """The agreement as the report page and a later run read it."""
@@ -183,7 +201,7 @@ def _filter(
     recipe: QualityRecipe,
     folder: Path,
     at_least: float,
-    crew: Crew,
+    crew: CleaningWorkers,
     anew: bool,
     on_step: OnStep | None,
 ) -> None:

@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from llamaseek.data.corpus_recipe import CorpusRecipe
-from llamaseek.recipe import Device, read_mapping, validated
-from llamaseek.section import Section
+from llamaseek.data.clean.recipe import CorpusRecipe
+from llamaseek.recipe.load import read_mapping, validated
+from llamaseek.recipe.schema import Device, Section
 
 RUBRIC = """\
 Grade how much a reader learns from the text, from 0 to 5. Add a point for each of these: it is

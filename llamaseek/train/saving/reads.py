@@ -10,8 +10,8 @@ import yaml
 from llamaseek.data.hub import SCHEME, parse_hub
 from llamaseek.errors import UserError
 from llamaseek.files import places
-from llamaseek.recipe import Recipe, load_recipe
-from llamaseek.recipe_post import RewardRecipe
+from llamaseek.recipe.load import load_recipe
+from llamaseek.recipe.schema import Recipe, RewardRecipe
 
 OWN = (
     "recipe.yaml",

@@ -11,8 +11,8 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from llamaseek.recipe import Recipe
-from llamaseek.train.build import build_job
+from llamaseek.recipe.schema import Recipe
+from llamaseek.train.jobs.pretrain import build_job
 from llamaseek.train.loop import train
 from tests.train.tiny import recipe
 

@@ -15,11 +15,11 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
 
 from llamaseek.errors import UserError
-from llamaseek.recipe import Recipe
-from llamaseek.train.build import build_job
+from llamaseek.recipe.schema import Recipe
+from llamaseek.train.jobs.pretrain import build_job
 from llamaseek.train.loop import train
-from llamaseek.train.run_folder import RunFolder
 from llamaseek.train.saving.index import read_index
+from llamaseek.train.saving.run_folder import RunFolder
 from tests.train.saving.runs import copied_run, state, weights, whole_run
 
 NAME = "model/model.norm.weight"
@@ -209,13 +209,13 @@ def test_no_good_checkpoint_is_one_line(tmp_path: Path) -> None:
 
 
 def test_exporting_reads_the_same_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llamaseek.train.export import Stored
+    from llamaseek.train.saving.saver import SavedWeights
 
     monkeypatch.chdir(tmp_path)
     folder = state(copied_run(tmp_path), 6) / "weights"
     metadata(pickle.dumps(Evil()))(folder)
     with pytest.raises(UserError, match="names pathlib.Path.touch"):
-        Stored(folder, averaged=False)
+        SavedWeights(folder, averaged=False)
     assert not Path("ran").exists()
 
 

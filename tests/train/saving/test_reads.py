@@ -9,15 +9,16 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
+from llamaseek.checkpoints.convert import Conversion
+from llamaseek.checkpoints.hf import save_model
 from llamaseek.errors import UserError
-from llamaseek.models.checkpoint import save_model
-from llamaseek.models.convert import Conversion
-from llamaseek.recipe import Recipe, make_recipe, save_recipe
+from llamaseek.recipe.load import make_recipe, save_recipe
+from llamaseek.recipe.schema import Recipe
 from llamaseek.study.quickstart import quickstart
-from llamaseek.train.build import build_job
+from llamaseek.train.jobs.pretrain import build_job
 from llamaseek.train.loop import train
-from llamaseek.train.run_folder import RunFolder
 from llamaseek.train.saving.reads import check_reads, read_by
+from llamaseek.train.saving.run_folder import RunFolder
 from tests.cli.run import Cli
 from tests.models.shapes import tiny_model
 from tests.train.tiny import recipe

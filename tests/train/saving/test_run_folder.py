@@ -16,11 +16,11 @@ import torch
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 from llamaseek.errors import UserError
-from llamaseek.recipe import save_recipe
-from llamaseek.train.build import build_job
+from llamaseek.recipe.load import save_recipe
+from llamaseek.train.jobs.pretrain import build_job
 from llamaseek.train.loop import Interrupted, train
-from llamaseek.train.run_folder import RunFolder
 from llamaseek.train.saving import lock
+from llamaseek.train.saving.run_folder import RunFolder
 from tests.cli.run import Cli, process
 from tests.train.saving.runs import copied_run, weights, whole_run
 from tests.train.tiny import recipe
@@ -204,7 +204,7 @@ class TestFullDisk:
 
     def test_the_state_of_a_source(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """safetensors raises an error of its own."""
-        from llamaseek.train.state import save_tensors
+        from llamaseek.train.saving.state import save_tensors
 
         (tmp_path / "state").mkdir()
         (tmp_path / "state" / "source.safetensors").mkdir()  # cannot be written

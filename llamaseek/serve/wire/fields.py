@@ -1,0 +1,187 @@
+"""What a request may say. A field that is not listed here is refused by its name.
+
+Names and ranges are OpenAI's; `top_k`, `min_p`, `repetition_penalty`, `ignore_eos`, and
+how the chat template is rendered, which that API lacks, are called as in vLLM.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+LARGEST = 2**31 - 1
+Text = Annotated[str, StringConstraints(min_length=1)]
+TokenId = Annotated[int, Field(ge=0, le=LARGEST)]
+
+
+class Strict(BaseModel):
+    """No conversions, no unknown fields but those that are null, no NaN."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def without_nulls(cls, given: Any) -> Any:
+        """Some clients send what they do not ask for as null."""
+        if not isinstance(given, dict):
+            return given
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        return {name: each for name, each in given.items() if each is not None or name in known}
+
+
+class StreamOptions(Strict):
+    """Whether the last event of a stream counts tokens."""
+
+    include_usage: bool = False
+
+
+class TextFormat(Strict):
+    """Anything goes."""
+
+    type: Literal["text"]
+
+
+class JsonObject(Strict):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class SchemaOf(Strict):
+    """A JSON schema with its name."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    description: str | None = None
+    schema_: dict[str, Any] | bool = Field(default=True, alias="schema")
+    strict: bool | None = None
+
+
+class JsonSchema(Strict):
+    """JSON that fits a schema; it always does here, `strict` or not."""
+
+    type: Literal["json_schema"]
+    json_schema: SchemaOf
+
+
+class RegexFormat(Strict):
+    """Text that a regular expression matches as a whole."""
+
+    type: Literal["regex"]
+    regex: Text
+
+
+class GrammarFormat(Strict):
+    """Text of a Lark grammar."""
+
+    type: Literal["lark"]
+    lark: Text
+
+
+ResponseFormat = Annotated[
+    TextFormat | JsonObject | JsonSchema | RegexFormat | GrammarFormat,
+    Field(discriminator="type"),
+]
+
+
+class SamplingFields(Strict):
+    """How tokens are drawn and when an answer ends; for both kinds of generation."""
+
+    model: str
+    max_tokens: Annotated[int, Field(ge=0, le=LARGEST)] | None = None
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=LARGEST)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
+    stop: Text | list[Text] | None = None
+    ignore_eos: bool = False
+    n: Annotated[int, Field(ge=1)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    user: str | None = None
+
+
+class CompletionFields(SamplingFields):
+    """The body of `/v1/completions`."""
+
+    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0)] | None = None
+    best_of: Annotated[int, Field(ge=1)] | None = None
+
+
+class FunctionOf(Strict):
+    """A function that the model may call; `strict` holds its calls to `parameters`."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Strict):
+    """A tool of OpenAI's only kind here."""
+
+    type: Literal["function"]
+    function: FunctionOf
+
+
+class NamedFunction(Strict):
+    """A function by its name."""
+
+    name: str
+
+
+class NamedTool(Strict):
+    """The tool that has to be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class ChatFields(SamplingFields):
+    """The body of `/v1/chat/completions`. Messages are read by `llamaseek.text.messages`."""
+
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=0, le=LARGEST)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0)] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+
+class EmbeddingFields(Strict):
+    """The body of `/v1/embeddings`."""
+
+    model: str
+    input: str | list[str] | list[TokenId] | list[list[TokenId]]
+    encoding_format: Literal["float", "base64"] = "float"
+    user: str | None = None
+
+
+class TokenizeFields(Strict):
+    """The body of `/tokenize`: a text, or the messages of a chat."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    add_special_tokens: bool = True
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+
+
+class DetokenizeFields(Strict):
+    """The body of `/detokenize`."""
+
+    model: str | None = None
+    tokens: list[TokenId]
