@@ -93,7 +93,7 @@ def _chats(
 
 
 def _side(place: str, chat: ChatIds, sequence: int, form: str) -> Example:
-    """One answer; only the last assistant turn is learnt."""
+    """One answer; only the last assistant turn is in the loss."""
     if ANSWER not in chat.kinds:
         raise RowError(place, "without an answer", f"{PAIR[sequence]} is empty")
     last = max(i for i, kind in enumerate(chat.kinds) if kind == PROMPT)

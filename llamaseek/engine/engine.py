@@ -109,7 +109,7 @@ class Engine:
         group: TensorGroup | None = None,
     ) -> None:
         if model.config.is_reward_model:
-            raise UserError("model: is a reward model, which says nothing")
+            raise UserError("model: is a reward model: it returns scores and cannot generate text")
         self.model, self.tokenizer, self.group = model.eval(), tokenizer, group
         self.adapters = Adapters(model, adapters or {})
         self.options = options = options or EngineOptions()
@@ -160,7 +160,7 @@ class Engine:
             cache = build_cache(shapes, blocks, size, dtype, options.cache_dtype, device)
         except torch.OutOfMemoryError:
             raise UserError(
-                f"cache_bytes: {options.cache_bytes} are not free on {device}"
+                f"cache_bytes: {options.cache_bytes} bytes are not free on {device}"
             ) from None
         graphs = None
         if replayed:
@@ -184,7 +184,7 @@ class Engine:
         self.adapters.check(request.adapter)
         params = request.params
         if self.tokenizer is None and (params.stop or params.constraint is not None):
-            raise UserError("stop, constraint: need an engine that has a tokenizer")
+            raise UserError("stop, constraint: need an engine with a tokenizer")
         self.scheduler.check(self._limit(request))
         self._matcher(request)
 
@@ -393,7 +393,7 @@ class Engine:
         return delta
 
     def _first(self, answer: SequenceState, delta: Delta) -> None:
-        """The prompt is computed: its scores are told, and its other answers share it."""
+        """The prompt is computed: its log-probabilities are returned, its other answers share it."""
         self.statistics.cached += answer.cached or 0
         if answer.params.prompt_logprobs is not None:
             delta.prompt_logprobs = answer.prompt_logprobs

@@ -101,11 +101,11 @@ def _read_ranks(content: bytes) -> dict[bytes, int]:
                 f"line {number}: {shown!r} is not a token in base64 and its rank, as in Meta's file"
             ) from None
         if place != len(ranks) or value in ranks:
-            raise UserError(f"line {number}: rank {place} where rank {len(ranks)} is due")
+            raise UserError(f"line {number}: rank {place}, expected rank {len(ranks)}")
         ranks[value] = place
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:
-        raise UserError(f"it has no token for byte {missing[0]}; every byte is a token")
+        raise UserError(f"has no token for byte {missing[0]}; every byte must be a token")
     return ranks
 
 

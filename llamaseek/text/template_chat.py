@@ -111,7 +111,7 @@ def _unused(text: str) -> list[str]:
     taken = set(text)
     free = list(islice((chr(code) for code in PRIVATE_USE if chr(code) not in taken), 3))
     if len(free) < 3:
-        raise UserError("messages: they use every private character of Unicode")
+        raise UserError("messages: use every private-use character of Unicode")
     return free
 
 

@@ -193,7 +193,7 @@ def one_line(cli: Cli, *words: str) -> str:
 def test_get_says_what_is_wrong(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "did you mean 'llama3'?" in one_line(cli, "lama3")
     (tmp_path / "tokenizer_config.json").write_text("{}")
-    assert "is there and different" in one_line(cli, "deepseek_v3", "--to", str(tmp_path))
+    assert "exists with different contents" in one_line(cli, "deepseek_v3", "--to", str(tmp_path))
     assert not (tmp_path / "tokenizer.json").exists()
     (tmp_path / "file").write_text("")
     assert "cannot be written" in one_line(cli, "llama3", "--to", str(tmp_path / "file" / "x"))
