@@ -413,7 +413,7 @@ class Engine:
             self._close(answer, finish, delta)
 
     def _first(self, answer: SequenceState, delta: Delta) -> None:
-        """The prompt is computed: its log-probabilities are returned, its other answers share it."""
+        """The prompt is computed: return its log-probabilities, share it with its other answers."""
         self.statistics.cached += answer.cached or 0
         if answer.params.prompt_logprobs is not None:
             delta.prompt_logprobs = answer.prompt_logprobs

@@ -108,7 +108,7 @@ def _read_ranks(content: bytes) -> dict[bytes, int]:
         ranks[value] = place
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:
-        raise UserError(f"has no token for byte {missing[0]}; every byte must be a token")
+        raise UserError(f"it has no token for byte {missing[0]}; every byte is a token")
     return ranks
 
 

@@ -154,7 +154,7 @@ def test_saved_it_is_a_folder_that_transformers_reads(llama: Tokenizer, tmp_path
     [
         (b"\x0a\x0e\x0a\x05<unk>\x15\x00", "line 2: .* is not a token in base64 and its rank"),
         (b"QQ== 0\nQg== two\n", "line 2: 'Qg== two' is not a token"),
-        (b"QQ== 0\nQg== 2\n", "line 2: rank 2 where rank 1 is due"),
+        (b"QQ== 0\nQg== 2\n", "line 2: rank 2, expected rank 1"),
         (b"QQ== 0\nQQ== 1\n", "line 2: rank 1"),
         (b"QQ== 0\n", "it has no token for byte 0"),
         (b"", "it has no token for byte 0"),
