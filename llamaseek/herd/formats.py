@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llamaseek.herd.tensors import Shape
+from llamaseek.herd.configs import Shape
 
 SCALE = "_scale_inv"
 FP8 = "F8_E4M3"

@@ -181,7 +181,7 @@ class ExtendRecipe(Section):
 class ModelRecipe(Section):
     """A new model from sizes (`config`), or a trained one to go on from (`init_from`)."""
 
-    family: Literal["llama3", "deepseek_v3"] = "llama3"
+    family: str = "llama3"  # or deepseek_v3, or one that is registered
     config: dict[str, Any] = Field(default_factory=dict)
     init_from: str | None = None
     extend: ExtendRecipe | None = None
