@@ -21,9 +21,9 @@ def reward_model(model: CausalLM) -> CausalLM:
     As transformers' `…ForSequenceClassification`: no bias, no vocabulary, no multi-token modules.
     A reward model comes back as it is.
     """
-    if model.config.scores:
+    if model.config.is_reward_model:
         return model
-    config: ModelConfig = replace(model.config.without_multi_token(), scores=True)
+    config: ModelConfig = replace(model.config.without_multi_token(), is_reward_model=True)
     with torch.device("meta"):
         scorer = build_model(config)
     scorer.model = model.model

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from llamaseek.engine.forward.paged import PagedCache
-from llamaseek.engine.forward.step_layout import Layout
-from llamaseek.engine.ranks.shards import OwnHead, SummedExperts, SummedLinear
+from llamaseek.engine.forward.step_layout import StepLayout
+from llamaseek.engine.ranks.shards import ParallelLMHead, RowParallelLinear, SummedExperts
 from llamaseek.engine.ranks.tensor_group import TensorGroup
 from llamaseek.kernels.build import builder
 from llamaseek.models import CausalLM
@@ -32,7 +32,7 @@ from llamaseek.models.moe import Experts, MoE
 from llamaseek.models.quant.packed import PackedExperts, PackedLinear
 
 BITS = {torch.float32: 32, torch.bfloat16: 16}
-DENSE = (nn.Linear, Head, SummedLinear, OwnHead)
+DENSE = (nn.Linear, Head, RowParallelLinear, ParallelLMHead)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def weights(*layers: nn.Module) -> Weights:
         kinds = set()
     if len(kinds) != 1 or 0 in kinds:
         raise ValueError("layers that no operator takes together")
-    group = layers[0].group if isinstance(layers[0], SummedLinear) else None
+    group = layers[0].group if isinstance(layers[0], RowParallelLinear) else None
     return Weights(found, scales, kinds.pop(), group)
 
 
@@ -88,7 +88,7 @@ def normalized(x: Tensor, norm: RMSNorm) -> Tensor:
     return out
 
 
-class Step(Protocol):
+class FusedStep(Protocol):
     """Attention or feed-forward of one layer: x (N, D) → x with its outcome added."""
 
     def __call__(self, x: Tensor, where: Where) -> Tensor: ...
@@ -100,7 +100,7 @@ class Where:
 
     cos: Tensor
     sin: Tensor
-    layout: Layout
+    layout: StepLayout
     cache: PagedCache
 
 
@@ -113,7 +113,7 @@ class GroupedQueries:
         self.out = weights(layer.o_proj)
 
     def __call__(self, x: Tensor, where: Where) -> Tensor:
-        """See `Step`."""
+        """See `FusedStep`."""
         keys, values = where.cache.stores[self.index].kept
         qkv = self.qkv(x, self.norm)
         slots = where.layout.slots
@@ -134,7 +134,7 @@ class Latents:
         self.out = weights(layer.o_proj)
 
     def __call__(self, x: Tensor, where: Where) -> Tensor:
-        """See `Step`."""
+        """See `FusedStep`."""
         layer = self.layer
         both = self.first(x, self.norm)
         q, latent = both.tensor_split((-(layer.rank + layer.rope),), dim=1)
@@ -179,7 +179,7 @@ class Gated:
         self.down = weights(layer.down_proj)
 
     def __call__(self, x: Tensor, where: Where) -> Tensor:
-        """See `Step`."""
+        """See `FusedStep`."""
         return self.add(x, x)
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
@@ -213,7 +213,7 @@ class Mixture:
             raise ValueError("experts that no operator takes")
 
     def __call__(self, x: Tensor, where: Where) -> Tensor:
-        """See `Step`."""
+        """See `FusedStep`."""
         inner = normalized(x, self.norm)
         router, config = self.router, self.router.config
         chosen, gates = torch.ops.llamaseek.route(
@@ -269,10 +269,10 @@ class Fused:
         """hidden (R, D), R up to `layout.FEW` → logits (R, V)."""
         head = self.model.lm_head
         own = self.head(hidden)
-        return head.group.beside(own) if isinstance(head, OwnHead) else own
+        return head.group.beside(own) if isinstance(head, ParallelLMHead) else own
 
     def __call__(
-        self, tokens: Tensor, layout: Layout, cache: PagedCache, before: Tensor | None = None
+        self, tokens: Tensor, layout: StepLayout, cache: PagedCache, before: Tensor | None = None
     ) -> Tensor:
         """tokens (N), N up to `layout.FEW` → hidden (N, D).
 
@@ -287,7 +287,7 @@ class Fused:
             x = step(x, where)
         return normalized(x, self.model.model.norm)
 
-    def _where(self, dtype: torch.dtype, layout: Layout, cache: PagedCache) -> Where:
+    def _where(self, dtype: torch.dtype, layout: StepLayout, cache: PagedCache) -> Where:
         """The module often follows the model at the same places."""
         if self.where is None or self.where.layout is not layout:
             most = int(layout.lengths.max())
@@ -303,7 +303,7 @@ class Fused:
 
 def fuse(model: CausalLM) -> Fused | None:
     """The model fused, or None where a layer is of a kind that no operator takes (an adapter)."""
-    if model.model.norm.weight.device.type != "cpu" or model.config.scores:
+    if model.model.norm.weight.device.type != "cpu" or model.config.is_reward_model:
         return None
     try:
         return Fused(model)
@@ -312,13 +312,13 @@ def fuse(model: CausalLM) -> Fused | None:
 
 
 LAYERS = (Llama3Layer.forward, DeepseekV3Layer.forward, MultiTokenLayer.forward)
-ATTENTIONS: dict[Any, Callable[[Any, Any], Step]] = {
+ATTENTIONS: dict[Any, Callable[[Any, Any], FusedStep]] = {
     GroupedQueryAttention.forward: GroupedQueries,
     LatentAttention.forward: Latents,
 }
 
 
-def _steps(layer: nn.Module) -> tuple[Step, Step]:
+def _steps(layer: nn.Module) -> tuple[FusedStep, FusedStep]:
     """A layer's two halves; ValueError where its forward is not one that the operators compute,
     as in a subclass that computes something else.
     """
@@ -327,5 +327,5 @@ def _steps(layer: nn.Module) -> tuple[Step, Step]:
         raise ValueError(f"no operators compute {type(layer).__name__}")
     mlp: Any = layer.mlp
     after: Any = layer.post_attention_layernorm
-    first: Step = ATTENTIONS[type(attention).forward](attention, layer.input_layernorm)
+    first: FusedStep = ATTENTIONS[type(attention).forward](attention, layer.input_layernorm)
     return first, Mixture(mlp, after) if isinstance(mlp, MoE) else Gated(mlp, after)
