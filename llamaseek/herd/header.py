@@ -15,7 +15,7 @@ from typing import Any
 
 from llamaseek.errors import UserError, shorten
 from llamaseek.files import read_json_object
-from llamaseek.herd.tensors import Shape
+from llamaseek.herd.configs import Shape
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 LARGEST_HEADER = 100_000_000  # the library's own limit, bytes

@@ -1,4 +1,4 @@
-"""What both families share: embedding, layers, final norm, head.
+"""What all families share: embedding, layers, final norm, head.
 
 B batch, T time, D width, V vocabulary, L layers, E experts.
 """
@@ -73,6 +73,17 @@ class CausalLM(nn.Module):
         """tokens (B, T) → (B, T, D) in the dtype that matrix products run in."""
         x: Tensor = self.model.embed_tokens(tokens)
         return x.to(matmul_dtype(x))
+
+    def mtp(
+        self,
+        k: int,
+        hidden: Tensor,
+        next_tokens: Tensor,
+        positions: Tensor,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Multi-token module `k`, where `config.multi_token_depth` says that there are any."""
+        raise AssertionError("the family has no multi-token modules")
 
     def mask(self, positions: Tensor) -> Tensor | None:
         """Which keys each query sees; None where plain attention is right."""
