@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamaseek.herd.configs import ModelConfig
+from llamaseek.herd.configs import ModelConfig, Shape
 from llamaseek.herd.formats import (
     FLOATS,
     FP8,
@@ -19,7 +19,7 @@ from llamaseek.herd.formats import (
     scale_shape,
 )
 from llamaseek.herd.header import StoredTensor
-from llamaseek.herd.tensors import Shape, model_tensors
+from llamaseek.herd.tensors import model_tensors
 
 
 @dataclass(frozen=True)
