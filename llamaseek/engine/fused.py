@@ -265,9 +265,9 @@ class Fused:
         return builder().ready
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden (R, D), R up to `layout.FEW` → logits (R, V)."""
+        """hidden (R, D), R up to `layout.FEW` → logits (R, V) in float32."""
         head = self.model.lm_head
-        own = self.head(hidden)
+        own = self.head(hidden.float())
         return head.group.beside(own) if isinstance(head, OwnHead) else own
 
     def __call__(

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from llamaseek.herd import DeepseekV3Config, Llama3Config, ModelConfig
 from llamaseek.herd.check import BLOCK
 from llamaseek.herd.folder import read_config
+from llamaseek.kernels.wide import wide_product
 from llamaseek.models import CausalLM, build_model
 from llamaseek.models.checkpoint import Undrawn, materialise, read_folder
 from llamaseek.models.fp8 import dequantised
@@ -133,7 +134,7 @@ class OwnHead(Head):
         self, hidden: Tensor, targets: Tensor | None = None, read: Read | None = None
     ) -> Tensor:
         """hidden (..., D) → logits (..., V), the same on every rank. There are no losses here."""
-        return self.group.beside(F.linear(hidden, self.weight))
+        return self.group.beside(wide_product(hidden, self.weight))
 
 
 def add_up(model: CausalLM, group: TensorGroup) -> None:

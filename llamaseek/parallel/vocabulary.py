@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llamaseek.kernels.wide import wide_product
 from llamaseek.models import CausalLM
 from llamaseek.models.head import Head, Read, Score, Softmax
 from llamaseek.models.layers import widen
@@ -58,7 +59,7 @@ class SplitHead(Head):
         """As `Head.forward`, for hidden (B, T / C / R, D) and the targets (B, T) of whole rows."""
         hidden, weight = gather(hidden, 1, self.group), local(self.weight)
         if read is None or targets is None:
-            logits = gather_whole(F.linear(hidden, weight), -1, self.group)
+            logits = gather_whole(wide_product(hidden, weight), -1, self.group)
             return self.slices.whole_alike(logits)
         softmax = None if self.group is None else vocabulary_softmax(self.group)
         out = read(hidden, weight, self.slices.own(targets), softmax)

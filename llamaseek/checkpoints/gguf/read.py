@@ -1,0 +1,144 @@
+"""Tensors of a GGUF file as lazy ones: mapped, and widened a few rows at a time.
+
+H heads, N rows, K columns, C latent rank, P qk_nope_head_dim, V v_head_dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize
+from torch import Tensor
+
+from llamaseek.errors import UserError
+from llamaseek.gguf_header import GgufTensor
+from llamaseek.herd.gguf_tensors import Placed
+from llamaseek.models.lazy import Lazy
+
+PLAIN = {
+    GGMLQuantizationType.F32: (np.dtype("<f4"), torch.float32),
+    GGMLQuantizationType.F16: (np.dtype("<f2"), torch.float16),
+    GGMLQuantizationType.BF16: (np.dtype("<i2"), torch.bfloat16),
+    GGMLQuantizationType.F64: (np.dtype("<f8"), torch.float64),
+}
+"""Types whose numbers are used as they lie in the file."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A matrix (N, K) of quantized blocks as it lies in a file.
+
+    `data` is uint8 (N, bytes of a row), mapped; row n of the matrix is row `order[n]` of it, or
+    row n where there is no order.
+    """
+
+    kind: GGMLQuantizationType
+    data: np.ndarray
+    order: Tensor | None = None
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """That range of rows, widened to float32."""
+        taken = slice(start, stop) if self.order is None else self.order[start:stop].numpy()
+        return torch.from_numpy(dequantize(np.ascontiguousarray(self.data[taken]), self.kind))
+
+
+@dataclass(frozen=True)
+class GgufLazy(Lazy):
+    """A lazy tensor of a GGUF file; `blocks` are there where it is a matrix of quantized ones."""
+
+    blocks: Blocks | None = None
+
+
+def open_placed(placed: dict[str, Placed]) -> dict[str, Lazy]:
+    """The tensors of a checked header, mapped from their files, not read into memory."""
+    return {name: _open(name, place) for name, place in placed.items()}
+
+
+def _open(name: str, place: Placed) -> Lazy:
+    for part in place.parts:
+        _check_kind(part)
+    if len(place.parts) == 2:
+        return _joined(*place.parts, place.shape)
+    tensor = place.parts[0]
+    if len(place.shape) == 1:
+        return _vector(tensor)
+    order = interleaved(place.shape[0], place.heads) if place.heads else None
+    return _matrix(tensor, place.shape, place.first, order)
+
+
+def _check_kind(tensor: GgufTensor) -> None:
+    """UserError for a type that the gguf package cannot widen."""
+    if tensor.kind in PLAIN:
+        return
+    try:
+        blank = np.zeros((1, tensor.row_bytes), np.uint8)
+        dequantize(blank, tensor.kind)
+    except NotImplementedError:
+        raise UserError(
+            f"{tensor.path}: {tensor.name} is {tensor.kind.name}, which cannot be widened"
+        ) from None
+
+
+def interleaved(rows: int, heads: int) -> Tensor:
+    """Where each row of halves lies among rows that alternate between them, head by head."""
+    return torch.arange(rows).view(heads, -1, 2).transpose(1, 2).flatten()
+
+
+def _matrix(tensor: GgufTensor, shape: tuple[int, ...], first: int, order: Tensor | None) -> Lazy:
+    count = shape[0]
+    if tensor.kind not in PLAIN:
+        data = _map(tensor).reshape(tensor.rows, tensor.row_bytes)[first : first + count]
+        blocks = Blocks(tensor.kind, data, order)
+        return GgufLazy(torch.float32, tuple(shape), blocks.rows, blocks=blocks)
+    whole = _plain(tensor).view(tensor.rows, -1)[first : first + count]
+    if order is None:
+        return GgufLazy(whole.dtype, tuple(shape), lambda a, b: whole[a:b], lambda: whole)
+    return GgufLazy(whole.dtype, tuple(shape), lambda a, b: whole[order[a:b]])
+
+
+def _vector(tensor: GgufTensor) -> Lazy:
+    if tensor.kind not in PLAIN:
+        numbers = torch.from_numpy(dequantize(_map(tensor), tensor.kind)).flatten()
+    else:
+        numbers = _plain(tensor)
+    return GgufLazy(numbers.dtype, tensor.shape, lambda a, b: numbers[a:b], lambda: numbers)
+
+
+def _joined(keys: GgufTensor, values: GgufTensor, shape: tuple[int, ...]) -> Lazy:
+    """`kv_b_proj` from keys (H, C, P), which are transposed, and values (H, V, C)."""
+    heads, rank, nope = keys.shape
+    width = nope + values.shape[1]
+    first = _matrix(keys, (heads * rank, nope), 0, None)
+    second = _matrix(values, (heads * values.shape[1], rank), 0, None)
+    value = values.shape[1]
+
+    def head(index: int) -> Tensor:
+        k = first.rows(index * rank, (index + 1) * rank)
+        return torch.cat((k.T, second.rows(index * value, (index + 1) * value)))
+
+    def rows(start: int, stop: int) -> Tensor:
+        begin = start // width
+        together = torch.cat([head(index) for index in range(begin, -(-stop // width))])
+        return together[start - begin * width : stop - begin * width]
+
+    return GgufLazy(torch.promote_types(first.dtype, second.dtype), tuple(shape), rows)
+
+
+def _plain(tensor: GgufTensor) -> Tensor:
+    kind, dtype = PLAIN[tensor.kind]
+    return torch.from_numpy(_map(tensor).view(kind)).view(dtype).view(tensor.shape)
+
+
+def _map(tensor: GgufTensor) -> np.ndarray:
+    """The tensor's bytes, mapped; a change of them would stay in memory."""
+    return _file(tensor.path)[tensor.offset : tensor.offset + tensor.nbytes]
+
+
+@cache
+def _file(path: Path) -> np.ndarray:
+    return np.memmap(path, np.uint8, mode="c").view(np.ndarray)
