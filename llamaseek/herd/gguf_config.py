@@ -131,7 +131,7 @@ def _deepseek(header: GgufHeader) -> DeepseekV3Config:
         **shared,
         num_hidden_layers=layers,
         num_nextn_predict_layers=ahead if stored else 0,
-        q_lora_rank=header.get("{arch}.attention.q_lora_rank", int),
+        q_lora_rank=header.get("{arch}.attention.q_lora_rank", int, 0) or None,
         kv_lora_rank=header.need("{arch}.attention.kv_lora_rank", int),
         qk_nope_head_dim=key - rotary,
         qk_rope_head_dim=rotary,
