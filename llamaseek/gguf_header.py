@@ -142,16 +142,7 @@ def read_gguf(path: str | Path) -> GgufHeader:
     truncated or broken, and for a split that is not whole.
     """
     path = Path(path)
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    return _read_split(path, state.st_mtime_ns, state.st_size)
-
-
-@lru_cache(maxsize=4)
-def _read_split(path: Path, modified: int, size: int) -> GgufHeader:
-    first = _read_file(path)
+    first = _current(path)
     count = first.get("split.count", int, 1)
     if count <= 1:
         return first
@@ -159,7 +150,7 @@ def _read_split(path: Path, modified: int, size: int) -> GgufHeader:
         raise UserError(f"{path}: is not the first file of its split; name the one with 00001-of")
     tensors = dict(first.tensors)
     for other in _other_files(path, count):
-        for name, tensor in _read_file(other).tensors.items():
+        for name, tensor in _current(other).tensors.items():
             if name in tensors:
                 raise UserError(f"{other}: holds {name}, which {tensors[name].path.name} holds")
             tensors[name] = tensor
@@ -181,7 +172,16 @@ def _other_files(path: Path, count: int) -> Iterator[Path]:
         yield other
 
 
-def _read_file(path: Path) -> GgufHeader:
+def _current(path: Path) -> GgufHeader:
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return _read_file(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=4)
+def _read_file(path: Path, modified: int, size: int) -> GgufHeader:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             return _Parser(path, view).header()

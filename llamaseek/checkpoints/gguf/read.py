@@ -6,7 +6,6 @@ H heads, N rows, K columns, C latent rank, P qk_nope_head_dim, V v_head_dim.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -56,19 +55,38 @@ class GgufLazy(Lazy):
 
 def open_placed(placed: dict[str, Placed]) -> dict[str, Lazy]:
     """The tensors of a checked header, mapped from their files, not read into memory."""
-    return {name: _open(name, place) for name, place in placed.items()}
+    paths = {part.path for place in placed.values() for part in place.parts}
+    # Copied where they are written to, which is never: PyTorch wants tensors that could be.
+    files = {path: np.memmap(path, np.uint8, mode="c").view(np.ndarray) for path in paths}
+    return {name: _open(place, files) for name, place in placed.items()}
 
 
-def _open(name: str, place: Placed) -> Lazy:
-    for part in place.parts:
-        _check_kind(part)
-    if len(place.parts) == 2:
-        return _joined(*place.parts, place.shape)
-    tensor = place.parts[0]
+def _open(place: Placed, files: dict[Path, np.ndarray]) -> Lazy:
+    mapped = [_mapped(part, files[part.path]) for part in place.parts]
+    if len(mapped) == 2:
+        return _joined(*mapped, place.shape)
     if len(place.shape) == 1:
-        return _vector(tensor)
+        return _vector(mapped[0])
     order = interleaved(place.shape[0], place.heads) if place.heads else None
-    return _matrix(tensor, place.shape, place.first, order)
+    return _matrix(mapped[0], place.shape, place.first, order)
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A tensor and its bytes, mapped."""
+
+    tensor: GgufTensor
+    data: np.ndarray
+
+    def plain(self) -> Tensor:
+        """The numbers of one of the `PLAIN` types, as they lie in the file."""
+        kind, dtype = PLAIN[self.tensor.kind]
+        return torch.from_numpy(self.data.view(kind)).view(dtype).view(self.tensor.shape)
+
+
+def _mapped(tensor: GgufTensor, file: np.ndarray) -> Mapped:
+    _check_kind(tensor)
+    return Mapped(tensor, file[tensor.offset : tensor.offset + tensor.nbytes])
 
 
 def _check_kind(tensor: GgufTensor) -> None:
@@ -89,33 +107,34 @@ def interleaved(rows: int, heads: int) -> Tensor:
     return torch.arange(rows).view(heads, -1, 2).transpose(1, 2).flatten()
 
 
-def _matrix(tensor: GgufTensor, shape: tuple[int, ...], first: int, order: Tensor | None) -> Lazy:
-    count = shape[0]
+def _matrix(mapped: Mapped, shape: tuple[int, ...], first: int, order: Tensor | None) -> Lazy:
+    count, tensor = shape[0], mapped.tensor
     if tensor.kind not in PLAIN:
-        data = _map(tensor).reshape(tensor.rows, tensor.row_bytes)[first : first + count]
+        data = mapped.data.reshape(tensor.rows, tensor.row_bytes)[first : first + count]
         blocks = Blocks(tensor.kind, data, order)
         return GgufLazy(torch.float32, tuple(shape), blocks.rows, blocks=blocks)
-    whole = _plain(tensor).view(tensor.rows, -1)[first : first + count]
+    whole = mapped.plain().view(tensor.rows, -1)[first : first + count]
     if order is None:
         return GgufLazy(whole.dtype, tuple(shape), lambda a, b: whole[a:b], lambda: whole)
     return GgufLazy(whole.dtype, tuple(shape), lambda a, b: whole[order[a:b]])
 
 
-def _vector(tensor: GgufTensor) -> Lazy:
-    if tensor.kind not in PLAIN:
-        numbers = torch.from_numpy(dequantize(_map(tensor), tensor.kind)).flatten()
+def _vector(mapped: Mapped) -> Lazy:
+    kind = mapped.tensor.kind
+    if kind in PLAIN:
+        numbers = mapped.plain()
     else:
-        numbers = _plain(tensor)
-    return GgufLazy(numbers.dtype, tensor.shape, lambda a, b: numbers[a:b], lambda: numbers)
+        numbers = torch.from_numpy(dequantize(mapped.data, kind)).flatten()
+    return GgufLazy(numbers.dtype, mapped.tensor.shape, lambda a, b: numbers[a:b], lambda: numbers)
 
 
-def _joined(keys: GgufTensor, values: GgufTensor, shape: tuple[int, ...]) -> Lazy:
+def _joined(keys: Mapped, values: Mapped, shape: tuple[int, ...]) -> Lazy:
     """`kv_b_proj` from keys (H, C, P), which are transposed, and values (H, V, C)."""
-    heads, rank, nope = keys.shape
-    width = nope + values.shape[1]
+    heads, rank, nope = keys.tensor.shape
+    value = values.tensor.shape[1]
+    width = nope + value
     first = _matrix(keys, (heads * rank, nope), 0, None)
-    second = _matrix(values, (heads * values.shape[1], rank), 0, None)
-    value = values.shape[1]
+    second = _matrix(values, (heads * value, rank), 0, None)
 
     def head(index: int) -> Tensor:
         k = first.rows(index * rank, (index + 1) * rank)
@@ -127,18 +146,3 @@ def _joined(keys: GgufTensor, values: GgufTensor, shape: tuple[int, ...]) -> Laz
         return together[start - begin * width : stop - begin * width]
 
     return GgufLazy(torch.promote_types(first.dtype, second.dtype), tuple(shape), rows)
-
-
-def _plain(tensor: GgufTensor) -> Tensor:
-    kind, dtype = PLAIN[tensor.kind]
-    return torch.from_numpy(_map(tensor).view(kind)).view(dtype).view(tensor.shape)
-
-
-def _map(tensor: GgufTensor) -> np.ndarray:
-    """The tensor's bytes, mapped; a change of them would stay in memory."""
-    return _file(tensor.path)[tensor.offset : tensor.offset + tensor.nbytes]
-
-
-@cache
-def _file(path: Path) -> np.ndarray:
-    return np.memmap(path, np.uint8, mode="c").view(np.ndarray)
