@@ -25,14 +25,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.common import Row, installed, report  # noqa: E402
+from llamaseek.checkpoints.convert import Conversion  # noqa: E402
+from llamaseek.checkpoints.shards import write_tensors  # noqa: E402
 from llamaseek.files import write_json  # noqa: E402
 from llamaseek.herd import Llama3Config  # noqa: E402
-from llamaseek.herd.count import count_parameters  # noqa: E402
 from llamaseek.herd.published import ENTRIES  # noqa: E402
-from llamaseek.herd.tensors import model_tensors  # noqa: E402
-from llamaseek.models.convert import Conversion  # noqa: E402
+from llamaseek.herd.tensors import count_parameters, model_tensors
 from llamaseek.models.lazy import Lazy  # noqa: E402
-from llamaseek.models.shards import write_tensors  # noqa: E402
 
 ALLOWED_GB = 1.3
 

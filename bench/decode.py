@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from bench.common import Row, installed, report, row
-from llamaseek.train.machine import pick_device
+from llamaseek.runtime.device import pick_device
 
 ROUNDS, PROMPT = 5, 256
 FOLDER = Path(__file__).resolve().parents[1] / "runs" / "bench-1b"
@@ -80,10 +80,10 @@ class Ours:
     """The engine, by its steps."""
 
     def __init__(self, case: Case, folder: Path) -> None:
+        from llamaseek.checkpoints.hf import load_model
         from llamaseek.engine.engine import Engine
         from llamaseek.engine.options import EngineOptions
         from llamaseek.kernels.build import builder
-        from llamaseek.models.checkpoint import load_model
 
         builder().build()
         self.case = case
@@ -204,7 +204,7 @@ class Limits:
 
     def rate(self) -> float:
         """Bytes a second, or floating-point operations."""
-        from llamaseek.train.machine import matrix_peak
+        from llamaseek.runtime.device import matrix_peak
 
         if self.case.prefill:
             device = torch.device(self.case.device)
@@ -285,7 +285,7 @@ def compare(case: Case, folder: Path, peers: list[str]) -> list[Row]:
 def demand(case: Case, folder: Path) -> tuple[float, str, float]:
     """What a token costs: bytes of weights read, or operations of the prompt's products."""
     from bench.shape_1b import SIZES, config
-    from llamaseek.herd.count import count_parameters
+    from llamaseek.herd.tensors import count_parameters
 
     embedding = SIZES["vocab_size"] * SIZES["hidden_size"]
     if case.prefill:

@@ -26,10 +26,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.common import Row, installed, median_seconds, report  # noqa: E402
+from llamaseek.data.clean.dedup.near import MinHashDedup  # noqa: E402
 from llamaseek.data.clean.engine import Crew  # noqa: E402
 from llamaseek.data.clean.recipe import CleanRecipe  # noqa: E402
 from llamaseek.data.clean.run import clean  # noqa: E402
-from llamaseek.data.dedup.near import MinHashDedup  # noqa: E402
 from llamaseek.data.documents import Document, read_documents  # noqa: E402
 
 DOCUMENTS = 2000  # timed; about 4 MB

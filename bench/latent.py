@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from bench.common import Row, installed, report
-from llamaseek.engine.fused import Fused, Latents, Where, fuse
-from llamaseek.engine.layout import lay_out
-from llamaseek.engine.paged import Store, build_cache, bytes_per_token
+from llamaseek.engine.forward.fused import Fused, Latents, Where, fuse
+from llamaseek.engine.forward.paged import Store, build_cache, bytes_per_token
+from llamaseek.engine.forward.step_layout import lay_out
 from llamaseek.herd import config_from_sizes
 from llamaseek.herd.configs import DeepseekV3Config
 from llamaseek.kernels.build import builder
@@ -109,7 +109,7 @@ class Expanded:
         self.kv_b = [kv_b.contiguous()]
 
     def __call__(self, x: Tensor, where: Where) -> Tensor:
-        """See `llamaseek.engine.fused.Step`."""
+        """See `llamaseek.engine.forward.fused.Step`."""
         step, layer, ops = self.step, self.step.layer, torch.ops.llamaseek
         both = step.first(x, step.norm)
         q, latent = both.tensor_split((-(layer.rank + layer.rope),), dim=1)

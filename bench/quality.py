@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from bench.common import Row, report
-from llamaseek.engine.quantize import Quantization
+from llamaseek.checkpoints.hf import load_model
+from llamaseek.checkpoints.quantize import Quantization
 from llamaseek.kernels.build import builder
-from llamaseek.models.checkpoint import load_model
 from llamaseek.text.tokenizer import Tokenizer
 
 BITS = {"int8": 8, "int4": 4}

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llamaseek.engine.quantize import Quantization
-from llamaseek.files import write_json
+from llamaseek.checkpoints.quantize import Quantization
+from llamaseek.checkpoints.shards import write_tensors
+from llamaseek.files import new_folder, write_json
 from llamaseek.herd import config_from_sizes
 from llamaseek.herd.configs import ModelConfig
 from llamaseek.herd.tensors import model_tensors
 from llamaseek.models.lazy import lazy
-from llamaseek.models.shards import new_folder, write_tensors
 
 SIZES = {
     "vocab_size": 128256,

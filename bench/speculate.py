@@ -20,12 +20,12 @@ from random import Random
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.common import Row, report, row
-from llamaseek.data.synthetic.stories import story
+from llamaseek.checkpoints.hf import load_model
+from llamaseek.data.builtin.stories import story
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.options import EngineOptions, Speculation
 from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.kernels.build import builder
-from llamaseek.models.checkpoint import load_model
 from llamaseek.text.tokenizer import Tokenizer
 
 REPEATS = 5

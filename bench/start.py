@@ -32,8 +32,8 @@ PACKAGES = {"llama.cpp": "llama-cpp-python", "transformers": "transformers"}
 
 def say_ours(folder: Path) -> None:
     """The first token through the engine."""
-    from llamaseek.cli.load import load
     from llamaseek.engine.engine import Engine
+    from llamaseek.engine.open import load
     from llamaseek.engine.options import EngineOptions
     from llamaseek.engine.request import Request, SamplingParams
     from llamaseek.text.tokenizer import Tokenizer

@@ -73,11 +73,12 @@ def ours(case: str, shape: Shape) -> dict[str, float]:
     from llamaseek.data.batch import Batch, Rows
     from llamaseek.herd import config_from_sizes
     from llamaseek.models import build_model
-    from llamaseek.recipe import make_recipe
+    from llamaseek.recipe.load import make_recipe
+    from llamaseek.runtime.device import count_parameters, matrix_peak, training_flops_per_token
     from llamaseek.text.train_bpe import train_bpe
-    from llamaseek.train.build import make_objective
-    from llamaseek.train.loop import Job, Trainer
-    from llamaseek.train.machine import count_parameters, matrix_peak, training_flops_per_token
+    from llamaseek.train.job import Job
+    from llamaseek.train.jobs.pretrain import make_objective
+    from llamaseek.train.loop import Trainer
 
     family, mode = case.split()
     torch.manual_seed(0)
@@ -109,7 +110,7 @@ def peer(case: str, shape: Shape) -> dict[str, float]:
     """Tokens a second of transformers' Llama with its own loss, as its users train it."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from llamaseek.train.machine import matrix_peak
+    from llamaseek.runtime.device import matrix_peak
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)

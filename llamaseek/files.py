@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,3 +53,73 @@ def write_json(path: Path, value: Any) -> None:
 def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """The same for rows, one a line."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def places(path: str | Path) -> set[Path]:
+    """Where reading `path`, a file, a folder or a glob, leads: all of it resolved, and what the
+    symbolic links below it point to.
+    """
+    given = Path(path).expanduser()
+    matched = [] if given.exists() else glob.glob(str(given), recursive=True)
+    found = {given.resolve(), *(Path(one).resolve() for one in matched)}
+    return found.union(*(_links(one) for one in found))
+
+
+def _links(folder: Path) -> set[Path]:
+    """What the symbolic links below a folder point to; nothing for a file."""
+    walk = ((Path(root), names + files) for root, names, files in os.walk(folder))
+    entries = (root / name for root, names in walk for name in names)
+    return {entry.resolve() for entry in entries if entry.is_symlink()}
+
+
+def check_apart(target: Path, source: Path) -> None:
+    """UserError where a folder and the one it is made from are one, or one is within the other."""
+    if target.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{target}: is inside the folder it is made from ({source})")
+    check_kept(target, source)
+
+
+def check_kept(target: Path, source: Path) -> None:
+    """UserError where replacing a folder would remove something of what it is made from."""
+    if any(place.is_relative_to(target.resolve()) for place in places(source)):
+        raise UserError(f"{target}: holds {source}, which it is made from")
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    """UserError for what may not be replaced: all but model folders, and these unless told."""
+    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
+        return
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: is there already, and is no model folder to replace")
+    if not overwrite:
+        raise UserError(f"{folder}: exists and is not empty; --overwrite replaces it")
+
+
+@contextmanager
+def new_folder(folder: Path, size: int, overwrite: bool) -> Iterator[Path]:
+    """A folder to fill, which takes its name only once the block ends well.
+
+    Raises `UserError` where `folder` exists (unless it holds a model and `overwrite` is said),
+    where `size` bytes do not fit, and where writing fails; nothing is left then. What a killed run
+    left is removed.
+    """
+    partial, old = (folder.parent / f".{folder.name}.{kind}" for kind in ("partial", "old"))
+    try:
+        if old.is_dir() and not folder.exists():
+            os.replace(old, folder)  # a run was killed between its two renames
+        _check_free(folder, overwrite)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        free = shutil.disk_usage(partial).free
+        if size > free:
+            raise UserError(f"{folder}: needs {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
+        yield partial
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            os.replace(folder, old)  # taking a tree away is slow; a name changes at once
+        os.replace(partial, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

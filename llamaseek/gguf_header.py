@@ -27,7 +27,9 @@ MAGIC = b"GGUF"
 SUFFIX = ".gguf"
 VERSIONS = (2, 3)
 ALIGNMENT = 32
-LARGEST_HEADER = 200_000_000  # bytes; Llama 3's, with 128,000 tokens and 280,000 merges, has 8 million
+LARGEST_HEADER = (
+    200_000_000  # bytes; Llama 3's, with 128,000 tokens and 280,000 merges, has 8 million
+)
 MOST_DIMENSIONS = 4  # of ggml
 SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 SCALARS = {
@@ -164,7 +166,9 @@ def _other_files(path: Path, count: int) -> Iterator[Path]:
     """The second and later files of a split, whose names are numbered."""
     found = SPLIT_NAME.fullmatch(path.name)
     if found is None or int(found[2]) != 1 or int(found[3]) != count:
-        raise UserError(f"{path}: is one of {count} files and must be called NAME-00001-of-{count:05d}.gguf")
+        raise UserError(
+            f"{path}: is one of {count} files and must be called NAME-00001-of-{count:05d}.gguf"
+        )
     for number in range(2, count + 1):
         other = path.with_name(f"{found[1]}-{number:05d}-of-{count:05d}.gguf")
         if not other.is_file():
@@ -188,7 +192,9 @@ def _read_file(path: Path, modified: int, size: int) -> GgufHeader:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     except ValueError as error:  # mmap's for an empty file, and this module's own
-        raise UserError(f"{path}: is truncated, or not a GGUF file ({shorten(str(error))})") from None
+        raise UserError(
+            f"{path}: is truncated, or not a GGUF file ({shorten(str(error))})"
+        ) from None
 
 
 class _Parser:
@@ -223,12 +229,18 @@ class _Parser:
             swapped = int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS
             order = " in big-endian order" if swapped else ""
             allowed = " and ".join(map(str, VERSIONS))
-            number = version if not swapped else int.from_bytes(version.to_bytes(4, "little"), "big")
-            raise UserError(f"{self.path}: is GGUF version {number}{order}; read are {allowed}, little-endian")
+            number = (
+                version if not swapped else int.from_bytes(version.to_bytes(4, "little"), "big")
+            )
+            raise UserError(
+                f"{self.path}: is GGUF version {number}{order}; read are {allowed}, little-endian"
+            )
 
     def _bytes(self, count: int) -> bytes:
         if count > self.end - self.at:
-            raise ValueError(f"{count:,} bytes are announced at {self.at:,}, there are {self.end:,}")
+            raise ValueError(
+                f"{count:,} bytes are announced at {self.at:,}, there are {self.end:,}"
+            )
         self.at += count
         return self.view[self.at - count : self.at]
 

@@ -11,7 +11,7 @@ import torch
 if not torch.cuda.is_available():  # before anything imports Triton
     os.environ["TRITON_INTERPRET"] = "1"
 
-from llamaseek.train.build import build_job
+from llamaseek.train.jobs.pretrain import build_job
 from llamaseek.train.loop import train
 from tests.cli.run import Cli
 from tests.train.tiny import recipe

@@ -10,9 +10,9 @@ from random import Random
 
 import pytest
 
+from llamaseek.checkpoints.hf import save_model
 from llamaseek.herd.published import ENTRIES
 from llamaseek.models import build_model
-from llamaseek.models.checkpoint import save_model
 from tests.cli.run import Cli
 from tests.data.planted import page, write_rows
 

@@ -43,4 +43,4 @@ def test_wheel_builds_and_installs_elsewhere(tmp_path: Path) -> None:
     run = [sys.executable, "-I", "-c", CHECK, str(site)]
     done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == len(list((ROOT / "recipes").glob("*.yaml")))
+    assert int(done.stdout) == len(list((ROOT / "llamaseek/recipe/bundled").glob("*.yaml")))

@@ -36,9 +36,9 @@ def _write_model(shape: Shape, folder: Path) -> None:
     import transformers
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
+    from llamaseek.checkpoints.hf import save_model
     from llamaseek.herd import config_from_sizes
     from llamaseek.models import build_model
-    from llamaseek.models.checkpoint import save_model
     from llamaseek.text.special import llama3_names
 
     path = Path(llama_models.__file__).parent / "llama3" / "tokenizer.model"

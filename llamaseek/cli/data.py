@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from llamaseek.cli.program import program, this_command
+from llamaseek.cli.shared import program, this_command
 from llamaseek.errors import bad_value
-from llamaseek.recipe_files import find_recipe
+from llamaseek.recipe.load import find_recipe
+from llamaseek.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from llamaseek.data.clean.run import OnStep
+    from llamaseek.train.jobs.preview import ShownRow
+
 
 RECIPE = typer.Argument(help="A recipe file, or the name of one that ships with llamaseek.")
 OVERRIDES = typer.Argument(None, metavar="[KEY=VALUE]...", help="Overrides, as in out=data/web.")
@@ -71,7 +78,7 @@ def judge(
     dry_run: bool = DRY_RUN,
 ) -> None:
     """Let a model grade a sample, train a classifier on the grades, filter the corpus with it."""
-    from llamaseek.data.quality.recipe import load_quality_recipe
+    from llamaseek.data.clean.quality.recipe import load_quality_recipe
 
     loaded = load_quality_recipe(find_recipe(recipe), overrides or [])
     if dry_run:
@@ -79,7 +86,7 @@ def judge(
         return
 
     from llamaseek.data.clean.engine import Crew
-    from llamaseek.data.quality.flow import filter_by_judge
+    from llamaseek.data.clean.quality.flow import filter_by_judge
     from llamaseek.evals.judge import open_judge
     from llamaseek.report.data_page import write_data_report
 
@@ -109,14 +116,13 @@ def stats(folder: Path = typer.Argument(help="The folder of a cleaning run.")) -
 @app.command()
 def inspect(recipe: str = RECIPE, overrides: list[str] = OVERRIDES, rows: int = ROWS) -> None:
     """Print training rows as the model will see them; what is not learnt is dimmed."""
-    from llamaseek.recipe import load_recipe
+    from llamaseek.recipe.load import load_recipe
 
     loaded = load_recipe(find_recipe(recipe), overrides or [])
 
     from rich.console import Console
 
-    from llamaseek.cli.rows import print_rows
-    from llamaseek.train.rows import training_rows
+    from llamaseek.train.jobs.preview import training_rows
 
     console = Console(highlight=False, soft_wrap=True)
     print_rows(console, training_rows(loaded, rows), loaded)
@@ -131,7 +137,6 @@ def print_recipe(recipe: dict[str, Any]) -> None:
 
 def finish(folder: Path) -> None:
     """Print what a run kept and removed, and write its page."""
-    from llamaseek.cli.rows import print_stages
     from llamaseek.report.data_page import write_data_report
 
     report = write_data_report(folder)
@@ -192,3 +197,52 @@ def stoppable() -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"\nstopped; to go on:\n  {this_command()}", file=sys.stderr)
         sys.exit(130)
+
+
+def print_stages(folder: Path) -> None:
+    """A line a stage: what came in, what left and by which rule most."""
+    from llamaseek.report.data_page import stage_views
+
+    stats = json.loads((folder / "stats.json").read_text())
+    table = Table("stage", "came in", "left", "changed", "most often")
+    for column in table.columns[1:4]:
+        column.justify = "right"
+    for stage in stage_views(stats):
+        most = stage.rules[0] if stage.rules else None
+        numbers = (f"{n:,}" for n in (stage.entered, stage.removed, stage.changed))
+        table.add_row(stage.name, *numbers, f"{most.name} ({most.count:,})" if most else "")
+    Console().print(table)
+    read = sum(stats["read"].values())
+    kept = sum(source["documents"] for source in stats["kept"].values())
+    print(f"kept {kept:,} of {read:,} documents ({kept / max(read, 1):.1%})")
+
+
+def print_rows(console: Console, rows: Iterable[ShownRow], recipe: Recipe) -> None:
+    """Each row with its documents; dimmed what has no loss, and how much that is."""
+    for number, row in enumerate(rows):
+        learnt = f"{row.learnt} of {row.tokens} tokens learnt"
+        padded = f", {row.padding} padding" if row.padding else ""
+        count = f"{len(row.documents)} document{'s' if len(row.documents) > 1 else ''}"
+        title = f"row {number}: {count}, {learnt}{padded} ({recipe.data.length} a row)"
+        console.rule(title, align="left", characters="─")
+        for document in row.documents:
+            text = Text()
+            for stretch in document:
+                text.append(stretch.text, style="" if stretch.learnt else "dim")
+            console.print(text)
+            console.print()
+        for column, value in (row.judged or {}).items():
+            console.print(f"{column}: {value}", markup=False)
+    for line in row_notes(recipe):
+        console.print(line, style="dim")
+
+
+def row_notes(recipe: Recipe) -> list[str]:
+    """What the dimming means in this recipe."""
+    if recipe.stage == "pretrain":
+        return ["Dimmed: a document's first token, which nothing predicts."]
+    if recipe.stage == "reward":
+        return ["Best answer first. Dimmed: all but each answer's last token, where its score is."]
+    if recipe.sampling is not None or recipe.stage in ("grpo", "ppo"):
+        return ["Prompts: a model answers them during the run; below each, what judges the answer."]
+    return ["Dimmed: read by the model, but without a loss."]

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from llamaseek.cli.load import DEVICE, model_folder
-from llamaseek.cli.stdin import read_stdin
+from llamaseek.cli.shared import DEVICE, model_folder, read_stdin
 from llamaseek.errors import bad_value
 
 if TYPE_CHECKING:
     from llamaseek.engine.engine import Engine
     from llamaseek.engine.options import Speculation
+    from llamaseek.engine.ranks.tensor_group import TensorGroup
     from llamaseek.engine.request import SamplingParams
     from llamaseek.engine.statistics import Statistics
     from llamaseek.models import CausalLM
-    from llamaseek.parallel.tensor_group import TensorGroup
 
 MODEL = typer.Argument(help="A model folder.", callback=model_folder)
 CHAT = typer.Option(False, "--chat", help="Answer the prompt as a user's message.")
@@ -52,9 +51,9 @@ def generate(
     device: str = DEVICE,
 ) -> None:
     """Continue a text, streaming; with --chat, answer a message."""
-    from llamaseek.cli.load import load
     from llamaseek.engine.engine import Engine
     from llamaseek.engine.leader import answer
+    from llamaseek.engine.open import load
     from llamaseek.engine.options import EngineOptions
     from llamaseek.engine.request import SamplingParams
     from llamaseek.text.tokenizer import Tokenizer
@@ -104,7 +103,7 @@ def say(engine: Engine, text: str, chat: bool, params: SamplingParams, stats: bo
 
 def speculation(source: str, depth: int, device: str) -> Speculation:
     """What `--speculate` asks for; a name that is no method is the folder of a draft model."""
-    from llamaseek.cli.load import load
+    from llamaseek.engine.open import load
     from llamaseek.engine.options import DRAFTERS, Speculation
 
     methods = [kind for kind in DRAFTERS if kind != "model"]  # that one goes by its folder

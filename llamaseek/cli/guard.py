@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from llamaseek.cli.load import DEVICE, model_folder
-from llamaseek.cli.stdin import read_stdin
+from llamaseek.cli.shared import DEVICE, model_folder, read_stdin
 from llamaseek.errors import UserError, bad_value, shorten
 
 if TYPE_CHECKING:
@@ -50,10 +49,10 @@ def guard(
     chosen = policy(categories, drop)
     messages = [] if held_out else read_conversation(message, conversation, answer)
 
+    from llamaseek.runtime.device import pick_device
     from llamaseek.safety.guard import load_guard
     from llamaseek.safety.verdict import GuardError
     from llamaseek.text.guard_prompt import guard_prompt
-    from llamaseek.train.machine import pick_device
 
     if messages:
         guard_prompt(messages, chosen)  # what is wrong with them is said before a model is read

@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.tree import Tree
 
-    from llamaseek.herd.outline import Node
+    from llamaseek.herd.show import Node
 
 app = typer.Typer(
     help="The published models, and what one of them is made of.",
@@ -26,8 +26,8 @@ def herd(context: typer.Context, json: bool = JSON) -> None:
     """The published models: what each can do, and its size."""
     if context.invoked_subcommand is not None:
         return
-    from llamaseek.herd.describe import describe
     from llamaseek.herd.published import ENTRIES
+    from llamaseek.herd.show import describe
 
     described = [describe(entry) for entry in ENTRIES.values()]
     if json:
@@ -44,8 +44,8 @@ def show(
 ) -> None:
     """One model's parts, shapes and parameters."""
     from llamaseek.errors import bad_value
-    from llamaseek.herd.describe import describe
     from llamaseek.herd.folder import find_or_read
+    from llamaseek.herd.show import describe
 
     entry = find_or_read(model)
     if diagram is not None:
@@ -73,7 +73,7 @@ def _print_table(described: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from llamaseek.herd.describe import short_count
+    from llamaseek.herd.show import short_count
 
     table = Table("model", box=None, pad_edge=False, header_style="bold")
     for title in ("fine-\ntuned", "multi-\nlingual", "long\ncontext", "tool\nuse"):
@@ -95,8 +95,7 @@ CAPABILITIES = ("fine_tuned", "multilingual", "long_context", "tool_use")
 def _print_model(entry: Any) -> None:
     from rich.console import Console
 
-    from llamaseek.herd.describe import describe, short_count
-    from llamaseek.herd.outline import outline
+    from llamaseek.herd.show import describe, outline, short_count
 
     facts = describe(entry)
     console = Console(highlight=False)
@@ -126,7 +125,7 @@ def _tree(node: Node) -> Tree:
 
 
 def _label(node: Node) -> str:
-    from llamaseek.herd.describe import short_count
+    from llamaseek.herd.show import short_count
 
     times = f" [bold]× {node.times:,}[/]" if node.times > 1 else ""
     shape = f" [cyan]\\[{' × '.join(f'{n:,}' for n in node.shape)}][/]" if node.shape else ""

@@ -9,25 +9,21 @@ import time
 import typer
 
 from llamaseek import __version__
-from llamaseek.cli import data, herd, tokenizer
-from llamaseek.cli.average import average
+from llamaseek.cli import data, herd
+from llamaseek.cli import tokenize as tokenizer
 from llamaseek.cli.chat import chat
-from llamaseek.cli.convert import convert
-from llamaseek.cli.download import download
+from llamaseek.cli.folders import average, convert, download, inspect, quantize
 from llamaseek.cli.generate import generate
 from llamaseek.cli.guard import guard
-from llamaseek.cli.inspect import inspect
 from llamaseek.cli.plan import plan
-from llamaseek.cli.quantize import quantize
 from llamaseek.cli.quickstart import quickstart
-from llamaseek.cli.report import report
 from llamaseek.cli.serve import serve
 from llamaseek.cli.study import study
 from llamaseek.cli.tokenize import tokenize
-from llamaseek.cli.train import dpo, grpo, ppo, pretrain, reward, sft
+from llamaseek.cli.train import dpo, grpo, ppo, pretrain, report, reward, sft
 from llamaseek.cli.train_plan import train_plan
 from llamaseek.errors import UserError
-from llamaseek.parallel.check import is_first_rank
+from llamaseek.runtime.world import is_first_rank
 
 PATIENCE = 15.0  # seconds in which torchrun ends the other ranks once the first has spoken
 app = typer.Typer(

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from llamaseek.cli.console import wide_console
+from llamaseek.cli.shared import wide_console
 
 
 def plan(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from llamaseek.cli.program import program, this_command
+from llamaseek.cli.shared import program, this_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,7 +36,7 @@ def quickstart(
     from llamaseek.study.lecture import STAGES
     from llamaseek.study.quickstart import Findings
     from llamaseek.study.quickstart import quickstart as run
-    from llamaseek.train.loop import Interrupted
+    from llamaseek.train.job import Interrupted
 
     folder = out or Path(f"runs/quickstart-{family}")
     console = Console(highlight=False)

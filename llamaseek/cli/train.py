@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import typer
 
-from llamaseek.cli.program import program, this_command
+from llamaseek.cli.shared import program, this_command
 from llamaseek.errors import UserError
-from llamaseek.parallel.check import is_first_rank, resolve, started_ranks
-from llamaseek.recipe import load_recipe
-from llamaseek.recipe_files import find_recipe
+from llamaseek.recipe.load import find_recipe, load_recipe
+from llamaseek.runtime.check import resolve
+from llamaseek.runtime.world import is_first_rank, started_ranks
+from llamaseek.train.saving.reads import check_reads, check_recipe_file
 
 RECIPE = typer.Argument(help="A recipe file, or the name of one that ships with llamaseek.")
 OVERRIDES = typer.Argument(None, metavar="[KEY=VALUE]...", help="Overrides, as in train.lr=1e-3.")
@@ -58,10 +60,13 @@ def run_recipe(
 
     `asked` is how to begin: `--resume`, `--auto-resume`, `--overwrite` or nothing.
     """
-    recipe = load_recipe(find_recipe(wanted), overrides)
+    path = find_recipe(wanted)
+    recipe = load_recipe(path, overrides)
     if recipe.stage != stage:
         raise UserError(f"stage: {wanted} is a {recipe.stage} recipe; use llamaseek {recipe.stage}")
     recipe = resolve(recipe, started_ranks())
+    check_reads(recipe)
+    check_recipe_file(path, recipe)
     if dry_run:
         import yaml
 
@@ -76,17 +81,18 @@ def run_recipe(
     if len(asked) > 1:
         raise UserError(f"{asked[0]} and {asked[1]} exclude each other")
 
-    from llamaseek.train.run_folder import RunFolder
+    from llamaseek.train.saving.run_folder import RunFolder
 
     resume = asked in (["--resume"], ["--auto-resume"])
     again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0  # a rank was lost
     if not again and asked != ["--auto-resume"]:
         RunFolder(recipe.folder).check(resume, asked == ["--overwrite"])
 
-    from llamaseek.parallel.launch import process_group
     from llamaseek.report.page import write_report
-    from llamaseek.train.build import build_job
-    from llamaseek.train.loop import Interrupted, train
+    from llamaseek.runtime.launch import process_group
+    from llamaseek.train.job import Interrupted
+    from llamaseek.train.jobs.pretrain import build_job
+    from llamaseek.train.loop import train
 
     try:
         with process_group(recipe):
@@ -104,3 +110,12 @@ def run_recipe(
     if stage != "reward" and recipe.train.objective != "masked":  # those say nothing
         verb = "generate" if stage == "pretrain" else "chat"
         print(f"try     {program()} {verb} {folder.final}")
+
+
+def report(
+    folder: Path = typer.Argument(help="A run folder, or a quickstart's."),
+) -> None:
+    """Write report.html into a run folder: curves, before and after, commands."""
+    from llamaseek.report.page import write_report
+
+    print(write_report(folder))

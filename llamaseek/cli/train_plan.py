@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from llamaseek.cli.console import wide_console
+from llamaseek.cli.shared import wide_console
 from llamaseek.cli.train import OVERRIDES, RECIPE
 
 if TYPE_CHECKING:
@@ -45,8 +45,7 @@ def train_plan(
     """Build a rank of each kind on fake tensors: memory, sends and seconds of a training step."""
     from llamaseek.errors import bad_value
     from llamaseek.plan.gpus import find_gpu
-    from llamaseek.recipe import load_recipe
-    from llamaseek.recipe_files import find_recipe
+    from llamaseek.recipe.load import find_recipe, load_recipe
 
     if dtype not in (None, "bf16", "fp8"):
         raise bad_value("dtype", dtype, "bf16 or fp8")
@@ -55,11 +54,11 @@ def train_plan(
     dtype = dtype or ("bf16" if loaded.train.float8 == "none" else "fp8")
     chosen.peak(dtype)
     if draw is not None:
-        from llamaseek.parallel.draw import draw_layout
+        from llamaseek.dry_run.draw import draw_layout
         from llamaseek.pictures import check_format
 
         check_format("draw", draw)
-    from llamaseek.parallel.answer import plan_training
+    from llamaseek.dry_run.answer import plan_training
 
     planned = plan_training(loaded, chosen, dtype)
     if draw is not None:

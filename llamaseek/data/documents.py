@@ -21,8 +21,18 @@ from pathlib import Path
 from typing import IO, Any
 
 from llamaseek.data.bad_rows import BadRows, RowError
-from llamaseek.data.html import page_text
 from llamaseek.errors import UserError, shorten
+
+
+def page_text(page: bytes) -> str:
+    """Paragraphs and list items, a line each; empty if the page has no text."""
+    try:
+        import trafilatura
+    except ImportError:
+        raise UserError("web pages need trafilatura: pip install 'llamaseek[data]'") from None
+    text = trafilatura.extract(page, include_comments=False, include_tables=True)
+    return f"{text}\n" if text else ""
+
 
 TEXT_ENDINGS = (".txt", ".md", ".py")
 PAGE_ENDINGS = (".html", ".htm")

@@ -9,9 +9,8 @@ from typing import Any
 from llamaseek.data.bad_rows import BadRows, Row, RowError
 from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.data.documents import read_rows
-from llamaseek.data.formats import RowReader
+from llamaseek.data.formats import RowReader, show
 from llamaseek.data.pack import Packable, pack_whole
-from llamaseek.data.turns import show
 from llamaseek.errors import UserError
 from llamaseek.text.chat import END, PROMPT, ChatIds, encode_chat
 from llamaseek.text.messages import Message

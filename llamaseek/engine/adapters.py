@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from llamaseek.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
+    from llamaseek.checkpoints.peft import Adapter
     from llamaseek.engine.scheduler import Chunk
     from llamaseek.models import CausalLM
-    from llamaseek.models.adapter import Adapter
 
 ABSORBED = "kv_b_proj"
 Rows = slice | Tensor

@@ -22,19 +22,15 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from torch import Tensor
 
 from llamaseek.errors import UserError, bad_value, shorten
+from llamaseek.text.grammar import JSON_STYLE
 from llamaseek.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from llguidance._lib import JsonCompileOptions
+    pass
+
 
 KINDS = ("json_schema", "regex", "lark")
 KEPT = 64  # compiled grammars kept for the next request
-# No white space but what `json.dumps` writes: a weak model could go on with blanks for ever.
-JSON_STYLE: JsonCompileOptions = {
-    "whitespace_flexible": False,
-    "item_separator": ", ",
-    "key_separator": ": ",
-}
 # Largest work of a step: some 25 ms. Errors do not repeat the grammar.
 LIMITS = LLParserLimits(step_lexer_fuel=200_000, step_max_items=50_000, verbose_errors=False)
 

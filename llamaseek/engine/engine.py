@@ -20,20 +20,13 @@ from torch import Tensor
 from llamaseek.engine.adapters import Adapters
 from llamaseek.engine.blocks import BlockPool
 from llamaseek.engine.ends import append
-from llamaseek.engine.graphs import Capture, Graphs, capturable, compiled
-from llamaseek.engine.layout import Layout, some_rows
+from llamaseek.engine.forward.graphs import Capture, Graphs, capturable, compiled
+from llamaseek.engine.forward.paged import build_cache, bytes_per_token
+from llamaseek.engine.forward.runner import Runner, home
+from llamaseek.engine.forward.step_layout import Layout, some_rows
 from llamaseek.engine.leader import Blocks, lead
 from llamaseek.engine.options import EngineOptions
-from llamaseek.engine.paged import build_cache, bytes_per_token
-from llamaseek.engine.request import (
-    Answer,
-    Completion,
-    Delta,
-    Output,
-    Request,
-    check_request,
-)
-from llamaseek.engine.runner import Runner, home
+from llamaseek.engine.request import Answer, Completion, Delta, Output, Request, check_request
 from llamaseek.engine.sampler import decide, derive_seed, log_probabilities
 from llamaseek.engine.scheduler import Chunk, Scheduler
 from llamaseek.engine.speculate import make_drafter
@@ -44,9 +37,9 @@ from llamaseek.models import CausalLM
 from llamaseek.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from llamaseek.checkpoints.peft import Adapter
     from llamaseek.engine.constrain import Grammars, Matcher
-    from llamaseek.models.adapter import Adapter
-    from llamaseek.parallel.tensor_group import TensorGroup
+    from llamaseek.engine.ranks.tensor_group import TensorGroup
 
 PROMPT_LOGITS = 1 << 24  # of a prompt that is scored, held at once
 _entropy = SystemRandom()

@@ -16,15 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llamaseek.engine.layout import Ints, Layout
-from llamaseek.engine.paged import PagedCache, build_cache
-from llamaseek.engine.runner import Inputs, Runner, home
+from llamaseek.engine.forward.paged import PagedCache, build_cache
+from llamaseek.engine.forward.runner import Inputs, Runner, home
+from llamaseek.engine.forward.step_layout import Ints, Layout
+from llamaseek.engine.ranks.tensor_group import TensorGroup, joined
 from llamaseek.errors import UserError, bad_value
 from llamaseek.herd.folder import read_config
-from llamaseek.herd.stored import stored_tensors
+from llamaseek.herd.header import stored_tensors
 from llamaseek.models import CausalLM
-from llamaseek.parallel.check import answering_problems, started_ranks
-from llamaseek.parallel.tensor_group import TensorGroup, joined
+from llamaseek.runtime.check import answering_problems
+from llamaseek.runtime.world import started_ranks
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from llamaseek.engine.layout import Layout, some_rows
+from llamaseek.engine.forward.runner import Runner
+from llamaseek.engine.forward.step_layout import Layout, some_rows
 from llamaseek.engine.options import Speculation
 from llamaseek.engine.request import Answer
-from llamaseek.engine.runner import Runner
 from llamaseek.engine.sampler import DRAFTED, distributions, draw, uniforms
 from llamaseek.engine.scheduler import Chunk, Scheduler
 from llamaseek.errors import UserError

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from llamaseek.data.batch import Batch
-from llamaseek.data.generated import generated_rows, turn
+from llamaseek.data.builtin.instructions import KINDS, followed, instruction_item
+from llamaseek.data.builtin.rows import generated_rows, turn
+from llamaseek.data.builtin.stories import parses, prompt
+from llamaseek.data.builtin.tasks import TASKS, exact_match, task_item
+from llamaseek.data.builtin.words import Keyed
 from llamaseek.data.rankings import preferences
-from llamaseek.data.synthetic.instructions import KINDS, followed, instruction_item
-from llamaseek.data.synthetic.splits import Keyed
-from llamaseek.data.synthetic.stories import parses, prompt
-from llamaseek.data.synthetic.tasks import TASKS, exact_match, task_item
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.options import EngineOptions
 from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.models import CausalLM, DeepseekV3
+from llamaseek.models.loss import sum_by_sequence, target_log_probs
 from llamaseek.text.chat import encode_chat
 from llamaseek.text.tokenizer import Tokenizer
-from llamaseek.train.objectives.dpo import sum_by_sequence, target_log_probs
 
 K = TypeVar("K", bound=Keyed)
 SEED = "held out"  # one fixed set of items, whatever a run's seed

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from llamaseek.data.synthetic.guard import GuardItem, guard_item
+from llamaseek.data.builtin.guard import GuardItem, guard_item
 from llamaseek.engine.request import Request
 from llamaseek.evals.generated import SEED
 from llamaseek.safety.guard import Guard, Policy

@@ -17,13 +17,14 @@ from urllib.request import urlopen
 
 from llamaseek.engine.constrain import Constraint
 from llamaseek.engine.engine import Engine
+from llamaseek.engine.open import load_as_stored
 from llamaseek.engine.options import EngineOptions
 from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.errors import UserError, shorten
 from llamaseek.models import CausalLM
+from llamaseek.runtime.device import pick_device
 from llamaseek.text.chat import encode_chat
 from llamaseek.text.tokenizer import Tokenizer
-from llamaseek.train.machine import load_as_stored, pick_device
 
 SECONDS = 120  # that an endpoint may take for one answer
 TRIES = 4  # with a second, two and four between them

@@ -8,8 +8,8 @@ from pathlib import Path
 from llamaseek.errors import UserError, unknown_name
 from llamaseek.files import read_json_object
 from llamaseek.herd.configs import DeepseekV3Config, ModelConfig, config_from_dict
+from llamaseek.herd.header import stored_names
 from llamaseek.herd.published import ENTRIES, Entry
-from llamaseek.herd.stored import stored_names
 
 
 def read_config(folder: str | Path) -> ModelConfig:

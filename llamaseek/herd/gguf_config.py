@@ -84,7 +84,9 @@ def gguf_config(header: GgufHeader) -> ModelConfig:
         return _llama(header) if arch == "llama" else _deepseek(header)
     except UserError as error:
         message = str(error)
-        raise UserError(message if str(header.path) in message else f"{header.path}: {message}") from None
+        raise UserError(
+            message if str(header.path) in message else f"{header.path}: {message}"
+        ) from None
 
 
 def _refuse_unknown(header: GgufHeader) -> None:
@@ -103,7 +105,9 @@ def _llama(header: GgufHeader) -> Llama3Config:
     head = header.get("{arch}.attention.key_length", int, width // heads)
     for key in ("attention.value_length", "rope.dimension_count"):
         if (found := header.get("{arch}." + key, int, head)) != head:
-            raise UserError(f"llama.{key} is {found}; read are files where it is {head}, as keys have")
+            raise UserError(
+                f"llama.{key} is {found}; read are files where it is {head}, as keys have"
+            )
     return Llama3Config(
         **shared,
         num_key_value_heads=_one(header, "attention.head_count_kv", heads),
@@ -209,7 +213,9 @@ def _scaling(header: GgufHeader) -> RopeScaling | None:
     if factor in (0.0, 1.0) and kind != "yarn":
         return None
     if kind != "yarn":
-        raise UserError(f"rope.scaling.type is {kind!r} with factor {factor}; read are yarn and none")
+        raise UserError(
+            f"rope.scaling.type is {kind!r} with factor {factor}; read are yarn and none"
+        )
     length = header.get("{arch}.context_length", int)
     # The key holds a tenth of mscale_all_dim; mscale itself is in no key, and is the same in every
     # DeepSeek that was published.
@@ -249,7 +255,9 @@ def _frequencies(header: GgufHeader) -> RopeScaling | None:
     if not np.allclose(_divisors(found, waves), divisors, rtol=1e-5):
         found = _fitted(divisors, waves, length, round(factor, 6))
     if not np.allclose(_divisors(found, waves), divisors, rtol=1e-4):
-        raise UserError("rope_freqs.weight holds a scaling that is not Llama 3.1's, which is not read")
+        raise UserError(
+            "rope_freqs.weight holds a scaling that is not Llama 3.1's, which is not read"
+        )
     return found
 
 
@@ -265,7 +273,9 @@ def _fitted(divisors: np.ndarray, waves: np.ndarray, length: int, factor: float)
     """The scaling whose blended frequencies are those seen, for this original length."""
     blended = (divisors > 1 + 1e-6) & (divisors < factor - 1e-6 * factor)
     if blended.sum() < 2:
-        raise UserError("rope_freqs.weight holds a scaling that is not Llama 3.1's, which is not read")
+        raise UserError(
+            "rope_freqs.weight holds a scaling that is not Llama 3.1's, which is not read"
+        )
     share = (1 / divisors[blended] - 1 / factor) / (1 - 1 / factor)
     slope, start = np.polyfit(length / waves[blended], share, 1)
     low = -start / slope

@@ -10,13 +10,12 @@ from typing import Any
 
 from llamaseek.errors import UserError
 from llamaseek.files import read_json_object
-from llamaseek.herd.check import is_second_copy, problems
+from llamaseek.herd.compare import is_second_copy, problems
 from llamaseek.herd.configs import ModelConfig
-from llamaseek.herd.count import count_parameters
 from llamaseek.herd.folder import read_config
+from llamaseek.herd.header import Stored, stored_tensors
 from llamaseek.herd.published import ENTRIES
-from llamaseek.herd.stored import Stored, stored_tensors
-from llamaseek.herd.tensors import Shape
+from llamaseek.herd.tensors import Shape, count_parameters
 
 # What may differ between two folders of one architecture.
 INCIDENTAL = ("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "is_causal")

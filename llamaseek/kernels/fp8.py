@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llamaseek.herd.check import BLOCK
+from llamaseek.herd.formats import BLOCK
 from llamaseek.kernels.ops import TRITON, few_on_gpu, library
 
 E4M3 = (8, 9)  # the first compute capability that reads it
@@ -22,7 +22,7 @@ E4M3 = (8, 9)  # the first compute capability that reads it
 library.define("fp8_linear(Tensor x, Tensor weight, Tensor scale) -> Tensor")
 
 
-def dequantise(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+def dequantize_fp8(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """weight (..., N, K) e4m3 × scale (..., ⌈N/128⌉, ⌈K/128⌉) → (..., N, K) in `dtype`."""
     rows, columns = weight.shape[-2:]
     wide = scale.repeat_interleave(BLOCK, -2)[..., :rows, :]
@@ -32,7 +32,7 @@ def dequantise(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 def fp8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """x (M, K) times a weight (N, K) in fp8 blocks → (M, N), in x's dtype."""
-    return F.linear(x, dequantise(weight, scale, x.dtype))
+    return F.linear(x, dequantize_fp8(weight, scale, x.dtype))
 
 
 def on_cuda(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llamaseek.herd.check import BLOCK
+from llamaseek.herd.formats import BLOCK
 
 OUTPUTS = 32  # of a program; they share a block's scale
 NARROWEST = 16  # rows that a matrix unit takes

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.library import Library
 from torch.nn import functional as F
 
-from llamaseek.kernels.packed import dequantise
+from llamaseek.kernels.packed import dequantize_packed
 from llamaseek.kernels.wide import wide_product
 
 SCHEMAS = (
@@ -68,14 +68,16 @@ def _times(
     """x (M, K) float32 times one weight (N, K), packed ones widened to `dtype`, as float32."""
     if scale is None:
         inner = x.to(weight.dtype)
-        return wide_product(inner, weight) if dtype.itemsize > 2 else F.linear(inner, weight).float()
+        return (
+            wide_product(inner, weight) if dtype.itemsize > 2 else F.linear(inner, weight).float()
+        )
     if x.is_cuda and few_on_gpu(len(x), dtype):
         from llamaseek.kernels.packed_few import multiply
 
         with torch.cuda.device_of(x):
             return multiply(x.to(dtype), weight, scale, bits)
     parts = [
-        F.linear(x.to(dtype), dequantise(words, some, bits, dtype)).float()
+        F.linear(x.to(dtype), dequantize_packed(words, some, bits, dtype)).float()
         for words, some in zip(weight.split(ROWS), scale.split(ROWS), strict=True)
     ]
     return torch.cat(parts, -1)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llamaseek.errors import UserError, bad_value, unknown_name
-from llamaseek.models.nf4 import NF4Linear
+from llamaseek.models.quant.nf4 import NF4Linear
 
 
 class LoRALinear(nn.Linear):

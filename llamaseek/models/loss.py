@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from llamaseek.data.batch import IGNORE, Batch
+from llamaseek.models import CausalLM
 from llamaseek.models.head import WHOLE, Head, Softmax, softmax_and_gradient
 from llamaseek.models.layers import matmul_dtype, widen
 
-IGNORE = -100
 Kernel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 # Logits in one chunk. On a CPU 8 MB of float32 stay in its caches; a GPU wants large products.
 CHUNK_NUMBERS = {"cpu": 2**21, "cuda": 2**27}
@@ -140,3 +141,17 @@ def row_log_probs(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
 
     log_p: Tensor = head(hidden, targets, read)
     return log_p
+
+
+def target_log_probs(model: CausalLM, batch: Batch) -> Tensor:
+    """log p of every target, 0 where there is none: (B, T)."""
+    hidden = model(batch.tokens, batch.positions)
+    return row_log_probs(model.lm_head, hidden, batch.targets)
+
+
+def sum_by_sequence(log_p: Tensor, batch: Batch) -> Tensor:
+    """Summed log-probability of each answer, of the tokens that count for it: (B, S)."""
+    sequence = batch.extra["sequence"].clamp(min=0)
+    slots = 2 * batch.extra["pairs"].shape[1]
+    kept = log_p * (batch.extra["counts_for_preference"] > 0)
+    return log_p.new_zeros(log_p.shape[0], slots).scatter_add(1, sequence, kept)

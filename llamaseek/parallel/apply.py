@@ -14,9 +14,8 @@ from llamaseek.parallel.expert import SplitRows, spread_experts
 from llamaseek.parallel.fully_sharded import shard_layer, shard_rest
 from llamaseek.parallel.mesh import Mesh
 from llamaseek.parallel.pipeline import Stage, cut
-from llamaseek.parallel.tensor import split_layer
-from llamaseek.parallel.vocabulary import split_vocabulary
-from llamaseek.recipe_parallel import ParallelRecipe
+from llamaseek.parallel.tensor import split_layer, split_vocabulary
+from llamaseek.recipe.schema import ParallelRecipe
 
 
 @dataclass(frozen=True)

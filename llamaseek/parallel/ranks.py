@@ -16,10 +16,9 @@ from llamaseek.models import CausalLM
 from llamaseek.parallel.apply import Parallel, parallelize
 from llamaseek.parallel.mesh import Mesh
 from llamaseek.parallel.pipeline import LossOf, Pipeline
-from llamaseek.parallel.weights import add_replicas, own_gradients, squared_norm, weights_of
-from llamaseek.parallel.zero import Zero
+from llamaseek.parallel.weights import Zero, add_replicas, own_gradients, squared_norm, weights_of
 from llamaseek.plan.layout import Layout
-from llamaseek.recipe_parallel import ParallelRecipe
+from llamaseek.recipe.schema import ParallelRecipe
 
 PLACES = ("ends",)  # of what objectives add: columns of a row, -1 where there is none
 

@@ -13,15 +13,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn import functional as F
 
 from llamaseek.errors import UserError
+from llamaseek.kernels.wide import wide_product
+from llamaseek.models import CausalLM
 from llamaseek.models.attention import GroupedQueryAttention, LatentAttention
-from llamaseek.models.layers import GatedMLP
+from llamaseek.models.head import Head, Read, Score, Softmax
+from llamaseek.models.layers import GatedMLP, widen
 from llamaseek.models.recompute import unneeded
-from llamaseek.parallel.collectives import Group, gather, scatter
+from llamaseek.parallel.collectives import Group, gather, gather_whole, own_ids, scatter, sum_whole
+from llamaseek.parallel.context import Slices
 from llamaseek.parallel.mesh import Mesh
 
 ROWS, COLUMNS = 0, 1  # of a weight (out, in)
@@ -137,3 +142,134 @@ def gather_after(module: nn.Module, group: Group) -> None:
 def scatter_after(module: nn.Module, group: Group) -> None:
     """The module's partial results are added up, and each rank keeps its tokens."""
     module.register_forward_hook(lambda module, args, out: scatter(out, TOKENS, group))
+
+
+class SplitEmbedding(nn.Embedding):
+    """Looks up this rank's columns, and where the table is split, its own ids."""
+
+    slices: Slices
+    group: Group
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (B, T) → (B, T / C / R, D), this rank's tokens alone."""
+        tokens, weight = self.slices.own(tokens), local(self.weight)
+        if self.group is None:
+            return F.embedding(tokens, weight)
+        inside, place = own_ids(tokens, weight.shape[0], self.group.rank())
+        rows = F.embedding(place, weight).masked_fill(~inside[..., None], 0)
+        return scatter(rows, 1, self.group)
+
+
+class SplitHead(Head):
+    """Gathers hidden states over tensor ranks, reads them against its rows of the vocabulary, and
+    puts the context ranks' results together: what comes out is whole and the same on all.
+    """
+
+    slices: Slices
+    group: Group
+
+    def forward(
+        self, hidden: Tensor, targets: Tensor | None = None, read: Read | None = None
+    ) -> Tensor:
+        """As `Head.forward`, for hidden (B, T / C / R, D) and the targets (B, T) of whole rows."""
+        hidden, weight = gather(hidden, 1, self.group), local(self.weight)
+        if read is None or targets is None:
+            logits = gather_whole(wide_product(hidden, weight), -1, self.group)
+            return self.slices.whole_alike(logits)
+        softmax = None if self.group is None else vocabulary_softmax(self.group)
+        out = read(hidden, weight, self.slices.own(targets), softmax)
+        return self.slices.whole_alike(out) if out.dim() else sum_whole(out, self.slices.group)
+
+
+class SplitScore(Score):
+    """Scores this rank's tokens, and puts all ranks' scores together: whole rows, alike on all."""
+
+    slices: Slices
+    group: Group
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """hidden (B, T / C / R, D) → (B, T)."""
+        return self.slices.whole_alike(gather_whole(super().forward(hidden), 1, self.group))
+
+
+def split_vocabulary(model: CausalLM, mesh: Mesh, slices: Slices) -> None:
+    """Put split tables in place of embedding and head, those that the model has; a reward model's
+    score stays whole, for a rank's own tokens. In place.
+    """
+    embedding = model.model.embed_tokens
+    split_weight: dict[nn.Parameter, nn.Parameter] = {}  # a tied weight stays one
+
+    def replaced(table: nn.Module, new: Any) -> Any:
+        weight = table.get_parameter("weight")
+        if weight not in split_weight:
+            split_weight[weight] = split(weight, mesh, 0)
+        new.weight, new.slices, new.group = split_weight[weight], slices, mesh.tensor
+        return new
+
+    size = (model.config.vocab_size, model.config.hidden_size)
+    with torch.device("meta"):
+        new_embedding, new_head = SplitEmbedding(*size), SplitHead(size[1], size[0])
+    if isinstance(embedding, nn.Embedding):
+        model.model.embed_tokens = replaced(embedding, new_embedding)
+    elif embedding.embed_tokens is not None:  # a later stage's second copy
+        embedding.embed_tokens = replaced(embedding.embed_tokens, new_embedding)
+    if model.config.scores:
+        if isinstance(model.score, Score):
+            model.score = split_score(model.score, slices, mesh.tensor)
+    elif isinstance(model.lm_head, Head):
+        model.lm_head = replaced(model.lm_head, new_head)
+
+
+def split_score(score: Score, slices: Slices, group: Group) -> SplitScore:
+    """The score with its own weight, for rows that are split."""
+    new = SplitScore(score.in_features, torch.device("meta"))
+    new.weight, new.slices, new.group = score.weight, slices, group
+    return new
+
+
+def vocabulary_softmax(group: dist.ProcessGroup) -> Softmax:
+    """`Softmax` over logits (N, V / R) of which each rank holds its columns."""
+
+    def gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        log_p, share = _log_probs_and_shares(logits, targets, group)
+        inside, place = own_ids(targets, logits.shape[1], group.rank())
+        share.scatter_add_(1, place[:, None], -inside[:, None].to(share.dtype))
+        return -log_p.sum(), share.to(logits.dtype)
+
+    def log_probs(logits: Tensor, targets: Tensor) -> Tensor:
+        out: Tensor = _LogProbs.apply(logits, targets, group)
+        return out
+
+    return Softmax(gradient, log_probs)
+
+
+def _log_probs_and_shares(
+    logits: Tensor, targets: Tensor, group: dist.ProcessGroup
+) -> tuple[Tensor, Tensor]:
+    """log p(target) (N), and the probabilities (N, V / R) of this rank's columns."""
+    wide = widen(logits)
+    top = wide.amax(1)
+    dist.all_reduce(top, dist.ReduceOp.MAX, group=group)
+    shifted = wide - top[:, None]
+    inside, place = own_ids(targets, logits.shape[1], group.rank())
+    at_target = shifted.gather(1, place[:, None]).squeeze(1).masked_fill(~inside, 0)
+    exponents = shifted.exp()
+    sums = torch.stack((at_target, exponents.sum(1)))
+    dist.all_reduce(sums, group=group)
+    return sums[0] - sums[1].log(), exponents / sums[1][:, None]
+
+
+class _LogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, group: dist.ProcessGroup) -> Tensor:
+        log_p, share = _log_probs_and_shares(logits, targets, group)
+        inside, place = own_ids(targets, logits.shape[1], group.rank())
+        ctx.save_for_backward(share, inside, place)
+        ctx.dtype = logits.dtype
+        return log_p
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        share, inside, place = ctx.saved_tensors
+        at_target = torch.zeros_like(share).scatter_(1, place[:, None], inside[:, None].to(share))
+        return ((at_target - share) * gradient[:, None]).to(ctx.dtype), None, None

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llamaseek.herd import DeepseekV3Config, Llama3Config, ModelConfig
-from llamaseek.herd.count import count_parameters
+from llamaseek.herd.tensors import count_parameters
 from llamaseek.plan.layout import Layout
 from llamaseek.plan.weights import whole_of_layer
 

@@ -8,17 +8,15 @@ from typing import Any
 
 from llamaseek.errors import UserError, bad_value
 from llamaseek.herd.configs import ModelConfig
-from llamaseek.herd.count import cache_numbers_per_token, count_parameters
+from llamaseek.herd.tensors import cache_numbers_per_token, count_parameters
 from llamaseek.plan.cost import DAY, HOUR, Speed, bubble
-from llamaseek.plan.flops import attention_flops, matrix_flops, training_flops
 from llamaseek.plan.formats import GRADIENT, MASTER
 from llamaseek.plan.layout import Layout
 from llamaseek.plan.memory import Memory, training_memory
-from llamaseek.plan.planner import Planner
-from llamaseek.plan.published import calibration
-from llamaseek.plan.question import Question
-from llamaseek.plan.search import USABLE
+from llamaseek.plan.planner import USABLE, Planner
+from llamaseek.plan.question import Question, calibration
 from llamaseek.plan.serving import weight_bytes
+from llamaseek.plan.weights import attention_flops, matrix_flops, training_flops
 
 
 def answer(question: Question) -> dict[str, Any]:

@@ -12,13 +12,21 @@ from dataclasses import dataclass
 
 from llamaseek.herd.configs import DeepseekV3Config, ModelConfig
 from llamaseek.plan.activations import is_mixture
-from llamaseek.plan.flops import attention_flops, matrix_flops, training_flops
 from llamaseek.plan.formats import GRADIENT, Format
 from llamaseek.plan.gpus import Gpu
 from llamaseek.plan.layout import Layout, stage_layers
 from llamaseek.plan.memory import Training
 from llamaseek.plan.serving import Serving
-from llamaseek.plan.weights import adapter_size, cache_numbers, kind, layer_size, table_size
+from llamaseek.plan.weights import (
+    adapter_size,
+    attention_flops,
+    cache_numbers,
+    kind,
+    layer_size,
+    matrix_flops,
+    table_size,
+    training_flops,
+)
 
 HOUR, DAY = 3600.0, 86400.0
 LINK_SHARE = 0.7  # of a link's bandwidth that collectives reach; assumed

@@ -9,8 +9,9 @@ half is taken.
 from __future__ import annotations
 
 import os
+import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llamaseek.errors import UserError, bad_value, unknown_name
 
@@ -189,3 +190,71 @@ def _measure(size: int = 768, repeats: int = 3) -> tuple[float, float]:
         product = min(product, middle - start)
         copy = min(copy, time.perf_counter() - middle)
     return 2 * size**3 / product, 2 * large.nbytes / copy
+
+
+# S. Bekman, Machine Learning Engineering, "Maximum Achievable Matmul FLOPS": H100 SXM reaches
+# 794.5 TFLOP/s in bf16 and 1402.6 in fp8, of 989 and 1979.
+BF16_SHARE, FP8_SHARE = 794.5 / 989.4, 1402.6 / 1978.9
+# FlashAttention-3 on H100, bf16, causal, head width 128, rows of 8,192, 48 heads, batch 4
+# (meta-pytorch/tritonbench#1267): forward 4.817 ms, backward 15.308 ms. Forward and backward are
+# 3.30 and 8.25 TFLOP of what causality leaves: 574 TFLOP/s together (at 4,096: 491).
+ATTENTION_SHARE = 574 / 989.4
+# Bekman's all-reduce of 8 H100 without in-switch reduction: 367.6 GB/s of 450. The same share of an
+# H800's 200 is 163; DeepEP measures 153 to 158 there.
+LINK_SHARE = 367.6 / 450
+# DeepEP's all-to-all (docs/legacy.md) over 64 H800 in 8 nodes: 50 to 51 GB/s, of which the eighth
+# that stays in the node is no network's: 44 to 45 of 50.
+NETWORK_SHARE = 45 / 50
+# Copies in an H100's memory: 2,903 GB/s of 3,350 (Voltage Park and Georgia Tech's benchmark of 32).
+MEMORY_SHARE = 2903 / 3350
+
+
+@dataclass(frozen=True)
+class Rates:
+    """FLOP/s and bytes/s of one GPU that can be counted on."""
+
+    products: float
+    attention: float
+    memory: float
+    link: float
+    network: float
+    node: int
+
+
+def rates_of(gpu: Gpu, dtype: str) -> Rates:
+    """The measured rates of `gpu` for products in "bf16" or "fp8"; attention is in bf16."""
+    share = FP8_SHARE if dtype == "fp8" else BF16_SHARE
+    return Rates(
+        products=share * gpu.peak(dtype),
+        attention=ATTENTION_SHARE * gpu.bf16,
+        memory=MEMORY_SHARE * gpu.bandwidth,
+        link=LINK_SHARE * gpu.link,
+        network=NETWORK_SHARE * gpu.network,
+        node=gpu.node,
+    )
+
+
+ASK = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
+SECONDS = 30.0
+
+
+def found_gpu() -> Gpu | None:
+    """The first GPU, with no more memory than it says it has; None where there is none.
+
+    `UserError` for one whose rates are not known.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return None
+    try:
+        told = subprocess.run(ASK, capture_output=True, text=True, timeout=SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    name, _, mebibytes = told.stdout.partition("\n")[0].rpartition(",")
+    if not name:
+        return None
+    words = name.lower().replace("-", " ").replace("rtx ", "rtx").split()
+    for gpu in GPUS.values():
+        if gpu.name.partition("-")[0] in words:
+            return replace(gpu, memory=min(gpu.memory, float(mebibytes) * 2**20))
+    known = ", ".join(GPUS)
+    raise UserError(f"LLAMASEEK_GPU: is not set, and {name} is not a known GPU; allowed: {known}")

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from llamaseek.errors import UserError
-from llamaseek.recipe import Recipe, load_recipe
+from llamaseek.recipe.load import load_recipe
+from llamaseek.recipe.schema import Recipe
 from llamaseek.study.lecture import STAGES, Sample
 
 

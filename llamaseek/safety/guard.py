@@ -12,17 +12,17 @@ from pathlib import Path
 import torch
 
 from llamaseek.engine.engine import Engine
+from llamaseek.engine.open import load_as_stored
 from llamaseek.engine.options import EngineOptions
 from llamaseek.engine.request import MOST_LOGPROBS, Completion, Logprob, Request, SamplingParams
 from llamaseek.errors import UserError
 from llamaseek.safety.verdict import GuardError, Verdict, read_answer
 from llamaseek.text.chat import encode_chat
 from llamaseek.text.guard_prompt import PUBLISHED, Category, guard_prompt
+from llamaseek.text.llama3_calls import ChatOptions
 from llamaseek.text.messages import Message
-from llamaseek.text.options import ChatOptions
 from llamaseek.text.special import START_HEADER
 from llamaseek.text.tokenizer import Tokenizer
-from llamaseek.train.machine import load_as_stored
 
 MOST_TOKENS = 64  # of a verdict; fourteen codes take fifty
 

@@ -8,18 +8,11 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from llamaseek import __version__
-from llamaseek.serve import (
-    chat,
-    chat_page,
-    completions,
-    embeddings,
-    errors,
-    health,
-    models,
-    tokens,
-)
 from llamaseek.serve.gate import OPEN, Gate
+from llamaseek.serve.routes import about as health
+from llamaseek.serve.routes import chat, chat_page, completions, embeddings, models, tokens
 from llamaseek.serve.service import Service
+from llamaseek.serve.wire import errors
 
 ROUTERS = (models, completions, chat, embeddings, tokens, health, chat_page)
 

@@ -19,8 +19,8 @@ import torch
 
 from llamaseek.engine.constrain import Constraint, Grammars
 from llamaseek.errors import UserError
-from llamaseek.serve.bodies import depth
 from llamaseek.serve.options import Limits
+from llamaseek.serve.wire.bodies import depth
 
 JSON = re.compile(r"%json\s+")
 REPEAT = re.compile(r"\{(\d+)?(,)?(\d+)?\}")

@@ -13,9 +13,9 @@ import traceback
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llamaseek.serve.errors import ApiError, as_api_error, respond
 from llamaseek.serve.service import Service
-from llamaseek.serve.streaming import ClientGone
+from llamaseek.serve.wire.errors import ApiError, as_api_error, respond
+from llamaseek.serve.wire.streaming import ClientGone
 
 log = logging.getLogger("llamaseek.serve")
 OPEN = frozenset({"/health", "/ready"})

@@ -6,19 +6,27 @@ import asyncio
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
+from llamaseek.checkpoints.peft import Adapter, read_adapter
 from llamaseek.engine.background import BackgroundEngine, Stream
 from llamaseek.engine.constrain import Constraint
 from llamaseek.engine.engine import Engine
+from llamaseek.engine.options import EngineOptions
+from llamaseek.engine.ranks.tensor_group import TensorGroup
 from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.errors import UserError, bad_value
+from llamaseek.models import CausalLM
+from llamaseek.runtime.device import pick_device
+from llamaseek.safety.guard import load_guard
+from llamaseek.safety.served import ServedGuard
 from llamaseek.serve.compiling import Compiler
-from llamaseek.serve.errors import ApiError
-from llamaseek.serve.guard import ServedGuard
 from llamaseek.serve.metrics import Metrics
 from llamaseek.serve.options import ServeOptions
+from llamaseek.serve.wire.errors import ApiError
+from llamaseek.text.guard_prompt import Category
 from llamaseek.text.tokenizer import Tokenizer
 
 SHORT = 2000  # characters that are encoded at once; longer texts in a thread
@@ -123,3 +131,51 @@ class Service:
 def new_id(prefix: str) -> str:
     """A name for an answer that nobody can guess."""
     return f"{prefix}-{secrets.token_hex(12)}"
+
+
+def make_service(
+    model: CausalLM,
+    folder: Path,
+    options: ServeOptions,
+    engine: EngineOptions,
+    adapters: Sequence[str] = (),
+    group: TensorGroup | None = None,
+) -> Service:
+    """A folder's model with adapters as `name=folder`, ready to be served.
+
+    UserError for an adapter's name that is not there or taken, and for any beside a `group`.
+    """
+    if adapters and group is not None:
+        raise UserError(
+            f"--adapter: {adapters[0]} is not for several ranks; fold it in with: "
+            "llamaseek convert --adapter"
+        )
+    tokenizer = Tokenizer.load(folder)
+    found = read_adapters(adapters, options.name)
+    return Service(Engine(model, tokenizer, engine, found, group), tokenizer, options)
+
+
+def read_adapters(given: Sequence[str], base: str) -> dict[str, Adapter]:
+    """Adapters by name; UserError for what is not `name=folder`, and a name given twice."""
+    found: dict[str, Adapter] = {}
+    for each in given:
+        name, _, folder = each.partition("=")
+        if not name or not folder:
+            raise bad_value("--adapter", each, "NAME=FOLDER")
+        if name == base or name in found:
+            raise bad_value("--adapter", name, "a name that is not taken")
+        found[name] = read_adapter(Path(folder))
+    return found
+
+
+def load_served_guard(
+    folder: Path,
+    device: str,
+    categories: Sequence[Category],
+    options: ServeOptions,
+    engine: EngineOptions,
+) -> ServedGuard:
+    """A guard to stand before a service; its cache takes half of what the model's may."""
+    limits = replace(engine, cache_bytes=engine.cache_bytes // 2)
+    guard = load_guard(folder, categories, pick_device(device, "--device"), limits)
+    return ServedGuard(guard, options.guard_timeout)

@@ -10,8 +10,7 @@ from llamaseek.files import write_json
 from llamaseek.study.data_scaling import data_scaling
 from llamaseek.study.mix import mix
 from llamaseek.study.parallelism import parallelism
-from llamaseek.study.plot import write_figure
-from llamaseek.study.runs import Finding, Settings
+from llamaseek.study.runs import Finding, Settings, write_figure
 from llamaseek.study.size import size
 from llamaseek.study.stages import stages
 from llamaseek.study.start import start

@@ -9,8 +9,16 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from llamaseek.study.corpus import make_corpus
-from llamaseek.study.plot import MAIN, SECOND, panel
-from llamaseek.study.runs import Finding, Settings, held_out_loss, steps_for, trained
+from llamaseek.study.runs import (
+    MAIN,
+    SECOND,
+    Finding,
+    Settings,
+    held_out_loss,
+    panel,
+    steps_for,
+    trained,
+)
 
 SHARES = tuple(Fraction(1, 2**power) for power in (4, 3, 2, 1, 0))
 

@@ -31,10 +31,12 @@ from llamaseek.models import build_model
 from llamaseek.parallel.ranks import layout_of
 from llamaseek.parallel.traffic import Traffic
 from llamaseek.plan.layout import Layout
-from llamaseek.recipe import Recipe, apply_override, make_recipe
+from llamaseek.recipe.load import apply_override, make_recipe
+from llamaseek.recipe.schema import Recipe
 from llamaseek.text.train_bpe import train_bpe
-from llamaseek.train.build import make_objective
-from llamaseek.train.loop import Job, Trainer
+from llamaseek.train.job import Job
+from llamaseek.train.jobs.pretrain import make_objective
+from llamaseek.train.loop import Trainer
 
 SHARED = {
     "vocab_size": 512,

@@ -9,16 +9,16 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from llamaseek.checkpoints.hf import load_model
 from llamaseek.data.batch import Batch
-from llamaseek.data.builtin import builtin_documents
-from llamaseek.data.synthetic.tasks import TASKS
+from llamaseek.data.builtin.documents import builtin_documents
+from llamaseek.data.builtin.tasks import TASKS
 from llamaseek.evals.generated import Speaker, task_exact_match
-from llamaseek.models.checkpoint import load_model
-from llamaseek.study.plot import grouped_bars
 from llamaseek.study.runs import (
     SMOKE_CORPUS,
     Finding,
     Settings,
+    grouped_bars,
     held_out_loss,
     mean,
     packed,

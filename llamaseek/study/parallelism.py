@@ -12,13 +12,12 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from llamaseek.parallel.check import resolve
 from llamaseek.parallel.traffic import expected, held
 from llamaseek.plan.activations import Pass
 from llamaseek.plan.memory import Memory, Training, training_memory
+from llamaseek.runtime.check import resolve
 from llamaseek.study.layouts import PLANS, SIZES, Case, Seen, observed
-from llamaseek.study.plot import COLOURS
-from llamaseek.study.runs import Finding, Settings, mean
+from llamaseek.study.runs import COLOURS, Finding, Settings, mean
 
 SMOKE = ("data", "tensor")
 STATES = ("weights", "gradients", "optimizer")

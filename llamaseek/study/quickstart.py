@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from llamaseek.data.synthetic.instructions import LECTURE_INSTRUCTION
-from llamaseek.data.synthetic.tasks import LECTURE_EXAMPLES
+from llamaseek.checkpoints.hf import load_model
+from llamaseek.data.builtin.instructions import LECTURE_INSTRUCTION
+from llamaseek.data.builtin.tasks import LECTURE_EXAMPLES
 from llamaseek.evals.generated import (
     Speaker,
     expert_load,
@@ -24,14 +25,15 @@ from llamaseek.evals.generated import (
 )
 from llamaseek.files import write_json
 from llamaseek.models import DeepseekV3
-from llamaseek.models.checkpoint import load_model
-from llamaseek.recipe import Recipe, load_recipe
-from llamaseek.recipe_files import find_recipe
+from llamaseek.recipe.load import find_recipe, load_recipe
+from llamaseek.recipe.schema import Recipe
+from llamaseek.runtime.device import count_parameters
 from llamaseek.study.lecture import STAGES, Sample
 from llamaseek.text.tokenizer import Tokenizer
-from llamaseek.train.build import build_job
-from llamaseek.train.loop import Job, train
-from llamaseek.train.machine import count_parameters
+from llamaseek.train.job import Job
+from llamaseek.train.jobs.pretrain import build_job
+from llamaseek.train.loop import train
+from llamaseek.train.saving.run_folder import RunFolder
 
 FIRST_WORDS = "The red fox"
 ITEMS = 500  # held-out items behind every figure
@@ -73,7 +75,8 @@ def quickstart(
     """Run the four stages into `folder` and return the figures, also written as `figures.json`.
 
     A stage whose folder holds the same recipe goes on from its checkpoints, so that an
-    interrupted quickstart continues; `overwrite` starts all of them again. `smoke` is a
+    interrupted quickstart continues; another run there is an error, unless `overwrite` starts
+    all of them again. `smoke` is a
     rehearsal in seconds, whose figures mean nothing.
     """
     started = time.perf_counter()
@@ -107,6 +110,8 @@ def run_stage(stage: str, recipe: Recipe, items: int, overwrite: bool, found: Fi
     """Measure, train, measure again."""
     saved = recipe.folder / "recipe.yaml"
     same = saved.is_file() and load_recipe(saved, []) == recipe
+    if not same:
+        RunFolder(recipe.folder).check(resume=False, overwrite=overwrite)
     job = build_job(recipe)
     before = Speaker(job.model, job.tokenizer)
     told_before = told(stage, before)

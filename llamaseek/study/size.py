@@ -7,11 +7,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from llamaseek.runtime.device import count_parameters
 from llamaseek.study.corpus import make_corpus
-from llamaseek.study.plot import COLOURS, panel
-from llamaseek.study.runs import Finding, Settings, held_out_loss, mean, trained
-from llamaseek.train.build import build_job
-from llamaseek.train.machine import count_parameters
+from llamaseek.study.runs import COLOURS, Finding, Settings, held_out_loss, mean, panel, trained
+from llamaseek.train.jobs.pretrain import build_job
 
 SIZES = {
     "small": ("hidden_size=64", "intermediate_size=192", "num_hidden_layers=3"),

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from llamaseek.checkpoints.hf import load_model
 from llamaseek.data.batch import Batch, Rows
-from llamaseek.data.generated import generated_rows
+from llamaseek.data.builtin.rows import generated_rows
 from llamaseek.data.rows import conversations
 from llamaseek.evals.generated import (
     Speaker,
@@ -18,13 +19,10 @@ from llamaseek.evals.generated import (
     story_parse_rate,
     task_exact_match,
 )
-from llamaseek.models.checkpoint import load_model
-from llamaseek.recipe import Recipe
-from llamaseek.study.plot import grouped_bars
-from llamaseek.study.runs import SMOKE_CORPUS, Finding, Settings, mean, trained
+from llamaseek.recipe.schema import Recipe
+from llamaseek.study.runs import SMOKE_CORPUS, Finding, Settings, grouped_bars, mean, trained
 from llamaseek.text.tokenizer import Tokenizer
-from llamaseek.train.loop import Job
-from llamaseek.train.source import Source
+from llamaseek.train.job import Job, Source
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from llamaseek.data.synthetic.reviews import EMOTIONS, review_item
-from llamaseek.data.synthetic.tasks import exact_match
+from llamaseek.checkpoints.hf import load_model
+from llamaseek.data.builtin.reviews import EMOTIONS, review_item
+from llamaseek.data.builtin.tasks import exact_match
 from llamaseek.evals.generated import Speaker, distinct
-from llamaseek.models.checkpoint import load_model
-from llamaseek.study.plot import COLOURS, panel
-from llamaseek.study.runs import Finding, Settings, mean, trained
+from llamaseek.study.runs import COLOURS, Finding, Settings, mean, panel, trained
 from llamaseek.study.stages import staged
 from llamaseek.text.tokenizer import Tokenizer
 

@@ -11,17 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llamaseek.errors import UserError, unknown_name
-from llamaseek.text.deepseek_chat import deepseek_pieces
-from llamaseek.text.folder_template import CHAT_TEMPLATE
+from llamaseek.text.deepseek_v3 import deepseek_pieces
+from llamaseek.text.llama3_calls import CHAT_TEMPLATE, ChatOptions
 from llamaseek.text.llama3_chat import VARIANTS, llama3_pieces
-from llamaseek.text.messages import (
-    ROLES,
-    Message,
-    Turn,
-    read_messages,
-    read_tools,
-)
-from llamaseek.text.options import ChatOptions
+from llamaseek.text.messages import ROLES, Message, Turn, read_messages, read_tools
 from llamaseek.text.pieces import ANSWER, END, PROMPT, ChatIds, Piece, to_ids, to_text
 from llamaseek.text.special import START_HEADER, USER
 

@@ -131,7 +131,9 @@ class Vocabulary:
     def config(self) -> dict[str, Any]:
         """The content of tokenizer_config.json."""
         named = {
-            name: self.tokens[i] for name, key in NAMED.items() if (i := self.special(key)) is not None
+            name: self.tokens[i]
+            for name, key in NAMED.items()
+            if (i := self.special(key)) is not None
         }
         return {
             "tokenizer_class": "PreTrainedTokenizerFast",

@@ -2,17 +2,157 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Library
 from tokenizers.decoders import ByteLevel, DecodeStream
 
 from llamaseek.errors import UserError, shorten
-from llamaseek.text.backend import ByteStream, TokenStream, check_unicode
-from llamaseek.text.llama3_library import byte_characters
+from llamaseek.text.special import BEGIN_OF_TEXT
+
+
+class TokenStream(Protocol):
+    """Text from ids that come one at a time."""
+
+    def push(self, token_id: int) -> str:
+        """The text this id completes; empty while a character is not whole."""
+
+    def flush(self) -> str:
+        """What is left at the end; afterwards the stream begins anew."""
+
+
+class Backend(Protocol):
+    """An engine without state. Every added token of its file is in `specials`.
+
+    `unknown` is the one that stands for text which the vocabulary cannot spell; byte-level
+    engines have none.
+    """
+
+    specials: dict[int, str]
+    size: int
+    unknown: str | None
+
+    def id_of(self, name: str) -> int | None:
+        """The id of a token by its name, or None."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, where the text of a special token is text.
+
+        Raises UserError for a text that is not Unicode.
+        """
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special ones included; unknown ids are nothing."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that one id stands for; none for an unknown id."""
+
+    def stream(self) -> TokenStream:
+        """A fresh stream whose pieces add up to what `decode` gives."""
+
+    def to_json(self) -> str:
+        """The text of a tokenizer.json."""
+
+
+class ByteStream:
+    """The stream of a byte-level engine, where ids stand for bytes of UTF-8."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        return self._utf8.decode(self._backend.token_bytes(token_id))
+
+    def flush(self) -> str:
+        rest = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return rest
+
+
+def check_unicode(texts: Sequence[str]) -> None:
+    """Raises UserError for the first text that UTF-8 cannot hold, or that is no text."""
+    for text in texts:
+        if not isinstance(text, str):
+            raise UserError("text: not a string")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"text: lone surrogate {text[error.start]!r} at {error.start}"
+            ) from None
+
+
+SPLIT_PATTERN = "|".join(
+    [
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",  # English endings
+        r"[^\r\n\p{L}\p{N}]?\p{L}+",  # a word, with the one mark or space before it
+        r"\p{N}{1,3}",  # numbers in groups of three digits
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",  # punctuation, to the end of its line
+        r"\s*[\r\n]+",  # line breaks
+        r"\s+(?!\S)",  # blanks, but not the last one before a word
+        r"\s+",
+    ]
+)
+"""Where Llama 3 cuts text before merging (`models/llama3/tokenizer.py` of llama-models)."""
+
+
+def around(model: Any) -> Any:
+    """A library tokenizer that cuts as Llama 3 does and merges bytes by `model`."""
+    library: Any = Tokenizer(model)
+    split = pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    library.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
+    library.decoder = decoders.ByteLevel()
+    return library
+
+
+def add_specials(library: Any, names: Sequence[str]) -> None:
+    """Adds the special tokens after the vocabulary.
+
+    As in Meta's file, other libraries put begin-of-text before a text unless told not to.
+    """
+    library.add_special_tokens([AddedToken(name, normalized=False) for name in names])
+    library.post_processor = processors.TemplateProcessing(
+        single=f"{BEGIN_OF_TEXT} $A",
+        pair=f"{BEGIN_OF_TEXT} $A {BEGIN_OF_TEXT} $B:1",
+        special_tokens=[(BEGIN_OF_TEXT, library.token_to_id(BEGIN_OF_TEXT))],
+    )
+
+
+def from_ranks(ranks: dict[bytes, int], names: Sequence[str]) -> Any:
+    """The library tokenizer of tiktoken's ranks, with `names` as special tokens."""
+    letter = {byte: character for character, byte in byte_characters().items()}
+    spelled = {token: "".join(letter[byte] for byte in token) for token in ranks}
+    vocabulary = {spelled[token]: rank for token, rank in ranks.items()}
+    merges = [(spelled[left], spelled[right]) for left, right in _merges(ranks)]
+    library = around(models.BPE(vocabulary, merges, ignore_merges=True))
+    add_specials(library, names)
+    return library
+
+
+def _merges(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
+    """Every pair of tokens that makes a token, by the rank of what it makes, then of its parts."""
+    for token in sorted(ranks, key=ranks.__getitem__):
+        halves = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
+        pairs = [(a, b) for a, b in halves if a in ranks and b in ranks]
+        yield from sorted(pairs, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
+
+
+def byte_characters() -> dict[str, int]:
+    """The byte behind each character of a byte-level vocabulary, as GPT-2 laid them out.
+
+    Bytes that print in Latin-1 stand for themselves; the rest count up from U+0100.
+    """
+    printing = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in printing]
+    shown = {chr(byte): byte for byte in printing}
+    return shown | {chr(256 + n): byte for n, byte in enumerate(hidden)}
 
 
 class JsonBackend:

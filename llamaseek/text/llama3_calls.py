@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from llamaseek.errors import UserError
+from llamaseek.errors import UserError, bad_value
 from llamaseek.text.messages import Call, to_json
 
 FORMS = ("json", "python_list", "function_tag")
@@ -124,3 +125,70 @@ def _python(call: Call) -> str:
 def _literal(value: Any) -> str:
     """A value in Python, strings in double quotes as Meta writes them."""
     return to_json(value) if isinstance(value, str) else repr(value)
+
+
+CHAT_TEMPLATE = (
+    """\
+{{- '<|begin_of_text|>' -}}
+{%- set ns = namespace(tools=tools if tools is defined and tools else none) -%}
+{%- for turn in messages -%}
+{%- set role = 'ipython' if turn['role'] == 'tool' else turn['role'] -%}
+{{- '<|start_header_id|>' + role + '<|end_header_id|>\\n\\n' -}}
+{%- if ns.tools and role != 'system' -%}
+{%- if role != 'user' -%}
+{{- raise_exception('tools are put into the first user message, and there is none') -}}
+{%- endif -%}
+{{- '"""
+    + HF_IN_USER.replace("\n", "\\n")
+    + """' -}}
+{%- for tool in ns.tools -%}
+{{- tool | tojson(indent=4) + '\\n\\n' -}}
+{%- endfor -%}
+{%- set ns.tools = none -%}
+{%- endif -%}
+{%- if turn['content'] is string -%}
+{{- turn['content'] | trim -}}
+{%- elif turn['content'] is not none -%}
+{{- turn['content'] | tojson -}}
+{%- endif -%}
+{%- if turn['tool_calls'] is defined and turn['tool_calls'] -%}
+{%- if turn['tool_calls'] | length > 1 -%}
+{{- raise_exception('one message holds one call') -}}
+{%- endif -%}
+{%- set call = turn['tool_calls'][0]['function'] -%}
+{{- '{"name": ' + call['name'] | tojson + ', "parameters": ' -}}
+{{- call['arguments'] if call['arguments'] is string else call['arguments'] | tojson -}}
+{{- '}' -}}
+{%- endif -%}
+{{- '<|eot_id|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}
+{%- endif -%}
+"""
+)
+"""The variant `llama3` of `llamaseek.text.llama3_chat` as a jinja template."""
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """How to write a conversation. Only `format` concerns DeepSeek-V3; the rest is Llama 3's.
+
+    `format`: a name of `llamaseek.text.chat.FORMATS`; None is the tokenizer's own.
+    `date`: the day after `Today Date:`, as `26 Jul 2024`; None is the format's own.
+    `built_in_tools`: turns the ipython environment on, and names what it has besides code
+    (`brave_search`, `wolfram_alpha`); None leaves it off.
+    `tools_in_user_message`: definitions before the first user message, else in the system's.
+    `call_form`: `json`, or Llama 3.2's `python_list`, or `function_tag`.
+    Raises UserError for a form that does not exist.
+    """
+
+    format: str | None = None
+    date: str | None = None
+    built_in_tools: tuple[str, ...] | None = None
+    tools_in_user_message: bool = True
+    call_form: str = "json"
+
+    def __post_init__(self) -> None:
+        if self.call_form not in FORMS:
+            raise bad_value("call_form", self.call_form, ", ".join(FORMS))

@@ -15,13 +15,13 @@ from typing import Any
 
 from llamaseek.errors import UserError
 from llamaseek.text.llama3_calls import (
+    ChatOptions,
     hf_tools,
     meta_tools,
     write_built_in,
     write_calls,
 )
 from llamaseek.text.messages import ROLES, Turn
-from llamaseek.text.options import ChatOptions
 from llamaseek.text.pieces import ANSWER, END, Piece, control
 from llamaseek.text.special import (
     BEGIN_OF_TEXT,

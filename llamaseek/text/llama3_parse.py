@@ -11,7 +11,7 @@ import json
 import re
 from typing import Any
 
-from llamaseek.text.events import Control, Event, ToolCall, said
+from llamaseek.text.messages import Control, Event, ToolCall, said
 from llamaseek.text.special import END_OF_MESSAGE, END_OF_TEXT, END_OF_TURN, PYTHON_TAG
 
 FUNCTION_TAG = re.compile(r"<function=([^<>{}\s]+)>(\{.*\})(?:</function>)?", re.DOTALL)

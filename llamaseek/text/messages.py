@@ -149,3 +149,33 @@ def json_of(where: str, value: Any) -> str:
         return to_json(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{where}: cannot be written as JSON ({error})") from None
+
+
+@dataclass(frozen=True)
+class Control:
+    """A control token in a model's output, by its name."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Content:
+    """More of what is said to the user."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """One whole call of a tool."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+Event = Content | ToolCall
+
+
+def said(text: str) -> list[Event]:
+    """The text as an event, or no event where there is none."""
+    return [Content(text)] if text else []

@@ -14,8 +14,13 @@ from pathlib import Path
 import tiktoken
 
 from llamaseek.errors import UserError, shorten
-from llamaseek.text.backend import ByteStream, TokenStream, check_unicode
-from llamaseek.text.llama3_library import SPLIT_PATTERN, from_ranks
+from llamaseek.text.json_backend import (
+    SPLIT_PATTERN,
+    ByteStream,
+    TokenStream,
+    check_unicode,
+    from_ranks,
+)
 
 LONGEST, LONGEST_RUN = 400_000, 25_000
 """Where Meta cuts what tiktoken's regular expression cannot hold: characters in all, and

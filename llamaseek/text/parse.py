@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from llamaseek.errors import unknown_name
 from llamaseek.text.chat import FORMATS, TEMPLATE, format_of
-from llamaseek.text.deepseek_parse import DeepSeekReader
-from llamaseek.text.events import Content, Control, Event, ToolCall
+from llamaseek.text.deepseek_v3 import DeepSeekReader
 from llamaseek.text.llama3_parse import LlamaReader
-from llamaseek.text.messages import Message
+from llamaseek.text.messages import Content, Control, Event, Message, ToolCall
 from llamaseek.text.special import CALLS_BEGIN, PYTHON_TAG
 from llamaseek.text.tokenizer import StreamDecoder
 

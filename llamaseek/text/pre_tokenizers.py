@@ -104,8 +104,17 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "megrez": _QWEN2,
     "tekken": PreTokenizer((TEKKEN,), ignore_merges=True, add_bos=True),
     "deepseek-llm": PreTokenizer(
-        (r"[\r\n]", rf"\s?[{LETTERS}]+", r"\s?[!-/:-~" "\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+", r"\s+$", HAN, r"\p{N}+")
+        (
+            r"[\r\n]",
+            rf"\s?[{LETTERS}]+",
+            r"\s?[!-/:-~" "\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
+            r"\s+$",
+            HAN,
+            r"\p{N}+",
+        )
     ),
     "deepseek-coder": PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", HAN, r"\p{N}")),
-    "deepseek-v3": PreTokenizer((r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", DEEPSEEK_V3)),
+    "deepseek-v3": PreTokenizer(
+        (r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", DEEPSEEK_V3)
+    ),
 }

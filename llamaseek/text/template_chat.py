@@ -13,8 +13,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from llamaseek.errors import UserError
+from llamaseek.text.llama3_calls import ChatOptions
 from llamaseek.text.messages import Message, json_of
-from llamaseek.text.options import ChatOptions
 from llamaseek.text.pieces import ANSWER, END, PROMPT, ChatIds, Piece, to_ids
 from llamaseek.text.special import END_OF_MESSAGE, END_OF_TURN, SENTENCE_END
 

@@ -15,9 +15,8 @@ from typing import Any
 
 from llamaseek.errors import UserError
 from llamaseek.text import special
-from llamaseek.text.backend import Backend
-from llamaseek.text.folder_template import CHAT_TEMPLATE
-from llamaseek.text.json_backend import JsonBackend
+from llamaseek.text.json_backend import Backend, JsonBackend
+from llamaseek.text.llama3_calls import CHAT_TEMPLATE
 from llamaseek.text.template import TemplateRunner
 
 TOKENIZER_FILE = "tokenizer.json"

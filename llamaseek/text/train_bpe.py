@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from tokenizers import models, pre_tokenizers, trainers
 
 from llamaseek.errors import UserError, bad_value
-from llamaseek.text.llama3_library import add_specials, around
+from llamaseek.text.json_backend import add_specials, around
 from llamaseek.text.special import SPECIAL_TOKENS
 from llamaseek.text.tokenizer import Tokenizer
 

@@ -5,32 +5,24 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llamaseek.data.bad_rows import BadRows
 from llamaseek.data.batch import Batch
 from llamaseek.errors import bad_value
 from llamaseek.files import write_jsonl
 from llamaseek.models import CausalLM
 from llamaseek.models.lora import LoRALinear
+from llamaseek.models.quant.fp8_training import use_float8
 from llamaseek.models.recompute import recompute
 from llamaseek.parallel.ranks import Ranks
-from llamaseek.parallel.watch import at
-from llamaseek.recipe import Recipe, save_recipe
-from llamaseek.text.tokenizer import Tokenizer
-from llamaseek.train.curves import Curves
-from llamaseek.train.evaluate import evaluate
-from llamaseek.train.export import outline
-from llamaseek.train.float8 import use_float8
-from llamaseek.train.guard import Guard
-from llamaseek.train.machine import (
+from llamaseek.recipe.load import save_recipe
+from llamaseek.runtime.device import (
     autocast,
     keep_freed_memory,
     matrix_peak,
@@ -38,58 +30,25 @@ from llamaseek.train.machine import (
     pick_dtype,
     training_flops_per_token,
 )
-from llamaseek.train.neftune import add_noise
-from llamaseek.train.objectives import Objective
-from llamaseek.train.optimizer import WeightAverage, make_optimizer, update_routing_bias
-from llamaseek.train.progress import Progress
-from llamaseek.train.run_folder import RunFolder
-from llamaseek.train.saver import Adapted, AdaptedParts, Exported, Saver
-from llamaseek.train.schedule import learning_rate
-from llamaseek.train.source import Mixed, Sampled, Source, told
-from llamaseek.train.state import (
+from llamaseek.runtime.watch import at
+from llamaseek.train.evaluate import Tally, evaluate
+from llamaseek.train.job import Interrupted, Job, Mixed, Sampled, StepHook, told
+from llamaseek.train.monitor import Curves, Guard, Progress
+from llamaseek.train.optimizer import (
+    WeightAverage,
+    learning_rate,
+    make_optimizer,
+    update_routing_bias,
+)
+from llamaseek.train.saving.run_folder import RunFolder
+from llamaseek.train.saving.saver import Adapted, AdaptedParts, Exported, Saver, outline
+from llamaseek.train.saving.state import (
     load_position,
     load_state,
     load_tensors,
     save_position,
     save_tensors,
 )
-from llamaseek.train.tally import Tally
-
-
-class Interrupted(Exception):
-    """The run was asked to stop and has saved; `resume` says how to go on."""
-
-    def __init__(self, signum: int, step: int) -> None:
-        super().__init__(f"stopped after step {step}")
-        self.signum = signum
-        self.step = step
-
-
-@dataclass
-class Job:
-    """Everything one run trains with."""
-
-    recipe: Recipe
-    model: CausalLM
-    tokenizer: Tokenizer
-    objective: Objective
-    train: Source
-    held_out: Batch | None = None
-    held_out_bytes: int = 0
-    # Figures of the model itself at each evaluation, as `val_NAME`.
-    examine: Callable[[CausalLM], dict[str, float]] | None = None
-    bad_rows: BadRows = field(default_factory=BadRows)  # what was left out of the data
-    # Figures of what was sampled before the run, for its first line; rows for `samples.jsonl`.
-    sampled: dict[str, float] = field(default_factory=dict)
-    samples: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def tested(self) -> bool:
-        """Whether there is anything to evaluate on."""
-        return self.held_out is not None or self.examine is not None
-
-
-StepHook = Callable[[int], None]
 
 
 def train(job: Job, resume: bool = False, on_step: StepHook | None = None) -> RunFolder:
@@ -111,8 +70,6 @@ class Trainer:
         dtype = pick_dtype(self.recipe.precision, self.device)
         model = job.model.train()
         self.flops = training_flops_per_token(model, job.train.length)
-        if self.recipe.neftune:
-            add_noise(model, self.recipe.neftune)
         form = saved_form(model, job, torch.promote_types(dtype, torch.float32))
         use_float8(model, self.recipe.float8, self.device)
         self.ranks = Ranks(model, job.recipe.parallel, self.device, dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from llamaseek.models import CausalLM
-from llamaseek.recipe import TrainRecipe
+from llamaseek.recipe.schema import TrainRecipe
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -103,3 +104,26 @@ class WeightAverage:
             kept = parameter.detach().clone()
             parameter.data.copy_(self.tensors[name])
             self.tensors[name].copy_(kept)
+
+
+def learning_rate(recipe: TrainRecipe, step: int) -> float:
+    """The rate of step `step` (from 0); the last step is at lr × min_lr."""
+    if step < recipe.warmup:
+        return recipe.lr * (step + 1) / recipe.warmup
+    if recipe.schedule == "cosine":
+        start, share = recipe.warmup, cosine
+    else:
+        start, share = round(recipe.steps * (1 - recipe.decay)), linear
+    done = (step - start) / max(recipe.steps - 1 - start, 1)
+    low = recipe.min_lr
+    return recipe.lr * (low + (1 - low) * share(min(max(done, 0.0), 1.0)))
+
+
+def cosine(done: float) -> float:
+    """1 at the start, 0 at the end, along half a cosine."""
+    return (1 + math.cos(math.pi * done)) / 2
+
+
+def linear(done: float) -> float:
+    """1 at the start, 0 at the end."""
+    return 1 - done

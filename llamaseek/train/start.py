@@ -6,19 +6,18 @@ from pathlib import Path
 
 import torch
 
+from llamaseek.checkpoints.hf import load_model
+from llamaseek.checkpoints.peft import CONFIG as ADAPTER
 from llamaseek.errors import UserError, bad_value
 from llamaseek.herd import ModelConfig
-from llamaseek.herd.check import PACKED
 from llamaseek.herd.folder import read_config
-from llamaseek.herd.stored import stored_tensors
+from llamaseek.herd.formats import PACKED
+from llamaseek.herd.header import stored_tensors
 from llamaseek.herd.tensors import ROUTING_BIAS
 from llamaseek.models import CausalLM
-from llamaseek.models.adapter import CONFIG as ADAPTER
-from llamaseek.models.checkpoint import load_model
 from llamaseek.models.lora import add_lora
-from llamaseek.models.nf4 import quantize_layers
-from llamaseek.recipe import Recipe
-from llamaseek.recipe_post import LoraRecipe
+from llamaseek.models.quant.nf4 import quantize_layers
+from llamaseek.recipe.schema import LoraRecipe, Recipe
 from llamaseek.text.tokenizer import Tokenizer
 
 

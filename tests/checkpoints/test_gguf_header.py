@@ -12,7 +12,14 @@ from gguf import GGUFReader
 
 from llamaseek.errors import UserError
 from llamaseek.gguf_header import is_gguf, read_gguf
-from tests.checkpoints.gguf_files import SIZES, llama_tensors, needs_smollm2, SMOLLM2, small_llama, write
+from tests.checkpoints.gguf_files import (
+    SIZES,
+    SMOLLM2,
+    llama_tensors,
+    needs_smollm2,
+    small_llama,
+    write,
+)
 
 
 def refused(path: Path) -> str:
@@ -112,36 +119,46 @@ HOSTILE = {
     "keys beyond counting": header(pairs=2**64 - 1) + bytes(60),
     "a text longer than the file": header(pairs=1, body=packed(("Q", 2**60))) + bytes(60),
     "a list longer than the file": header(pairs=1, body=KEY + packed(("I", 4), ("Q", 2**61))),
-    "a list of texts longer than the file": header(pairs=1, body=KEY + packed(("I", 8), ("Q", 2**61))),
+    "a list of texts longer than the file": header(
+        pairs=1, body=KEY + packed(("I", 8), ("Q", 2**61))
+    ),
     "a list of lists": header(pairs=1, body=KEY + packed(("I", 9), ("Q", 1))) + bytes(60),
     "an unknown kind of value": header(pairs=1, body=packed(("s", "a"), ("I", 99))) + bytes(60),
-    "a text that is not UTF-8": header(pairs=1, body=struct.pack("<Q", 2) + b"\xff\xff" + bytes(60)),
+    "a text that is not UTF-8": header(
+        pairs=1, body=struct.pack("<Q", 2) + b"\xff\xff" + bytes(60)
+    ),
     "a key twice": header(pairs=2, body=2 * packed(("s", "a"), ("I", 4), ("I", 1))) + bytes(60),
-    "no alignment": header(
-        pairs=1, body=packed(("s", "general.alignment"), ("I", 4), ("I", 0))
-    ) + bytes(60),
+    "no alignment": header(pairs=1, body=packed(("s", "general.alignment"), ("I", 4), ("I", 0)))
+    + bytes(60),
     "nine dimensions": header(tensors=1, body=packed(("s", "w"), ("I", 9))) + bytes(200),
     "no dimensions": header(tensors=1, body=packed(("s", "w"), ("I", 0))) + bytes(200),
     "no rows": header(
         tensors=1, body=packed(("s", "w"), ("I", 2), ("Q", 64), ("Q", 0), ("I", 0), ("Q", 0))
-    ) + bytes(500),
+    )
+    + bytes(500),
     "sizes that overflow": header(
         tensors=1, body=packed(("s", "w"), ("I", 2), ("Q", 2**33), ("Q", 2**33), ("I", 0), ("Q", 0))
-    ) + bytes(500),
+    )
+    + bytes(500),
     "half a block": header(
         tensors=1, body=packed(("s", "w"), ("I", 1), ("Q", 40), ("I", 2), ("Q", 0))
-    ) + bytes(500),
+    )
+    + bytes(500),
     "an unknown type": header(
         tensors=1, body=packed(("s", "w"), ("I", 1), ("Q", 64), ("I", 777), ("Q", 0))
-    ) + bytes(500),
+    )
+    + bytes(500),
     "an offset beyond the file": header(
         tensors=1, body=packed(("s", "w"), ("I", 1), ("Q", 64), ("I", 0), ("Q", 2**63))
-    ) + bytes(500),
+    )
+    + bytes(500),
     "an offset out of line": header(
         tensors=1, body=packed(("s", "w"), ("I", 1), ("Q", 64), ("I", 0), ("Q", 4))
-    ) + bytes(500),
+    )
+    + bytes(500),
     "a tensor twice": header(tensors=2, body=2 * TENSOR) + bytes(600),
-    "a tensor over another": header(tensors=2, body=TENSOR + TENSOR.replace(b"w", b"v")) + bytes(600),
+    "a tensor over another": header(tensors=2, body=TENSOR + TENSOR.replace(b"w", b"v"))
+    + bytes(600),
 }
 
 

@@ -199,7 +199,9 @@ def test_llama_3_scaling_follows_from_the_divisors(
 def test_a_scaling_that_is_not_llama_3s(tmp_path: Path) -> None:
     wild = np.linspace(1, 9, 8).astype(np.float32)[::-1].copy()
     path = write(tmp_path / "m.gguf", SIZES, {**llama_tensors(), "rope_freqs.weight": wild})
-    with pytest.raises(UserError, match="rope_freqs.weight holds a scaling that is not Llama 3.1's"):
+    with pytest.raises(
+        UserError, match="rope_freqs.weight holds a scaling that is not Llama 3.1's"
+    ):
         gguf_config(read_gguf(path))
 
 
@@ -224,7 +226,9 @@ def test_settings_that_are_not_read(changes: dict[str, Any], named: str, tmp_pat
 
 
 def test_another_architecture_is_named(tmp_path: Path) -> None:
-    path = write(tmp_path / "m.gguf", {}, {"token_embd.weight": np.zeros((4, 32), np.float32)}, "qwen2")
+    path = write(
+        tmp_path / "m.gguf", {}, {"token_embd.weight": np.zeros((4, 32), np.float32)}, "qwen2"
+    )
     with pytest.raises(UserError, match="is a qwen2 model; read are llama .*, deepseek2"):
         gguf_config(read_gguf(path))
 
@@ -250,7 +254,9 @@ def deepseek_tensors() -> dict[str, np.ndarray]:
             "ffn_norm.weight": (64,),
         }
         if layer == 0:
-            one |= {f"ffn_{n}.weight": (96, 64) for n in ("gate", "up")} | {"ffn_down.weight": (64, 96)}
+            one |= {f"ffn_{n}.weight": (96, 64) for n in ("gate", "up")} | {
+                "ffn_down.weight": (64, 96)
+            }
         else:
             one |= {"ffn_gate_inp.weight": (4, 64), "exp_probs_b.bias": (4,)}
             one |= {f"ffn_{n}_exps.weight": (4, 48, 64) for n in ("gate", "up")}

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llamaseek.cli import conversation
-from llamaseek.cli.conversation import Conversation
+from llamaseek.checkpoints.hf import load_model
+from llamaseek.cli import chat as conversation
+from llamaseek.cli.chat import Conversation
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.request import SamplingParams
 from llamaseek.errors import UserError
-from llamaseek.models.checkpoint import load_model
 from llamaseek.text.tokenizer import Tokenizer
 from tests.cli.run import Cli, process
 

@@ -10,13 +10,13 @@ from random import Random
 import pytest
 import yaml
 
-from llamaseek.cli.rows import print_rows
+from llamaseek.cli.data import print_rows
 from llamaseek.data.batch import Batch
+from llamaseek.data.clean.quality.recipe import QualityRecipe
 from llamaseek.data.clean.recipe import CleanRecipe
 from llamaseek.data.documents import read_documents
-from llamaseek.data.quality.recipe import QualityRecipe
-from llamaseek.recipe import make_recipe
-from llamaseek.train.rows import shown_row, training_rows
+from llamaseek.recipe.load import make_recipe
+from llamaseek.train.jobs.preview import shown_row, training_rows
 from tests.cli.run import Cli
 from tests.data.planted import gibberish, page, write_rows
 from tests.train.tiny import LLAMA_SIZES, corpus, tiny_tokenizer
@@ -166,7 +166,7 @@ def test_prompts_are_shown_in_the_order_of_the_first_rollout(tmp_path: Path, cli
     """The very prompts, in the order that the run's own source asks them."""
     from types import SimpleNamespace
 
-    from llamaseek.train.rollout import Rollouts
+    from llamaseek.train.rollouts.rollout import Rollouts
 
     tiny_tokenizer().save(tmp_path / "tok")
     rows = [{"prompt": f"{n}+1?", "answer": str(n + 1)} for n in range(8)]

@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llamaseek.models.checkpoint import load_model, save_model
+from llamaseek.checkpoints.hf import load_model, save_model
 from llamaseek.models.score import reward_model
-from llamaseek.recipe import save_recipe
+from llamaseek.recipe.load import save_recipe
 from llamaseek.text.tokenizer import Tokenizer
-from llamaseek.train import state
+from llamaseek.train.saving import state
 from tests.cli.run import Cli, Result
 from tests.train.tiny import recipe
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llamaseek.models.checkpoint import save_model
+from llamaseek.checkpoints.hf import save_model
 from llamaseek.safety.verdict import Verdict
 from llamaseek.text.guard_prompt import PUBLISHED
 from tests.cli.run import Cli, process

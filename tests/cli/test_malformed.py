@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llamaseek.models.checkpoint import save_model
+from llamaseek.checkpoints.hf import save_model
 from tests.cli.run import Cli
 from tests.models.shapes import tiny_model
 
@@ -208,7 +208,7 @@ def test_one_clear_line(
 
 
 def test_a_header_over_the_limit(folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llamaseek.herd.stored.LARGEST_HEADER", 100)
+    monkeypatch.setattr("llamaseek.herd.header.LARGEST_HEADER", 100)
     result = cli("inspect", str(folder))
     assert result.code == 2
     assert "its header of" in result.err and "over 100" in result.err

@@ -24,11 +24,11 @@ from datatrove.pipeline.formatters import PIIFormatter
 from datatrove.utils.text import ngrams, simplify_text, split_into_sentences, split_into_words
 from tldextract import TLDExtract
 
+from llamaseek.data.builtin.python_library import code_documents, web_documents
 from llamaseek.data.clean.recipe import make_stage
+from llamaseek.data.clean.stage import Reason, Stage
+from llamaseek.data.clean.words import sentences, simplified, words
 from llamaseek.data.documents import Document
-from llamaseek.data.machine import code_documents, web_documents
-from llamaseek.data.stage import Reason, Stage
-from llamaseek.data.words import sentences, simplified, words
 from llamaseek.errors import UserError
 from tests.data.planted import BOILERPLATE, foreign, gibberish, page, write_rows
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from llamaseek.data.generated import generated_rows
-from llamaseek.data.synthetic.guard import (
+from llamaseek.data.builtin.guard import (
     GuardItem,
     category_text,
     guard_item,
@@ -13,7 +12,8 @@ from llamaseek.data.synthetic.guard import (
     policy_text,
     policy_turns,
 )
-from llamaseek.data.synthetic.hazards import CALM, HAZARDS, SAFE
+from llamaseek.data.builtin.hazards import CALM, HAZARDS, SAFE
+from llamaseek.data.builtin.rows import generated_rows
 from llamaseek.safety.verdict import read_answer
 from llamaseek.text.guard_prompt import PUBLISHED, Category
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from llamaseek.data import machine
+from llamaseek.data.builtin import python_library as machine
+from llamaseek.data.builtin.python_library import code_documents, web_documents
 from llamaseek.data.documents import Document
-from llamaseek.data.machine import code_documents, web_documents
 from llamaseek.errors import UserError
 
 SOURCE = '"""Doc."""\n\x0c\nimport os\n\n@cache\ndef f(a, *, b=1):\n    "Adds."\n\n'

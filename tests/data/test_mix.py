@@ -16,19 +16,17 @@ import pytest
 import torch
 
 from llamaseek.data.batch import IGNORE
-from llamaseek.data.builtin import builtin_documents
+from llamaseek.data.builtin.documents import builtin_documents
 from llamaseek.data.mix.corpus import build_corpus
-from llamaseek.data.mix.encode import Encoder, fim_marks
-from llamaseek.data.mix.rows import MixRows
+from llamaseek.data.mix.encode import Encoder, Store, fim_marks, write_store
+from llamaseek.data.mix.rows import MixRows, shuffled
 from llamaseek.data.mix.schedule import Phase, Schedule
-from llamaseek.data.mix.shuffle import shuffled
-from llamaseek.data.mix.store import Store, write_store
 from llamaseek.errors import UserError
 from llamaseek.files import write_text
-from llamaseek.recipe import make_recipe
+from llamaseek.recipe.load import make_recipe
 from llamaseek.text.special import FIM_TOKENS
 from llamaseek.text.train_bpe import train_bpe
-from llamaseek.train.build import build_job
+from llamaseek.train.jobs.pretrain import build_job
 from llamaseek.train.loop import train
 from tests.train.tiny import LLAMA_SIZES, stories, tiny_tokenizer
 

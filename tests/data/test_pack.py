@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from llamaseek.data.bad_rows import BadRows
 from llamaseek.data.batch import IGNORE, Batch, Rows
-from llamaseek.data.generated import generated_rows
+from llamaseek.data.builtin.rows import generated_rows
 from llamaseek.data.pack import Packable, best_fit, pack_text, pack_whole
 from llamaseek.data.rankings import preferences
 from llamaseek.data.rows import conversations, file_rows

@@ -12,12 +12,10 @@ import numpy as np
 import pytest
 
 from llamaseek.data.clean.engine import Crew
+from llamaseek.data.clean.quality.classifier import agreement, load_classifier
+from llamaseek.data.clean.quality.flow import filter_by_judge, sample
+from llamaseek.data.clean.quality.recipe import QualityRecipe
 from llamaseek.data.documents import Document, read_documents
-from llamaseek.data.quality.agreement import agreement
-from llamaseek.data.quality.classifier import load_classifier
-from llamaseek.data.quality.flow import filter_by_judge
-from llamaseek.data.quality.recipe import QualityRecipe
-from llamaseek.data.quality.sample import sample
 from llamaseek.errors import UserError
 from llamaseek.report.data_page import write_data_report
 from tests.data.planted import gibberish, prose, write_rows

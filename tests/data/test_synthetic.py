@@ -8,18 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamaseek.data.synthetic.corpus import SOURCES, document
-from llamaseek.data.synthetic.instructions import (
+from llamaseek.data.builtin.corpus import SOURCES, document
+from llamaseek.data.builtin.instructions import (
     KINDS,
     LECTURE_INSTRUCTION,
     WORDINGS,
     followed,
     instruction_item,
 )
-from llamaseek.data.synthetic.preferences import preference_item
-from llamaseek.data.synthetic.splits import split_of
-from llamaseek.data.synthetic.stories import parses, prompt, story
-from llamaseek.data.synthetic.tasks import LECTURE_EXAMPLES, TASKS, exact_match, task_item
+from llamaseek.data.builtin.preferences import preference_item
+from llamaseek.data.builtin.stories import parses, prompt, story
+from llamaseek.data.builtin.tasks import LECTURE_EXAMPLES, TASKS, exact_match, task_item
+from llamaseek.data.builtin.words import split_of
 from llamaseek.evals.generated import distinct
 
 STORY = "The red fox chased the blue bird. And the bird flew away in the nick of time!"

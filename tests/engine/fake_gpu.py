@@ -13,9 +13,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
+from llamaseek.checkpoints import hf as checkpoint
 from llamaseek.herd import ModelConfig
 from llamaseek.herd.folder import read_config
-from llamaseek.models import CausalLM, build_model, checkpoint
+from llamaseek.models import CausalLM, build_model
 from llamaseek.models.lazy import lazy
 
 GPU = torch.device("cuda", 0)

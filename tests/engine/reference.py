@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from llamaseek.checkpoints.hf import load_model, save_model
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.options import EngineOptions
 from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.models import CausalLM
-from llamaseek.models.checkpoint import load_model, save_model
 from tests.models.shapes import tiny_model
 
 FAMILIES = ("llama3", "deepseek_v3")

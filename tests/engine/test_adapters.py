@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from llamaseek.checkpoints.peft import read_adapter, save_adapter
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.options import EngineOptions
 from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.errors import UserError
 from llamaseek.models import CausalLM
-from llamaseek.models.adapter import read_adapter, save_adapter
 from llamaseek.models.lora import LoRALinear, add_lora, merge
 from tests.models.shapes import tiny_model
 

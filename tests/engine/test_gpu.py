@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
+from llamaseek.checkpoints.convert import Conversion
+from llamaseek.checkpoints.hf import load_model, save_model
+from llamaseek.checkpoints.quantize import Quantization
 from llamaseek.engine.engine import Engine
-from llamaseek.engine.graphs import capturable
+from llamaseek.engine.forward.graphs import capturable
 from llamaseek.engine.options import EngineOptions, Speculation
-from llamaseek.engine.quantize import Quantization
 from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.kernels.fp8 import E4M3
 from llamaseek.models import CausalLM
-from llamaseek.models.checkpoint import load_model, save_model
-from llamaseek.models.convert import Conversion
 from tests.engine.reference import (
     FAMILIES,
     answers,

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from llamaseek.engine.engine import Engine
-from llamaseek.engine.graphs import Forward, Graphs, bucket, compiled
-from llamaseek.engine.layout import lay_out
+from llamaseek.engine.forward.graphs import Forward, Graphs, bucket, compiled
+from llamaseek.engine.forward.paged import PagedCache, build_cache
+from llamaseek.engine.forward.runner import Runner, home
+from llamaseek.engine.forward.step_layout import lay_out
 from llamaseek.engine.options import EngineOptions, Speculation
-from llamaseek.engine.paged import PagedCache, build_cache
 from llamaseek.engine.request import Request, SamplingParams
-from llamaseek.engine.runner import Runner, home
 from llamaseek.models import CausalLM
 from tests.engine.reference import FAMILIES, random_prompts
 from tests.models.shapes import tiny_model

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from llamaseek.engine import paged
-from llamaseek.engine.layout import lay_out, like_sizes
-from llamaseek.engine.paged import PagedCache, build_cache, bytes_per_token
+from llamaseek.engine.forward import paged
+from llamaseek.engine.forward.paged import PagedCache, build_cache, bytes_per_token
+from llamaseek.engine.forward.step_layout import lay_out, like_sizes
 from llamaseek.models import CausalLM
 from tests.engine.reference import FAMILIES
 from tests.models.shapes import tiny_model

@@ -10,15 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from llamaseek.checkpoints.convert import Conversion
+from llamaseek.checkpoints.hf import load_model, save_model
+from llamaseek.checkpoints.quantize import Packing, Plan, Quantization
 from llamaseek.engine.engine import Engine
-from llamaseek.engine.quantize import Packing, Plan, Quantization
 from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.errors import UserError
 from llamaseek.kernels import packed
-from llamaseek.models.checkpoint import load_model, save_model
-from llamaseek.models.convert import Conversion
 from llamaseek.models.lazy import lazy
-from llamaseek.models.packed import PackedExperts, PackedLinear
+from llamaseek.models.quant.packed import PackedExperts, PackedLinear
 from tests.engine.reference import FAMILIES
 from tests.kernels.check import PACKED, TWICE, relative
 from tests.models.shapes import tiny_model
@@ -85,7 +85,7 @@ def test_words_and_scales_are_those_of_the_whole_matrix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A few rows at a time or all at once: the same bits; and read again, the scales are gone."""
-    monkeypatch.setattr("llamaseek.engine.quantize.NUMBERS", 128 * 64)
+    monkeypatch.setattr("llamaseek.checkpoints.quantize.NUMBERS", 128 * 64)
     weight = torch.randn(700, 64)
     tensors = Packing(lazy(weight), Plan(4, 32)).tensors("a")
     words, scales = packed.quantise(weight, 4, 32)

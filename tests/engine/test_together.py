@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 
+from llamaseek.checkpoints.peft import Adapter, read_adapter, save_adapter
 from llamaseek.engine.constrain import Constraint
 from llamaseek.engine.engine import Engine
+from llamaseek.engine.forward.paged import bytes_per_token
 from llamaseek.engine.options import EngineOptions, Speculation
-from llamaseek.engine.paged import bytes_per_token
 from llamaseek.engine.request import Delta, Logprob, Request, SamplingParams
 from llamaseek.models import CausalLM
-from llamaseek.models.adapter import Adapter, read_adapter, save_adapter
 from llamaseek.models.lora import LoRALinear, add_lora
 from tests.models.shapes import tiny_model
 from tests.train.tiny import tiny_tokenizer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from llamaseek.data.synthetic.guard import GuardItem
+from llamaseek.data.builtin.guard import GuardItem
 from llamaseek.engine.request import Completion, Output, Request
 from llamaseek.evals.guard import held_out, score_guard
 from llamaseek.safety.guard import Guard, Policy

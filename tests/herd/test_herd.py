@@ -12,13 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from llamaseek.herd.count import PARTS, cache_numbers_per_token, count_parameters
-from llamaseek.herd.describe import short_count
-from llamaseek.herd.outline import outline
+from llamaseek.checkpoints.hf import to_hf
 from llamaseek.herd.published import ENTRIES
-from llamaseek.herd.tensors import model_tensors
+from llamaseek.herd.show import outline, short_count
+from llamaseek.herd.tensors import PARTS, cache_numbers_per_token, count_parameters, model_tensors
 from llamaseek.models import build_model
-from llamaseek.models.checkpoint import to_hf
 from tests.cli.run import Cli
 from tests.models.shapes import tiny_config
 

@@ -7,7 +7,7 @@ import torch
 
 from llamaseek.kernels import packed
 from llamaseek.kernels.fp8 import fp8_linear
-from llamaseek.models.fp8 import quantise
+from llamaseek.models.quant.fp8 import quantise
 
 fp8_few = pytest.importorskip("llamaseek.kernels.fp8_few")
 packed_few = pytest.importorskip("llamaseek.kernels.packed_few")

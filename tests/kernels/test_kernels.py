@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llamaseek.kernels import build
-from llamaseek.kernels.packed import dequantise, pack, quantise, unpack
+from llamaseek.kernels.packed import dequantize_packed, pack, quantise, unpack
 from tests.kernels import check
 
 
@@ -40,7 +40,7 @@ def test_quantised_weights_are_near(bits: int, group: int, most: float) -> None:
     weight[3] = 0  # a row of zeros has a scale too
     words, scales = quantise(weight, bits, group)
     assert scales.shape == (16, 256 // group if group else 1)
-    back = dequantise(words, scales, bits, torch.float32)
+    back = dequantize_packed(words, scales, bits, torch.float32)
     assert check.relative(back, weight) < most and not back[3].any()
 
 

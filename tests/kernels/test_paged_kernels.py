@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llamaseek.engine.paged import QuantizedStore
+from llamaseek.engine.forward.paged import QuantizedStore
 from llamaseek.kernels.paged import attend_paged
 from llamaseek.models.cache import LayerShape, attend_shared_heads
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from llamaseek.checkpoints.hf import load_model
 from llamaseek.herd import ModelConfig, config_from_dict, config_from_sizes
 from llamaseek.models import CausalLM, build_model
-from llamaseek.models.checkpoint import load_model
 
 LLAMA = {
     "vocab_size": 97,

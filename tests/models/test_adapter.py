@@ -11,11 +11,11 @@ import torch
 import transformers
 from torch import Tensor
 
+from llamaseek.checkpoints.convert import Conversion
+from llamaseek.checkpoints.hf import load_model
+from llamaseek.checkpoints.peft import load_adapter, save_adapter
 from llamaseek.errors import UserError
 from llamaseek.models import CausalLM
-from llamaseek.models.adapter import load_adapter, save_adapter
-from llamaseek.models.checkpoint import load_model
-from llamaseek.models.convert import Conversion
 from llamaseek.models.lora import LoRALinear, add_lora
 from llamaseek.models.score import reward_model
 from tests.models.shapes import reference_model, rows, tiny_config

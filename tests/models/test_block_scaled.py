@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llamaseek.models import block_scaled
-from llamaseek.models.block_scaled import (
+from llamaseek.models.moe import grouped_product as plain_grouped_product
+from llamaseek.models.quant import fp8_training as block_scaled
+from llamaseek.models.quant.fp8_training import (
     BlockScaledLinear,
     grouped_product,
     in_blocks,
@@ -21,7 +22,6 @@ from llamaseek.models.block_scaled import (
     multiplies_tiles,
     product,
 )
-from llamaseek.models.moe import grouped_product as plain_grouped_product
 
 Doubles = NDArray[np.float64]
 

@@ -11,14 +11,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from llamaseek.checkpoints.convert import Conversion
+from llamaseek.checkpoints.hf import load_model, save_model, to_hf
 from llamaseek.errors import UserError
 from llamaseek.herd import Llama3Config
-from llamaseek.herd.check import SCALE
 from llamaseek.herd.folder import read_config
+from llamaseek.herd.formats import SCALE
+from llamaseek.kernels.fp8 import dequantize_fp8
 from llamaseek.models import CausalLM
-from llamaseek.models.checkpoint import load_model, save_model, to_hf
-from llamaseek.models.convert import Conversion
-from llamaseek.models.fp8 import Fp8Experts, Fp8Linear, dequantise, quantise
+from llamaseek.models.quant.fp8 import Fp8Experts, Fp8Linear, quantise
 from tests.models.shapes import reference_model, rows, tiny_config, tiny_model
 
 FAMILIES = {"llama3": {}, "deepseek_v3": {"q_lora_rank": 8}}
@@ -194,7 +195,7 @@ class TestFp8:
         numbers, scale = quantise(weight)
         assert scale.shape == (2, 3)
         assert float(numbers.float().abs().max()) == 448
-        error = (dequantise(numbers, scale, torch.float32) - weight).abs() / weight.abs().max()
+        error = (dequantize_fp8(numbers, scale, torch.float32) - weight).abs() / weight.abs().max()
         assert float(error.max()) < 2**-4
 
     def test_a_scale_that_is_not_a_number(self, tmp_path: Path) -> None:
@@ -284,8 +285,8 @@ class TestMeta:
         assert float((ours - theirs).abs().max() / theirs.abs().max()) < 1e-4
 
     def test_known_sizes_get_their_scaling(self) -> None:
+        from llamaseek.checkpoints.meta import _same_sizes, _sizes
         from llamaseek.herd.published import LLAMA_31_8B, LLAMA_32_1B
-        from llamaseek.models.meta import _same_sizes, _sizes
 
         published = {
             LLAMA_32_1B: {"dim": 2048, "n_layers": 16, "n_heads": 32, "ffn_dim_multiplier": 1.5},

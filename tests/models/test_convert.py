@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import torch
 
-from llamaseek.engine.quantize import Quantization
+from llamaseek.checkpoints import shards
+from llamaseek.checkpoints.convert import Conversion
+from llamaseek.checkpoints.hf import save_model
+from llamaseek.checkpoints.quantize import Quantization
 from llamaseek.errors import UserError
 from llamaseek.herd.configs import config_from_sizes
-from llamaseek.models import shards
-from llamaseek.models.checkpoint import save_model
-from llamaseek.models.convert import Conversion
 from tests.cli.run import Cli
 from tests.models.shapes import tiny_model
 
@@ -41,7 +41,7 @@ def test_killed_at_random_moments_then_rerun(tmp_path: Path) -> None:
     Conversion(source, tmp_path / "whole", torch.float32, shard_bytes=10**7).run()
     code = (
         "import sys, torch; from pathlib import Path;"
-        "from llamaseek.models.convert import Conversion;"
+        "from llamaseek.checkpoints.convert import Conversion;"
         "print('ready', flush=True);"
         "Conversion(Path(sys.argv[1]), Path(sys.argv[2]), torch.float32, shard_bytes=10**7)"
         ".run(True, lambda n: __import__('time').sleep(0.01))"

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from llamaseek.checkpoints.hf import save_model
 from llamaseek.herd import config_from_sizes
 from llamaseek.models import CausalLM, build_model
-from llamaseek.models.checkpoint import save_model
 from llamaseek.text import published
 from llamaseek.text.tokenizer import Tokenizer
 

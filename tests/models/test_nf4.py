@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from llamaseek.models.lora import add_lora, merge
-from llamaseek.models.nf4 import NF4Linear, dequantize, levels, quantize, quantize_layers
+from llamaseek.models.quant.nf4 import NF4Linear, dequantize, levels, quantize, quantize_layers
 from tests.models.shapes import rows, tiny_model
 
 

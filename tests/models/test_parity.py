@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from llamaseek.models.checkpoint import save_model, to_hf
+from llamaseek.checkpoints.hf import save_model, to_hf
 from tests.models.shapes import ours_from, reference_model, rows, tiny_config, tiny_model
 
 YARN = {
@@ -88,7 +88,7 @@ def test_transformers_reads_what_we_write(
 @pytest.mark.parametrize("family", ["llama3", "deepseek_v3"])
 def test_folders_round_trip_bit_for_bit(family: str, tmp_path: Path) -> None:
     extra = {"num_nextn_predict_layers": 2} if family == "deepseek_v3" else {}
-    from llamaseek.models.checkpoint import load_model
+    from llamaseek.checkpoints.hf import load_model
 
     model = tiny_model(family, **extra)
     save_model(model, tmp_path)

@@ -16,7 +16,7 @@ import torch.distributed as dist
 # Ranks are forked from a server that has imported everything and computed nothing.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["llamaseek.train.build", "torch.utils.tensorboard", "tests.parallel.scenes"]
+    ["llamaseek.train.jobs.pretrain", "torch.utils.tensorboard", "tests.parallel.scenes"]
 )
 
 

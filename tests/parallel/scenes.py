@@ -12,9 +12,10 @@ from llamaseek.data.batch import Batch, Rows
 from llamaseek.herd import config_from_sizes
 from llamaseek.models import build_model
 from llamaseek.models.moe import Router
-from llamaseek.recipe import make_recipe
-from llamaseek.train.build import make_objective
-from llamaseek.train.loop import Job, Trainer
+from llamaseek.recipe.load import make_recipe
+from llamaseek.train.job import Job
+from llamaseek.train.jobs.pretrain import make_objective
+from llamaseek.train.loop import Trainer
 from tests.train.tiny import tiny_tokenizer
 
 LENGTH, BATCH, VOCABULARY = 32, 8, 400

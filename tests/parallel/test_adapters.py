@@ -11,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llamaseek.checkpoints.hf import load_model, save_model
 from llamaseek.data.batch import Rows
 from llamaseek.herd import config_from_sizes
 from llamaseek.models import build_model
-from llamaseek.models.checkpoint import load_model, save_model
 from llamaseek.models.score import reward_model
-from llamaseek.recipe_post import LoraRecipe
-from llamaseek.train.loop import Job, train
+from llamaseek.recipe.schema import LoraRecipe
+from llamaseek.train.job import Job
+from llamaseek.train.loop import train
 from llamaseek.train.objectives.next_token import NextToken
 from llamaseek.train.objectives.reward import BradleyTerry
 from llamaseek.train.start import adapt_model

@@ -14,18 +14,18 @@ from urllib.request import urlopen
 import pytest
 import torch
 
+from llamaseek.checkpoints.hf import load_model, save_model
+from llamaseek.checkpoints.shards import write_tensors
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.leader import follow
 from llamaseek.engine.options import EngineOptions, Speculation
+from llamaseek.engine.ranks.shards import load_share, own_share
+from llamaseek.engine.ranks.tensor_group import TensorGroup
 from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.kernels.build import builder
-from llamaseek.models.checkpoint import load_model, save_model
-from llamaseek.models.fp8 import quantise
 from llamaseek.models.lazy import Lazy, lazy
-from llamaseek.models.shards import write_tensors
-from llamaseek.parallel.check import answering_problems
-from llamaseek.parallel.narrow import load_share, own_share
-from llamaseek.parallel.tensor_group import TensorGroup
+from llamaseek.models.quant.fp8 import quantise
+from llamaseek.runtime.check import answering_problems
 from tests.cli.run import Cli, process
 from tests.engine.reference import random_prompts
 from tests.models.shapes import tiny_config, tiny_model

@@ -9,12 +9,13 @@ import pytest
 
 from llamaseek.errors import UserError
 from llamaseek.herd.folder import find_or_read
-from llamaseek.parallel.auto import gpu_of
-from llamaseek.parallel.check import DEGREES, resolve
-from llamaseek.plan.found import found_gpu
+from llamaseek.plan.gpus import found_gpu
 from llamaseek.plan.planner import Planner
 from llamaseek.plan.question import ask
-from llamaseek.recipe import Recipe, make_recipe
+from llamaseek.recipe.load import make_recipe
+from llamaseek.recipe.schema import Recipe
+from llamaseek.runtime.auto import gpu_of
+from llamaseek.runtime.check import DEGREES, resolve
 from tests.cli.run import Cli
 from tests.parallel.scenes import recipe_of
 

@@ -9,9 +9,9 @@ import pytest
 import torch.distributed as dist
 
 from llamaseek.errors import UserError
-from llamaseek.parallel.check import resolve
-from llamaseek.parallel.launch import process_group
-from llamaseek.recipe import make_recipe, save_recipe
+from llamaseek.recipe.load import make_recipe, save_recipe
+from llamaseek.runtime.check import resolve
+from llamaseek.runtime.launch import process_group
 from tests.cli.run import Cli
 from tests.parallel.scenes import SIZES, recipe_of
 
@@ -35,7 +35,6 @@ WRONG: list[tuple[str, dict[str, Any], dict[str, Any], list[str]]] = [
     ("llama3", {"last_layers": 1}, {}, ["parallel.last_layers: 1", "parallel.pipeline"]),
     ("deepseek_v3", {"pipeline": 2, "last_layers": 0}, {}, ["parallel.last_layers: 0", "1 to 3"]),
     ("deepseek_v3", {"data": 2, "expert": 2, "fp8_dispatch": True}, {}, ["fp8_dispatch", "128"]),
-    ("llama3", {"data": 2, "tensor": 2}, {"neftune": 5.0}, ["parallel.tensor", "neftune"]),
 ]
 
 

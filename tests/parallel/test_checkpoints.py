@@ -18,7 +18,8 @@ from torch.distributed.checkpoint import FileSystemWriter
 
 from llamaseek.data.batch import Batch
 from llamaseek.errors import UserError
-from llamaseek.train.loop import Interrupted, Job, Trainer, train
+from llamaseek.train.job import Interrupted, Job
+from llamaseek.train.loop import Trainer, train
 from tests.parallel.launch import on_ranks
 from tests.parallel.scenes import job_of, recipe_of
 

@@ -9,25 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from llamaseek.dry_run.estimate import estimate, send_seconds
+from llamaseek.dry_run.rank import Part, Report, Setting, dry_run, fullest_moment, in_flight, kinds
+from llamaseek.dry_run.trace import Movement, Work, counted
 from llamaseek.herd import config_from_sizes
 from llamaseek.models import build_model
-from llamaseek.parallel.dry_run import (
-    Part,
-    Report,
-    Setting,
-    dry_run,
-    fullest_moment,
-    in_flight,
-    kinds,
-)
-from llamaseek.parallel.estimate import estimate, send_seconds
-from llamaseek.parallel.movement import Movement
-from llamaseek.parallel.trace import Work, counted
-from llamaseek.plan.flops import training_flops
-from llamaseek.plan.gpus import find_gpu
+from llamaseek.plan.gpus import find_gpu, rates_of
 from llamaseek.plan.layout import Layout
-from llamaseek.plan.rates import rates_of
-from llamaseek.recipe_parallel import ParallelRecipe
+from llamaseek.plan.weights import training_flops
+from llamaseek.recipe.schema import ParallelRecipe
 from tests.cli.run import Cli
 
 LLAMA = {

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llamaseek.models import moe
 from llamaseek.parallel import expert
-from llamaseek.parallel.dispatch import exchange_in_fp8
+from llamaseek.parallel.expert import exchange_in_fp8
 from llamaseek.train.loop import Trainer
 from tests.parallel.launch import on_ranks
 from tests.parallel.scenes import BATCH, DEEPSEEK, LENGTH, job_of, recipe_of

@@ -13,8 +13,9 @@ from llamaseek.data.batch import IGNORE, Batch, Rows
 from llamaseek.herd import config_from_sizes
 from llamaseek.models import CausalLM, build_model
 from llamaseek.models.score import reward_model
-from llamaseek.recipe_post import DistillRecipe
-from llamaseek.train.loop import Job, Trainer
+from llamaseek.recipe.schema import DistillRecipe
+from llamaseek.train.job import Job
+from llamaseek.train.loop import Trainer
 from llamaseek.train.objectives.distill import Distill
 from llamaseek.train.objectives.dpo import DPO
 from llamaseek.train.objectives.masked import Masked

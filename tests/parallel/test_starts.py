@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llamaseek.checkpoints.hf import save_model
 from llamaseek.herd import config_from_sizes
 from llamaseek.models import build_model
-from llamaseek.models.checkpoint import save_model
-from llamaseek.recipe import make_recipe
-from llamaseek.train.build import build_job
+from llamaseek.recipe.load import make_recipe
+from llamaseek.train.jobs.pretrain import build_job
 from llamaseek.train.loop import Trainer
-from llamaseek.train.state import save_words
+from llamaseek.train.saving.state import save_words
 from tests.parallel.launch import on_ranks
 from tests.train.tiny import DEEPSEEK_SIZES, LLAMA_SIZES, tiny_tokenizer
 

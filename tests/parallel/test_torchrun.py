@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 from llamaseek.errors import UserError
-from llamaseek.parallel.launch import meet
-from llamaseek.recipe import save_recipe
+from llamaseek.recipe.load import save_recipe
+from llamaseek.runtime.launch import meet
 from tests.cli.run import process
 from tests.train.tiny import recipe
 

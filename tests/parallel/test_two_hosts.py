@@ -18,8 +18,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llamaseek.recipe import load_recipe
-from llamaseek.train.build import build_job
+from llamaseek.recipe.load import load_recipe
+from llamaseek.train.jobs.pretrain import build_job
 from llamaseek.train.loop import train
 from tests.parallel.launch import on_ranks
 from tests.parallel.test_torchrun import lines, recipe_file

@@ -13,12 +13,11 @@ from llamaseek.herd.published import find
 from llamaseek.models import build_model
 from llamaseek.plan.answer import answer
 from llamaseek.plan.cost import read_bytes
-from llamaseek.plan.flops import attention_flops, matrix_flops, training_flops
 from llamaseek.plan.formats import FORMATS
 from llamaseek.plan.gpus import GPUS
 from llamaseek.plan.layout import Layout
-from llamaseek.plan.published import RUNS, calibration, implied_utilisation
-from llamaseek.plan.question import ask
+from llamaseek.plan.question import RUNS, ask, calibration, implied_utilisation
+from llamaseek.plan.weights import attention_flops, matrix_flops, training_flops
 from tests.models.shapes import tiny_config
 
 
@@ -116,7 +115,7 @@ def test_flops_are_those_torch_counts(family: str) -> None:
 
 def test_training_flops_agree_with_the_training_loops() -> None:
     """`train/machine.py` counts the same but for an untied embedding, which it multiplies."""
-    from llamaseek.train.machine import training_flops_per_token
+    from llamaseek.runtime.device import training_flops_per_token
 
     for family in ("llama3", "deepseek_v3"):
         config = tiny_config(family, tie_word_embeddings=True)

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from llamaseek.herd.published import find
 from llamaseek.plan.gpus import GPUS, find_gpu
 from llamaseek.plan.layout import Layout, stage_layers
-from llamaseek.plan.planner import Planner
+from llamaseek.plan.planner import Planner, counts, serving_layouts, training_layouts
 from llamaseek.plan.question import ask
-from llamaseek.plan.search import counts, serving_layouts, training_layouts
 
 
 @given(layers=st.integers(1, 200), pipeline=st.integers(1, 16))

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from bench.memory import CASES, SIZES, Case, measure, predict
-from llamaseek.herd.count import count_parameters
 from llamaseek.herd.published import ENTRIES, find
+from llamaseek.herd.tensors import count_parameters
 from llamaseek.plan.activations import Pass
 from llamaseek.plan.formats import FORMATS
 from llamaseek.plan.layout import Layout

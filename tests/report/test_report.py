@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llamaseek.errors import UserError
-from llamaseek.recipe import save_recipe
+from llamaseek.recipe.load import save_recipe
 from llamaseek.report.model import read_lines, read_report
 from llamaseek.report.page import render_page, write_report
 from llamaseek.report.plots import smooth

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from llamaseek.checkpoints.hf import save_model
 from llamaseek.models import CausalLM
-from llamaseek.models.checkpoint import save_model
 from llamaseek.safety.guard import Policy
 from llamaseek.text.chat import encode_chat
 from llamaseek.text.tokenizer import Tokenizer

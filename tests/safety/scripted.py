@@ -10,7 +10,7 @@ from random import Random
 import torch
 from torch import Tensor
 
-from llamaseek.data.synthetic.guard import guard_text
+from llamaseek.data.builtin.guard import guard_text
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.options import EngineOptions
 from llamaseek.engine.request import Request

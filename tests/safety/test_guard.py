@@ -10,18 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from llamaseek.cli.conversation import Conversation
+from llamaseek.checkpoints.hf import save_model
+from llamaseek.cli.chat import Conversation
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.options import EngineOptions
 from llamaseek.engine.request import SamplingParams
 from llamaseek.errors import UserError
-from llamaseek.models.checkpoint import save_model
+from llamaseek.runtime.device import has_bf16
 from llamaseek.safety.guard import Guard, Policy, load_guard
-from llamaseek.safety.hold import LONGEST, Held
-from llamaseek.safety.stream import Refused, guarded, require_safe
+from llamaseek.safety.stream import LONGEST, Held, Refused, guarded, require_safe
 from llamaseek.safety.verdict import GuardError, read_answer
 from llamaseek.text.guard_prompt import PUBLISHED, without
-from llamaseek.train.machine import has_bf16
 from tests.safety.scripted import CONTEXT, guard_tokenizer, scripted_guard, small_model
 
 ASK = [{"role": "user", "content": "How do I steal a bike?"}]

@@ -13,13 +13,7 @@ from llama_models.llama3.tokenizer import Tokenizer as Metas
 
 from llamaseek.errors import UserError
 from llamaseek.safety.guard import Policy
-from llamaseek.text.guard_prompt import (
-    PUBLISHED,
-    Category,
-    guard_prompt,
-    read_categories,
-    without,
-)
+from llamaseek.text.guard_prompt import PUBLISHED, Category, guard_prompt, read_categories, without
 from llamaseek.text.published import get
 from llamaseek.text.tokenizer import Tokenizer
 

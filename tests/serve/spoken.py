@@ -13,7 +13,7 @@ from torch import Tensor
 from llamaseek.engine.engine import Engine
 from llamaseek.models import CausalLM
 from llamaseek.safety.guard import Guard
-from llamaseek.serve.guard import ServedGuard
+from llamaseek.safety.served import ServedGuard
 from llamaseek.serve.service import Service
 from llamaseek.text.messages import Message
 from tests.models.shapes import tiny_model

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from llamaseek.checkpoints.peft import read_adapter, save_adapter
 from llamaseek.engine.engine import Engine
 from llamaseek.errors import UserError
-from llamaseek.models.adapter import read_adapter, save_adapter
 from llamaseek.models.lora import merge
-from llamaseek.serve.load import read_adapters
 from llamaseek.serve.options import ServeOptions
-from llamaseek.serve.service import Service
+from llamaseek.serve.service import Service, read_adapters
 from tests.engine.test_adapters import PROMPTS, adapted, requests, tokens
 from tests.models.shapes import tiny_model
 from tests.serve.running import TOKENIZER, running

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from llamaseek.engine.constrain import Constraint, Grammars, Matcher
-from llamaseek.serve.call_grammar import BLANK, call_grammar
-from llamaseek.serve.tools import one_call_a_turn
-from llamaseek.text.events import ToolCall
+from llamaseek.serve.wire.tools import one_call_a_turn
+from llamaseek.text.grammar import BLANK, call_grammar
 from llamaseek.text.llama3_parse import may_be_call, plain_calls
+from llamaseek.text.messages import ToolCall
 from llamaseek.text.parse import IdStream, parse_ids
 from llamaseek.text.published import get
 from llamaseek.text.special import CALL_BEGIN, CALL_END, CALL_SEP, CALLS_BEGIN, CALLS_END

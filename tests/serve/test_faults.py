@@ -20,10 +20,10 @@ from typing import Any
 import httpx
 import pytest
 
+from llamaseek.checkpoints.hf import save_model
 from llamaseek.engine import sampler
 from llamaseek.engine.constrain import Matcher
 from llamaseek.engine.text_out import TextOut
-from llamaseek.models.checkpoint import save_model
 from tests.models.shapes import tiny_model
 from tests.serve.running import TOKENIZER, Running, make_service, running
 

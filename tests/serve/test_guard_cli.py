@@ -12,10 +12,11 @@ from typing import Any
 import httpx
 import pytest
 
+from llamaseek.checkpoints.hf import save_model
+from llamaseek.engine.open import load_weights
 from llamaseek.engine.options import EngineOptions
-from llamaseek.models.checkpoint import save_model
-from llamaseek.serve.load import load_served_guard, load_weights, make_service
 from llamaseek.serve.options import ServeOptions
+from llamaseek.serve.service import load_served_guard, make_service
 from llamaseek.text.guard_prompt import PUBLISHED
 from tests.cli.run import Cli
 from tests.safety.crafted import MARK, guard_folder, saying_folder

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from llamaseek.models.checkpoint import load_model, save_model
+from llamaseek.checkpoints.hf import load_model, save_model
 from llamaseek.serve.options import ServeOptions
 from llamaseek.text.published import get
 from llamaseek.text.tokenizer import Tokenizer

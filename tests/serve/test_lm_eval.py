@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from llamaseek.models.checkpoint import load_model, save_model
+from llamaseek.checkpoints.hf import load_model, save_model
 from tests.models.shapes import tiny_model
 from tests.serve.running import TOKENIZER, Running, make_service, running
 from tests.train.tiny import stories

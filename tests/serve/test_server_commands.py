@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
+from llamaseek.checkpoints.hf import load_model, save_model
+from llamaseek.checkpoints.peft import save_adapter
+from llamaseek.engine.open import load_weights
 from llamaseek.engine.options import EngineOptions
-from llamaseek.models.adapter import save_adapter
-from llamaseek.models.checkpoint import load_model, save_model
 from llamaseek.models.lora import add_lora
-from llamaseek.serve.load import load_weights, make_service
 from llamaseek.serve.options import ServeOptions
-from llamaseek.serve.service import Service
+from llamaseek.serve.service import Service, make_service
 from tests.cli.run import Cli
 from tests.safety.crafted import guard_folder, saying_folder
 from tests.serve.running import TOKENIZER, running

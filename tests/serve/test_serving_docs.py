@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import openai
 
-from llamaseek.models.adapter import save_adapter
-from llamaseek.models.checkpoint import save_model
+from llamaseek.checkpoints.hf import save_model
+from llamaseek.checkpoints.peft import save_adapter
 from llamaseek.models.lora import add_lora
 from llamaseek.serve.compiling import LARGEST_REGEX
 from llamaseek.serve.options import Limits, ServeOptions

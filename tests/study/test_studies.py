@@ -11,7 +11,7 @@ from random import Random
 import pytest
 import torch
 
-from llamaseek.data.synthetic.reviews import EMOTIONS, review_item
+from llamaseek.data.builtin.reviews import EMOTIONS, review_item
 from llamaseek.study import size as size_study
 from llamaseek.study import start as start_study
 from llamaseek.study.answer import STUDIES, answer

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from llamaseek.data.machine import web_documents
+from llamaseek.data.builtin.python_library import web_documents
 from llamaseek.errors import UserError
 from llamaseek.text.chat import (
     ANSWER,

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from llamaseek.errors import UserError
-from llamaseek.text import template as template_module
 from llamaseek.text.chat import ANSWER, END, PROMPT, ChatOptions, encode_chat, format_of
 from llamaseek.text.template import TemplateRunner
 from llamaseek.text.tokenizer import Tokenizer
+from llamaseek.workers import pool as pool_module
 from tests.cli.run import Cli
 from tests.text.conversations import (
     Message,
@@ -131,7 +131,7 @@ def test_a_template_that_takes_too_long_is_ended(source: str) -> None:
             "{% for i in range(99999) %}{{ 'a' * 1000 }}{% endfor %}",
             "writes more than 10000000 characters",
         ),
-        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "nested too deep"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "is nested too deeply"),
         ("a\n{% if %}", "line 2: Expected an expression"),
         ("{{ messages[0].nothing.more }}", "has no attribute 'nothing'"),
         ("{{ raise_exception('only\\ntwo roles') }}", "only two roles"),
@@ -167,13 +167,15 @@ def test_the_child_sees_nothing_of_ours(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("A_SECRET", "1")
     runner = TemplateRunner()
     runner.render("", {})
-    child = runner._child
-    assert child is not None
+    worker = runner.pool.take()
     if Path("/proc").is_dir():
-        environ = Path(f"/proc/{child.pid}/environ").read_bytes()
+        environ = Path(f"/proc/{worker.pid}/environ").read_bytes()
         assert b"A_SECRET" not in environ
+        files = {os.readlink(each) for each in Path(f"/proc/{worker.pid}/fd").iterdir()}
+        assert all(each == "/dev/null" or each.startswith("socket:") for each in files)
     runner.close()
-    assert child.returncode is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker.pid, 0)
 
 
 def test_threads_take_turns_and_copies_start_their_own() -> None:
@@ -189,10 +191,9 @@ def test_threads_take_turns_and_copies_start_their_own() -> None:
         thread.join()
     assert sorted(found, key=int) == [str(n) for n in range(20)]
     copy = pickle.loads(pickle.dumps(runner))
-    assert copy.render("a", {}) == "a" and copy._child.pid != runner._child.pid  # type: ignore[union-attr]
+    theirs, ours = copy.pool.take().pid, runner.pool.take().pid
+    assert copy.render("a", {}) == "a" and theirs != ours
     copy.close()
-    os.kill(runner._child.pid, 9)  # type: ignore[union-attr]
-    runner._child.wait()  # type: ignore[union-attr]
     assert runner.render("b", {}) == "b"
     runner.close()
 
@@ -200,7 +201,7 @@ def test_threads_take_turns_and_copies_start_their_own() -> None:
 def test_a_child_that_cannot_start_is_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(template_module, "WORKER", tmp_path / "none.py")
+    monkeypatch.setattr(pool_module, "CHILD", tmp_path / "none.py")
     with pytest.raises(UserError, match="chat template: ends its process"):
         TemplateRunner().render("a", {})
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from llamaseek.data.machine import web_documents
+from llamaseek.cli.tokenize import token_table
+from llamaseek.data.builtin.python_library import web_documents
 from llamaseek.errors import UserError
-from llamaseek.text.llama3_library import SPLIT_PATTERN
+from llamaseek.text.json_backend import SPLIT_PATTERN
 from llamaseek.text.special import SPECIAL_TOKENS
-from llamaseek.text.table import token_table
 from llamaseek.text.tokenizer import StreamDecoder, Tokenizer
 from llamaseek.text.train_bpe import SMALLEST, train_bpe
 

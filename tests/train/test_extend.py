@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from llamaseek.checkpoints.hf import load_model
 from llamaseek.errors import UserError
-from llamaseek.herd.extend import extended
+from llamaseek.herd.configs import extended
 from llamaseek.herd.folder import read_config
 from llamaseek.herd.published import ENTRIES
-from llamaseek.models.checkpoint import load_model
-from llamaseek.recipe import Recipe
+from llamaseek.recipe.schema import Recipe
 from llamaseek.text.tokenizer import Tokenizer
-from llamaseek.train.build import build_job
+from llamaseek.train.jobs.pretrain import build_job
 from llamaseek.train.loop import train
 from tests.train.tiny import LLAMA_SIZES, recipe, stories
 

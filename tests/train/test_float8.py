@@ -13,14 +13,19 @@ import pytest
 import torch
 from torch import nn
 
+from llamaseek.checkpoints.hf import load_model
 from llamaseek.errors import UserError
 from llamaseek.models import build_model
-from llamaseek.models.block_scaled import BlockScaledLinear, grouped_product
-from llamaseek.models.checkpoint import load_model
-from llamaseek.parallel.check import resolve
-from llamaseek.recipe import Recipe
-from llamaseek.train.build import build_job
-from llamaseek.train.float8 import in_torchao, torchao_config, use_float8
+from llamaseek.models.quant.fp8_training import (
+    BlockScaledLinear,
+    grouped_product,
+    in_torchao,
+    torchao_config,
+    use_float8,
+)
+from llamaseek.recipe.schema import Recipe
+from llamaseek.runtime.check import resolve
+from llamaseek.train.jobs.pretrain import build_job
 from llamaseek.train.loop import train
 from tests.models.shapes import rows, tiny_config
 from tests.parallel.launch import on_ranks

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from llamaseek.checkpoints.hf import load_model
 from llamaseek.data.batch import Batch
 from llamaseek.models import CausalLM, build_model
-from llamaseek.models.checkpoint import load_model
-from llamaseek.recipe_post import GrpoRecipe
+from llamaseek.recipe.schema import GrpoRecipe
 from llamaseek.train.objectives.grpo import GRPO, group_advantages, without_signal
 from llamaseek.train.objectives.policy import sampled_log_probs
 from llamaseek.train.rewards import Episode
-from llamaseek.train.rollout import episode_batch
-from llamaseek.train.state import save_folder
+from llamaseek.train.rollouts.rollout import episode_batch
+from llamaseek.train.saving.state import save_folder
 from tests.models.shapes import tiny_config
 from tests.train.test_trl import arguments, backward, close
 from tests.train.tiny import tiny_tokenizer

@@ -16,11 +16,13 @@ import torch
 from safetensors.torch import load_file
 
 from llamaseek.errors import UserError
-from llamaseek.recipe import Recipe, TrainRecipe, load_recipe, save_recipe
-from llamaseek.train.build import build_job
-from llamaseek.train.loop import Interrupted, Trainer, train
-from llamaseek.train.run_folder import RunFolder
-from llamaseek.train.schedule import learning_rate
+from llamaseek.recipe.load import load_recipe, save_recipe
+from llamaseek.recipe.schema import Recipe, TrainRecipe
+from llamaseek.train.job import Interrupted
+from llamaseek.train.jobs.pretrain import build_job
+from llamaseek.train.loop import Trainer, train
+from llamaseek.train.optimizer import learning_rate
+from llamaseek.train.saving.run_folder import RunFolder
 from tests.train.tiny import recipe
 
 FAMILIES = ("llama3", "deepseek_v3")
@@ -96,7 +98,7 @@ def test_recomputing_activations_changes_nothing(tmp_path: Path) -> None:
 # Children come from a server that has imported everything and computed nothing, so that each
 # starts at once.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["llamaseek.train.build", "torch.utils.tensorboard"])
+SERVER.set_forkserver_preload(["llamaseek.train.jobs.pretrain", "torch.utils.tensorboard"])
 
 
 def run(path: str, resume: bool, ready: Connection) -> None:

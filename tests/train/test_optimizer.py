@@ -10,8 +10,8 @@ import torch
 from llamaseek.herd import config_from_sizes
 from llamaseek.models import build_model
 from llamaseek.models.recompute import recompute
-from llamaseek.recipe import TrainRecipe
-from llamaseek.train.build import build_job
+from llamaseek.recipe.schema import TrainRecipe
+from llamaseek.train.jobs.pretrain import build_job
 from llamaseek.train.loop import train
 from llamaseek.train.optimizer import make_optimizer
 from tests.train.tiny import recipe

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from llamaseek.engine.quantize import Quantization
+from llamaseek.checkpoints.convert import Conversion
+from llamaseek.checkpoints.quantize import Quantization
 from llamaseek.errors import UserError
-from llamaseek.models.convert import Conversion
-from llamaseek.recipe import load_recipe
-from llamaseek.recipe_files import find_recipe
-from llamaseek.train.build import build_job
+from llamaseek.recipe.load import find_recipe, load_recipe
+from llamaseek.train.jobs.pretrain import build_job
 from llamaseek.train.start import trainable
 from tests.cli.run import Cli
 

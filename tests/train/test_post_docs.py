@@ -11,7 +11,7 @@ import pytest
 
 from llamaseek.herd import config_from_sizes
 from llamaseek.models import build_model
-from llamaseek.train.state import save_folder
+from llamaseek.train.saving.state import save_folder
 from tests.cli.run import Cli
 from tests.train.tiny import LLAMA_SIZES, tiny_tokenizer
 

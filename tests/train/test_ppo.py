@@ -7,9 +7,9 @@ import torch
 
 from llamaseek.models import build_model
 from llamaseek.models.score import add_value_head
-from llamaseek.recipe_post import PpoRecipe
-from llamaseek.train.assess import Controller
+from llamaseek.recipe.schema import PpoRecipe
 from llamaseek.train.objectives.ppo import PPO, advantages_and_returns, token_rewards, whiten
+from llamaseek.train.rollouts.assess import Controller
 from tests.models.shapes import tiny_config
 from tests.train.test_grpo import ANSWERS, batch_of
 from tests.train.test_trl import backward

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from llamaseek.errors import UserError
-from llamaseek.recipe_post import RewardRecipe
-from llamaseek.train.rewards import Episode, check_columns, make_rewards
-from llamaseek.train.rewards.checks import exact, numeric
-from llamaseek.train.rewards.sandbox import code_of, passes_tests
-from llamaseek.train.sampler import judge
+from llamaseek.recipe.schema import RewardRecipe
+from llamaseek.train.rewards import Episode, check_columns, exact, make_rewards, numeric
+from llamaseek.train.rollouts.answers import judge
+from llamaseek.workers.sandbox import code_of, passes_tests
 from tests.train.tiny import tiny_tokenizer
 
 

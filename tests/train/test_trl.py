@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 import torch
 
+from llamaseek.checkpoints.hf import load_model
 from llamaseek.data.rankings import preferences, rankings
 from llamaseek.data.rows import conversations
 from llamaseek.models import CausalLM, build_model
-from llamaseek.models.checkpoint import load_model
+from llamaseek.models.loss import sum_by_sequence, target_log_probs
 from llamaseek.models.score import reward_model
 from llamaseek.text.chat import PROMPT, encode_chat
-from llamaseek.train.objectives.dpo import DPO, sum_by_sequence, target_log_probs
+from llamaseek.train.objectives.dpo import DPO
 from llamaseek.train.objectives.next_token import NextToken
 from llamaseek.train.objectives.reward import BradleyTerry
-from llamaseek.train.state import save_folder
+from llamaseek.train.saving.state import save_folder
 from tests.models.shapes import tiny_config
 from tests.train.tiny import tiny_tokenizer
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from llamaseek.data.synthetic.stories import story
-from llamaseek.recipe import Recipe, make_recipe
+from llamaseek.data.builtin.stories import story
+from llamaseek.recipe.load import make_recipe
+from llamaseek.recipe.schema import Recipe
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.text.train_bpe import train_bpe
 

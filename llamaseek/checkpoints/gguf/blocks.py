@@ -66,7 +66,9 @@ def q6_k(blocks: Tensor) -> np.ndarray:
     step = (d * scales)[..., None]
     codes = torch.where(step != 0, parts / step, torch.zeros(())).round_().clamp_(-32, 31)
     codes = (codes + 32).to(torch.uint8).view(-1, 2, 4, 32)
-    low = torch.cat((codes[:, :, 0] & 15 | codes[:, :, 2] << 4, codes[:, :, 1] & 15 | codes[:, :, 3] << 4), 2)
+    low = torch.cat(
+        (codes[:, :, 0] & 15 | codes[:, :, 2] << 4, codes[:, :, 1] & 15 | codes[:, :, 3] << 4), 2
+    )
     high = codes >> 4
     high = high[:, :, 0] | high[:, :, 1] << 2 | high[:, :, 2] << 4 | high[:, :, 3] << 6
     return np.concatenate(

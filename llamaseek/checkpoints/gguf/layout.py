@@ -108,4 +108,3 @@ def _frequencies(config: Llama3Config, scaling: RopeScaling) -> Outgoing:
     plain = inverse_frequencies(config.head_dim, config.rope_theta, None)
     divisors = plain / inverse_frequencies(config.head_dim, config.rope_theta, scaling)
     return Outgoing(FREQUENCIES, tuple(divisors.shape), lambda: iter((divisors[None],)))
-

@@ -123,7 +123,9 @@ def _add_sentence_piece(
     pre = json.dumps(content.get("pre_tokenizer"), ensure_ascii=False)
     if SPACE not in normalizer + pre:
         raise UserError("tokenizer: has bytes to fall back to, but no SentencePiece spelling")
-    writer.add_add_space_prefix("Prepend" in normalizer or '"prepend_scheme"' in pre and '"never"' not in pre)
+    writer.add_add_space_prefix(
+        "Prepend" in normalizer or '"prepend_scheme"' in pre and '"never"' not in pre
+    )
 
 
 def _add_special(writer: GGUFWriter, tokenizer: Tokenizer) -> None:
@@ -142,7 +144,11 @@ def _add_special(writer: GGUFWriter, tokenizer: Tokenizer) -> None:
     specials = tokenizer.specials
     for end in tokenizer.stop_ids:
         if end != ids.get("eos_token"):
-            add = writer.add_eom_token_id if specials.get(end) == END_OF_MESSAGE else writer.add_eot_token_id
+            add = (
+                writer.add_eom_token_id
+                if specials.get(end) == END_OF_MESSAGE
+                else writer.add_eot_token_id
+            )
             add(end)
     framed = Library.from_str(tokenizer.to_json()).encode("x").ids
     writer.add_add_bos_token("bos_token" in ids and framed[:1] == [ids["bos_token"]])

@@ -127,4 +127,6 @@ def _encoded(planned: Planned) -> Iterator[bytes]:
             yield encode(rows, planned.kind)
         except OverflowError as error:
             name = planned.tensor.name
-            raise UserError(f"{name}: has {error}, which f16 cannot hold; use bf16 or f32") from None
+            raise UserError(
+                f"{name}: has {error}, which f16 cannot hold; use bf16 or f32"
+            ) from None

@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
+from llamaseek.data.clean.stage import Reason
 from llamaseek.data.clean.tally import EXCERPT
 from llamaseek.data.documents import Document
-from llamaseek.data.stage import Reason
 
 DOCUMENTS = pa.schema([("text", pa.string()), ("id", pa.string()), ("metadata", pa.string())])
 REMOVED = pa.schema([(name, pa.string()) for name in ("id", "source", "stage", "reason", "text")])

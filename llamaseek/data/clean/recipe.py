@@ -5,24 +5,46 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import SerializeAsAny, field_validator
+from pydantic import Field, SerializeAsAny, field_validator
 
-from llamaseek.data.corpus_recipe import CorpusRecipe
-from llamaseek.data.dedup.exact import ExactDedup, UrlDedup
-from llamaseek.data.dedup.lines import LineDedup
-from llamaseek.data.dedup.near import MinHashDedup
-from llamaseek.data.dedup.stage import CorpusStage
-from llamaseek.data.filters.c4 import C4
-from llamaseek.data.filters.decontaminate import Decontaminate
-from llamaseek.data.filters.fineweb import FineWeb
-from llamaseek.data.filters.gopher import GopherQuality
-from llamaseek.data.filters.language import Language
-from llamaseek.data.filters.personal import Personal
-from llamaseek.data.filters.repetition import GopherRepetition
-from llamaseek.data.filters.url import Url
-from llamaseek.data.quality.stage import Quality
-from llamaseek.data.stage import Stage
-from llamaseek.recipe import Section, read_mapping, validated
+from llamaseek.data.clean.dedup.exact import ExactDedup, UrlDedup
+from llamaseek.data.clean.dedup.lines import LineDedup
+from llamaseek.data.clean.dedup.near import MinHashDedup
+from llamaseek.data.clean.dedup.stage import CorpusStage
+from llamaseek.data.clean.filters.c4 import C4, FineWeb
+from llamaseek.data.clean.filters.decontaminate import Decontaminate
+from llamaseek.data.clean.filters.gopher import GopherQuality, GopherRepetition
+from llamaseek.data.clean.filters.language import Language, Personal
+from llamaseek.data.clean.filters.url import Url
+from llamaseek.data.clean.quality.classifier import Quality
+from llamaseek.data.clean.stage import Stage
+from llamaseek.recipe.load import read_mapping, validated
+from llamaseek.recipe.schema import Section
+
+
+class CorpusRecipe(Section):
+    """Named sources in, a folder out (`out`). `shard_bytes` is about what one task reads."""
+
+    name: str
+    out: str | None = None
+    sources: dict[str, tuple[str, ...]] = Field(min_length=1)
+    shard_bytes: int = Field(default=64_000_000, ge=1)
+
+    @property
+    def folder(self) -> Path:
+        """Where the documents and the statistics go."""
+        return Path(self.out or f"data/{self.name}")
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _as_lists(cls, value: Any) -> Any:
+        """`name: path` and `name: [paths]` as the latter; a list alone is a source, `text`."""
+        if isinstance(value, list | str):
+            value = {"text": value}
+        if not isinstance(value, dict):
+            return value
+        return {name: [paths] if isinstance(paths, str) else paths for name, paths in value.items()}
+
 
 STAGES: dict[str, type[Stage | CorpusStage]] = {
     "url": Url,

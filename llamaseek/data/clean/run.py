@@ -9,21 +9,23 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import yaml
 
+from llamaseek.data.clean.dedup.stage import CorpusStage
 from llamaseek.data.clean.engine import POLL, Crew
 from llamaseek.data.clean.plan import fingerprint, make_plan, save_plan
 from llamaseek.data.clean.recipe import CleanRecipe, dump
 from llamaseek.data.clean.steps import Pass, Work, passes, run_pass
 from llamaseek.data.clean.tally import READ, total
-from llamaseek.data.dedup.stage import CorpusStage
+from llamaseek.data.hub import SCHEME, parse_hub
 from llamaseek.errors import UserError
-from llamaseek.files import write_json, write_text
+from llamaseek.files import places, write_json, write_text
 
 OnStep = Callable[[str, int], None]
 REPLACED = ("documents", "removed")
@@ -57,12 +59,29 @@ def _check_place(recipe: CleanRecipe) -> None:
     """A run replaces two folders: neither may be read by it, or be something else's."""
     folder = recipe.folder
     mine = (folder / "stats.json").exists() or any(folder.glob(".work-*"))
-    for place in (folder / name for name in REPLACED):
-        for source in (path for paths in recipe.sources.values() for path in paths):
-            if Path(source).resolve().is_relative_to(place.resolve()):
+    for own in (folder / name for name in REPLACED):
+        for source in _read_by(recipe):
+            if any(_overlap(place, own.resolve()) for place in places(source)):
                 raise UserError(f"out: {folder} would take away its source {source}")
-        if place.exists() and not mine:
-            raise UserError(f"out: {place} is there already, and no run made it")
+        if own.exists() and not mine:
+            raise UserError(f"out: {own} is there already, and no run made it")
+
+
+def _read_by(recipe: CleanRecipe) -> Iterator[str]:
+    """Every file, folder or glob that a run of this recipe reads."""
+    for path in chain.from_iterable(recipe.sources.values()):
+        yield parse_hub(path).name if path.startswith(SCHEME) else path
+    for stage in recipe.stages:
+        for setting, value in stage.settings.model_dump().items():
+            entries = (value,) if isinstance(value, str) else value
+            if setting in ("files", "classifier"):
+                yield from entries
+            elif isinstance(entries, tuple):
+                yield from (e[1:] for e in entries if isinstance(e, str) and e.startswith("@"))
+
+
+def _overlap(place: Path, own: Path) -> bool:
+    return place.is_relative_to(own) or own.is_relative_to(place)
 
 
 def _done(folder: Path, mark: str, overwrite: bool) -> bool:

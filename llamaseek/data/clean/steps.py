@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llamaseek.data.bad_rows import BadRows
+from llamaseek.data.clean.dedup.stage import Collector, CorpusStage, Shards
 from llamaseek.data.clean.files import (
     DOCUMENTS,
     REMOVED,
@@ -23,10 +24,9 @@ from llamaseek.data.clean.files import (
 )
 from llamaseek.data.clean.plan import Shard, load_plan
 from llamaseek.data.clean.recipe import Named
+from llamaseek.data.clean.stage import Reason, Stage
 from llamaseek.data.clean.tally import Tally
-from llamaseek.data.dedup.stage import Collector, CorpusStage, Shards
 from llamaseek.data.documents import Document
-from llamaseek.data.stage import Reason, Stage
 from llamaseek.errors import UserError
 
 

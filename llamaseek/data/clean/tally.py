@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llamaseek.data.bad_rows import BadRows
+from llamaseek.data.clean.stage import Reason
 from llamaseek.data.documents import Document
-from llamaseek.data.stage import Reason
 
 READ = "read"
 """In place of a stage: what left before the first one."""

@@ -19,14 +19,13 @@ from pathlib import Path
 from llamaseek.data.bad_rows import BadRows
 from llamaseek.data.batch import Batch
 from llamaseek.data.clean.plan import fingerprint
-from llamaseek.data.mix.encode import Encoder, fim_marks
+from llamaseek.data.mix.encode import Encoder, Store, fim_marks, write_store
 from llamaseek.data.mix.rows import MixRows
 from llamaseek.data.mix.schedule import Schedule
 from llamaseek.data.mix.sources import Source, open_sources, phases_of
-from llamaseek.data.mix.store import Store, write_store
 from llamaseek.data.pack import pack_text
 from llamaseek.errors import UserError
-from llamaseek.recipe import Recipe
+from llamaseek.recipe.schema import Recipe
 from llamaseek.text.special import FIM_TOKENS
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.text.train_bpe import train_bpe
@@ -109,10 +108,15 @@ def _stores(
     folder = recipe.folder / f"tokens-{_mark(recipe, tokenizer)}"
     with _alone(recipe.folder):
         if not folder.is_dir():
-            for old in recipe.folder.glob("tokens-*"):
+            for old in token_stores(recipe.folder):
                 shutil.rmtree(old)
             _write_stores(folder, recipe, sources, tokenizer, watch)
     return {s.name: Store(folder / s.name, tokenizer.vocab_size) for s in sources}
+
+
+def token_stores(folder: Path) -> list[Path]:
+    """The stores of tokens that runs have left in a run folder; other folders are not ours."""
+    return [p for p in folder.glob("tokens-" + "[0-9a-f]" * 16) if p.is_dir()]
 
 
 def _write_stores(

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from llamaseek.data.bad_rows import BadRows
-from llamaseek.data.builtin import NAMES, builtin_documents
+from llamaseek.data.builtin.documents import NAMES, builtin_documents
 from llamaseek.data.documents import read_documents
 from llamaseek.data.hub import SCHEME, read_hub
 from llamaseek.data.mix.schedule import Phase
 from llamaseek.errors import UserError, bad_value, unknown_name
-from llamaseek.recipe import DataRecipe, Recipe
+from llamaseek.recipe.schema import DataRecipe, Recipe
 
 HELD_OUT = 8_000_000
 """Characters of a source that are held out at most: they are kept in memory and evaluated whole."""

@@ -8,7 +8,7 @@ from llamaseek.errors import UserError
 from llamaseek.herd import DeepseekV3Config
 from llamaseek.models import CausalLM
 from llamaseek.models.loss import softmax_and_gradient
-from llamaseek.recipe import Recipe
+from llamaseek.recipe.schema import Recipe
 from llamaseek.text.special import SPECIAL_TOKENS
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.objectives import Objective

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.models import CausalLM
-from llamaseek.models.loss import row_log_probs
+from llamaseek.models.loss import sum_by_sequence, target_log_probs
 from llamaseek.train.objectives import Objective, Term
 from llamaseek.train.objectives.next_token import balance_terms
 
@@ -53,20 +53,6 @@ class DPO(Objective):
             Term("nll", nll, self.nll_weight),
             *balance_terms(model, self.balance_weight),
         ]
-
-
-def target_log_probs(model: CausalLM, batch: Batch) -> Tensor:
-    """log p of every target, 0 where there is none: (B, T)."""
-    hidden = model(batch.tokens, batch.positions)
-    return row_log_probs(model.lm_head, hidden, batch.targets)
-
-
-def sum_by_sequence(log_p: Tensor, batch: Batch) -> Tensor:
-    """Summed log-probability of each answer, of the tokens that count for it: (B, S)."""
-    sequence = batch.extra["sequence"].clamp(min=0)
-    slots = 2 * batch.extra["pairs"].shape[1]
-    kept = log_p * (batch.extra["counts_for_preference"] > 0)
-    return log_p.new_zeros(log_p.shape[0], slots).scatter_add(1, sequence, kept)
 
 
 def pair_mask(batch: Batch) -> Tensor:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from llamaseek.checkpoints.hf import load_model
 from llamaseek.data.batch import IGNORE
 from llamaseek.data.pack import Packable, pack_apart
 from llamaseek.errors import UserError
-from llamaseek.models.checkpoint import load_model
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.objectives.reward import answer_scores
 

@@ -1,0 +1,113 @@
+"""Any folder that we read → a Hugging Face folder, a few rows of one tensor at a time."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llamaseek.checkpoints.hf import cast_weights, config_json, read_folder
+from llamaseek.checkpoints.meta import is_meta_folder, read_meta
+from llamaseek.checkpoints.peft import merged, read_adapter
+from llamaseek.checkpoints.shards import SHARD_BYTES, Watch, write_tensors
+from llamaseek.checkpoints.widen import dequantised, widened
+from llamaseek.errors import UserError
+from llamaseek.files import check_apart, check_kept, new_folder, read_json_object, write_json
+from llamaseek.herd.folder import read_config
+from llamaseek.models.lazy import Lazy
+
+# What a model folder holds beside its weights and config; nothing else is copied.
+BESIDE = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "LICENSE",
+)
+
+
+class Conversion:
+    """A checked conversion: made before anything is written, then run."""
+
+    def __init__(
+        self,
+        source: Path,
+        target: Path,
+        dtype: torch.dtype | None = None,
+        adapter: Path | None = None,
+        shard_bytes: int = SHARD_BYTES,
+    ) -> None:
+        """`dtype` None keeps what is stored, fp8 blocks too; `adapter` is folded in.
+
+        Raises `UserError` for a source, target or adapter that cannot be used.
+        """
+        check_apart(target, source)
+        self.source, self.target, self.shard_bytes = source, target, shard_bytes
+        config, tensors = read_any(source)
+        if adapter is not None:
+            check_kept(target, adapter)
+            plain = dequantised(widened(tensors, torch.bfloat16), torch.bfloat16)
+            tensors = merged(plain, read_adapter(adapter), adapter)
+        if dtype is not None:
+            tensors = cast_weights(dequantised(widened(tensors, dtype), dtype), dtype)
+        quantized = (torch.float8_e4m3fn, torch.int32)
+        if all(tensor.dtype not in quantized for tensor in tensors.values()):
+            config.pop("quantization_config", None)
+        config.pop("torch_dtype", None)  # the old name; a reader must not find two answers
+        self.config, self.tensors = config_json(config, tensors), tensors
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors to be written."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def run(self, overwrite: bool = False, watch: Watch = lambda written: None) -> None:
+        """Write the target, which appears only when it is whole; `watch` counts its bytes."""
+        with new_folder(self.target, self.nbytes, overwrite) as folder:
+            write_tensors(folder, self.tensors, self.shard_bytes, watch=watch)
+            for name in BESIDE:
+                if (self.source / name).is_file():
+                    shutil.copyfile(self.source / name, folder / name)
+            write_json(folder / "config.json", self.config)
+
+
+def read_any(source: Path) -> tuple[dict[str, Any], dict[str, Lazy]]:
+    """Config (as in `config.json`) and tensors of a Hugging Face folder or of Meta's."""
+    if is_meta_folder(source):
+        config, tensors = read_meta(source)
+        return config.to_dict(), tensors
+    if not source.is_dir():
+        raise UserError(f"{source}: no such folder")
+    return read_json_object(source / "config.json"), read_folder(source, read_config(source))
+
+
+def average_models(folders: Sequence[Path], target: Path) -> None:
+    """Write config and mean weights of model folders that agree in their config.
+
+    The mean is taken in float32 and stored in the first folder's dtypes.
+    Raises UserError for fewer than two folders, for configs that differ, for a broken folder.
+    """
+    if len(folders) < 2:
+        raise UserError("average: needs at least two model folders")
+    config = read_config(folders[0])
+    for folder in folders[1:]:
+        if read_config(folder) != config:
+            raise UserError(f"{folder}: is a model of another config than {folders[0]}")
+    stored = [read_folder(folder, config) for folder in folders]
+    tensors = {name: _mean([one[name] for one in stored]) for name in stored[0]}
+    target.mkdir(parents=True, exist_ok=True)
+    write_json(target / "config.json", config_json(config.to_dict(), tensors))
+    write_tensors(target, tensors)
+
+
+def _mean(tensors: list[Lazy]) -> Lazy:
+    def rows(start: int, stop: int) -> Tensor:
+        return torch.stack([one.rows(start, stop).float() for one in tensors]).mean(0)
+
+    return Lazy(tensors[0].dtype, tensors[0].shape, rows)

@@ -1,0 +1,222 @@
+"""`convert`: any checkpoint that we read, as a Hugging Face folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from llamaseek.cli.shared import model_folder, wide_console
+from llamaseek.errors import UserError
+
+SOURCE = typer.Argument(..., help="A Hugging Face folder, or Meta's with consolidated.*.pth.")
+TARGET = typer.Argument(..., help="The folder to make.")
+OVERWRITE = typer.Option(False, "--overwrite", help="Replace a folder that exists.")
+DTYPES = ("keep", "bfloat16", "float16", "float32")
+DTYPE = typer.Option("keep", help=f"{', '.join(DTYPES)}; keep leaves fp8 blocks as they are.")
+ADAPTER = typer.Option(None, help="A PEFT folder whose LoRA is folded into the weights.")
+SHARD = typer.Option(5.0, help="The largest file, in GB.")
+
+
+def convert(
+    source: Path = SOURCE,
+    target: Path = TARGET,
+    dtype: str = DTYPE,
+    adapter: Path = ADAPTER,
+    shard_gb: float = SHARD,
+    overwrite: bool = OVERWRITE,
+) -> None:
+    """Rewrite a checkpoint in another format, dtype or shard size, or with an adapter merged."""
+    from llamaseek.errors import bad_value
+
+    if dtype not in DTYPES:
+        raise bad_value("--dtype", dtype, ", ".join(DTYPES))
+    if not 0 < shard_gb < float("inf"):
+        raise bad_value("--shard-gb", shard_gb, "a number above 0")
+
+    import torch
+
+    from llamaseek.checkpoints.convert import Conversion
+    from llamaseek.cli.shared import bytes_bar
+    from llamaseek.plan.text import size
+
+    kind = None if dtype == "keep" else getattr(torch, dtype)
+    conversion = Conversion(source, target, kind, adapter, int(shard_gb * 1e9))
+    with bytes_bar(conversion.nbytes) as written:
+        conversion.run(overwrite, written)
+    print(f"wrote {target}: {len(conversion.tensors):,} tensors, {size(conversion.nbytes)}")
+
+
+def average(
+    target: Path = typer.Argument(help="The folder to write."),
+    models: list[Path] = typer.Argument(help="Two or more folders of the same model."),
+) -> None:
+    """Average the weights of checkpoints of one model, as Llama 3's stages are."""
+    if target.exists():
+        raise UserError(f"{target}: is there already; give a new folder")
+    from llamaseek.checkpoints.convert import average_models
+    from llamaseek.text.tokenizer import Tokenizer
+    from llamaseek.train.saving.run_folder import RunFolder
+
+    tokenizer = Tokenizer.load(models[0])
+    generation = models[0] / "generation_config.json"
+
+    def write(folder: Path) -> None:
+        average_models(models, folder)
+        tokenizer.save(folder)
+        if generation.is_file():
+            (folder / generation.name).write_text(generation.read_text())
+
+    RunFolder(target.parent).save(target, write)
+    print(f"model   {target}   (mean of {len(models)})")
+
+
+BITS = typer.Option("8", help="8, 4, or fp8 for GPUs.")
+GROUP = typer.Option(
+    None, help="Inputs that share a scale; 0 is a scale a row. 64 in 4 bits, 0 in 8 unless told."
+)
+
+
+def quantize(
+    source: Path = SOURCE,
+    target: Path = TARGET,
+    bits: str = BITS,
+    group: int = GROUP,
+    overwrite: bool = OVERWRITE,
+) -> None:
+    """Store a model's matrices in fewer bits; generate, chat and serve run what it makes."""
+    from llamaseek.checkpoints.quantize import Quantization
+    from llamaseek.cli.shared import bytes_bar
+    from llamaseek.plan.text import size
+
+    work = Quantization(source, target, bits, group)
+    with bytes_bar(work.nbytes) as written:
+        work.run(overwrite, written)
+    print(f"wrote {target}: {size(work.nbytes)}, before {size(work.before)}")
+
+
+FOLDER = typer.Argument(..., help="A Hugging Face model folder.", callback=model_folder)
+JSON = typer.Option(False, "--json", help="Print JSON, for programs.")
+
+
+def inspect(folder: Path = FOLDER, json: bool = JSON) -> None:
+    """A folder's tensors, dtypes and sizes; how it compares with the herd; what does not fit."""
+    from llamaseek.errors import UserError
+    from llamaseek.herd.inspection import inspect_folder
+
+    facts = inspect_folder(folder)
+    if json:
+        import json as library
+
+        print(library.dumps(facts, indent=2))
+    else:
+        _print(facts)
+    if count := len(facts["problems"]):
+        first = facts["problems"][0]["message"]
+        raise UserError(f"{count:,} tensors do not fit config.json, the first: {first}")
+
+
+def _print(facts: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from llamaseek.herd.show import short_count
+    from llamaseek.plan.text import size
+
+    console = wide_console()
+    dtypes = ", ".join(f"{count:,} {dtype}" for dtype, count in facts["dtypes"].items())
+    files = f"{facts['files']:,} file{'s' * (facts['files'] > 1)}"
+    lines = {
+        "architecture": facts["architecture"],
+        "in the herd": _herd(facts["herd"]),
+        "parameters": f"{facts['parameters']:,} ({short_count(facts['parameters'])})",
+        "multi-token": _module(facts["multi_token_parameters"]),
+        "stored": f"{size(facts['bytes'])} in {files}; {dtypes}",
+        "tokenizer": _tokenizer(facts["tokenizer"]),
+        "second copies": ", ".join(facts["second_copies"]),
+    }
+    for label, value in lines.items():
+        if value:
+            console.print(f"  {label:<15}{value}")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("tensor", overflow="fold")
+    for title in ("times", "shape", "dtype", "size"):
+        table.add_column(title, justify="right")
+    for group in facts["tensors"]:
+        shape = " × ".join(f"{n:,}" for n in group["shape"])
+        nbytes = short_count(group["nbytes"]) + "B"
+        table.add_row(group["name"], f"{group['times']:,}", shape, group["dtype"], nbytes)
+    console.print(table)
+    for problem in facts["problems"][:20]:
+        console.print(f"  [red]{problem['kind']}[/]: {problem['message']}", soft_wrap=True)
+    if len(facts["problems"]) > 20:
+        console.print(f"  … and {len(facts['problems']) - 20:,} more")
+
+
+def _module(parameters: int) -> str:
+    from llamaseek.herd.show import short_count
+
+    return f"{parameters:,} ({short_count(parameters)}) in modules beside" if parameters else ""
+
+
+def _herd(near: dict[str, Any]) -> str:
+    if near["name"] is None:
+        return "no model of these sizes"
+    differences = [f"{k} {here} (not {there})" for k, (here, there) in near["differences"].items()]
+    return f"as {near['name']}" + (f" but for {', '.join(differences)}" if differences else "")
+
+
+def _tokenizer(facts: dict[str, Any]) -> str:
+    if not facts["files"]:
+        return "none in this folder"
+    text = ", ".join(facts["files"])
+    if facts["ids"] is not None:
+        text += f"; {facts['ids']:,} ids, the model has {facts['vocab_size']:,}"
+        if facts["ids"] > facts["vocab_size"]:
+            text += " [red](too few)[/]"
+    return text + ("" if facts["chat_template"] else "; no chat template")
+
+
+REPO = typer.Argument(..., help="A repository of the Hub, or a name of the herd.")
+TO = typer.Option(None, help="The folder to make; by default models/NAME.")
+REVISION = typer.Option("main", help="A branch, tag or commit.")
+DRY = typer.Option(False, "--dry-run", help="Say what would be fetched, and fetch nothing.")
+
+# Weights as safetensors and what a model needs beside them; never a pickle, never code.
+PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model"]
+
+
+def download(
+    repo: str = REPO, to: Path = TO, revision: str = REVISION, dry_run: bool = DRY
+) -> None:
+    """Fetch a model; what an interrupted run fetched is kept and not fetched again."""
+    from llamaseek.errors import UserError
+    from llamaseek.herd.published import ENTRIES
+
+    entry = ENTRIES.get(repo.lower())
+    name = entry.repo if entry is not None else repo
+    if name is None or name.count("/") != 1:
+        raise UserError(f"{repo!r} is neither OWNER/NAME nor a published model of the herd")
+    target = to or Path("models") / name.split("/")[1]
+    if dry_run:
+        print(f"would fetch {name} ({revision}): {', '.join(PATTERNS)} → {target}")
+        return
+    _fetch(name, revision, target)
+    print(f"wrote {target}\ncheck it: llamaseek inspect {target}")
+
+
+def _fetch(name: str, revision: str, target: Path) -> None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HTTPError
+
+    from llamaseek.errors import UserError, shorten
+
+    try:
+        snapshot_download(name, revision=revision, local_dir=target, allow_patterns=PATTERNS)
+    except (HTTPError, OSError, ValueError) as error:
+        hint = "; accept its licence on the Hub and run `hf auth login`" if _denied(error) else ""
+        raise UserError(f"{name}: cannot be fetched ({shorten(str(error))}){hint}") from None
+
+
+def _denied(error: object) -> bool:
+    return getattr(getattr(error, "response", None), "status_code", 0) in (401, 403)

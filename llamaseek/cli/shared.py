@@ -1,0 +1,108 @@
+"""A console for tables whose names and numbers must stay whole."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from llamaseek.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+PIPED = 100  # columns where no terminal says how many
+
+
+def wide_console() -> Console:
+    """The terminal's width, or in a pipe or a file enough for every table of ours."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, PIPED)
+    return console
+
+
+def read_stdin() -> str:
+    """All of standard input; in a terminal it is said that it is waited for."""
+    if sys.stdin.isatty():
+        print("reading standard input; Ctrl-D at the start of a line ends it", file=sys.stderr)
+    return sys.stdin.read()
+
+
+@contextmanager
+def bytes_bar(total: int) -> Iterator[Callable[[int], None]]:
+    """Told how many bytes are written, it shows how many of `total` are, how fast, how long yet."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda written: bar.advance(task, written)
+
+
+def program() -> str:
+    """`llamaseek` where that finds this very program, else the path it was started by."""
+    started = Path(sys.argv[0])
+    found = shutil.which("llamaseek")
+    if started.name != "llamaseek" or (found and Path(found).resolve() == started.resolve()):
+        return "llamaseek"
+    near = os.path.relpath(started)
+    return near if len(near) < len(str(started)) else str(started)
+
+
+def this_command(extra: str = "") -> str:
+    """The command as it was typed, `extra` added where it is not there yet."""
+    words = [*sys.argv[1:], extra] if extra and extra not in sys.argv else sys.argv[1:]
+    return " ".join([program(), *map(shlex.quote, words)])
+
+
+DEVICE = typer.Option("auto", help="cpu, cuda or cuda:1; auto takes the GPU where there is one.")
+
+HINTS = {
+    "model/config.json": "is a run's folder; its model is {0}/model",
+    "adapter_config.json": "is an adapter; llamaseek convert BASE NEW --adapter {0} folds it in",
+    "consolidated.00.pth": "is Meta's; llamaseek convert {0} NEW makes a model folder of it",
+}
+"""What stands where a model folder was asked for, by a file in it, and what to do."""
+
+
+def model_folder(path: Path | None) -> Path | None:
+    """A model folder as it was given; UserError for a path that is something else.
+
+    What a folder that looks like one lacks is for its readers to say.
+    """
+    if path is None or (path / "config.json").is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder{_download(str(path))}")
+    for file, hint in HINTS.items():
+        if (path / file).is_file():
+            raise UserError(f"{path}: {hint.format(path)}")
+    return path
+
+
+def _download(name: str) -> str:
+    from llamaseek.herd.published import ENTRIES
+
+    entry = ENTRIES.get(name.lower())
+    return f"; llamaseek download {name} fetches it" if entry and entry.repo else ""

@@ -1,0 +1,321 @@
+"""A forward over the few tokens of a decoding step, a handful of operators a layer.
+
+It reads the weights of the plain model, whose code training uses, and computes the same; norms,
+residual sums and the gate are done by the operators on the way. Queries, keys and values (and gate
+and up) share one operator, so that their weights stay where they are.
+
+N tokens of the step, D width, H query heads, P qk_nope_head_dim, R rotary width, C latent rank,
+V v_head_dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from llamaseek.engine.forward.paged import PagedCache
+from llamaseek.engine.forward.step_layout import Layout
+from llamaseek.engine.ranks.shards import OwnHead, SummedExperts, SummedLinear
+from llamaseek.engine.ranks.tensor_group import TensorGroup
+from llamaseek.kernels.build import builder
+from llamaseek.models import CausalLM
+from llamaseek.models.attention import GroupedQueryAttention, LatentAttention
+from llamaseek.models.deepseek_v3 import DeepseekV3Layer, MultiTokenLayer
+from llamaseek.models.head import Head
+from llamaseek.models.layers import GatedMLP, RMSNorm, dense_weight
+from llamaseek.models.llama3 import Llama3Layer
+from llamaseek.models.moe import Experts, MoE
+from llamaseek.models.quant.packed import PackedExperts, PackedLinear
+
+BITS = {torch.float32: 32, torch.bfloat16: 16}
+DENSE = (nn.Linear, Head, SummedLinear, OwnHead)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights (N_i, K) of layers that read the same input, as one operator takes them.
+
+    With a `group` each rank has a share of the inputs, and their products are added up.
+    """
+
+    weights: list[Tensor]
+    scales: list[Tensor]
+    bits: int
+    group: TensorGroup | None = None
+
+    def __call__(
+        self,
+        x: Tensor,
+        norm: RMSNorm | None = None,
+        residual: Tensor | None = None,
+        gate: bool = False,
+    ) -> Tensor:
+        """x (N, K), normalized first and added to `residual` after → (N, ΣN_i)."""
+        weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
+        if self.group is not None and self.group.rank > 0:
+            residual = None  # it is added once
+        out: Tensor = torch.ops.llamaseek.linear(
+            x, weight, eps, self.weights, self.scales, self.bits, residual, gate
+        )
+        return out if self.group is None else self.group.sum(out)
+
+
+def weights(*layers: nn.Module) -> Weights:
+    """The layers' weights. ValueError where they are of different kinds, or none we know."""
+    if all(type(layer) in DENSE for layer in layers):
+        found: list[Tensor] = [layer.get_parameter("weight") for layer in layers]
+        kinds = {BITS.get(weight.dtype, 0) for weight in found}
+        scales: list[Tensor] = []
+    elif all(isinstance(layer, PackedLinear) for layer in layers):
+        found = [layer.get_buffer("weight_packed") for layer in layers]
+        scales = [layer.get_buffer("weight_scale") for layer in layers]
+        kinds = {layer.bits for layer in layers if isinstance(layer, PackedLinear)}
+    else:
+        kinds = set()
+    if len(kinds) != 1 or 0 in kinds:
+        raise ValueError("layers that no operator takes together")
+    group = layers[0].group if isinstance(layers[0], SummedLinear) else None
+    return Weights(found, scales, kinds.pop(), group)
+
+
+def normalized(x: Tensor, norm: RMSNorm) -> Tensor:
+    """x (N, D) normalized, where more than one operator reads it."""
+    out: Tensor = torch.ops.llamaseek.rms_norm(x, norm.weight, norm.eps)
+    return out
+
+
+class Step(Protocol):
+    """Attention or feed-forward of one layer: x (N, D) → x with its outcome added."""
+
+    def __call__(self, x: Tensor, where: Where) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where the tokens of a step stand: rotary tables (N, R / 2), layout and cache."""
+
+    cos: Tensor
+    sin: Tensor
+    layout: Layout
+    cache: PagedCache
+
+
+class GroupedQueries:
+    """Llama 3's attention."""
+
+    def __init__(self, layer: GroupedQueryAttention, norm: RMSNorm) -> None:
+        self.norm, self.index, self.scale = norm, layer.layer, layer.scale
+        self.qkv = weights(layer.q_proj, layer.k_proj, layer.v_proj)
+        self.out = weights(layer.o_proj)
+
+    def __call__(self, x: Tensor, where: Where) -> Tensor:
+        """See `Step`."""
+        keys, values = where.cache.stores[self.index].kept
+        qkv = self.qkv(x, self.norm)
+        slots = where.layout.slots
+        q = torch.ops.llamaseek.rotate_store(qkv, where.cos, where.sin, slots, keys, values)
+        seen = where.cache.attend_few(self.index, q, self.scale)
+        return self.out(seen.flatten(1), residual=x)
+
+
+class Latents:
+    """DeepSeek-V3's attention over the latents (see `LatentAttention`)."""
+
+    def __init__(self, layer: LatentAttention, norm: RMSNorm) -> None:
+        self.layer, self.norm = layer, norm
+        self.kept: tuple[int, Tensor, Tensor] | None = None
+        first = layer.q_proj if layer.q_lora_rank is None else layer.q_a_proj
+        self.first = weights(first, layer.kv_a_proj_with_mqa)
+        self.second = None if layer.q_lora_rank is None else weights(layer.q_b_proj)
+        self.out = weights(layer.o_proj)
+
+    def __call__(self, x: Tensor, where: Where) -> Tensor:
+        """See `Step`."""
+        layer = self.layer
+        both = self.first(x, self.norm)
+        q, latent = both.tensor_split((-(layer.rank + layer.rope),), dim=1)
+        if self.second is not None:
+            q = self.second(q, layer.q_a_layernorm)
+        q = q.unflatten(1, (layer.heads, -1))
+        w_uk, w_uv = self._parts(x.dtype)
+        absorbed = torch.ops.llamaseek.linear_heads(q[..., : layer.nope], w_uk)
+        norm = layer.kv_a_layernorm
+        queries = torch.ops.llamaseek.rotate_store_latent(
+            q,
+            absorbed,
+            latent,
+            norm.weight,
+            norm.eps,
+            where.cos,
+            where.sin,
+            where.layout.slots,
+            where.cache.stores[layer.layer].kept[0],
+        )
+        seen = where.cache.attend_few(layer.layer, queries, layer.scale)
+        out = torch.ops.llamaseek.linear_heads(seen, w_uv)
+        return self.out(out.flatten(1), residual=x)
+
+    def _parts(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """W_UK turned (H, C, P) and W_UV (H, V, C), made again when the weight has changed."""
+        layer = self.layer.kv_b_proj
+        version = layer.weight._version if isinstance(layer, nn.Linear) else 0
+        if self.kept is None or self.kept[0] != version:
+            dense = dense_weight(layer, dtype).unflatten(0, (self.layer.heads, -1))
+            w_uk, w_uv = dense.split((self.layer.nope, self.layer.value), dim=1)
+            self.kept = version, w_uk.transpose(1, 2).contiguous(), w_uv.contiguous()
+        return self.kept[1:]
+
+
+class Gated:
+    """The gated feed-forward."""
+
+    def __init__(self, layer: GatedMLP, norm: RMSNorm | None) -> None:
+        self.norm = norm
+        self.gate_up = weights(layer.gate_proj, layer.up_proj)
+        self.down = weights(layer.down_proj)
+
+    def __call__(self, x: Tensor, where: Where) -> Tensor:
+        """See `Step`."""
+        return self.add(x, x)
+
+    def add(self, x: Tensor, residual: Tensor) -> Tensor:
+        """x (N, D) → residual (N, D) with the outcome added."""
+        return self.down(self.gate_up(x, self.norm, gate=True), residual=residual)
+
+
+class Mixture:
+    """Routed and shared experts."""
+
+    def __init__(self, layer: MoE, norm: RMSNorm) -> None:
+        self.router, self.norm = layer.gate, norm
+        shared = layer.shared_experts
+        self.shared = None if shared is None else Gated(shared, None)
+        routed = layer.experts
+        self.group = routed.group if isinstance(routed, SummedExperts) else None
+        if isinstance(routed, PackedExperts):
+            self.experts: tuple[Tensor | int | None, ...] = (
+                routed.gate_up_proj_packed.flatten(1, 2),
+                routed.gate_up_proj_scale.flatten(1, 2),
+                routed.down_proj_packed,
+                routed.down_proj_scale,
+                routed.bits,
+                routed.down_bits,
+            )
+        elif type(routed) in (Experts, SummedExperts) and routed.down_proj.dtype in BITS:
+            bits = BITS[routed.down_proj.dtype]
+            gate_up = routed.gate_up_proj.flatten(1, 2)
+            self.experts = (gate_up, None, routed.down_proj, None, bits, bits)
+        else:
+            raise ValueError("experts that no operator takes")
+
+    def __call__(self, x: Tensor, where: Where) -> Tensor:
+        """See `Step`."""
+        inner = normalized(x, self.norm)
+        router, config = self.router, self.router.config
+        chosen, gates = torch.ops.llamaseek.route(
+            inner,
+            router.weight,
+            router.e_score_correction_bias,
+            config.n_group,
+            config.topk_group,
+            config.num_experts_per_tok,
+            config.norm_topk_prob,
+            config.routed_scaling_factor,
+        )
+        routed: Tensor = torch.ops.llamaseek.experts(inner, chosen, gates, *self.experts)
+        out = x + (routed if self.group is None else self.group.sum(routed))
+        return out if self.shared is None else self.shared.add(inner, out)
+
+
+class Ahead:
+    """DeepSeek-V3's module for one token further (see `MultiTokenLayer`)."""
+
+    def __init__(self, layer: MultiTokenLayer) -> None:
+        self.layer, self.joined, self.steps = layer, weights(layer.eh_proj), _steps(layer)
+
+    def __call__(self, hidden: Tensor, embedded: Tensor, where: Where) -> Tensor:
+        """Hidden states and the next tokens' embeddings (N, D) → (N, D), ready for the head."""
+        layer = self.layer
+        both = normalized(embedded, layer.enorm), normalized(hidden, layer.hnorm)
+        x = self.joined(torch.cat(both, dim=-1))
+        for step in self.steps:
+            x = step(x, where)
+        return normalized(x, layer.shared_head.norm)
+
+
+class Fused:
+    """A model whose layers are steps, and its modules for tokens further ahead."""
+
+    def __init__(self, model: CausalLM) -> None:
+        self.model = model
+        main = model.config.num_hidden_layers
+        self.steps = [step for layer in model.model.layers[:main] for step in _steps(layer)]
+        further = [each for each in model.model.layers if isinstance(each, MultiTokenLayer)]
+        self.ahead = [Ahead(layer) for layer in further]
+        self.head = weights(model.lm_head)
+        self.where: Where | None = None
+        self.angles: tuple[Tensor, Tensor] | None = None  # of the first positions, (S, R / 2)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the kernels are there; without them the plain model is faster."""
+        return builder().ready
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (R, D), R up to `layout.FEW` → logits (R, V) in float32."""
+        head = self.model.lm_head
+        own = self.head(hidden.float())
+        return head.group.beside(own) if isinstance(head, OwnHead) else own
+
+    def __call__(
+        self, tokens: Tensor, layout: Layout, cache: PagedCache, before: Tensor | None = None
+    ) -> Tensor:
+        """tokens (N), N up to `layout.FEW` → hidden (N, D).
+
+        With hidden states `before` (N, D), those of the first multi-token module on them and on the
+        tokens that follow.
+        """
+        x = self.model.embed(tokens)
+        where = self._where(x.dtype, layout, cache)
+        if before is not None:
+            return self.ahead[0](before, x, where)
+        for step in self.steps:
+            x = step(x, where)
+        return normalized(x, self.model.model.norm)
+
+    def _where(self, dtype: torch.dtype, layout: Layout, cache: PagedCache) -> Where:
+        """The module often follows the model at the same places."""
+        if self.where is None or self.where.layout is not layout:
+            most = int(layout.lengths.max())
+            if self.angles is None or len(self.angles[0]) < most:
+                # Twice as many as needed, so that few steps make them again.
+                positions = torch.arange(2 * most)[None]
+                cos, sin = self.model.model.rotary(positions, dtype)
+                self.angles = cos[0, :, 0], sin[0, :, 0]
+            cos, sin = (table[layout.positions] for table in self.angles)
+            self.where = Where(cos, sin, layout, cache)
+        return self.where
+
+
+def fuse(model: CausalLM) -> Fused | None:
+    """The model fused, or None where a layer is of a kind that no operator takes (an adapter)."""
+    if model.model.norm.weight.device.type != "cpu" or model.config.scores:
+        return None
+    try:
+        return Fused(model)
+    except ValueError:
+        return None
+
+
+def _steps(layer: nn.Module) -> tuple[Step, Step]:
+    assert isinstance(layer, (Llama3Layer, DeepseekV3Layer))
+    attention, mlp, after = layer.self_attn, layer.mlp, layer.post_attention_layernorm
+    first: Step = (
+        GroupedQueries(attention, layer.input_layernorm)
+        if isinstance(attention, GroupedQueryAttention)
+        else Latents(attention, layer.input_layernorm)
+    )
+    return first, Mixture(mlp, after) if isinstance(mlp, MoE) else Gated(mlp, after)

@@ -1,0 +1,156 @@
+"""A rank's share of a model to answer with: a narrower model of the same family.
+
+It has 1 / R of the heads, of the inner width of every feed-forward and expert, and of the
+vocabulary (Megatron-LM, Shoeybi et al. 2019); what a matrix with a share of its inputs makes is
+added up over the ranks. Grouped queries cache their own key-value heads, latent attention the whole
+latent. Only the share is read from the folder: rows where they lie in the file, columns copied.
+
+N tokens, D width, V vocabulary, R ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llamaseek.checkpoints.hf import Undrawn, materialise, read_folder
+from llamaseek.checkpoints.widen import dequantised
+from llamaseek.engine.ranks.tensor_group import TensorGroup
+from llamaseek.herd import DeepseekV3Config, Llama3Config, ModelConfig
+from llamaseek.herd.folder import read_config
+from llamaseek.herd.formats import BLOCK
+from llamaseek.kernels.wide import wide_product
+from llamaseek.models import CausalLM, build_model
+from llamaseek.models.head import Head, Read
+from llamaseek.models.lazy import Lazy
+from llamaseek.models.moe import Experts
+from llamaseek.parallel.collectives import own_ids
+
+CPU = torch.device("cpu")
+ROWS = {"q_proj", "q_b_proj", "k_proj", "v_proj", "kv_b_proj", "gate_proj", "up_proj"}
+TABLES = {"embed_tokens", "lm_head"}
+COLUMNS = {"o_proj", "down_proj"}
+
+
+def load_share(
+    folder: Path, dtype: torch.dtype, group: TensorGroup, device: torch.device = CPU
+) -> CausalLM:
+    """This rank's share of a folder's model, in `dtype` on `device`; fp8 blocks are widened.
+
+    Raises `UserError` as `load_model` does. The degree is checked before, by
+    `check.answering_problems`.
+    """
+    config = read_config(folder)
+    tensors = dequantised(read_folder(folder, config), dtype)
+    with torch.device("meta"), Undrawn():
+        model = build_model(narrow_config(config, group.size))
+        add_up(model, group)
+        model = model.to(dtype)
+    mine = {name: own_share(name, tensor, group) for name, tensor in tensors.items()}
+    return materialise(model, mine, mapped=True, device=device)
+
+
+def narrow_config(config: ModelConfig, ranks: int) -> ModelConfig:
+    """The config of a rank's share; the vocabulary stays whole, as tokens are."""
+    heads, inner = config.num_attention_heads // ranks, config.intermediate_size // ranks
+    narrow: dict[str, Any] = {"num_attention_heads": heads, "intermediate_size": inner}
+    if isinstance(config, Llama3Config):
+        narrow["num_key_value_heads"] = config.num_key_value_heads // ranks
+    if isinstance(config, DeepseekV3Config):
+        narrow["moe_intermediate_size"] = config.moe_intermediate_size // ranks
+    return replace(config, **narrow)
+
+
+def own_share(name: str, tensor: Lazy, group: TensorGroup) -> Lazy:
+    """This rank's rows or columns of a folder's tensor, or all of it."""
+    layer = name.removesuffix(".weight").rpartition(".")[2]
+    if layer in ROWS | TABLES:
+        return _rows(tensor, group)
+    return _columns(tensor, group) if layer in COLUMNS else tensor
+
+
+def _rows(tensor: Lazy, group: TensorGroup) -> Lazy:
+    count = tensor.shape[0] // group.size
+    first, mapped = group.rank * count, tensor.mapped
+
+    def rows(start: int, stop: int) -> Tensor:
+        begin = (first + start) // BLOCK * BLOCK  # no block of an fp8 matrix is cut
+        return tensor.rows(begin, first + stop)[first + start - begin :]
+
+    own = None if mapped is None else lambda: mapped()[first : first + count]
+    return Lazy(tensor.dtype, (count, *tensor.shape[1:]), rows, own)
+
+
+def _columns(tensor: Lazy, group: TensorGroup) -> Lazy:
+    height, width = tensor.shape
+    count = width // group.size
+    own = slice(group.rank * count, (group.rank + 1) * count)
+    return Lazy(tensor.dtype, (height, count), lambda a, b: tensor.rows(a, b)[:, own])
+
+
+class SummedLinear(nn.Linear):
+    """A linear layer over this rank's share of the inputs."""
+
+    group: TensorGroup
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., I / R) → (..., O), the same on every rank."""
+        return self.group.sum(super().forward(x))
+
+
+class SummedExperts(Experts):
+    """Routed experts with this rank's share of their inner width."""
+
+    group: TensorGroup
+
+    def forward(self, x: Tensor, chosen: Tensor, gates: Tensor, load: Tensor) -> Tensor:
+        """As `Experts.forward`, the same on every rank."""
+        return self.group.sum(super().forward(x, chosen, gates, load))
+
+
+class OwnEmbedding(nn.Embedding):
+    """This rank's rows of the table."""
+
+    group: TensorGroup
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (...) → (..., D), the same on every rank."""
+        inside, place = own_ids(tokens, self.weight.shape[0], self.group.rank)
+        rows = F.embedding(place, self.weight).masked_fill(~inside[..., None], 0)
+        return self.group.sum(rows)
+
+
+class OwnHead(Head):
+    """This rank's rows of the vocabulary."""
+
+    group: TensorGroup
+
+    def forward(
+        self, hidden: Tensor, targets: Tensor | None = None, read: Read | None = None
+    ) -> Tensor:
+        """hidden (..., D) → logits (..., V), the same on every rank. There are no losses here."""
+        return self.group.beside(wide_product(hidden, self.weight))
+
+
+def add_up(model: CausalLM, group: TensorGroup) -> None:
+    """Put layers that add up over ranks where a narrow model has shares of sums. In place."""
+    config = model.config
+    size, rows = config.hidden_size, config.vocab_size // group.size
+    embedding, head = OwnEmbedding(rows, size), OwnHead(size, rows)
+    embedding.group = head.group = group
+    model.model.embed_tokens, model.lm_head = embedding, head
+    for name, module in list(model.model.layers.named_modules()):
+        if isinstance(module, Experts):
+            _, _, hidden, width = module.gate_up_proj.shape
+            made: SummedExperts | SummedLinear = SummedExperts(len(module.down_proj), width, hidden)
+        elif name.rpartition(".")[2] in COLUMNS and isinstance(module, nn.Linear):
+            made = SummedLinear(module.in_features, module.out_features, bias=False)
+        else:
+            continue
+        made.group = group
+        model.model.layers.set_submodule(name, made)

@@ -1,0 +1,18 @@
+"""How fp8 blocks and packed 4- and 8-bit weights are named and shaped in a folder."""
+
+from __future__ import annotations
+
+from llamaseek.herd.tensors import Shape
+
+SCALE = "_scale_inv"
+FP8 = "F8_E4M3"
+BLOCK = 128  # rows and columns that share a scale (DeepSeek-V3 report §3.3.2)
+PACKED, PACKED_SCALE, PACKED_SHAPE = ".weight_packed", ".weight_scale", ".weight_shape"
+GROUPS = (32, 64, 128, 256)  # inputs that share a scale
+WORD = 32  # bits of a word that packed weights lie in
+FLOATS = ("F64", "F32", "F16", "BF16", FP8)
+
+
+def scale_shape(weight: Shape) -> Shape:
+    """Scales of an fp8 matrix: one for every block of 128 × 128, the last ones smaller."""
+    return tuple(-(-size // BLOCK) for size in weight)

@@ -1,0 +1,226 @@
+"""Layouts that cannot run, refused when the recipe is read: no torch, no process group yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from llamaseek.errors import UserError
+from llamaseek.herd import DeepseekV3Config, Llama3Config, ModelConfig, config_from_sizes
+from llamaseek.herd.folder import read_config
+from llamaseek.herd.formats import BLOCK, PACKED
+from llamaseek.plan.layout import Layout
+from llamaseek.recipe.schema import ParallelRecipe, Recipe
+from llamaseek.runtime.auto import choose
+
+TORCHAO = ("tensorwise", "rowwise")
+
+
+def float8_problems(recipe: Recipe, config: ModelConfig) -> Iterator[str]:
+    """What keeps a recipe's fp8 products from running, one line each."""
+    kind, train = recipe.train.float8, recipe.train
+    if kind == "none":
+        return
+    said = f"train.float8: {kind}"
+    if kind in TORCHAO and train.device == "cpu":
+        yield f"{said} needs a GPU; allowed on a CPU: none, and deepseek, which is emulated"
+    if train.precision == "fp64" or kind in TORCHAO and train.precision == "fp32":
+        yield f"{said} is not for train.precision {train.precision}; allowed: auto, bf16"
+    if recipe.lora is not None:
+        yield f"{said} is not for adapters, whose base is not trained; allowed: none"
+    if recipe.stage in ("grpo", "ppo"):
+        yield f"{said} is not for {recipe.stage}, whose engine reads plain weights; allowed: none"
+    if recipe.parallel.tensor > 1:
+        yield (
+            f"parallel.tensor: {recipe.parallel.tensor} is not for train.float8, whose scales "
+            "belong to whole matrices; allowed: data, shard, pipeline, context, expert"
+        )
+    yield from _widths(said, config) if kind == "deepseek" else ()
+
+
+def _widths(said: str, config: ModelConfig) -> Iterator[str]:
+    """Widths that blocks do not divide: narrow latents are padded, these would cost too much."""
+    names = ["hidden_size", "intermediate_size"]
+    if isinstance(config, DeepseekV3Config):
+        names.append("moe_intermediate_size")
+    for name in names:
+        if getattr(config, name) % BLOCK:
+            yield (
+                f"{said} needs a multiple of {BLOCK} as model.config.{name}, "
+                f"not {getattr(config, name)}"
+            )
+
+
+DEGREES = ("data", "shard", "tensor", "pipeline", "context", "expert")
+
+
+def resolve(recipe: Recipe, ranks: int | None) -> Recipe:
+    """The recipe with a layout that can run on `ranks` (None: not known yet).
+
+    Chooses it where the recipe says `auto`; `UserError` for the first thing that cannot be.
+    """
+    alone = recipe.parallel == ParallelRecipe() and ranks in (None, 1)
+    if alone and recipe.train.float8 == "none":
+        return recipe
+    config = model_config(recipe)
+    if recipe.parallel.auto:
+
+        def runs(plan: ParallelRecipe) -> bool:
+            tried = recipe.model_copy(update={"parallel": plan})
+            return next(problems(tried, config, ranks), None) is None
+
+        chosen = choose(recipe, config, ranks or 1, runs)
+        recipe = recipe.model_copy(update={"parallel": chosen})
+    for problem in problems(recipe, config, ranks):
+        raise UserError(problem)
+    return recipe
+
+
+def model_config(recipe: Recipe) -> ModelConfig:
+    """The config of the model that the recipe trains."""
+    if recipe.model.init_from:
+        return read_config(Path(recipe.model.init_from))
+    sizes = dict(recipe.model.config)
+    # A tokenizer folder's ids are counted when it is read; until then any number that divides.
+    known = recipe.tokenizer.vocab_size if recipe.tokenizer.path is None else 2**20
+    sizes.setdefault("vocab_size", known)
+    return config_from_sizes(recipe.model.family, sizes)
+
+
+def problems(recipe: Recipe, config: ModelConfig, ranks: int | None) -> Iterator[str]:
+    """What keeps this recipe from running, one line each, the plainest first."""
+    plan = recipe.parallel
+    layout = Layout(**{name: getattr(plan, name) for name in DEGREES})
+    if layout.gpus != (ranks or layout.gpus):
+        parts = " × ".join(f"{n} {getattr(plan, n)}" for n in DEGREES[:-1] if getattr(plan, n) > 1)
+        yield (
+            f"parallel: {parts or 'one rank'} makes {layout.gpus} ranks, but {ranks} were started; "
+            f"allowed: torchrun --nproc-per-node {layout.gpus}"
+        )
+    yield from _sizes(config, plan)
+    yield from _rows(recipe, plan, layout)
+    yield from _experts(config, plan, layout)
+    yield from _combinations(recipe, plan)
+    yield from float8_problems(recipe, config)
+
+
+def _divides(field: str, degree: int, what: str, size: int) -> Iterator[str]:
+    if size % degree:
+        yield f"{field}: {degree} does not divide {what} ({size})"
+
+
+def answering_problems(config: ModelConfig, stored: Iterable[str], ranks: int) -> Iterator[str]:
+    """What keeps a folder of `stored` tensors from being answered with on several ranks."""
+    said = f"torchrun: {ranks} ranks"
+    if config.scores:
+        yield f"{said} are not for a reward model, which says nothing"
+    if any(name.endswith(PACKED) for name in stored):
+        yield f"{said} are not for weights packed in 4 or 8 bits; allowed: 1"
+    yield from tensor_problems(config, ranks, said)
+
+
+def tensor_problems(config: ModelConfig, degree: int, field: str) -> Iterator[str]:
+    """Heads and widths that a degree of tensor parallel does not divide."""
+    if isinstance(config, Llama3Config):
+        heads = {"the key-value heads": config.num_key_value_heads}
+    else:
+        heads = {"the attention heads": config.num_attention_heads}
+    widths = {"intermediate_size": config.intermediate_size, "the vocabulary": config.vocab_size}
+    if isinstance(config, DeepseekV3Config):
+        widths["moe_intermediate_size"] = config.moe_intermediate_size
+    for what, size in {**heads, **widths}.items():
+        yield from _divides(field, degree, what, size)
+
+
+def _sizes(config: ModelConfig, plan: ParallelRecipe) -> Iterator[str]:
+    yield from tensor_problems(config, plan.tensor, "parallel.tensor")
+    layers = config.num_hidden_layers
+    if plan.stages > layers + 2:  # the first may hold the embedding alone, the last the head
+        yield (
+            f"parallel.pipeline: {plan.stages} stages are more than the model's {layers} layers, "
+            "embedding and head"
+        )
+    ahead = getattr(config, "num_nextn_predict_layers", 0)
+    if plan.last_layers is not None:
+        if plan.pipeline == 1 or not ahead <= plan.last_layers <= layers:
+            yield (
+                f"parallel.last_layers: {plan.last_layers} is for parallel.pipeline above 1, and "
+                f"from {ahead} to {layers}"
+            )
+    elif plan.pipeline > 1 and ahead > (layers + ahead) // plan.stages:
+        yield (
+            f"parallel.pipeline: the {ahead} multi-token modules do not fit the last of "
+            f"{plan.stages} stages; allowed: fewer stages"
+        )
+
+
+def _rows(recipe: Recipe, plan: ParallelRecipe, layout: Layout) -> Iterator[str]:
+    batch, micro = recipe.train.batch, recipe.train.micro_batch
+    yield from _divides("parallel: data × shard of", layout.replicas, "train.batch", batch)
+    each = batch // layout.replicas
+    if plan.pipeline > 1:
+        rows = micro or 1
+        yield from _divides("train.micro_batch", rows, "a rank's rows", each)
+        if each // rows < plan.pipeline:
+            yield (
+                f"parallel.pipeline: {plan.pipeline} stages need as many micro-batches, a rank has "
+                f"{each // rows}; allowed: a larger train.batch or a smaller train.micro_batch"
+            )
+        if plan.stages > plan.pipeline and each // rows % plan.pipeline:
+            yield f"parallel.schedule: {plan.schedule} needs a multiple of {plan.pipeline} " + (
+                f"micro-batches, a rank has {each // rows}"
+            )
+    slices = plan.tensor * (2 * plan.context if plan.context > 1 else 1)
+    where = "parallel: tensor × 2 context of" if plan.context > 1 else "parallel.tensor"
+    yield from _divides(where, slices, "data.length", recipe.data.length)
+
+
+def _experts(config: ModelConfig, plan: ParallelRecipe, layout: Layout) -> Iterator[str]:
+    if plan.fp8_dispatch and (plan.expert == 1 or config.hidden_size % 128):
+        yield (
+            "parallel.fp8_dispatch: true needs parallel.expert above 1 and a hidden_size that 128 "
+            f"divides, these are {plan.expert} and {config.hidden_size}"
+        )
+    if plan.expert == 1:
+        return
+    if not isinstance(config, DeepseekV3Config):
+        yield f"parallel.expert: {plan.expert} needs a model with experts; allowed: 1"
+        return
+    yield from _divides("parallel.expert", plan.expert, "the experts", config.n_routed_experts)
+    yield from _divides("parallel.expert", plan.expert, "data × shard", layout.replicas)
+    if plan.expert % plan.shard:
+        yield f"parallel.expert: {plan.expert} is not a multiple of parallel.shard ({plan.shard})"
+
+
+def _combinations(recipe: Recipe, plan: ParallelRecipe) -> Iterator[str]:
+    """What no layout does, each with its reason."""
+    splits = [name for name in DEGREES if name != "data" and getattr(plan, name) > 1]
+    if plan.zero and plan.shard > 1:
+        yield "parallel.zero: true is not for shard above 1, which spreads the moments already"
+    if plan.zero and plan.data == 1:
+        yield "parallel.zero: true needs parallel.data above 1: moments are spread over data ranks"
+    if plan.offload and plan.shard == 1:
+        yield "parallel.offload: true needs parallel.shard above 1: only sharded weights move"
+    beyond = [name for name in splits if name != "shard"]
+    if beyond and (recipe.stage in ("grpo", "ppo") or recipe.sampling is not None):
+        what = "sampling" if recipe.sampling is not None else recipe.stage
+        yield (
+            f"parallel.{beyond[0]}: above 1 is not for {what}, whose engine answers from whole "
+            "weights; allowed: data, shard"
+        )
+    across = [name for name in ("tensor", "context") if name in splits]
+    if recipe.distill is not None and across:
+        yield (
+            f"parallel.{across[0]}: above 1 is not for distillation, whose teacher is whole on "
+            "each rank; allowed: data, shard, pipeline, expert"
+        )
+    if recipe.lora is not None and beyond:
+        yield (
+            f"parallel.{beyond[0]}: above 1 is not for adapters, which are added to whole "
+            "matrices; allowed: data, shard"
+        )
+    if recipe.lora is not None and recipe.lora.base == "nf4" and plan.shard > 1:
+        yield (
+            "parallel.shard: above 1 is not for lora.base nf4, whose 4 bits are whole on "
+            "each rank; allowed: data"
+        )

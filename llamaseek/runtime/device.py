@@ -1,0 +1,113 @@
+"""What the machine can do: device, precision, measured matrix peak, floating-point work a token."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import time
+from contextlib import AbstractContextManager
+from functools import cache
+
+import torch
+
+from llamaseek.errors import bad_value
+from llamaseek.herd import DeepseekV3Config, Llama3Config
+from llamaseek.models import CausalLM
+from llamaseek.recipe.schema import TrainRecipe
+
+
+def pick_device(wanted: str, field: str = "train.device") -> torch.device:
+    """`auto` takes the GPU where there is one, `cuda:1` the second of several.
+
+    Raises `UserError`, naming `field`, for a device that this machine lacks.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    named = ["cuda", *(f"cuda:{number}" for number in range(gpus))] if gpus else []
+    if wanted == "auto":
+        wanted = "cuda" if gpus else "cpu"
+    if wanted not in ("cpu", *named):
+        raise bad_value(field, wanted, ", ".join(("auto", "cpu", *named)) + " on this machine")
+    return torch.device(wanted)
+
+
+def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What matrix products run in: bf16 where the machine has it, else fp32. Weights are fp32.
+
+    fp64 makes the weights fp64 too: for comparing layouts beyond rounding.
+    """
+    if precision == "auto":
+        precision = "bf16" if has_bf16(device) else "fp32"
+    return {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}[precision]
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 natively."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def autocast(recipe: TrainRecipe, device: torch.device) -> AbstractContextManager[None]:
+    """The one place where precision is decided: bf16 products through autocast, or nothing."""
+    dtype = pick_dtype(recipe.precision, device)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype == torch.bfloat16)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the pages of freed tensors instead of handing them back and forth.
+
+    Each step frees and takes the same large blocks; faulting their pages in anew cost a sixth of
+    a small model's step. Elsewhere than on glibc nothing happens.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    trim_threshold, mmap_threshold = -1, -3  # the names' numbers in malloc.h
+    libc.mallopt(mmap_threshold, 2**30)
+    libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+@cache
+def matrix_peak(dtype: torch.dtype, device: torch.device, size: int = 2048) -> float:
+    """FLOP/s of the best of the square products that a third of a second has time for, two at the
+    least; measured once a process.
+    """
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    taken: list[float] = []
+    while len(taken) < 2 or sum(taken) < 1 / 3:
+        start = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - start)
+    return 2 * size**3 / min(taken)
+
+
+def count_parameters(model: CausalLM) -> tuple[int, int]:
+    """All parameters, and those one token activates (its experts alone); tied heads once.
+
+    Multi-token modules count in the first number only.
+    """
+    total = sum(p.numel() for p in model.parameters())
+    if not isinstance(model.config, DeepseekV3Config):
+        return total, total
+    ahead = model.model.layers[model.config.num_hidden_layers :]
+    activated: float = total - sum(p.numel() for p in ahead.parameters())
+    config = model.config
+    for index, moe in model.moe_layers().items():
+        if index < config.num_hidden_layers:
+            routed = sum(p.numel() for p in moe.experts.parameters())
+            activated -= routed * (1 - config.num_experts_per_tok / config.n_routed_experts)
+    return total, round(activated)
+
+
+def training_flops_per_token(model: CausalLM, length: int) -> float:
+    """6 × activated parameters + 12 × layers × width × length (Chowdhery et al. 2022, App. B)."""
+    config = model.config
+    if isinstance(config, Llama3Config):
+        width = config.num_attention_heads * config.head_dim
+    else:
+        assert isinstance(config, DeepseekV3Config)
+        width = config.num_attention_heads * (config.qk_head_dim + config.v_head_dim) // 2
+    attention = 12 * config.num_hidden_layers * width * length
+    return 6 * count_parameters(model)[1] + attention

@@ -1,0 +1,216 @@
+"""`/v1/chat/completions`: conversations answered, whole or as a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from llamaseek.engine.background import Stream
+from llamaseek.engine.constrain import Constraint
+from llamaseek.engine.request import SamplingParams
+from llamaseek.errors import UserError, bad_value, shorten
+from llamaseek.safety.served import Findings, Watch
+from llamaseek.serve.metrics import Clock
+from llamaseek.serve.routes.chat_choice import ChatChoice, Reader
+from llamaseek.serve.service import SHORT, Service, new_id
+from llamaseek.serve.wire.bodies import StrictRoute
+from llamaseek.serve.wire.fields import ChatFields
+from llamaseek.serve.wire.params import at_most, constraint_of, sampling
+from llamaseek.serve.wire.streaming import as_events, deltas_of, unless_gone, usage
+from llamaseek.serve.wire.tools import call_constraint, one_call_a_turn, shown_tools
+from llamaseek.text.chat import encode_chat
+from llamaseek.text.parse import family_of
+from llamaseek.text.tokenizer import StreamDecoder
+
+MESSAGE_KEYS = frozenset({"role", "content", "tool_calls", "tool_call_id", "refusal"})
+router = APIRouter(route_class=StrictRoute)
+
+
+@dataclass
+class Chat:
+    """One request to this endpoint, under way."""
+
+    service: Service
+    fields: ChatFields
+    prompt: int  # tokens
+    stream: Stream
+    clock: Clock
+    choices: list[ChatChoice]
+    id: str = field(default_factory=lambda: new_id("chatcmpl"))
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    async def grow(self) -> AsyncIterator[ChatChoice]:
+        """The choices as they grow; TimeoutError."""
+        held_by = "tools" if self.fields.response_format is None else "response_format"
+        async with asyncio.timeout(self.service.options.timeout):
+            async for delta in deltas_of(self.stream, self.clock, held_by):
+                choice = self.choices[delta.index]
+                await choice.see(delta)
+                yield choice
+                if all(each.finish is not None for each in self.choices):
+                    return
+
+    async def whole(self) -> dict[str, Any]:
+        """The response as one object."""
+        async for _ in self.grow():
+            pass
+        body = self.body("chat.completion", [choice.message() for choice in self.choices])
+        return body | {"usage": self.counts()}
+
+    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
+        """The response as it comes."""
+        wants = self.fields.stream_options is not None and self.fields.stream_options.include_usage
+        rest = {"usage": None} if wants else {}
+        kind = "chat.completion.chunk"
+        async for choice in self.grow():
+            if choice.news:
+                yield self.body(kind, [choice.chunk()]) | rest
+        if wants:
+            yield self.body(kind, []) | {"usage": self.counts()}
+
+    def body(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        """The response, or a chunk of it."""
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.fields.model,
+            "choices": choices,
+        }
+
+    def counts(self) -> dict[str, Any]:
+        """Tokens given and said."""
+        return usage(self.prompt, sum(choice.said for choice in self.choices))
+
+
+@router.post("/v1/chat/completions")
+async def chat_completions(request: Request, fields: ChatFields) -> Response:
+    """Answer a conversation."""
+    service: Service = request.app.state.service
+    answer = await begin(service, fields)
+    if isinstance(answer, Findings):
+        return refused(fields, answer)
+    if fields.stream:
+        return as_events(answer.chunks())
+    return JSONResponse(await unless_gone(request, answer.whole()))
+
+
+async def begin(service: Service, fields: ChatFields) -> Chat | Findings:
+    """Check everything, ask the guard, then the engine."""
+    clock = Clock(service.metrics)
+    adapter = service.adapter(fields.model)
+    limits, tokenizer = service.options.limits, service.tokenizer
+    at_most("messages", len(fields.messages), limits.messages)
+    check_keys(fields.messages)
+    tools = shown_tools(fields, tokenizer, limits)
+    constraint = await constraint_for(service, fields)
+    params = params_of(service, fields, constraint)
+    prompt = await encode(service, fields.messages, tools)
+    found = None if service.guard is None else await service.guard.check(fields.messages)
+    if found is not None and not found.safe:
+        return found
+    _, stream = service.submit([prompt], params, adapter, fields.user, "messages")
+    choices = [
+        ChatChoice(
+            index,
+            tokenizer,
+            Reader(tokenizer, bool(tools), params.stop),
+            scored=bool(fields.logprobs),
+            watch=watch_over(service, fields, found),
+        )
+        for index in range(params.n)
+    ]
+    return Chat(service, fields, len(prompt), stream, clock, choices)
+
+
+def watch_over(service: Service, fields: ChatFields, found: Findings | None) -> Watch | None:
+    """What follows one answer, where there is a guard."""
+    if service.guard is None or found is None:
+        return None
+    return Watch(service.guard, fields.messages, StreamDecoder(service.tokenizer), found)
+
+
+def check_keys(messages: list[dict[str, Any]]) -> None:
+    """UserError for a part of a message that means nothing here, unless it is empty."""
+    for index, message in enumerate(messages):
+        known = MESSAGE_KEYS | ({"name"} if message.get("role") == "tool" else set())
+        for key, value in message.items():
+            if key not in known and value not in (None, [], {}):
+                raise UserError(f"messages[{index}].{shorten(key, 60)}: is not supported")
+
+
+async def encode(
+    service: Service,
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]],
+    open_answer: bool = True,
+) -> list[int]:
+    """A conversation's ids, an answer opened at its end."""
+    if family_of(service.tokenizer).startswith("llama3"):
+        messages = one_call_a_turn(messages)
+
+    def ids() -> list[int]:
+        return encode_chat(service.tokenizer, messages, open_answer, tools or None).ids
+
+    size = sum(len(str(message.get("content"))) for message in messages)
+    if size > service.longest_token * service.engine.context:
+        raise UserError(f"messages: have {size} characters, more than the context can hold")
+    return ids() if size + len(str(tools)) < SHORT else await asyncio.to_thread(ids)
+
+
+async def constraint_for(service: Service, fields: ChatFields) -> Constraint | None:
+    """What the answer has to be: a call, or what `response_format` says."""
+    call = call_constraint(fields, service.tokenizer)
+    wanted = constraint_of(fields.response_format)
+    if call is not None and wanted is not None:
+        raise UserError("response_format: cannot be asked for together with calls held to a schema")
+    return await service.compile(call, "tools") or await service.compile(wanted)
+
+
+def params_of(
+    service: Service, fields: ChatFields, constraint: Constraint | None
+) -> SamplingParams:
+    """The engine's parameters. UserError, naming the field."""
+    limits = service.options.limits
+    if fields.stream_options is not None and not fields.stream:
+        raise UserError("stream_options: is only for streams; set stream to true")
+    if fields.top_logprobs is not None and not fields.logprobs:
+        raise UserError("top_logprobs: needs logprobs to be true")
+    most, newer = fields.max_tokens, fields.max_completion_tokens
+    if most is not None and newer is not None and most != newer:
+        raise UserError("max_tokens: differs from max_completion_tokens; give one of them")
+    most = newer if most is None else most
+    if most == 0:
+        raise bad_value("max_tokens", 0, "at least 1")
+    top = at_most("top_logprobs", fields.top_logprobs or 0, limits.logprobs)
+    return sampling(
+        fields,
+        limits,
+        service.tokenizer.stop_ids,
+        max_tokens=most,
+        logprobs=top if fields.logprobs else None,
+        constraint=constraint,
+    )
+
+
+def refused(fields: ChatFields, found: Findings) -> Response:
+    """The answer to a message that the guard does not let through."""
+    message = {"role": "assistant", "content": "", "refusal": found.refusal}
+    end = {"logprobs": None, "finish_reason": "content_filter", "guard": found.as_json()}
+    base = {"id": new_id("chatcmpl"), "created": int(time.time()), "model": fields.model}
+    if not fields.stream:
+        choice = {"index": 0, "message": message, **end}
+        body = {"object": "chat.completion", "choices": [choice], "usage": usage(0, 0)}
+        return JSONResponse(base | body)
+
+    async def chunks() -> AsyncIterator[dict[str, Any]]:
+        choice = {"index": 0, "delta": message, **end}
+        yield base | {"object": "chat.completion.chunk", "choices": [choice]}
+
+    return as_events(chunks())

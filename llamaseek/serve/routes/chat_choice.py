@@ -1,0 +1,132 @@
+"""One answer of a chat as it grows: its text, its calls, its log-probabilities."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llamaseek.engine.request import Delta, Logprob
+from llamaseek.engine.text_out import StopStrings
+from llamaseek.safety.served import Watch
+from llamaseek.serve.service import new_id
+from llamaseek.serve.wire.logprobs import chat_logprobs
+from llamaseek.text.messages import Content, Event, ToolCall
+from llamaseek.text.parse import IdStream
+from llamaseek.text.tokenizer import Tokenizer
+
+
+class Reader:
+    """Events from an answer's deltas; with `calls`, calls are read from its tokens."""
+
+    def __init__(self, tokenizer: Tokenizer, calls: bool, stops: Sequence[str]) -> None:
+        self._ids = IdStream(tokenizer) if calls else None
+        self._stops = StopStrings(stops)
+
+    def read(self, delta: Delta) -> list[Event]:
+        """What this delta tells."""
+        if self._ids is None:
+            return [Content(delta.text)] if delta.text else []
+        events = [event for token in delta.tokens for event in self._ids.push(token)]
+        if delta.finish is not None:
+            events += self._ids.finish()
+        passed = [each for event in events for each in self._stopped(event)]
+        if delta.finish is not None and (rest := self._stops.flush()):
+            passed.append(Content(rest))
+        return passed
+
+    def _stopped(self, event: Event) -> list[Event]:
+        if not isinstance(event, Content):
+            return [] if self._stops.stopped else [event]
+        text = self._stops.push(event.text)
+        return [Content(text)] if text else []
+
+
+@dataclass
+class ChatChoice:
+    """What was said so far, and what of it is not told yet."""
+
+    index: int
+    tokenizer: Tokenizer
+    reader: Reader
+    scored: bool
+    watch: Watch | None = None
+    content: str = ""
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    scores: list[Logprob] = field(default_factory=list)
+    finish: str | None = None
+    said: int = 0
+    _called: bool = False
+    _opened: bool = False
+    _told: int = 0  # calls
+
+    async def see(self, delta: Delta) -> None:
+        """More of it, as far as a guard lets it pass."""
+        self.said += len(delta.tokens)
+        if self.finish is not None:
+            return
+        for passed in [delta] if self.watch is None else await self.watch.clear(delta):
+            self.add(passed)
+        if self.watch is not None and not self.watch.found.safe:
+            self.finish = "content_filter"
+
+    def add(self, delta: Delta) -> None:
+        """More of it."""
+        self.scores += delta.logprobs or []
+        for event in self.reader.read(delta):
+            if isinstance(event, Content):
+                self.content += event.text
+            else:
+                self.calls.append(self._call(event))
+        if delta.finish is not None:
+            ended = self._called and delta.finish == "stop"
+            self.finish = "tool_calls" if ended else delta.finish
+
+    def _call(self, call: ToolCall) -> dict[str, Any]:
+        self._called = True
+        arguments = json.dumps(call.arguments, ensure_ascii=False)
+        function = {"name": call.name, "arguments": arguments}
+        return {"id": new_id("call"), "type": "function", "function": function}
+
+    @property
+    def news(self) -> bool:
+        """Whether there is something to tell."""
+        return bool(self.content or self.calls or self.finish is not None)
+
+    def message(self) -> dict[str, Any]:
+        """The whole choice."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.content}
+        message["refusal"] = self._refusal()
+        if self.calls:
+            message["tool_calls"] = self.calls
+            message["content"] = self.content or None
+        return {"index": self.index, "message": message, **self._end()}
+
+    def chunk(self) -> dict[str, Any]:
+        """What is new, as a streamed choice."""
+        delta: dict[str, Any] = {} if self._opened else {"role": "assistant", "content": ""}
+        if self.content:
+            delta["content"] = self.content
+        if self.calls:
+            first = self._told
+            delta["tool_calls"] = [
+                {"index": first + n, **call} for n, call in enumerate(self.calls)
+            ]
+            self._told += len(self.calls)
+        if (refusal := self._refusal()) is not None:
+            delta["refusal"] = refusal
+        self._opened = True
+        told = {"index": self.index, "delta": delta, **self._end()}
+        self.content, self.calls, self.scores = "", [], []
+        return told
+
+    def _end(self) -> dict[str, Any]:
+        scores = chat_logprobs(self.tokenizer, self.scores) if self.scored else None
+        end: dict[str, Any] = {"logprobs": scores, "finish_reason": self.finish}
+        if self.watch is not None:
+            end["guard"] = self.watch.found.as_json()
+        return end
+
+    def _refusal(self) -> str | None:
+        return None if self.watch is None else self.watch.found.refusal

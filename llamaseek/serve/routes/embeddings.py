@@ -1,0 +1,56 @@
+"""`/v1/embeddings`: what the model has made of a text at its last token, of length 1."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request
+
+from llamaseek.engine.request import SamplingParams
+from llamaseek.serve.metrics import Clock
+from llamaseek.serve.routes.completions import prompts_of
+from llamaseek.serve.service import Service
+from llamaseek.serve.wire.bodies import StrictRoute
+from llamaseek.serve.wire.fields import EmbeddingFields
+from llamaseek.serve.wire.streaming import deltas_of, unless_gone
+
+router = APIRouter(route_class=StrictRoute)
+
+
+@router.post("/v1/embeddings")
+async def embeddings(request: Request, fields: EmbeddingFields) -> dict[str, Any]:
+    """A vector for each text: the hidden state after the final norm at the last token."""
+    return await unless_gone(request, embed(request.app.state.service, fields))
+
+
+async def embed(service: Service, fields: EmbeddingFields) -> dict[str, Any]:
+    """Run the texts through the model and read its last hidden states."""
+    adapter = service.adapter(fields.model)
+    given = prompts_of(fields.input, service.options.limits.prompts, "input")
+    prompts = [await service.encode_prompt(one, "input") for one in given]
+    params = SamplingParams(max_tokens=0, embed=True)
+    requests, stream = service.submit(prompts, params, adapter, fields.user, "input")
+    found: dict[int, list[float]] = {}
+    async with asyncio.timeout(service.options.timeout):
+        async for delta in deltas_of(stream, Clock(service.metrics)):
+            if delta.embedding is not None:
+                found[delta.request] = delta.embedding
+    data = [
+        {"object": "embedding", "index": n, "embedding": vector(found[r.id], fields)}
+        for n, r in enumerate(requests)
+    ]
+    tokens = sum(map(len, prompts))
+    counts = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return {"object": "list", "model": fields.model, "data": data, "usage": counts}
+
+
+def vector(numbers: list[float], fields: EmbeddingFields) -> list[float] | str:
+    """Scaled to length 1; as numbers, or as base64 of little-endian float32."""
+    found = np.asarray(numbers, "<f4")
+    found = found / max(float(np.linalg.norm(found)), 1e-12)
+    if fields.encoding_format == "base64":
+        return base64.b64encode(found.astype("<f4").tobytes()).decode()
+    return [float(number) for number in found]

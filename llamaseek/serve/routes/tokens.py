@@ -1,0 +1,64 @@
+"""`/tokenize`, `/detokenize`, `/tokenizer_info`: the tokenizer, for clients that count tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from llamaseek.errors import UserError, bad_value
+from llamaseek.serve.routes.chat import encode
+from llamaseek.serve.service import Service
+from llamaseek.serve.wire.bodies import StrictRoute
+from llamaseek.serve.wire.fields import DetokenizeFields, TokenizeFields
+
+router = APIRouter(route_class=StrictRoute)
+
+
+@router.post("/tokenize")
+async def tokenize(request: Request, fields: TokenizeFields) -> dict[str, Any]:
+    """The ids of a text, or of a conversation.
+
+    A text that is as a whole the name of a special token is that token: so clients learn its id.
+    """
+    service: Service = request.app.state.service
+    if fields.model is not None:
+        service.adapter(fields.model)
+    if (fields.prompt is None) == (fields.messages is None):
+        raise UserError("prompt: give either a prompt or messages")
+    if fields.messages is not None:
+        ids = await encode(service, fields.messages, [], fields.add_generation_prompt)
+    elif fields.add_special_tokens:
+        ids = await service.encode_prompt(fields.prompt or "")
+    elif (special := service.special_id(fields.prompt or "")) is not None:
+        ids = [special]
+    else:
+        ids = await service.encode(fields.prompt or "")
+    return {"tokens": ids, "count": len(ids), "max_model_len": service.engine.context}
+
+
+@router.post("/detokenize")
+async def detokenize(request: Request, fields: DetokenizeFields) -> dict[str, Any]:
+    """The text of ids, special tokens spelled out."""
+    service: Service = request.app.state.service
+    if fields.model is not None:
+        service.adapter(fields.model)
+    size = service.engine.model.config.vocab_size
+    for token in fields.tokens:
+        if token >= size:
+            raise bad_value("tokens", token, f"ids from 0 to {size - 1}")
+    return {"prompt": service.tokenizer.decode(fields.tokens, skip_special=False)}
+
+
+@router.get("/tokenizer_info")
+async def tokenizer_info(request: Request) -> dict[str, Any]:
+    """The special tokens by their names, and the chat template."""
+    service: Service = request.app.state.service
+    named = service.tokenizer.named_tokens
+    wanted = {name: named.get(name) for name in ("bos_token", "eos_token", "pad_token")}
+    return {
+        **wanted,
+        "chat_template": service.tokenizer.chat_template,
+        "vocab_size": service.tokenizer.vocab_size,
+        "max_model_len": service.engine.context,
+    }

@@ -1,0 +1,123 @@
+"""Request bodies: read within a size and a time, parsed as strict JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+from llamaseek.errors import shorten
+from llamaseek.serve.options import Limits, ServeOptions
+from llamaseek.serve.wire.errors import ApiError
+
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+async def read_body(request: Request, options: ServeOptions) -> bytes:
+    """The body. Raises ApiError 413 for one that is too large, 408 for one that is too slow."""
+    most = options.limits.body_bytes
+    too_large = ApiError(413, f"body: is larger than the {most} bytes allowed", "body")
+    told = request.headers.get("content-length", "")
+    if told.isdecimal() and int(told[:20]) > most:
+        raise too_large
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(options.body_timeout):
+            async for part in request.stream():
+                size += len(part)
+                if size > most:
+                    raise too_large
+                parts.append(part)
+    except TimeoutError:
+        raise ApiError(408, "body: took too long to arrive", "body") from None
+    return b"".join(parts)
+
+
+def parse(body: bytes, limits: Limits) -> Any:
+    """The JSON value that a body is, with nothing in it that JSON does not have.
+
+    Raises ApiError 400 for text that is no UTF-8 or no JSON, a key given twice, NaN and Infinity,
+    numbers that become infinite, half a surrogate pair, and nesting deeper than allowed.
+    """
+    try:
+        value = json.loads(
+            body.decode(),
+            object_pairs_hook=_no_key_twice,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+        )
+    except UnicodeDecodeError:
+        raise ApiError(400, "body: is not UTF-8", "body") from None
+    except RecursionError:
+        raise ApiError(400, "body: is nested too deeply", "body") from None
+    except json.JSONDecodeError as error:
+        raise ApiError(400, f"body: is not JSON: {error}", "body") from None
+    except ValueError as error:
+        raise ApiError(400, f"body: {error}", "body") from None
+    if depth(value) > limits.json_depth:
+        raise ApiError(400, f"body: is nested deeper than {limits.json_depth}", "body")
+    if SURROGATE.search(body):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ApiError(400, "body: holds half of a surrogate pair", "body") from None
+    return value
+
+
+def depth(value: Any) -> int:
+    """How many objects and arrays a JSON value has inside one another."""
+    found, level = 0, [value]
+    while level := [each for each in level if isinstance(each, (dict, list))]:
+        found += 1
+        inner = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [one for many in inner for one in many]
+    return found
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an object has a key twice")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise ValueError(f"{shorten(number, 40)} is too large a number")
+    return value
+
+
+class StrictRoute(APIRoute):
+    """A route whose body is read and parsed by the functions above."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Hand the endpoint a request that parses its own way."""
+        handle = super().get_route_handler()
+
+        async def handler(request: Request) -> Response:
+            return await handle(_StrictRequest(request.scope, request.receive))
+
+        return handler
+
+
+class _StrictRequest(Request):
+    async def body(self) -> bytes:
+        if not hasattr(self, "_body"):
+            self._body = await read_body(self, self.app.state.service.options)
+        return self._body
+
+    async def json(self) -> Any:
+        if not hasattr(self, "_json"):
+            self._json = parse(await self.body(), self.app.state.service.options.limits)
+        return self._json

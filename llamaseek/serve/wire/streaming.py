@@ -1,0 +1,105 @@
+"""Server-sent events, and work that ends when its client goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+
+from llamaseek.engine.background import Stream
+from llamaseek.engine.request import Delta
+from llamaseek.serve.metrics import Clock
+from llamaseek.serve.wire.errors import ApiError, as_api_error
+
+log = logging.getLogger("llamaseek.serve")
+T = TypeVar("T")
+DONE = "data: [DONE]\n\n"
+
+
+class ClientGone(Exception):
+    """Nobody waits for the answer any more."""
+
+
+async def deltas_of(
+    stream: Stream, clock: Clock, held_by: str = "response_format"
+) -> AsyncIterator[Delta]:
+    """A stream's deltas one by one. ApiError for an answer that failed.
+
+    `held_by` is the field that an answer's constraint came from. Readers set the time limit, since
+    it bounds what they do with a delta, too.
+    """
+    clock.answers = sum(map(len, stream.unfinished.values()))
+    try:
+        async for found in stream:
+            clock.see(found)
+            for delta in found:
+                if delta.error is not None:
+                    raise failure(delta.error, held_by)
+                yield delta
+        clock.end()
+    finally:
+        stream.close()
+
+
+def failure(told: str, held_by: str) -> ApiError:
+    """What a client is told of an answer that failed; constraints' errors are about its own."""
+    if told.startswith("RuntimeError: constraint"):
+        return ApiError(400, told.removeprefix("RuntimeError: "), held_by)
+    if "shutting down" in told or "engine has failed" in told:
+        return ApiError(503, told, code="unavailable")
+    log.error("an answer failed: %s", told.partition(":")[0])
+    return ApiError(500, "the server failed to answer this request", code="internal")
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """The work's result; it is cancelled, and ClientGone raised, when the client disconnects."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def event(data: Any) -> str:
+    """One server-sent event."""
+    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+def as_events(chunks: AsyncIterator[dict[str, Any]]) -> StreamingResponse:
+    """Chunks as events, `[DONE]` at the end; an error becomes an event of its own."""
+
+    async def lines() -> AsyncIterator[str]:
+        try:
+            async for chunk in chunks:
+                yield event(chunk)
+        except (ApiError, TimeoutError, Exception) as error:
+            yield event(as_api_error(error).body())
+        yield DONE
+
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
+
+
+def usage(prompt: int, completion: int) -> dict[str, Any]:
+    """How many tokens were given and said."""
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }

@@ -1,0 +1,108 @@
+"""TODO docstring"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from llamaseek.data.bad_rows import BadRows
+from llamaseek.data.batch import Batch
+from llamaseek.models import CausalLM
+from llamaseek.recipe.schema import Recipe
+from llamaseek.text.tokenizer import Tokenizer
+from llamaseek.train.objectives import Objective
+
+
+class Source(Protocol):
+    """What the loop asks for a step's batch."""
+
+    @property
+    def length(self) -> int:
+        """Tokens a row, at most."""
+        ...
+
+    def step(self, step: int, rows: int) -> Batch:
+        """The rows of one training step (from 0)."""
+        ...
+
+
+@runtime_checkable
+class Sampled(Protocol):
+    """A source whose batches depend on the model: it has figures to watch, and a state to keep."""
+
+    def metrics(self) -> dict[str, Any]:
+        """Figures of the latest batch."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs to go on with the same bits."""
+        ...
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        ...
+
+
+@runtime_checkable
+class Mixed(Protocol):
+    """A source drawn from several corpora: a place in them to keep, and ratios to report."""
+
+    def shares(self) -> dict[str, dict[str, float]]:
+        """Of each corpus so far: tokens, its share of them, the share asked for."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Where the next step begins, as JSON."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        ...
+
+
+def told(source: Source) -> list[str]:
+    """One line with what each of several corpora gave, beside what was asked of it."""
+    shares = source.shares() if isinstance(source, Mixed) else {}
+    if len(shares) < 2:
+        return []
+    parts = (f"{name} {s['share']:.2%} ({s['asked']:.2%})" for name, s in shares.items())
+    return [f"mix of tokens (asked): {', '.join(parts)}"]
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has saved; `resume` says how to go on."""
+
+    def __init__(self, signum: int, step: int) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.signum = signum
+        self.step = step
+
+
+@dataclass
+class Job:
+    """Everything one run trains with."""
+
+    recipe: Recipe
+    model: CausalLM
+    tokenizer: Tokenizer
+    objective: Objective
+    train: Source
+    held_out: Batch | None = None
+    held_out_bytes: int = 0
+    # Figures of the model itself at each evaluation, as `val_NAME`.
+    examine: Callable[[CausalLM], dict[str, float]] | None = None
+    bad_rows: BadRows = field(default_factory=BadRows)  # what was left out of the data
+    # Figures of what was sampled before the run, for its first line; rows for `samples.jsonl`.
+    sampled: dict[str, float] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def tested(self) -> bool:
+        """Whether there is anything to evaluate on."""
+        return self.held_out is not None or self.examine is not None
+
+
+StepHook = Callable[[int], None]

@@ -1,0 +1,86 @@
+"""From a recipe to a job: tokenizer, model, rows, objective."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from llamaseek.data.mix.corpus import build_corpus
+from llamaseek.errors import UserError, bad_value
+from llamaseek.herd import ModelConfig, config_from_sizes
+from llamaseek.herd.configs import extended
+from llamaseek.herd.folder import read_config
+from llamaseek.models import CausalLM, build_model
+from llamaseek.recipe.schema import Recipe
+from llamaseek.runtime.check import model_config
+from llamaseek.text.tokenizer import Tokenizer
+from llamaseek.train.job import Job
+from llamaseek.train.jobs.supervised import post_job
+from llamaseek.train.monitor import tokenizing
+from llamaseek.train.objectives.choose import make_objective
+from llamaseek.train.saving.reads import check_reads
+from llamaseek.train.start import by_layer, check_length, check_speaks, check_vocabulary, trainable
+
+
+def build_job(recipe: Recipe) -> Job:
+    """Everything a run needs; raises `UserError` before anything is written."""
+    check_reads(recipe)
+    if recipe.stage == "pretrain":
+        return _pretrain_job(recipe)
+    return post_job(recipe)
+
+
+def _pretrain_job(recipe: Recipe) -> Job:
+    if recipe.data.fim and recipe.train.objective == "masked":
+        raise bad_value("data.fim", recipe.data.fim, "0 with train.objective masked")
+    _check_model(recipe)
+    with tokenizing(recipe.name) as watch:
+        corpus = build_corpus(recipe, watch)
+    model = _new_model(recipe, corpus.tokenizer)
+    objective = make_objective(recipe, model, corpus.tokenizer)
+    # Masked prediction is of a few tokens, so its loss says nothing of all the text's bytes.
+    size = 0 if recipe.train.objective == "masked" else corpus.held_out_bytes
+    job = Job(recipe, model, corpus.tokenizer, objective, corpus.rows, corpus.held_out, size)
+    job.bad_rows = corpus.bad_rows
+    return job
+
+
+def _check_model(recipe: Recipe) -> None:
+    """What is wrong with the model that can be told before its text is tokenized."""
+    if recipe.model.init_from:
+        check_speaks("model.init_from", recipe.model.init_from)
+        config = starting_config(recipe)
+    elif recipe.model.extend is not None:
+        raise UserError("model.extend: needs model.init_from, a model whose context it extends")
+    else:
+        config = model_config(recipe)
+    check_length(recipe, config)
+
+
+def _new_model(recipe: Recipe, tokenizer: Tokenizer) -> CausalLM:
+    if recipe.model.init_from:
+        folder = Path(recipe.model.init_from)
+        model = trainable(folder, starting_config(recipe), by_layer(recipe))
+        check_vocabulary(model, tokenizer)
+        return model
+    sizes = dict(recipe.model.config)
+    asked = sizes.setdefault("vocab_size", tokenizer.vocab_size)
+    if asked != tokenizer.vocab_size:
+        raise UserError(
+            f"model.config.vocab_size: {asked} does not match the tokenizer's "
+            f"{tokenizer.vocab_size} ids"
+        )
+    sizes["is_causal"] = recipe.train.objective != "masked"
+    sizes |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    sizes["pad_token_id"] = tokenizer.pad_id
+    config = config_from_sizes(recipe.model.family, sizes)
+    torch.manual_seed(recipe.seed)
+    return build_model(config)
+
+
+def starting_config(recipe: Recipe) -> ModelConfig:
+    """The config of `model.init_from`, its context extended where `model.extend` says so."""
+    config = read_config(recipe.model.init_from or "")
+    extend = recipe.model.extend
+    return config if extend is None else extended(config, extend.to, extend.rope, extend.factor)

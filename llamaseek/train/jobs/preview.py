@@ -1,0 +1,131 @@
+"""Training rows to look at, exactly as a run would read them; no model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from llamaseek.data.bad_rows import BadRows, Row
+from llamaseek.data.batch import IGNORE, Batch, Rows
+from llamaseek.data.formats import RowReader
+from llamaseek.data.mix.corpus import build_corpus
+from llamaseek.data.pack import Packable
+from llamaseek.data.rankings import preferences, rankings
+from llamaseek.data.rows import Stretch, conversations, stretches
+from llamaseek.errors import UserError
+from llamaseek.recipe.schema import Recipe
+from llamaseek.text.tokenizer import Tokenizer
+from llamaseek.train.job import Source
+from llamaseek.train.jobs.reinforce import rollout_prompts
+from llamaseek.train.jobs.supervised import read_data, training_part
+from llamaseek.train.monitor import tokenizing
+from llamaseek.train.rollouts.answers import Prompt, read_prompts
+from llamaseek.train.rollouts.rollout import prompt_order
+
+
+@dataclass(frozen=True)
+class ShownRow:
+    """A row's documents as stretches of text, and counts of its tokens.
+
+    `judged` is what the model's own answer to a prompt will be held against, by column.
+    """
+
+    documents: list[list[Stretch]]
+    tokens: int
+    learnt: int
+    padding: int
+    judged: dict[str, str] | None = None
+
+
+def training_rows(recipe: Recipe, count: int) -> Iterator[ShownRow]:
+    """The first `count` rows of a recipe's first step. UserError as the run itself would raise."""
+    if answers_itself(recipe):
+        return _prompt_rows(recipe, count)
+    source, tokenizer = _source(recipe)
+    batch = source.step(0, count)
+    if recipe.stage == "reward":
+        batch = _at_the_scores(batch)
+    return (shown_row(batch, row, tokenizer) for row in range(count))
+
+
+def answers_itself(recipe: Recipe) -> bool:
+    """Whether rows are prompts alone, answered by a model during the run."""
+    return recipe.stage in ("grpo", "ppo") or recipe.sampling is not None
+
+
+def shown_row(batch: Batch, row: int, tokenizer: Tokenizer) -> ShownRow:
+    """One row of a batch, cut where positions restart."""
+    tokens, targets = batch.tokens[row].tolist(), batch.targets[row].tolist()
+    places = batch.positions[row].tolist()
+    used = len(tokens)
+    while used > 1 and places[used - 1] == 0 and targets[used - 1] == IGNORE:
+        used -= 1  # a single token that predicts nothing: filled up
+    starts = [i for i in range(used) if places[i] == 0]
+    documents = []
+    for start, stop in zip(starts, [*starts[1:], used], strict=True):
+        item = Packable(tokens[start:stop], targets[start:stop])
+        documents.append(stretches(item, tokenizer))
+    learnt = int((torch.tensor(targets[:used]) != IGNORE).sum())
+    return ShownRow(documents, used, learnt, len(tokens) - used)
+
+
+def _at_the_scores(batch: Batch) -> Batch:
+    """Ranked answers with a target where the last token of each is reached: there is the score."""
+    targets = batch.targets.clone()
+    for row, ends in enumerate(batch.extra["ends"].tolist()):
+        for end in ends:
+            if end > 0:
+                targets[row, end - 1] = batch.tokens[row, end]
+    return replace(batch, targets=targets)
+
+
+def _prompt_rows(recipe: Recipe, count: int) -> Iterator[ShownRow]:
+    tokenizer = _tokenizer(recipe)
+    rewards = recipe.sampling.rewards if recipe.sampling else recipe.rollout.rewards
+    columns = [one.column for one in rewards]
+    prompts = _prompts(recipe, tokenizer)
+    for prompt in prompts[:count]:
+        documents = [stretches(Packable(prompt.ids, [IGNORE] * len(prompt.ids)), tokenizer)]
+        judged = {name: str(prompt.row[name]) for name in columns if name in prompt.row}
+        yield ShownRow(documents, len(prompt.ids), 0, 0, judged)
+
+
+def _prompts(recipe: Recipe, tokenizer: Tokenizer) -> list[Prompt]:
+    """In the order in which they are answered."""
+    bad = BadRows(recipe.data.bad_rows == "skip")
+    if recipe.sampling is None:
+        prompts = rollout_prompts(recipe, tokenizer, bad)[0]
+        return [prompts[place] for place in prompt_order(len(prompts), recipe.seed, 0)]
+    plan, data = recipe.sampling, recipe.data
+    return read_prompts(
+        training_part(recipe), tokenizer, data.length, plan.max_tokens, plan.rewards,
+        RowReader(data.format, data.columns), bad,
+    )  # fmt: skip
+
+
+def _source(recipe: Recipe) -> tuple[Source, Tokenizer]:
+    if recipe.stage == "pretrain":
+        with tokenizing(recipe.name) as watch:
+            corpus = build_corpus(recipe, watch)
+        return corpus.rows, corpus.tokenizer
+    tokenizer, length = _tokenizer(recipe), recipe.data.length
+
+    def pack(rows: Iterable[Row], reader: RowReader, bad: BadRows) -> Batch:
+        if recipe.stage == "sft":
+            return conversations(rows, tokenizer, length, reader, bad)
+        if recipe.stage == "reward":
+            return rankings(rows, tokenizer, length, reader, bad)
+        return preferences(rows, tokenizer, length, recipe.train.dpo_form, reader, bad)
+
+    train = read_data(recipe, pack)[0]
+    return Rows(train, recipe.seed), tokenizer
+
+
+def _tokenizer(recipe: Recipe) -> Tokenizer:
+    folder = recipe.tokenizer.path or recipe.model.init_from
+    if not folder:
+        raise UserError("model.init_from: is empty; its folder's tokenizer makes the rows")
+    return Tokenizer.load(Path(folder))

@@ -1,0 +1,170 @@
+"""From a post-training recipe to a job: rows, objective, and what is sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from llamaseek.checkpoints.hf import load_model
+from llamaseek.data.bad_rows import BadRows, NoRows, Row
+from llamaseek.data.batch import Batch, Rows
+from llamaseek.data.builtin.rows import generated_rows
+from llamaseek.data.formats import RowReader
+from llamaseek.data.rankings import preferences, rankings
+from llamaseek.data.rows import conversations, file_rows
+from llamaseek.errors import UserError
+from llamaseek.models import CausalLM
+from llamaseek.models.loss import sum_by_sequence, target_log_probs
+from llamaseek.models.score import reward_model
+from llamaseek.parallel.collectives import dealt
+from llamaseek.recipe.schema import DataRecipe, Recipe
+from llamaseek.runtime.device import autocast, pick_device
+from llamaseek.text.tokenizer import Tokenizer
+from llamaseek.train.job import Job
+from llamaseek.train.jobs.reinforce import grpo_job, ppo_job
+from llamaseek.train.objectives import Objective
+from llamaseek.train.objectives.choose import make_objective
+from llamaseek.train.objectives.distill import Distill
+from llamaseek.train.objectives.reward import BradleyTerry
+from llamaseek.train.rollouts.answers import Prompt, Sampler
+from llamaseek.train.rollouts.rollout import examine
+from llamaseek.train.rollouts.sampled_rows import Sampling
+from llamaseek.train.start import check_speaks, start_from
+
+HELD_OUT = 200  # rows of each generator that evaluations use
+Pack = Callable[[Iterable[Row], RowReader, BadRows], Batch]
+
+
+def post_job(recipe: Recipe) -> Job:
+    """Everything a post-training run needs; raises `UserError` before anything is written."""
+    return JOBS[recipe.stage](recipe)
+
+
+def sft_job(recipe: Recipe) -> Job:
+    """Fine-tuning on conversations, from files, generators, or sampled from a model."""
+    tokenizer, model = start_from(recipe)
+    length = recipe.data.length
+    sampling = Sampling(recipe, recipe.sampling, model, tokenizer) if recipe.sampling else None
+    asked: list[Prompt] = []
+
+    def pack(rows: Iterable[Row], reader: RowReader, bad: BadRows) -> Batch:
+        if sampling is not None:
+            prompts = sampling.prompts(rows, reader, bad)
+            asked[:] = prompts  # the held-out ones come last
+            rows, reader = sampling.rows(prompts, f"rows {len(sampling.kept)}"), RowReader()
+        return conversations(rows, tokenizer, length, reader, bad)
+
+    train, held_out, bad = read_data(recipe, pack)
+    objective = sft_objective(recipe, model, tokenizer)
+    job = Job(recipe, model, tokenizer, objective, Rows(train, recipe.seed), held_out, bad_rows=bad)
+    if sampling is not None:
+        job.sampled, job.samples = sampling.figures(), sampling.kept
+        if sampling.rewards and held_out is not None:
+            own = Sampler(model, tokenizer, sampling.plan.max_tokens, recipe.seed)
+            job.examine = examine(own, asked, sampling.rewards)
+    return job
+
+
+def sft_objective(recipe: Recipe, model: CausalLM, tokenizer: Tokenizer) -> Objective:
+    """Cross-entropy, or distillation where the recipe has a teacher."""
+    if recipe.distill is None:
+        return make_objective(recipe, model, tokenizer)
+    check_speaks("distill.teacher", recipe.distill.teacher)
+    teacher = load_model(recipe.distill.teacher)
+    if teacher.config.vocab_size != model.config.vocab_size:
+        sizes = f"{teacher.config.vocab_size} ids, the student {model.config.vocab_size}"
+        raise UserError(f"distill.teacher: {recipe.distill.teacher} has {sizes}")
+    return Distill(teacher, recipe.distill, recipe.train.balance_weight)
+
+
+def dpo_job(recipe: Recipe) -> Job:
+    """Preference optimization; the model as it is now is its own reference."""
+    tokenizer, model = start_from(recipe)
+    length, form = recipe.data.length, recipe.train.dpo_form
+
+    def pack(rows: Iterable[Row], reader: RowReader, bad: BadRows) -> Batch:
+        return preferences(rows, tokenizer, length, form, reader, bad)
+
+    train, held_out, bad = read_data(recipe, pack)
+    objective = make_objective(recipe, model, tokenizer)
+    train = with_reference(recipe, model, train)
+    held_out = with_reference(recipe, model, held_out) if held_out is not None else None
+    rows = Rows(train, recipe.seed)
+    return Job(recipe, model, tokenizer, objective, rows, held_out, bad_rows=bad)
+
+
+def reward_job(recipe: Recipe) -> Job:
+    """A reward model, from a pre-trained or an instruct model."""
+    tokenizer, model = start_from(recipe)
+    torch.manual_seed(recipe.seed)
+    scorer = reward_model(model)
+
+    def pack(rows: Iterable[Row], reader: RowReader, bad: BadRows) -> Batch:
+        return rankings(rows, tokenizer, recipe.data.length, reader, bad)
+
+    train, held_out, bad = read_data(recipe, pack)
+    objective = BradleyTerry(recipe.train.balance_weight)
+    rows = Rows(train, recipe.seed)
+    return Job(recipe, scorer, tokenizer, objective, rows, held_out, bad_rows=bad)
+
+
+JOBS = {
+    "sft": sft_job, "dpo": dpo_job, "reward": reward_job, "grpo": grpo_job, "ppo": ppo_job,
+}  # fmt: skip
+
+
+def read_data(recipe: Recipe, pack: Pack) -> tuple[Batch, Batch | None, BadRows]:
+    """Training rows, held-out rows, and what was skipped, from files or the generators."""
+    data = recipe.data
+    reader, bad = RowReader(data.format, data.columns), BadRows(data.bad_rows == "skip")
+    if data.sources:
+        train, held_out = split_rows(list(file_rows(data.sources)), data)
+        packed = pack(train, reader, bad)
+        return packed, _packed_if_any(pack, held_out, reader, bad), bad
+    packed = pack(training_part(recipe), reader, bad)
+    few = dict.fromkeys(data.rows, HELD_OUT)
+    return packed, pack(generated_rows(few, recipe.seed, "test"), reader, bad), bad
+
+
+def training_part(recipe: Recipe) -> Iterable[Row]:
+    """The rows that are trained on, of files or generators."""
+    data = recipe.data
+    if data.sources:
+        return split_rows(list(file_rows(data.sources)), data)[0]
+    if not data.rows:
+        raise UserError("data.sources: is empty; give files of rows, or generators in data.rows")
+    return generated_rows(data.rows, recipe.seed, "train")
+
+
+def _packed_if_any(pack: Pack, rows: list[Row], reader: RowReader, bad: BadRows) -> Batch | None:
+    """Held-out rows; none where there are none, or all of them were skipped."""
+    try:
+        return pack(rows, reader, bad) if rows else None
+    except NoRows:
+        return None
+
+
+def split_rows(rows: list[Row], data: DataRecipe) -> tuple[list[Row], list[Row]]:
+    """The last `data.holdout` of a file's rows apart; at least one is trained on."""
+    kept = max(len(rows) - int(len(rows) * data.holdout), 1)
+    return rows[:kept], rows[kept:]
+
+
+@torch.no_grad()
+def with_reference(recipe: Recipe, model: CausalLM, batch: Batch) -> Batch:
+    """The batch with the answers' log-probabilities under the model as it is now, of which each
+    rank computes its share.
+    """
+    device = pick_device(recipe.train.device)
+    model.to(device).eval()
+
+    def summed(parts: Sequence[Batch]) -> list[Tensor]:
+        own = (part.to(device) for part in parts)
+        with autocast(recipe.train, device):
+            return [sum_by_sequence(target_log_probs(model, part), part).cpu() for part in own]
+
+    sums = dealt(list(batch.split(recipe.train.batch)), summed)
+    return replace(batch, extra={**batch.extra, "reference": torch.cat(sums)})

@@ -1,0 +1,169 @@
+"""Answers sampled from a model that is being trained, by the project's own engine, in process.
+
+The engine computes with the very parameters that the optimizer updates: there is no copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import torch
+
+from llamaseek.data.bad_rows import BadRows, Row, RowError
+from llamaseek.data.formats import RowReader
+from llamaseek.data.rows import encode
+from llamaseek.engine.engine import Engine
+from llamaseek.engine.options import EngineOptions
+from llamaseek.engine.request import Request, SamplingParams
+from llamaseek.models import CausalLM
+from llamaseek.parallel.collectives import dealt
+from llamaseek.parallel.fully_sharded import whole_weights
+from llamaseek.recipe.schema import RewardRecipe
+from llamaseek.text.messages import Message
+from llamaseek.text.tokenizer import Tokenizer
+from llamaseek.train.rewards import Episode, Reward, check_columns
+
+ROWS = 256  # answers under way at once
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation to be answered, as ids, and the user's row it came from."""
+
+    place: str
+    row: dict[str, Any]
+    ids: list[int]
+    messages: list[Message]
+    tools: Any = None
+
+
+def read_prompts(
+    rows: Iterable[Row],
+    tokenizer: Tokenizer,
+    length: int,
+    answer: int,
+    rewards: Sequence[RewardRecipe],
+    reader: RowReader,
+    bad: BadRows,
+) -> list[Prompt]:
+    """Prompts that leave `answer` tokens of `length`, and that the rewards can judge."""
+
+    def prompt(place: str, row: dict[str, Any]) -> Prompt:
+        found = reader.prompt(place, row)
+        chat = encode(place, found.messages, tokenizer, found.tools, add_generation_prompt=True)
+        if len(chat.ids) + answer > length:
+            room = f"data.length {length} leaves {length - answer} beside the answer"
+            raise RowError(place, "too long", f"the prompt has {len(chat.ids)} tokens; {room}")
+        check_columns(rewards, place, row)
+        return Prompt(place, row, chat.ids, found.messages, found.tools)
+
+    return list(bad.keep(rows, prompt))
+
+
+@dataclass
+class Sampler:
+    """Samples answers. `draw` gives, prompt after prompt, `samples` answers to each."""
+
+    model: CausalLM
+    tokenizer: Tokenizer
+    max_tokens: int
+    seed: int
+    engine: Engine | None = None
+
+    def draw(
+        self, prompts: Sequence[Prompt], samples: int, temperature: float, moment: str
+    ) -> list[Episode]:
+        """Answers of the model as it is now. `moment` names the weights and seeds the draw. Ranks
+        deal the prompts out among them, and all get all answers.
+
+        What the engine kept of other weights' prompts is not used: `moment` salts its prefixes.
+        """
+        trained = self.model.training
+        requests = [
+            self._request(prompt, samples, temperature, moment, number)
+            for number, prompt in enumerate(prompts)
+        ]
+        with whole_weights(self.model) as sharded:
+            answers = dealt(requests, self._answers)
+            if sharded:  # what an engine made of the weights goes with them
+                self.engine = None
+        self.model.train(trained)
+        return [
+            self._episode(prompt, said, stop)
+            for prompt, group in zip(prompts, answers, strict=True)
+            for said, stop in group
+        ]
+
+    def _answers(self, requests: Sequence[Request]) -> list[list[tuple[list[int], int | None]]]:
+        """To each request, tokens and the stop id of each of its answers."""
+        if self.engine is None:  # only now is the model on its device
+            options = EngineOptions(most_running=ROWS, step_tokens=8 * ROWS)
+            self.engine = Engine(self.model, options=options)
+        outputs = self.engine.generate(requests)
+        return [[(a.tokens, a.stop_id) for a in output.answers] for output in outputs]
+
+    def _request(
+        self, prompt: Prompt, samples: int, temperature: float, moment: str, number: int
+    ) -> Request:
+        generator = torch.Generator().manual_seed(hash_of(f"{self.seed}/{moment}/{number}"))
+        params = SamplingParams(
+            n=samples,
+            temperature=temperature,
+            max_tokens=self.max_tokens,
+            stop_ids=self.tokenizer.stop_ids,
+            seed=int(torch.randint(2**62, (), generator=generator)),
+        )
+        return Request(prompt=prompt.ids, params=params, salt=moment)
+
+    def _episode(self, prompt: Prompt, said: list[int], stop: int | None) -> Episode:
+        end = [] if stop is None else [stop]
+        text = self.tokenizer.decode(said)
+        return Episode(prompt.place, prompt.row, prompt.ids, said + end, text, stop is not None)
+
+
+def hash_of(text: str) -> int:
+    """A number below 2^62 for a text, the same in every process."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 2
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Each episode's reward, and what each of the rewards gave it."""
+
+    total: list[float]
+    parts: dict[str, list[float]]
+
+    def figures(self, rewards: Sequence[Reward], episodes: Sequence[Episode]) -> dict[str, float]:
+        """Means to watch: reward, accuracy where a program checks, length, share that ended."""
+        figures = {"reward": mean(self.total)}
+        for reward in rewards:
+            if reward.verifiable and "accuracy" not in figures:
+                figures["accuracy"] = mean(self.parts[reward.name])
+        if len(rewards) > 1:
+            figures |= {f"reward/{name}": mean(values) for name, values in self.parts.items()}
+        figures["length"] = mean([len(episode.answer) for episode in episodes])
+        figures["finished"] = mean([float(episode.finished) for episode in episodes])
+        return figures
+
+
+def judge(
+    rewards: Sequence[Reward], episodes: Sequence[Episode], missing_end: float = 0.0
+) -> Judged:
+    """The weighted sum of the rewards, and `missing_end` for answers that were cut off.
+
+    Ranks deal the answers out, and all learn from the same reward, also where a program timed out.
+    """
+    parts = {reward.name: dealt(episodes, reward.score) for reward in rewards}
+    total = [0.0 if episode.finished else missing_end for episode in episodes]
+    for reward in rewards:
+        scored = parts[reward.name]
+        total = [sum_ + reward.weight * one for sum_, one in zip(total, scored, strict=True)]
+    return Judged(total, parts)
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean; 0 of nothing."""
+    return sum(values) / max(len(values), 1)
