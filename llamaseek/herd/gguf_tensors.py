@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llamaseek.gguf_header import GgufHeader, GgufTensor
-from llamaseek.herd.configs import DeepseekV3Config, Llama3Config, ModelConfig
+from llamaseek.herd.configs import Llama3Config, ModelConfig
+from llamaseek.herd.header import Stored
 from llamaseek.herd.tensors import Shape, layer_count, model_tensors
 
 OUTSIDE = {
@@ -76,6 +77,26 @@ class Placed:
         if len(self.parts) > 1 or not self.shape[:-1]:
             return sum(part.nbytes for part in self.parts)
         return self.shape[0] * self.parts[0].row_bytes
+
+
+@dataclass(frozen=True)
+class GgufStored(Stored):
+    """A tensor of a GGUF file, with its place; `dtype` is GGUF's name of its type ("Q4_K")."""
+
+    placed: Placed
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+        return self.placed.nbytes
+
+
+def stored_gguf(header: GgufHeader, config: ModelConfig) -> dict[str, GgufStored]:
+    """Every tensor of a GGUF file by its name in the model, or by its own if it has none there."""
+    return {
+        name: GgufStored(name, place.parts[0].kind.name, place.shape, place.parts[0].path, place)
+        for name, place in placed_tensors(header, config).items()
+    }
 
 
 def gguf_name(name: str) -> str:
@@ -149,8 +170,3 @@ def _interleaved_heads(config: ModelConfig, name: str) -> int:
     if name.endswith("q_proj.weight"):
         return config.num_attention_heads
     return config.num_key_value_heads if name.endswith("k_proj.weight") else 0
-
-
-def is_deepseek(config: ModelConfig) -> bool:
-    """Whether a config is of the family whose GGUF architecture is deepseek2."""
-    return isinstance(config, DeepseekV3Config)

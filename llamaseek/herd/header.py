@@ -51,7 +51,7 @@ class Stored:
         return BYTES[self.dtype] * prod(self.shape)
 
 
-def stored_tensors(folder: Path) -> dict[str, Stored]:
+def folder_tensors(folder: Path) -> dict[str, Stored]:
     """Every tensor of a folder by name; `UserError` names the file that is missing or broken."""
     found: dict[str, Stored] = {}
     for path in weight_files(folder):
@@ -80,7 +80,7 @@ def weight_files(folder: Path) -> list[Path]:
 def stored_names(folder: Path) -> set[str]:
     """The names of a folder's tensors; none where it holds no weights.
 
-    Whether the files are sound is for `stored_tensors` to say.
+    Whether the files are sound is for `folder_tensors` to say.
     """
     try:
         if names := set(_weight_map(folder)):

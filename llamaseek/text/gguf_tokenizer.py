@@ -64,6 +64,19 @@ def tokenizer_files(header: GgufHeader) -> TokenizerFiles:
     )
 
 
+def tokenizer_texts(header: GgufHeader) -> dict[str, str]:
+    """The same as texts by the files' names; none for a file without a tokenizer."""
+    if header.get(PREFIX + "model", str, "none") == "none":
+        return {}
+    files = tokenizer_files(header)
+    texts = {
+        "tokenizer.json": files.tokenizer,
+        "tokenizer_config.json": json.dumps(files.config, indent=2, ensure_ascii=False) + "\n",
+        "generation_config.json": json.dumps(files.generation, indent=2) + "\n",
+    }
+    return texts | ({} if files.template is None else {"chat_template.jinja": files.template})
+
+
 class Vocabulary:
     """The lists and flags of the metadata, checked against each other."""
 

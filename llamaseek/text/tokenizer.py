@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llamaseek.errors import UserError
+from llamaseek.gguf_header import is_gguf, read_gguf
 from llamaseek.text import special
 from llamaseek.text.json_backend import Backend, JsonBackend
 from llamaseek.text.llama3_calls import CHAT_TEMPLATE
@@ -67,10 +68,13 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """The tokenizer of a Hugging Face model folder, or of a folder with Meta's own file.
+        """The tokenizer of a Hugging Face model folder, of a folder with Meta's own file, or of a
+        GGUF file.
 
         Raises UserError, naming the file, if it is missing or broken.
         """
+        if is_gguf(folder):
+            return cls(*_read_gguf(Path(folder)))
         config = _read_config(Path(folder) / CONFIG_FILE)
         template = _read_template(Path(folder), config or {})
         path = Path(folder) / TOKENIZER_FILE
@@ -256,6 +260,17 @@ class StreamDecoder:
     def flush(self) -> str:
         """What is left at the end: U+FFFD if a character never became whole, else nothing."""
         return self._stream.flush()
+
+
+def _read_gguf(path: Path) -> tuple[Backend, dict[str, Any], str | None]:
+    """The engine, config and chat template that a GGUF file's metadata describes."""
+    from llamaseek.text.gguf_tokenizer import tokenizer_files
+
+    files = tokenizer_files(read_gguf(path))
+    try:
+        return JsonBackend(files.tokenizer), files.config, files.template
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _read_meta(folder: Path) -> tuple[Backend, dict[str, Any]]:

@@ -10,9 +10,8 @@ from llamaseek.checkpoints.hf import load_model
 from llamaseek.checkpoints.peft import CONFIG as ADAPTER
 from llamaseek.errors import UserError, bad_value
 from llamaseek.herd import ModelConfig
-from llamaseek.herd.folder import read_config
+from llamaseek.herd.folder import read_config, stored_tensors
 from llamaseek.herd.formats import PACKED
-from llamaseek.herd.header import stored_tensors
 from llamaseek.herd.tensors import ROUTING_BIAS
 from llamaseek.models import CausalLM
 from llamaseek.models.lora import add_lora

@@ -1,4 +1,4 @@
-"""Headers of GGUF files, sound and hostile: values as written, or one line that says what is wrong."""
+"""Headers of GGUF files: values as written, and of hostile ones a line that says what is wrong."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from gguf.quants import quantize
 from torch import Tensor
 
 TINY = 1e-12
-AT_ONCE = 512  # blocks: what they need stays in a core's own cache
+AT_ONCE = 512  # blocks; what they need stays in one core's cache
 FLOATS = {
     Kind.F32: (torch.float32, torch.int32),
     Kind.F16: (torch.float16, torch.int16),
@@ -25,7 +25,7 @@ FLOATS = {
 
 
 def encode(rows: Tensor, kind: Kind) -> bytes:
-    """(N, K) in any float type as the bytes of `kind`. OverflowError for what float16 cannot hold."""
+    """(N, K) in any float type as the bytes of `kind`; OverflowError beyond float16's range."""
     if kind in FLOATS:
         dtype, same = FLOATS[kind]
         made = rows.to(dtype)
@@ -39,8 +39,8 @@ def encode(rows: Tensor, kind: Kind) -> bytes:
 
 
 def q4_k(blocks: Tensor) -> np.ndarray:
-    """(B, 256) as blocks of 144 bytes: two float16 scales, 8 scales and 8 minima of 6 bits, codes of
-    4 bits."""
+    """(B, 256) as blocks of 144 bytes: two float16 scales, 8 scales and 8 minima of 6 bits,
+    codes of 4 bits."""
     parts = blocks.view(-1, 8, 32)
     scale, low = _scales_and_minima(parts)
     d, scales = _six_bits(scale)

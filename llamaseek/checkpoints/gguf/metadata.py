@@ -99,7 +99,7 @@ def _add_scaling(writer: GGUFWriter, config: ModelConfig, scaling: RopeScaling) 
     if isinstance(config, DeepseekV3Config):
         if whole and part != whole:
             raise UserError(
-                f"rope_scaling.mscale is {part}, mscale_all_dim {whole}: a .gguf file has one for both"
+                f"rope_scaling.mscale is {part}, mscale_all_dim {whole}; a .gguf file has one key"
             )
         if whole:
             writer.add_rope_scaling_yarn_log_mul(0.1 * whole)

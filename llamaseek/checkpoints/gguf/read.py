@@ -5,6 +5,7 @@ H heads, N rows, K columns, C latent rank, P qk_nope_head_dim, V v_head_dim.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from llamaseek.errors import UserError
 from llamaseek.gguf_header import GgufTensor
 from llamaseek.herd.gguf_tensors import Placed
+from llamaseek.herd.tensors import ROUTING_BIAS
 from llamaseek.models.lazy import Lazy
 
 PLAIN = {
@@ -46,6 +48,30 @@ class Blocks:
         return torch.from_numpy(dequantize(np.ascontiguousarray(self.data[taken]), self.kind))
 
 
+def exact(tensors: dict[str, Lazy]) -> dict[str, Lazy]:
+    """A GGUF file's tensors in the dtypes of a folder with the same numbers.
+
+    GGUF keeps norms and routers in float32 whatever the matrices are in. Where the matrices are in
+    16 bits, and these hold a float32 tensor's numbers exactly, it is in 16 bits too.
+    """
+    matrices = Counter(t.dtype for t in tensors.values() if len(t.shape) > 1)
+    dtype = matrices.most_common(1)[0][0]
+    if dtype.itemsize >= torch.float32.itemsize:
+        return tensors
+    return {
+        name: tensor.cast(dtype) if _holds(tensor, dtype, name) else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _holds(tensor: Lazy, dtype: torch.dtype, name: str) -> bool:
+    """Whether `dtype` has every number of a float32 tensor; a routing bias stays float32."""
+    if tensor.dtype != torch.float32 or name.endswith(ROUTING_BIAS):
+        return False
+    parts = (tensor.rows(start, stop) for start, stop in tensor.pieces())
+    return all(torch.equal(part.to(dtype).float(), part) for part in parts)
+
+
 @dataclass(frozen=True)
 class GgufLazy(Lazy):
     """A lazy tensor of a GGUF file; `blocks` are there where it is a matrix of quantized ones."""
@@ -64,7 +90,7 @@ def open_placed(placed: dict[str, Placed]) -> dict[str, Lazy]:
 def _open(place: Placed, files: dict[Path, np.ndarray]) -> Lazy:
     mapped = [_mapped(part, files[part.path]) for part in place.parts]
     if len(mapped) == 2:
-        return _joined(*mapped, place.shape)
+        return _joined(mapped[0], mapped[1], place.shape)
     if len(place.shape) == 1:
         return _vector(mapped[0])
     order = interleaved(place.shape[0], place.heads) if place.heads else None
