@@ -62,7 +62,9 @@ class CausalLM(nn.Module):
         """tokens, positions (B, T) int64 → hidden (B, T, D), after the final norm."""
         self.balance_loss = None
         x = self.embed(tokens)
-        rotary = self.model.rotary(positions, x.dtype)
+        if cache is not None:
+            x = widen(x)  # where answers are made, the sum over layers is kept in float32
+        rotary = self.model.rotary(positions)
         mask = None if cache is not None else self.mask(positions)
         for index in range(self.config.num_hidden_layers):
             x = self.run_layer(index, x, rotary, positions, mask, cache)

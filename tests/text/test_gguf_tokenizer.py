@@ -86,7 +86,9 @@ def as_gguf(folder: Path, path: Path, pre: str) -> Path:
     return write(path, metadata, TINY)
 
 
-@pytest.mark.parametrize(("family", "pre"), [("llama3", "llama-bpe"), ("deepseek_v3", "deepseek-v3")])
+@pytest.mark.parametrize(
+    ("family", "pre"), [("llama3", "llama-bpe"), ("deepseek_v3", "deepseek-v3")]
+)
 def test_published_tokenizers_come_through(family: str, pre: str, tmp_path: Path) -> None:
     published.get(family, tmp_path)
     original = Tokenizer.load(tmp_path)
@@ -138,7 +140,9 @@ def test_special_tokens_and_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("asked", "expected"), [(None, True), (True, True), (False, False)])
-def test_bos_is_added_where_the_file_asks(asked: bool | None, expected: bool, tmp_path: Path) -> None:
+def test_bos_is_added_where_the_file_asks(
+    asked: bool | None, expected: bool, tmp_path: Path
+) -> None:
     from tokenizers import Tokenizer as Library
 
     path = made(tmp_path / "m.gguf", **{"ggml.add_bos_token": asked})
