@@ -5,19 +5,17 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from llamaseek.cli.shared import DEVICE, model_folder
-from llamaseek.engine.engine import Engine
-from llamaseek.engine.request import Request, SamplingParams
-from llamaseek.errors import UserError, unknown_name
-from llamaseek.safety.stream import Judge, Refused, guarded
-from llamaseek.text.chat import encode_chat
-from llamaseek.text.tokenizer import Tokenizer
+from llamaseek.errors import UserError
+
+if TYPE_CHECKING:
+    from llamaseek.cli.conversation import Conversation
 
 MODEL = typer.Argument(help="A model folder.", callback=model_folder)
 SYSTEM = typer.Option("", help="The system message.")
@@ -44,6 +42,7 @@ def chat(
     device: str = DEVICE,
 ) -> None:
     """Talk to a model; /help lists what can be changed on the way."""
+    from llamaseek.cli.conversation import Conversation
     from llamaseek.engine.engine import Engine
     from llamaseek.engine.open import load
     from llamaseek.engine.options import EngineOptions
@@ -86,6 +85,7 @@ def reader() -> Callable[[], str]:
 
 def run(talk: Conversation, read: Callable[[], str]) -> None:
     """Read, answer, until the user leaves."""
+    from llamaseek.cli.conversation import Quit
 
     while True:
         try:
@@ -135,165 +135,3 @@ def say(pieces: Iterator[str]) -> None:
         print(f"\n\033[2m{count} tokens, {rate:.0f} a second\033[0m")
     else:
         print()
-
-
-HELP = """\
-/help               this list
-/reset              forget the conversation
-/retry              answer the last message again
-/system TEXT        set the system message (alone: remove it), and start anew
-/temperature X      0 takes the likeliest token each time
-/top_p X            keep the likeliest tokens up to this much probability
-/top_k N            keep this many tokens (0: all)
-/max_tokens N       the longest answer
-/seed N             what temperatures above 0 draw from
-/stop TEXT          end answers before TEXT (alone: no such text)
-/settings           show them
-/quit               leave (or Ctrl-D)
-Alt-Enter begins a new line; Ctrl-C ends an answer; the up arrow brings back what you typed."""
-
-
-class Quit(Exception):
-    """The user wants to leave."""
-
-
-@dataclass
-class Conversation:
-    """Turns so far and how answers are drawn."""
-
-    engine: Engine
-    tokenizer: Tokenizer
-    sampling: SamplingParams
-    system: str = ""
-    turns: list[dict[str, str]] = field(default_factory=list)
-    guard: Judge | None = None
-
-    def command(self, line: str) -> str | None:
-        """Carry out a /command and return what to show; None asks for the answer again.
-
-        Raises `UserError` for a command or value that is not allowed.
-        """
-        name, _, value = line[1:].partition(" ")
-        if name not in COMMANDS:
-            raise unknown_name("command", f"/{name}", [f"/{known}" for known in COMMANDS])
-        return COMMANDS[name](self, value.strip())
-
-    def reset(self) -> None:
-        """Forget all turns."""
-        self.turns.clear()
-
-    def ask(self, text: str) -> Iterator[str]:
-        """Add a user's message and stream the answer."""
-        self.turns.append({"role": "user", "content": text})
-        return self.answer()
-
-    def answer(self) -> Iterator[str]:
-        """Stream the answer to the last message; what was said is kept, even if cut short.
-
-        An exchange that the guard refuses is forgotten, and Refused raised.
-        """
-        pieces = self._pieces(self._prompt())
-        if self.guard is not None:
-            pieces = guarded(self.guard, self._messages(), pieces)
-        said: list[str] = []
-        refused = False
-        try:
-            for text in pieces:
-                said.append(text)
-                yield text
-        except Refused:
-            refused = True
-            raise
-        finally:
-            if refused:
-                del self.turns[-1]
-            else:
-                self.turns.append({"role": "assistant", "content": "".join(said)})
-
-    def _pieces(self, ids: list[int]) -> Iterator[str]:
-        for delta in self.engine.stream(Request(prompt=ids, params=self.sampling)):
-            if delta.error is not None:
-                raise RuntimeError(delta.error)
-            yield delta.text
-
-    def _prompt(self) -> list[int]:
-        """The conversation as ids; the oldest turns go where the context is too short."""
-        engine, wanted = self.engine, self.sampling.max_tokens or 1
-        room = min(engine.context - 1, engine.capacity - wanted)
-        while True:
-            ids = encode_chat(self.tokenizer, self._messages(), add_generation_prompt=True).ids
-            if len(ids) <= room:
-                return ids
-            if len(self.turns) == 1:
-                self.turns.clear()
-                raise UserError(f"message: has {len(ids)} tokens; the context leaves {room}")
-            del self.turns[:2]
-
-    def _messages(self) -> list[dict[str, str]]:
-        start = [{"role": "system", "content": self.system}] if self.system else []
-        return [*start, *self.turns]
-
-
-def _setting(
-    name: str, read: Callable[[str], Any], kind: str
-) -> Callable[[Conversation, str], str]:
-    def change(talk: Conversation, value: str) -> str:
-        try:
-            number = read(value)
-        except ValueError:
-            raise UserError(f"/{name}: {value!r} is not {kind}") from None
-        talk.sampling = replace(talk.sampling, **{name: number})
-        return f"{name} {number}"
-
-    return change
-
-
-def _reset(talk: Conversation, value: str) -> str:
-    talk.reset()
-    return "a new conversation"
-
-
-def _system(talk: Conversation, value: str) -> str:
-    talk.system = value
-    talk.reset()
-    return f"system message {'set' if value else 'removed'}; a new conversation"
-
-
-def _stop(talk: Conversation, value: str) -> str:
-    stops = [*talk.sampling.stop, value] if value else []
-    talk.sampling = replace(talk.sampling, stop=stops)
-    return f"stops: {stops}" if stops else "no stop texts"
-
-
-def _settings(talk: Conversation, value: str) -> str:
-    s = talk.sampling
-    return (
-        f"temperature {s.temperature}  top_p {s.top_p}  top_k {s.top_k}  "
-        f"max_tokens {s.max_tokens}  seed {s.seed}\nsystem {talk.system!r}  stops {list(s.stop)}"
-    )
-
-
-def _retry(talk: Conversation, value: str) -> None:
-    if not talk.turns:
-        raise UserError("/retry: there is no message to answer yet")
-    del talk.turns[-1]
-
-
-def _quit(talk: Conversation, value: str) -> str:
-    raise Quit
-
-
-COMMANDS: dict[str, Callable[[Conversation, str], str | None]] = {
-    "help": lambda talk, value: HELP,
-    "reset": _reset,
-    "retry": _retry,
-    "system": _system,
-    "temperature": _setting("temperature", float, "a number"),
-    "top_p": _setting("top_p", float, "a number"),
-    "top_k": _setting("top_k", int, "a whole number"),
-    "max_tokens": _setting("max_tokens", int, "a whole number"),
-    "seed": _setting("seed", int, "a whole number"),
-    "stop": _stop,
-    "settings": _settings,
-    "quit": _quit,
-}

@@ -117,7 +117,7 @@ def _section_at(kind: Any, where: list[str]) -> Any:
 
 def bundled() -> dict[str, Path]:
     """The recipes that ship with the package, by file name."""
-    folder = Path(str(files("llamaseek.recipe.schema"))) / "bundled"
+    folder = Path(str(files("llamaseek.recipe"))) / "bundled"
     return {path.name: path for path in sorted(folder.glob("*.yaml"))}
 
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from llamaseek.checkpoints.hf import load_model
-from llamaseek.cli import chat as conversation
-from llamaseek.cli.chat import Conversation
+from llamaseek.cli import conversation
+from llamaseek.cli.conversation import Conversation
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.request import SamplingParams
 from llamaseek.errors import UserError

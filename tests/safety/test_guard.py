@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llamaseek.checkpoints.hf import save_model
-from llamaseek.cli.chat import Conversation
+from llamaseek.cli.conversation import Conversation
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.options import EngineOptions
 from llamaseek.engine.request import SamplingParams
