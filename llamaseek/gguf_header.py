@@ -22,9 +22,8 @@ from typing import Any
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from llamaseek.errors import UserError, shorten
+from llamaseek.files import GGUF_MAGIC
 
-MAGIC = b"GGUF"
-SUFFIX = ".gguf"
 VERSIONS = (2, 3)
 ALIGNMENT = 32
 LARGEST_HEADER = (
@@ -125,18 +124,6 @@ _NAMES: dict[type, str] = {
 }
 
 
-def is_gguf(path: str | Path) -> bool:
-    """Whether a path is a GGUF file: by its name, or by the first bytes of a file that exists."""
-    path = Path(path)
-    if path.suffix == SUFFIX:
-        return not path.is_dir()
-    try:
-        with path.open("rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
-    except OSError:
-        return False
-
-
 def read_gguf(path: str | Path) -> GgufHeader:
     """The header of a file, of all files where it is the first of a split.
 
@@ -223,8 +210,8 @@ class _Parser:
 
     def _begin(self) -> None:
         magic, version = self._bytes(4), self._scalar("I")
-        if magic != MAGIC:
-            raise ValueError(f"it begins with {magic!r}, not with {MAGIC!r}")
+        if magic != GGUF_MAGIC:
+            raise ValueError(f"it begins with {magic!r}, not with {GGUF_MAGIC!r}")
         if version not in VERSIONS:
             swapped = int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS
             order = " in big-endian order" if swapped else ""

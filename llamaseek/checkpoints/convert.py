@@ -17,8 +17,15 @@ from llamaseek.checkpoints.peft import merged, read_adapter
 from llamaseek.checkpoints.shards import SHARD_BYTES, Watch, write_tensors
 from llamaseek.checkpoints.widen import dequantised, widened
 from llamaseek.errors import UserError
-from llamaseek.files import check_apart, check_kept, new_folder, read_json_object, write_json
-from llamaseek.gguf_header import is_gguf, read_gguf
+from llamaseek.files import (
+    check_apart,
+    check_kept,
+    is_gguf,
+    new_folder,
+    read_json_object,
+    write_json,
+)
+from llamaseek.gguf_header import read_gguf
 from llamaseek.herd.folder import read_config
 from llamaseek.models.lazy import Lazy
 from llamaseek.text.gguf_tokenizer import tokenizer_texts

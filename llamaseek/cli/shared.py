@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from llamaseek.errors import UserError
+from llamaseek.files import is_gguf
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,8 +92,6 @@ def model_folder(path: Path | None) -> Path | None:
 
     What a folder that looks like one lacks is for its readers to say.
     """
-    from llamaseek.gguf_header import is_gguf
-
     if path is None or (path / "config.json").is_file() or (path.is_file() and is_gguf(path)):
         return path
     if not path.is_dir():

@@ -18,7 +18,6 @@ from llamaseek.herd.formats import (
     WORD,
     scale_shape,
 )
-from llamaseek.herd.gguf_tensors import GgufStored
 from llamaseek.herd.header import Stored
 from llamaseek.herd.tensors import Shape, model_tensors
 
@@ -53,7 +52,7 @@ def problems(config: ModelConfig, stored: dict[str, Stored], folder: Path) -> It
             yield Problem("missing", name, f"{folder}: lacks the tensor {name}")
         elif stored[name].shape != shape:
             yield Problem("shape", name, _shapes(stored[name], shape))
-        elif not _is_weight(stored[name]) and not name.endswith(PACKED_SHAPE):
+        elif not stored[name].is_float and not name.endswith(PACKED_SHAPE):
             found = stored[name]
             message = f"{found.path}: {name} is {found.dtype}; allowed: {', '.join(FLOATS)}"
             yield Problem("dtype", name, message)
@@ -61,13 +60,6 @@ def problems(config: ModelConfig, stored: dict[str, Stored], folder: Path) -> It
         if name not in wanted and name not in known and not is_second_copy(config, name):
             message = f"{found.path}: has a tensor the model lacks: {name}"
             yield Problem("unexpected", name, message)
-
-
-def _is_weight(tensor: Stored) -> bool:
-    """Whether it holds numbers that a model computes with; of GGUF's types all but whole ones."""
-    if isinstance(tensor, GgufStored):
-        return not tensor.dtype.startswith("I") or tensor.dtype.startswith("IQ")
-    return tensor.dtype in FLOATS
 
 
 def _packed_problems(

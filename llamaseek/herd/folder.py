@@ -9,11 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from llamaseek.errors import UserError, unknown_name
-from llamaseek.files import read_json_object
-from llamaseek.gguf_header import is_gguf, read_gguf
+from llamaseek.files import is_gguf, read_json_object
 from llamaseek.herd.configs import DeepseekV3Config, ModelConfig, config_from_dict
-from llamaseek.herd.gguf_config import gguf_config
-from llamaseek.herd.gguf_tensors import stored_gguf
 from llamaseek.herd.header import Stored, folder_tensors, stored_names
 from llamaseek.herd.published import ENTRIES, Entry
 
@@ -22,6 +19,9 @@ def read_config(model: str | Path) -> ModelConfig:
     """The config of a model folder or GGUF file; `UserError` where it is missing, broken or cannot
     be run."""
     if is_gguf(model):
+        from llamaseek.gguf_header import read_gguf
+        from llamaseek.herd.gguf_config import gguf_config
+
         return gguf_config(read_gguf(model))
     path = Path(model) / "config.json"
     try:
@@ -38,6 +38,10 @@ def stored_tensors(model: Path) -> dict[str, Stored]:
     `UserError` names the file that is missing or broken.
     """
     if is_gguf(model):
+        from llamaseek.gguf_header import read_gguf
+        from llamaseek.herd.gguf_config import gguf_config
+        from llamaseek.herd.gguf_tensors import stored_gguf
+
         header = read_gguf(model)
         return dict(stored_gguf(header, gguf_config(header)))
     return folder_tensors(model)

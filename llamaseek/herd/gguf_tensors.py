@@ -86,6 +86,11 @@ class GgufStored(Stored):
     placed: Placed
 
     @property
+    def is_float(self) -> bool:
+        """Whether it holds numbers that a model can compute with: all of GGUF's but whole ones."""
+        return not self.dtype.startswith("I") or self.dtype.startswith("IQ")
+
+    @property
     def nbytes(self) -> int:
         """Its size in bytes."""
         return self.placed.nbytes

@@ -15,6 +15,7 @@ from typing import Any
 
 from llamaseek.errors import UserError, shorten
 from llamaseek.files import read_json_object
+from llamaseek.herd.formats import FLOATS
 from llamaseek.herd.tensors import Shape
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -44,6 +45,11 @@ class Stored:
     dtype: str
     shape: Shape
     path: Path
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it holds numbers that a model can compute with."""
+        return self.dtype in FLOATS
 
     @property
     def nbytes(self) -> int:

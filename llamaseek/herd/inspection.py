@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llamaseek.errors import UserError
-from llamaseek.files import read_json_object
-from llamaseek.gguf_header import is_gguf, read_gguf
+from llamaseek.files import is_gguf, read_json_object
 from llamaseek.herd.compare import is_second_copy, problems
 from llamaseek.herd.configs import ModelConfig
 from llamaseek.herd.folder import read_config, stored_tensors
@@ -118,6 +117,8 @@ def tokenizer_facts(folder: Path, config: ModelConfig) -> dict[str, Any]:
 
 def _metadata_facts(path: Path, config: ModelConfig) -> dict[str, Any]:
     """The same of the tokenizer in a GGUF file's metadata."""
+    from llamaseek.gguf_header import read_gguf
+
     metadata = read_gguf(path).metadata
     tokens = metadata.get("tokenizer.ggml.tokens")
     model, pre = (metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))

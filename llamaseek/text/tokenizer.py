@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llamaseek.errors import UserError
-from llamaseek.gguf_header import is_gguf, read_gguf
+from llamaseek.files import is_gguf
 from llamaseek.text import special
 from llamaseek.text.json_backend import Backend, JsonBackend
 from llamaseek.text.llama3_calls import CHAT_TEMPLATE
@@ -264,6 +264,7 @@ class StreamDecoder:
 
 def _read_gguf(path: Path) -> tuple[Backend, dict[str, Any], str | None]:
     """The engine, config and chat template that a GGUF file's metadata describes."""
+    from llamaseek.gguf_header import read_gguf
     from llamaseek.text.gguf_tokenizer import tokenizer_files
 
     files = tokenizer_files(read_gguf(path))

@@ -11,7 +11,8 @@ import pytest
 from gguf import GGUFReader
 
 from llamaseek.errors import UserError
-from llamaseek.gguf_header import is_gguf, read_gguf
+from llamaseek.files import is_gguf
+from llamaseek.gguf_header import read_gguf
 from tests.checkpoints.gguf_files import (
     SIZES,
     SMOLLM2,

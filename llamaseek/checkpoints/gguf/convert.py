@@ -14,8 +14,7 @@ from llamaseek.checkpoints.gguf.write import GgufFile, Watch
 from llamaseek.checkpoints.peft import merged, read_adapter
 from llamaseek.checkpoints.widen import dequantised, widened
 from llamaseek.errors import UserError
-from llamaseek.files import check_kept, replacing, write_text
-from llamaseek.gguf_header import SUFFIX, is_gguf
+from llamaseek.files import GGUF_SUFFIX, check_kept, is_gguf, replacing, write_text
 from llamaseek.herd.configs import config_from_dict
 from llamaseek.models.lazy import Lazy
 from llamaseek.text.tokenizer import META_FILE, TOKENIZER_FILE, Tokenizer
@@ -26,7 +25,7 @@ MODELFILE = "Modelfile"
 
 def is_gguf_target(target: Path) -> bool:
     """Whether a conversion's target is a GGUF file, by its name."""
-    return target.suffix == SUFFIX
+    return target.suffix == GGUF_SUFFIX
 
 
 class GgufConversion:
