@@ -89,7 +89,9 @@ class Ours:
         self.case = case
         path, kept = folder / case.ours, case.device != "cpu"
         model = load_model(path, torch.bfloat16, fp8=kept, mapped=True, device=case.device)
-        options = EngineOptions(share_prefixes=False, most_running=case.batch, step_tokens=512)
+        options = EngineOptions(
+            enable_prefix_caching=False, max_num_seqs=case.batch, max_num_batched_tokens=512
+        )
         self.engine = Engine(model, options=options)
 
     def rate(self) -> float:

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.common import Row, installed, median_seconds, report  # noqa: E402
 from llamaseek.data.clean.dedup.near import MinHashDedup  # noqa: E402
-from llamaseek.data.clean.engine import Crew  # noqa: E402
+from llamaseek.data.clean.engine import CleaningWorkers  # noqa: E402
 from llamaseek.data.clean.recipe import CleanRecipe  # noqa: E402
 from llamaseek.data.clean.run import clean  # noqa: E402
 from llamaseek.data.documents import Document, read_documents  # noqa: E402
@@ -205,7 +205,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.child:
         source, out, workers = asked.child
-        clean(recipe(Path(source), Path(out)), Crew(int(workers)))
+        clean(recipe(Path(source), Path(out)), CleaningWorkers(int(workers)))
         return
     skipped: list[str] = []
     rows = []

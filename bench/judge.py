@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.common import Row, report  # noqa: E402
 from llamaseek.checkpoints.hf import load_model  # noqa: E402
 from llamaseek.data.builtin.stories import story  # noqa: E402
-from llamaseek.data.clean.engine import Crew  # noqa: E402
+from llamaseek.data.clean.engine import CleaningWorkers  # noqa: E402
 from llamaseek.data.clean.quality.flow import filter_by_judge  # noqa: E402
 from llamaseek.data.clean.quality.recipe import QualityRecipe  # noqa: E402
 from llamaseek.data.documents import read_documents  # noqa: E402
@@ -146,7 +146,9 @@ def main() -> None:
                 "keep": {"at_least": BEST - 1},
             }
         )
-        found = filter_by_judge(wanted, EngineJudge(model, tokenizer, RUBRIC, BEST), Crew(2))
+        found = filter_by_judge(
+            wanted, EngineJudge(model, tokenizer, RUBRIC, BEST), CleaningWorkers(2)
+        )
         grades = (folder / "filtered" / "classifier" / "grades.jsonl").read_text().splitlines()
         given = [json.loads(line) for line in grades]
         right = sum(row["grade"] == truth[row["id"]] for row in given) / len(given)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from bench.common import Row, installed, report
 from llamaseek.engine.forward.fused import Fused, Latents, Where, fuse
-from llamaseek.engine.forward.paged import Store, build_cache, bytes_per_token
+from llamaseek.engine.forward.paged import PagedStore, build_cache, bytes_per_token
 from llamaseek.engine.forward.step_layout import lay_out
 from llamaseek.herd import config_from_sizes
 from llamaseek.herd.configs import DeepseekV3Config
@@ -281,7 +281,7 @@ def rows(contexts: list[int], found: dict[str, list[float]]) -> list[Row]:
     held = sum(
         kept.nbytes
         for shape in shapes
-        for kept in Store(shape, 1, BLOCK, torch.bfloat16, torch.device("cpu")).kept
+        for kept in PagedStore(shape, 1, BLOCK, torch.bfloat16, torch.device("cpu")).kept
     )
     assert small == exact == held / BLOCK
     made.append(Row("cache", "bytes a token", small, "expanded", large, large / small, None))

@@ -33,7 +33,7 @@ from llamaseek.models.cache import ContiguousCache
 from llamaseek.models.lora import add_lora
 from llamaseek.models.loss import CHUNK_NUMBERS
 from llamaseek.models.recompute import recompute
-from llamaseek.plan.activations import Pass
+from llamaseek.plan.activations import TrainingPass
 from llamaseek.plan.formats import FORMATS
 from llamaseek.plan.memory import Training, training_memory
 from llamaseek.plan.serving import Serving, serving_memory
@@ -220,7 +220,7 @@ def predict(case: Case, device: torch.device) -> float:
         serving = Serving(case.rows, length, case.length, scores=True)
         return serving_memory(case.config, form, serving).total
     lora = case.task == "lora"
-    run = Pass(
+    run = TrainingPass(
         case.rows,
         case.length,
         number=2 if case.bf16 else 4,

@@ -55,7 +55,7 @@ def compare(folder: Path, count: int) -> list[Row]:
     tokenizer, model = Tokenizer.load(folder), load_model(folder).eval()
     asked = prompts(tokenizer, count)
     plain, drafting = (
-        Engine(model, tokenizer, EngineOptions(most_running=1, speculation=Speculation(kind=kind)))
+        Engine(model, tokenizer, EngineOptions(max_num_seqs=1, speculation=Speculation(kind=kind)))
         for kind in ("none", "mtp")
     )
     rates: tuple[list[float], list[float]] = ([], [])

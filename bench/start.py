@@ -39,7 +39,7 @@ def say_ours(folder: Path) -> None:
     from llamaseek.text.tokenizer import Tokenizer
 
     path = folder / "bf16"
-    engine = Engine(load(path, "cpu"), Tokenizer.load(path), EngineOptions(most_running=1))
+    engine = Engine(load(path, "cpu"), Tokenizer.load(path), EngineOptions(max_num_seqs=1))
     engine.generate([Request(prompt=PROMPT, params=SamplingParams(max_tokens=1))])
 
 

@@ -22,8 +22,8 @@ def unknown_name(what: str, name: str, known: list[str]) -> UserError:
     """The error for a name that does not exist; names those it begins, or the nearest one."""
     begun = [each for each in sorted(known) if name and each.startswith(name)]
     near = begun or get_close_matches(name, known, n=1, cutoff=0.6)
-    said = ", ".join(map(repr, near))
-    hint = f"did you mean {said}?" if near else f"known: {', '.join(sorted(known))}"
+    names = ", ".join(map(repr, near))
+    hint = f"did you mean {names}?" if near else f"known: {', '.join(sorted(known))}"
     return UserError(f"{what} {name!r} is unknown; {hint}")
 
 

@@ -81,7 +81,7 @@ def started(name: str, folder: Path, limit: float) -> Iterator[Contender]:
     model = str(folder / "model")
     commands = {
         "ours": [sys.executable, "-m", "llamaseek", "serve", model, "--name", "bench", "--dtype",
-                 "bf16", "--port", str(port), "--running", str(CHATS)],
+                 "bf16", "--port", str(port), "--max-num-seqs", str(CHATS)],
         "llama.cpp": [os.environ.get("LLAMA_SERVER", ""), "-m", str(folder / "model.gguf"),
                       "--port", str(port), "-np", str(CHATS), "-c", str(CONTEXT * CHATS // 2),
                       "--kv-unified", "-t", threads, "-tb", threads, "--no-webui", "-fa", "auto"],

@@ -14,8 +14,8 @@ from llamaseek.checkpoints.gguf.read import exact
 from llamaseek.checkpoints.hf import cast_weights, config_json, read_folder
 from llamaseek.checkpoints.meta import is_meta_folder, read_meta
 from llamaseek.checkpoints.peft import merged, read_adapter
-from llamaseek.checkpoints.shards import SHARD_BYTES, Watch, write_tensors
-from llamaseek.checkpoints.widen import dequantised, widened
+from llamaseek.checkpoints.shards import SHARD_BYTES, OnBytes, write_tensors
+from llamaseek.checkpoints.widen import dequantized, widened
 from llamaseek.errors import UserError
 from llamaseek.files import (
     check_apart,
@@ -62,10 +62,10 @@ class Conversion:
         config, tensors = read_any(source)
         if adapter is not None:
             check_kept(target, adapter)
-            plain = dequantised(widened(tensors, torch.bfloat16), torch.bfloat16)
+            plain = dequantized(widened(tensors, torch.bfloat16), torch.bfloat16)
             tensors = merged(plain, read_adapter(adapter), adapter)
         if dtype is not None:
-            tensors = cast_weights(dequantised(widened(tensors, dtype), dtype), dtype)
+            tensors = cast_weights(dequantized(widened(tensors, dtype), dtype), dtype)
         quantized = (torch.float8_e4m3fn, torch.int32)
         if all(tensor.dtype not in quantized for tensor in tensors.values()):
             config.pop("quantization_config", None)
@@ -77,7 +77,7 @@ class Conversion:
         """Bytes of the tensors to be written."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
-    def run(self, overwrite: bool = False, watch: Watch = lambda written: None) -> None:
+    def run(self, overwrite: bool = False, watch: OnBytes = lambda written: None) -> None:
         """Write the target, which appears only when it is whole; `watch` counts its bytes."""
         with new_folder(self.target, self.nbytes, overwrite) as folder:
             write_tensors(folder, self.tensors, self.shard_bytes, watch=watch)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from llamaseek.checkpoints.shards import SHARD_BYTES, open_tensors, write_tensors
-from llamaseek.checkpoints.widen import dequantised
+from llamaseek.checkpoints.widen import dequantized
 from llamaseek.errors import UserError
 from llamaseek.files import write_json
 from llamaseek.herd import ModelConfig
@@ -117,7 +117,7 @@ def read_folder(folder: Path, config: ModelConfig) -> dict[str, Lazy]:
     return {name: tensor for name, tensor in tensors.items() if not is_second_copy(config, name)}
 
 
-class Undrawn(TorchFunctionMode):
+class SkipInit(TorchFunctionMode):
     """Building on `meta` without two calls for which PyTorch imports its compiler there, which
     takes longer than mapping a folder.
 
@@ -157,12 +157,12 @@ def load_model(
     folder, device = Path(folder), torch.device(device)
     config = config or read_config(folder)
     tensors = read_folder(folder, config)
-    with torch.device("meta"), Undrawn():
+    with torch.device("meta"), SkipInit():
         model = build_model(config).to(dtype)
         if fp8:
             keep_fp8(model, tensors)
         keep_packed(model, tensors)
-    return materialise(model, tensors if fp8 else dequantised(tensors, dtype), mapped, device)
+    return materialise(model, tensors if fp8 else dequantized(tensors, dtype), mapped, device)
 
 
 def materialise(

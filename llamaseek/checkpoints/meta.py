@@ -21,7 +21,7 @@ from llamaseek.errors import UserError, bad_value, shorten
 from llamaseek.files import read_json_object
 from llamaseek.herd import Llama3Config, RopeScaling
 from llamaseek.herd.compare import problems
-from llamaseek.herd.header import Stored
+from llamaseek.herd.header import StoredTensor
 from llamaseek.herd.published import ENTRIES
 from llamaseek.models.lazy import Lazy, lazy
 
@@ -60,7 +60,9 @@ def read_meta(folder: Path) -> tuple[Llama3Config, dict[str, Lazy]]:
     config = _config(folder, ranks[0])
     tensors = dict(_tensors(config, ranks))
     path = folder / "consolidated.00.pth"
-    stored = {n: Stored(n, NAMES.get(t.dtype, "?"), t.shape, path) for n, t in tensors.items()}
+    stored = {
+        n: StoredTensor(n, NAMES.get(t.dtype, "?"), t.shape, path) for n, t in tensors.items()
+    }
     for problem in problems(config, stored, folder):
         raise UserError(problem.message)
     return config, tensors

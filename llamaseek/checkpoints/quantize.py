@@ -22,8 +22,8 @@ from torch import Tensor
 
 from llamaseek.checkpoints.convert import copy_beside, read_any
 from llamaseek.checkpoints.hf import config_json
-from llamaseek.checkpoints.shards import SHARD_BYTES, Watch, write_tensors
-from llamaseek.checkpoints.widen import dequantised
+from llamaseek.checkpoints.shards import SHARD_BYTES, OnBytes, write_tensors
+from llamaseek.checkpoints.widen import dequantized
 from llamaseek.errors import UserError, bad_value
 from llamaseek.files import check_apart, new_folder, write_json
 from llamaseek.herd.formats import (
@@ -35,7 +35,7 @@ from llamaseek.herd.formats import (
     SCALE,
     scale_shape,
 )
-from llamaseek.kernels.packed import quantise
+from llamaseek.kernels.packed import quantize
 from llamaseek.models.lazy import Lazy, lazy
 from llamaseek.models.quant import fp8
 
@@ -108,7 +108,7 @@ class Packing:
         found = []
         for at in range(start, stop, step):
             rows = self.source.rows(at, min(at + step, stop))
-            made = fp8.quantise(rows) if plan.fp8 else quantise(rows, plan.bits, plan.group)
+            made = fp8.quantize(rows) if plan.fp8 else quantize(rows, plan.bits, plan.group)
             numbers, scales = made
             found.append(numbers)
             self._scales.append(scales)
@@ -139,7 +139,7 @@ class Quantization:
         if kept or any(name.endswith(PACKED) for name in tensors):
             raise UserError(f"{source}: is quantized already")
         self.source, self.target = source, target
-        plain = dequantised(tensors, torch.bfloat16)
+        plain = dequantized(tensors, torch.bfloat16)
         self.before = sum(tensor.nbytes for tensor in plain.values())
         if config.get("tie_word_embeddings") and not wanted.fp8:
             config["tie_word_embeddings"] = False
@@ -155,7 +155,7 @@ class Quantization:
         """Bytes of the tensors to be written."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
-    def run(self, overwrite: bool = False, watch: Watch = lambda written: None) -> None:
+    def run(self, overwrite: bool = False, watch: OnBytes = lambda written: None) -> None:
         """Write the target, which appears only when it is whole; `watch` counts its bytes."""
         with new_folder(self.target, self.nbytes, overwrite) as folder:
             write_tensors(folder, self.tensors, SHARD_BYTES, watch=watch)

@@ -19,7 +19,7 @@ from llamaseek.checkpoints.gguf.read import open_placed
 from llamaseek.errors import UserError
 from llamaseek.files import write_json
 from llamaseek.herd.gguf_tensors import GgufStored
-from llamaseek.herd.header import INDEX, SINGLE, Stored
+from llamaseek.herd.header import INDEX, SINGLE, StoredTensor
 from llamaseek.models.lazy import Lazy
 
 SHARD_BYTES = 5_000_000_000
@@ -40,10 +40,10 @@ DTYPES = {
 }
 NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 
-Watch = Callable[[int], object]
+OnBytes = Callable[[int], object]
 
 
-def open_tensors(stored: dict[str, Stored]) -> dict[str, Lazy]:
+def open_tensors(stored: dict[str, StoredTensor]) -> dict[str, Lazy]:
     """The tensors behind checked headers, mapped from their files, not read into memory."""
     files: dict[Path, Any] = {}
     found = open_placed({n: e.placed for n, e in stored.items() if isinstance(e, GgufStored)})
@@ -59,7 +59,7 @@ def open_tensors(stored: dict[str, Stored]) -> dict[str, Lazy]:
     return found
 
 
-def _mapped(file: Any, entry: Stored) -> Lazy:
+def _mapped(file: Any, entry: StoredTensor) -> Lazy:
     def rows(start: int, stop: int) -> Tensor:
         whole: Tensor = file.get_tensor(entry.name)
         return whole[start:stop] if entry.shape else whole
@@ -72,7 +72,7 @@ def write_tensors(
     tensors: dict[str, Lazy],
     shard_bytes: int = SHARD_BYTES,
     single: str = SINGLE,
-    watch: Watch = lambda written: None,
+    watch: OnBytes = lambda written: None,
 ) -> None:
     """Write a folder's safetensors files: one called `single`, or numbered shards and an index.
 
@@ -105,7 +105,7 @@ def _split(tensors: dict[str, Lazy], shard_bytes: int) -> list[dict[str, Lazy]]:
     return shards
 
 
-def _write_shard(path: Path, tensors: dict[str, Lazy], watch: Watch) -> None:
+def _write_shard(path: Path, tensors: dict[str, Lazy], watch: OnBytes) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     reached = 0
     for name, tensor in tensors.items():

@@ -16,7 +16,7 @@ from llamaseek.models.quant.fp8 import check_scale
 from llamaseek.models.quant.packed import WORD
 
 
-def dequantised(tensors: dict[str, Lazy], dtype: torch.dtype) -> dict[str, Lazy]:
+def dequantized(tensors: dict[str, Lazy], dtype: torch.dtype) -> dict[str, Lazy]:
     """Every fp8 matrix, and every one of a GGUF file's quantized blocks, as a plain one; scales
     leave."""
     found = {}

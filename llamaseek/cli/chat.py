@@ -15,7 +15,7 @@ from llamaseek.cli.shared import DEVICE, model_folder
 from llamaseek.errors import UserError
 
 if TYPE_CHECKING:
-    from llamaseek.cli.conversation import Conversation
+    from llamaseek.cli.conversation import ChatSession
 
 MODEL = typer.Argument(help="A model folder.", callback=model_folder)
 SYSTEM = typer.Option("", help="The system message.")
@@ -42,7 +42,7 @@ def chat(
     device: str = DEVICE,
 ) -> None:
     """Talk to a model; /help lists what can be changed on the way."""
-    from llamaseek.cli.conversation import Conversation
+    from llamaseek.cli.conversation import ChatSession
     from llamaseek.engine.engine import Engine
     from llamaseek.engine.open import load
     from llamaseek.engine.options import EngineOptions
@@ -55,8 +55,8 @@ def chat(
         temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed, stop=stop
     )
     tokenizer = Tokenizer.load(model)
-    engine = Engine(load(model, device), tokenizer, EngineOptions(most_running=1))
-    talk = Conversation(engine, tokenizer, replace(sampling, stop_ids=tokenizer.stop_ids), system)
+    engine = Engine(load(model, device), tokenizer, EngineOptions(max_num_seqs=1))
+    talk = ChatSession(engine, tokenizer, replace(sampling, stop_ids=tokenizer.stop_ids), system)
     talk.guard = load_guard(guard, device=pick_device(device, "--device")) if guard else None
     if sys.stdin.isatty():
         print(f"{model}  ·  /help for commands, Ctrl-D to leave")
@@ -83,7 +83,7 @@ def reader() -> Callable[[], str]:
     return lambda: session.prompt("> ", prompt_continuation="  ")
 
 
-def run(talk: Conversation, read: Callable[[], str]) -> None:
+def run(talk: ChatSession, read: Callable[[], str]) -> None:
     """Read, answer, until the user leaves."""
     from llamaseek.cli.conversation import Quit
 
@@ -103,7 +103,7 @@ def run(talk: Conversation, read: Callable[[], str]) -> None:
             return
 
 
-def respond(talk: Conversation, line: str) -> None:
+def respond(talk: ChatSession, line: str) -> None:
     """A command, or a message to answer."""
     if not line.startswith("/"):
         say(talk.ask(line))

@@ -34,7 +34,7 @@ class Quit(Exception):
 
 
 @dataclass
-class Conversation:
+class ChatSession:
     """Turns so far and how answers are drawn."""
 
     engine: Engine
@@ -71,11 +71,11 @@ class Conversation:
         pieces = self._pieces(self._prompt())
         if self.guard is not None:
             pieces = guarded(self.guard, self._messages(), pieces)
-        said: list[str] = []
+        reply_parts: list[str] = []
         refused = False
         try:
             for text in pieces:
-                said.append(text)
+                reply_parts.append(text)
                 yield text
         except Refused:
             refused = True
@@ -84,7 +84,7 @@ class Conversation:
             if refused:
                 del self.turns[-1]
             else:
-                self.turns.append({"role": "assistant", "content": "".join(said)})
+                self.turns.append({"role": "assistant", "content": "".join(reply_parts)})
 
     def _pieces(self, ids: list[int]) -> Iterator[str]:
         for delta in self.engine.stream(Request(prompt=ids, params=self.sampling)):
@@ -110,10 +110,8 @@ class Conversation:
         return [*start, *self.turns]
 
 
-def _setting(
-    name: str, read: Callable[[str], Any], kind: str
-) -> Callable[[Conversation, str], str]:
-    def change(talk: Conversation, value: str) -> str:
+def _setting(name: str, read: Callable[[str], Any], kind: str) -> Callable[[ChatSession, str], str]:
+    def change(talk: ChatSession, value: str) -> str:
         try:
             number = read(value)
         except ValueError:
@@ -124,24 +122,24 @@ def _setting(
     return change
 
 
-def _reset(talk: Conversation, value: str) -> str:
+def _reset(talk: ChatSession, value: str) -> str:
     talk.reset()
     return "a new conversation"
 
 
-def _system(talk: Conversation, value: str) -> str:
+def _system(talk: ChatSession, value: str) -> str:
     talk.system = value
     talk.reset()
     return f"system message {'set' if value else 'removed'}; a new conversation"
 
 
-def _stop(talk: Conversation, value: str) -> str:
+def _stop(talk: ChatSession, value: str) -> str:
     stops = [*talk.sampling.stop, value] if value else []
     talk.sampling = replace(talk.sampling, stop=stops)
     return f"stops: {stops}" if stops else "no stop texts"
 
 
-def _settings(talk: Conversation, value: str) -> str:
+def _settings(talk: ChatSession, value: str) -> str:
     s = talk.sampling
     return (
         f"temperature {s.temperature}  top_p {s.top_p}  top_k {s.top_k}  "
@@ -149,17 +147,17 @@ def _settings(talk: Conversation, value: str) -> str:
     )
 
 
-def _retry(talk: Conversation, value: str) -> None:
+def _retry(talk: ChatSession, value: str) -> None:
     if not talk.turns:
         raise UserError("/retry: there is no message to answer yet")
     del talk.turns[-1]
 
 
-def _quit(talk: Conversation, value: str) -> str:
+def _quit(talk: ChatSession, value: str) -> str:
     raise Quit
 
 
-COMMANDS: dict[str, Callable[[Conversation, str], str | None]] = {
+COMMANDS: dict[str, Callable[[ChatSession, str], str | None]] = {
     "help": lambda talk, value: HELP,
     "reset": _reset,
     "retry": _retry,

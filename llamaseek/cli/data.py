@@ -60,10 +60,10 @@ def clean(
         print_recipe(dump(loaded))
         return
 
-    from llamaseek.data.clean.engine import Crew
+    from llamaseek.data.clean.engine import CleaningWorkers
     from llamaseek.data.clean.run import clean as run
 
-    crew = Crew(workers or cores(), machine, machines)
+    crew = CleaningWorkers(workers or cores(), machine, machines)
     with step_bar(loaded.name) as on_step, stoppable():
         folder = run(loaded, crew, overwrite, on_step)
     if machine == 0:
@@ -85,7 +85,7 @@ def judge(
         print_recipe(loaded.model_dump(mode="json"))
         return
 
-    from llamaseek.data.clean.engine import Crew
+    from llamaseek.data.clean.engine import CleaningWorkers
     from llamaseek.data.clean.quality.flow import filter_by_judge
     from llamaseek.evals.judge import open_judge
     from llamaseek.report.data_page import write_data_report
@@ -94,7 +94,7 @@ def judge(
     grader = open_judge(
         asked.model, asked.url, asked.rubric, asked.best, asked.at_once, asked.device
     )
-    crew = Crew(workers or cores())
+    crew = CleaningWorkers(workers or cores())
     with grade_bar(loaded.name) as on_grade, step_bar(loaded.name) as on_step, stoppable():
         found = filter_by_judge(loaded, grader, crew, on_grade, on_step)
     print(
@@ -220,15 +220,15 @@ def print_stages(folder: Path) -> None:
 def print_rows(console: Console, rows: Iterable[ShownRow], recipe: Recipe) -> None:
     """Each row with its documents; dimmed what has no loss, and how much that is."""
     for number, row in enumerate(rows):
-        learnt = f"{row.learnt} of {row.tokens} tokens learnt"
+        in_loss = f"{row.in_loss} of {row.tokens} tokens learnt"
         padded = f", {row.padding} padding" if row.padding else ""
         count = f"{len(row.documents)} document{'s' if len(row.documents) > 1 else ''}"
-        title = f"row {number}: {count}, {learnt}{padded} ({recipe.data.length} a row)"
+        title = f"row {number}: {count}, {in_loss}{padded} ({recipe.data.length} a row)"
         console.rule(title, align="left", characters="─")
         for document in row.documents:
             text = Text()
             for stretch in document:
-                text.append(stretch.text, style="" if stretch.learnt else "dim")
+                text.append(stretch.text, style="" if stretch.in_loss else "dim")
             console.print(text)
             console.print()
         for column, value in (row.judged or {}).items():

@@ -70,7 +70,7 @@ def generate(
 
     def use(loaded: CausalLM, group: TensorGroup | None) -> None:
         drafts = speculation(speculate, draft_tokens, device)
-        options = EngineOptions(most_running=1, speculation=drafts)
+        options = EngineOptions(max_num_seqs=1, speculation=drafts)
         engine = Engine(loaded, tokenizer, options, group=group)
         say(engine, read_stdin() if prompt == "-" else prompt, chat, params, stats)
 

@@ -95,11 +95,11 @@ def read_conversation(message: str, file: Path | None, answer: str | None) -> li
         if message == "-" and text.lstrip()[:1] in ("[", "{"):
             messages = listed(read_json(lambda: text, "stdin"), "stdin")
         else:
-            messages = [said("user", text, "message")]
-    return messages if answer is None else [*messages, said("assistant", answer, "--answer")]
+            messages = [as_message("user", text, "message")]
+    return messages if answer is None else [*messages, as_message("assistant", answer, "--answer")]
 
 
-def said(role: str, text: str, field: str) -> dict[str, Any]:
+def as_message(role: str, text: str, field: str) -> dict[str, Any]:
     """A message; UserError where it says nothing."""
     if not text.strip():
         raise bad_value(field, text, "a text that is not blank")

@@ -34,14 +34,14 @@ def quickstart(
     from llamaseek.report.model import stage_figures
     from llamaseek.report.page import write_report
     from llamaseek.study.lecture import STAGES
-    from llamaseek.study.quickstart import Findings
+    from llamaseek.study.quickstart import QuickstartResults
     from llamaseek.study.quickstart import quickstart as run
     from llamaseek.train.job import Interrupted
 
     folder = out or Path(f"runs/quickstart-{family}")
     console = Console(highlight=False)
 
-    def watch(stage: str, found: Findings) -> None:
+    def watch(stage: str, found: QuickstartResults) -> None:
         title, summary = STAGES[stage]
         console.rule(f"[bold]{title}[/bold]", align="left")
         console.print(summary)

@@ -29,9 +29,9 @@ API_KEY = typer.Option(
 DTYPE = typer.Option("auto", help="fp32 or bf16; auto takes bf16 where the machine has it.")
 CACHE = typer.Option(1.0, "--cache-gb", help="Memory for the cache of running answers.")
 CACHE_DTYPE = typer.Option("auto", help="int8 halves the cache of a bf16 model.")
-RUNNING = typer.Option(64, "--running", help="Answers computed at once.")
+RUNNING = typer.Option(64, "--max-num-seqs", help="Answers computed at once.")
 QUEUE = typer.Option(64, "--queue", help="Requests that may wait; more are told to come later.")
-STEP = typer.Option(512, "--step-tokens", help="Tokens of one forward.")
+STEP = typer.Option(512, "--max-num-batched-tokens", help="Tokens of one forward.")
 COMPILE = typer.Option(
     False, "--compile", help="Compile decoding steps for the GPU; takes minutes."
 )
@@ -55,9 +55,9 @@ def serve(
     dtype: str = DTYPE,
     cache_gb: float = CACHE,
     cache_dtype: str = CACHE_DTYPE,
-    running: int = RUNNING,
+    max_num_seqs: int = RUNNING,
     queue: int = QUEUE,
-    step_tokens: int = STEP,
+    max_num_batched_tokens: int = STEP,
     compile_steps: bool = COMPILE,
     timeout: float = TIMEOUT,
     drain: float = DRAIN,
@@ -89,9 +89,9 @@ def serve(
     engine = EngineOptions(
         cache_bytes=_cache_bytes(cache_gb),
         cache_dtype=cache_dtype,
-        most_running=running,
+        max_num_seqs=max_num_seqs,
         most_waiting=queue,
-        step_tokens=step_tokens,
+        max_num_batched_tokens=max_num_batched_tokens,
         compile=compile_steps,
     )
     categories = _policy(guard, guard_categories, guard_drop)

@@ -61,7 +61,7 @@ class BadRows:
             self.used += 1
             yield made
 
-    def told(self) -> list[str]:
+    def summary(self) -> list[str]:
         """One line that says how many were skipped, then one a reason with its first row."""
         if not self.skipped:
             return []

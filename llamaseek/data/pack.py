@@ -17,7 +17,7 @@ from llamaseek.errors import UserError
 
 
 @dataclass(frozen=True)
-class Packable:
+class Example:
     """One document to pack whole: equally long lists, and extra lists by name."""
 
     tokens: list[int]
@@ -81,7 +81,7 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return rows
 
 
-def pack_whole(sequences: Sequence[Packable], length: int) -> Batch:
+def pack_whole(sequences: Sequence[Example], length: int) -> Batch:
     """Whole sequences into rows of `length`, best fit; extras are padded with -1.
 
     The caller has checked that each fits.
@@ -90,7 +90,7 @@ def pack_whole(sequences: Sequence[Packable], length: int) -> Batch:
     return _fill([[sequences[index] for index in row] for row in plan], length)
 
 
-def _fill(rows: Sequence[Sequence[Packable]], length: int) -> Batch:
+def _fill(rows: Sequence[Sequence[Example]], length: int) -> Batch:
     names = rows[0][0].extra if rows else {}
     tokens = torch.zeros(len(rows), length, dtype=torch.int64)
     positions = torch.zeros_like(tokens)
@@ -109,7 +109,7 @@ def _fill(rows: Sequence[Sequence[Packable]], length: int) -> Batch:
     return Batch(tokens, positions, targets, extra)
 
 
-def pack_apart(rows: Sequence[Sequence[Packable]]) -> Batch:
+def pack_apart(rows: Sequence[Sequence[Example]]) -> Batch:
     """Each inner list in a row of its own, in its order, rows as wide as the widest."""
     width = max(sum(len(item.tokens) for item in row) for row in rows)
     return _fill(rows, width)

@@ -14,7 +14,7 @@ import torch
 from llamaseek.data.bad_rows import BadRows, Row, RowError
 from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.data.formats import Ranking, RowReader
-from llamaseek.data.pack import Packable, pack_apart
+from llamaseek.data.pack import Example, pack_apart
 from llamaseek.data.rows import check_length, encode, shifted
 from llamaseek.text.chat import ANSWER, PROMPT, ChatIds
 from llamaseek.text.tokenizer import Tokenizer
@@ -37,7 +37,7 @@ def preferences(
     """
     reader, bad = reader or RowReader(), bad or BadRows()
 
-    def pair(place: str, row: dict[str, Any]) -> list[Packable]:
+    def pair(place: str, row: dict[str, Any]) -> list[Example]:
         found = reader.ranking(place, row)
         chats = _chats(place, found, tokenizer, PAIR)
         check_length(place, sum(len(chat.ids) for chat in chats), length)
@@ -62,11 +62,11 @@ def rankings(
     """
     reader, bad = reader or RowReader(), bad or BadRows()
 
-    def ranked(place: str, row: dict[str, Any]) -> list[Packable]:
+    def ranked(place: str, row: dict[str, Any]) -> list[Example]:
         found = reader.ranking(place, row)
         chats = _chats(place, found, tokenizer, tuple(found.answers))
         check_length(place, sum(len(chat.ids) for chat in chats), length)
-        return [Packable(chat.ids, [IGNORE] * len(chat.ids)) for chat in chats]
+        return [Example(chat.ids, [IGNORE] * len(chat.ids)) for chat in chats]
 
     items = list(bad.keep(rows, ranked))
     batch = pack_apart(items)
@@ -75,7 +75,7 @@ def rankings(
     return batch
 
 
-def _ends(row: list[Packable]) -> list[int]:
+def _ends(row: list[Example]) -> list[int]:
     ends, at = [], 0
     for item in row:
         at += len(item.tokens)
@@ -92,16 +92,16 @@ def _chats(
     ]
 
 
-def _side(place: str, chat: ChatIds, sequence: int, form: str) -> Packable:
+def _side(place: str, chat: ChatIds, sequence: int, form: str) -> Example:
     """One answer; only the last assistant turn is learnt."""
     if ANSWER not in chat.kinds:
         raise RowError(place, "without an answer", f"{PAIR[sequence]} is empty")
     last = max(i for i, kind in enumerate(chat.kinds) if kind == PROMPT)
-    learnt = [kind if i > last else PROMPT for i, kind in enumerate(chat.kinds)]
-    chat = replace(chat, kinds=learnt)
+    in_loss = [kind if i > last else PROMPT for i, kind in enumerate(chat.kinds)]
+    chat = replace(chat, kinds=in_loss)
     counted = shifted(chat, lambda kind: kind == ANSWER or (form == "plain" and kind != PROMPT))
     extra = {
         "sequence": [sequence] * len(chat.ids),
         "counts_for_preference": [int(target != IGNORE) for target in counted],
     }
-    return Packable(chat.ids, shifted(chat, lambda kind: kind != PROMPT), extra)
+    return Example(chat.ids, shifted(chat, lambda kind: kind != PROMPT), extra)

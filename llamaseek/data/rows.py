@@ -10,7 +10,7 @@ from llamaseek.data.bad_rows import BadRows, Row, RowError
 from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.data.documents import read_rows
 from llamaseek.data.formats import RowReader, show
-from llamaseek.data.pack import Packable, pack_whole
+from llamaseek.data.pack import Example, pack_whole
 from llamaseek.errors import UserError
 from llamaseek.text.chat import END, PROMPT, ChatIds, encode_chat
 from llamaseek.text.messages import Message
@@ -41,7 +41,7 @@ def conversations(
 
 def conversation(
     place: str, row: dict[str, Any], tokenizer: Tokenizer, length: int, reader: RowReader
-) -> Packable:
+) -> Example:
     """One row: its tokens, and its targets where there is something to learn."""
     found = reader.conversation(place, row)
     chat = encode(place, found.messages, tokenizer, found.tools)
@@ -50,7 +50,7 @@ def conversation(
     if all(target == IGNORE for target in targets):
         message = f"nothing to learn, no assistant answer in {show(row)}"
         raise RowError(place, "without anything to learn", message)
-    return Packable(chat.ids, targets)
+    return Example(chat.ids, targets)
 
 
 def encode(
@@ -66,28 +66,28 @@ def encode(
         chat = encode_chat(tokenizer, plain, add_generation_prompt, tools)
     except UserError as error:
         raise RowError(place, "malformed", str(error)) from None
-    learnt = _learnt(place, messages)
-    return chat if all(learnt) else _without(place, chat, learnt)
+    in_loss = _in_loss(place, messages)
+    return chat if all(in_loss) else _without(place, chat, in_loss)
 
 
-def _learnt(place: str, messages: list[Message]) -> list[bool]:
+def _in_loss(place: str, messages: list[Message]) -> list[bool]:
     """Whether each assistant message is to be learnt."""
-    learnt = []
+    in_loss = []
     for index, message in enumerate(messages):
-        said = message.get("role") == "assistant"
+        from_assistant = message.get("role") == "assistant"
         wanted = message.get("train", True)
         if not isinstance(wanted, bool):
             where = f"messages[{index}].train: {wanted!r} is not allowed; allowed: true, false"
             raise RowError(place, "malformed", where)
-        if message.get("train") and not said:
+        if message.get("train") and not from_assistant:
             role = message.get("role")
             where = f"messages[{index}].train: a {role} turn is never learnt; allowed: false"
             raise RowError(place, "malformed", where)
-        learnt += [wanted] if said else []
-    return learnt
+        in_loss += [wanted] if from_assistant else []
+    return in_loss
 
 
-def _without(place: str, chat: ChatIds, learnt: list[bool]) -> ChatIds:
+def _without(place: str, chat: ChatIds, in_loss: list[bool]) -> ChatIds:
     """The chat with the answers that are not to be learnt as given.
 
     An answer is a run of tokens up to its end, or up to the next that is given.
@@ -95,9 +95,9 @@ def _without(place: str, chat: ChatIds, learnt: list[bool]) -> ChatIds:
     answer, before, kinds = -1, PROMPT, []
     for kind in chat.kinds:
         answer += kind != PROMPT and before in (PROMPT, END)
-        kinds.append(kind if kind != PROMPT and learnt[min(answer, len(learnt) - 1)] else PROMPT)
+        kinds.append(kind if kind != PROMPT and in_loss[min(answer, len(in_loss) - 1)] else PROMPT)
         before = kind
-    if answer + 1 != len(learnt):
+    if answer + 1 != len(in_loss):
         message = "train: this chat format does not show where each answer begins and ends"
         raise RowError(place, "malformed", message)
     return replace(chat, kinds=kinds)
@@ -117,20 +117,20 @@ def shifted(chat: ChatIds, learn: Callable[[int], bool]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Span:
     """Text of a row, as the model reads it, and whether it is learnt."""
 
     text: str
-    learnt: bool
+    in_loss: bool
 
 
-def stretches(item: Packable, tokenizer: Tokenizer) -> list[Stretch]:
+def stretches(item: Example, tokenizer: Tokenizer) -> list[Span]:
     """A row to show: its text cut where learning begins and ends, control tokens spelled out."""
-    learnt = [False] + [target != IGNORE for target in item.targets[:-1]]
+    in_loss = [False] + [target != IGNORE for target in item.targets[:-1]]
     found, start = [], 0
-    for end in range(1, len(learnt) + 1):
-        if end == len(learnt) or learnt[end] != learnt[start]:
+    for end in range(1, len(in_loss) + 1):
+        if end == len(in_loss) or in_loss[end] != in_loss[start]:
             text = tokenizer.decode(item.tokens[start:end], skip_special=False)
-            found.append(Stretch(text, learnt[start]))
+            found.append(Span(text, in_loss[start]))
             start = end
     return found

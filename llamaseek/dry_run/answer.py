@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llamaseek.dry_run.estimate import BESIDE, Estimate, Slot, estimate
-from llamaseek.dry_run.rank import Report, Setting, dry_run, kinds
+from llamaseek.dry_run.rank import RankReport, Setting, dry_run, kinds
 from llamaseek.herd import DeepseekV3Config
 from llamaseek.plan.gpus import Gpu
 from llamaseek.recipe.schema import Recipe
@@ -41,7 +41,7 @@ class Planned:
     """A dry run of every kind of rank, the step they make, and both as data for programs."""
 
     setting: Setting
-    reports: list[Report]
+    reports: list[RankReport]
     step: Estimate
     answer: dict[str, Any]
 
@@ -77,7 +77,9 @@ def plan_training(recipe: Recipe, gpu: Gpu, dtype: str) -> Planned:
     return Planned(setting, reports, step, answer)
 
 
-def rank_data(setting: Setting, report: Report, slot: Slot, places: list[int]) -> dict[str, Any]:
+def rank_data(
+    setting: Setting, report: RankReport, slot: Slot, places: list[int]
+) -> dict[str, Any]:
     """Bytes by part, seconds of a micro-batch, bytes sent in a step by the mesh's dimensions."""
     parts = ("weights", "gradients", "optimizer", "gathered", "activations", "total")
     stages = range(report.place, setting.plan.stages, setting.plan.pipeline)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from llamaseek.dry_run.rank import Report, Setting
+from llamaseek.dry_run.rank import RankReport, Setting
 from llamaseek.parallel.mesh import DIMS
 from llamaseek.pictures import BLUE, GREEN, GREY, PURPLE, SKY, VERMILION, save
 from llamaseek.plan.layout import Layout
@@ -28,7 +28,7 @@ MOST = 16  # squares drawn along a dimension; longer ones are cut short
 BAR = 2**17  # numbers from which on a tensor is drawn; norms are not
 
 
-def draw_layout(setting: Setting, reports: list[Report], path: Path) -> None:
+def draw_layout(setting: Setting, reports: list[RankReport], path: Path) -> None:
     """Write the picture; UserError where it cannot be."""
     style: Any = {"font.size": 8}
     with rc_context(style):
@@ -70,7 +70,7 @@ def _places(layout: Layout, rank: int) -> Iterator[tuple[str, int, int]]:
         yield "expert", layout.expert, rank // (layout.tensor * layout.context) % layout.expert
 
 
-def _tensors(axis: Axes, setting: Setting, report: Report) -> None:
+def _tensors(axis: Axes, setting: Setting, report: RankReport) -> None:
     """Bars of one layer's matrices, the part that a rank holds filled."""
     matrices = [tensor for tensor in report.tensors if tensor.whole > BAR]
     for row, tensor in enumerate(matrices):

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from llamaseek.dry_run.rank import Report, Setting
-from llamaseek.dry_run.trace import Work
+from llamaseek.dry_run.rank import RankReport, Setting
+from llamaseek.dry_run.trace import TracedWork
 from llamaseek.plan.gpus import Gpu, Rates, rates_of
 from llamaseek.plan.weights import training_flops
 
@@ -63,7 +63,7 @@ class Estimate:
         return max(self.slots, key=lambda slot: slot.seconds)
 
 
-def estimate(setting: Setting, reports: list[Report], gpu: Gpu, dtype: str) -> Estimate:
+def estimate(setting: Setting, reports: list[RankReport], gpu: Gpu, dtype: str) -> Estimate:
     """The step that the slowest of the ranks makes."""
     rates, layout, plan = rates_of(gpu, dtype), setting.layout, setting.plan
     slots = [rank_slot(setting, report, rates) for report in reports]
@@ -91,18 +91,18 @@ def estimate(setting: Setting, reports: list[Report], gpu: Gpu, dtype: str) -> E
     )
 
 
-def works(report: Report) -> Iterable[Work]:
+def works(report: RankReport) -> Iterable[TracedWork]:
     """Forward and backward of every part."""
     return (part.forward + part.backward for part in report.parts)
 
 
-def rank_slot(setting: Setting, report: Report, rates: Rates) -> Slot:
+def rank_slot(setting: Setting, report: RankReport, rates: Rates) -> Slot:
     """A micro-batch through all parts of a rank."""
     slots = (slot(setting, report, rates, work) for work in works(report))
     return sum(slots, Slot(0.0, 0.0, 0.0, 0.0))
 
 
-def slot(setting: Setting, report: Report, rates: Rates, work: Work) -> Slot:
+def slot(setting: Setting, report: RankReport, rates: Rates, work: TracedWork) -> Slot:
     """A micro-batch of one part; what it passes to the next stage is sent both ways."""
     # Of all keys half are seen. A split row's chunks are counted to their ends, 1 / 2C more.
     split = 2 * setting.plan.context
@@ -140,7 +140,7 @@ def send_seconds(setting: Setting, name: str, size: float, rates: Rates) -> floa
     return max(size * away / rates.network, size * (1 - away) / rates.link)
 
 
-def exposed_seconds(report: Report, rates: Rates, slot: float) -> float:
+def exposed_seconds(report: RankReport, rates: Rates, slot: float) -> float:
     """What FSDP sends beyond one micro-batch's time, and averaging of gradients."""
     sent = sum(
         size
@@ -151,7 +151,7 @@ def exposed_seconds(report: Report, rates: Rates, slot: float) -> float:
     return max(sent / rates.network - slot, 0.0) + report.averaged / rates.network
 
 
-def step_bytes(setting: Setting, report: Report) -> float:
+def step_bytes(setting: Setting, report: RankReport) -> float:
     """Bytes that AdamW moves: gradients read, weights and moments read and written."""
     stepped = report.optimizer / (2 * setting.moment)
     return stepped * (3 * 4 + 4 * setting.moment)

@@ -14,7 +14,7 @@ from llamaseek.parallel.weights import Weight, Zero
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldTensor:
     """A tensor of one layer: numbers in all, numbers on this rank, the dimensions that split it."""
 
     name: str
@@ -36,7 +36,9 @@ def whole_weights(part: CausalLM, mesh: Mesh) -> int:
 def most_stepped(weights: list[Weight], mesh: Mesh) -> int:
     """Numbers whose moments the fullest rank keeps with ZeRO-1, which deals out whole weights."""
     zero = Zero(weights, mesh)
-    hands = (max(sum(w.own.numel() for w in hand) for hand in dealt) for _, dealt in zero.dealt)
+    hands = (
+        max(sum(w.own.numel() for w in hand) for hand in by_rank) for _, by_rank in zero.by_rank
+    )
     return sum(w.own.numel() for w in zero.alone) + sum(hands)
 
 
@@ -46,7 +48,7 @@ def averaged(weights: list[Weight], zero: bool) -> int:
     return sum(round(4 * (2 + zero) * count * (n - 1) / n) for count, n in shared)
 
 
-def first_layer(part: CausalLM) -> list[Held]:
+def first_layer(part: CausalLM) -> list[HeldTensor]:
     """The tensors of the first layer that a part holds."""
     for layer in part.model.layers:
         found = [held(name, parameter) for name, parameter in layer.named_parameters()]
@@ -55,14 +57,14 @@ def first_layer(part: CausalLM) -> list[Held]:
     return []
 
 
-def held(name: str, parameter: nn.Parameter) -> Held:
+def held(name: str, parameter: nn.Parameter) -> HeldTensor:
     """How a tensor is split; what is spread over expert ranks stands as its own part."""
     if not isinstance(parameter, DTensor):
-        return Held(name, parameter.numel(), parameter.numel(), ())
+        return HeldTensor(name, parameter.numel(), parameter.numel(), ())
     names = parameter.device_mesh.mesh_dim_names or ()
     split = zip(names, parameter.placements, strict=True)
     dims = tuple(str(dim) for dim, kind in split if not kind.is_replicate())
-    return Held(name, parameter.numel(), local(parameter).numel(), dims)
+    return HeldTensor(name, parameter.numel(), local(parameter).numel(), dims)
 
 
 def group_names(mesh: Mesh) -> dict[str, str]:

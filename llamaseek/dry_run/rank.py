@@ -26,14 +26,14 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from llamaseek.data.batch import Batch
 from llamaseek.dry_run.held import (
-    Held,
+    HeldTensor,
     averaged,
     first_layer,
     group_names,
     most_stepped,
     whole_weights,
 )
-from llamaseek.dry_run.trace import Movement, Work, counted
+from llamaseek.dry_run.trace import Movement, TracedWork, counted
 from llamaseek.herd import ModelConfig
 from llamaseek.models import CausalLM, DeepseekV3, build_model
 from llamaseek.models.head import Softmax
@@ -45,7 +45,7 @@ from llamaseek.parallel.collectives import exchange
 from llamaseek.parallel.context import SlicedRotary
 from llamaseek.parallel.expert import SplitExperts
 from llamaseek.parallel.mesh import Mesh
-from llamaseek.parallel.pipeline import Stage, routes
+from llamaseek.parallel.pipeline import PipelinePart, routes
 from llamaseek.parallel.ranks import layout_of
 from llamaseek.parallel.tensor import local
 from llamaseek.parallel.weights import weights_of
@@ -79,14 +79,14 @@ class Part:
     """One stage of a rank: its layers, and the work of a micro-batch forward and backward."""
 
     layers: list[int]
-    forward: Work
-    backward: Work
+    forward: TracedWork
+    backward: TracedWork
     kept: int  # bytes of activations between forward and backward
     fullest: int  # at the most, of one micro-batch, with what is kept
 
 
 @dataclass
-class Report:
+class RankReport:
     """One rank. Bytes of its state at rest, of what a step adds, and its parts' work."""
 
     rank: int
@@ -102,7 +102,7 @@ class Report:
     micro_batches: int = 1
     parts: list[Part] = field(default_factory=list)
     groups: dict[str, str] = field(default_factory=dict)  # process group → the mesh's name
-    tensors: list[Held] = field(default_factory=list)  # of the rank's first layer
+    tensors: list[HeldTensor] = field(default_factory=list)  # of the rank's first layer
 
     @property
     def activations(self) -> int:
@@ -152,7 +152,7 @@ def kinds(setting: Setting) -> dict[int, list[int]]:
     return {places[0] * each: places for places in found.values()}
 
 
-def dry_run(setting: Setting, rank: int) -> Report:
+def dry_run(setting: Setting, rank: int) -> RankReport:
     """Build and run one rank of the setting's layout."""
     with fake_ranks(rank, setting.layout.gpus):
         mesh = Mesh(setting.layout, "cpu")
@@ -227,9 +227,9 @@ def prepare(part: CausalLM) -> None:
             moe.experts.__class__ = BalancedExperts
 
 
-def run(setting: Setting, rank: int, mesh: Mesh, parallel: Parallel) -> Report:
+def run(setting: Setting, rank: int, mesh: Mesh, parallel: Parallel) -> RankReport:
     """One micro-batch through every part of a rank, under the fake mode."""
-    holders: list[Stage] | list[CausalLM] = parallel.stages or parallel.parts
+    holders: list[PipelinePart] | list[CausalLM] = parallel.stages or parallel.parts
     for holder in holders:
         holder.to_empty(device="cpu")
     report = at_rest(setting, rank, mesh, parallel.parts)
@@ -239,7 +239,7 @@ def run(setting: Setting, rank: int, mesh: Mesh, parallel: Parallel) -> Report:
     return report
 
 
-def at_rest(setting: Setting, rank: int, mesh: Mesh, parts: list[CausalLM]) -> Report:
+def at_rest(setting: Setting, rank: int, mesh: Mesh, parts: list[CausalLM]) -> RankReport:
     """Weights and gradients in float32, and AdamW's two moments, shared out where asked."""
     plan = setting.plan
     numbers = sum(local(p).numel() for part in parts for p in part.parameters())
@@ -248,7 +248,7 @@ def at_rest(setting: Setting, rank: int, mesh: Mesh, parts: list[CausalLM]) -> R
     # Micro-batches of a pipeline add up whole gradients in float32 before they are scattered.
     added = 2 * whole if plan.pipeline > 1 and setting.micro_batches > 1 else 0
     place = mesh.rank("pipeline")
-    return Report(
+    return RankReport(
         rank=rank,
         place=place,
         parameters=numbers,
@@ -277,9 +277,9 @@ def in_flight(setting: Setting, place: int) -> int:
     return min((each - 1) * plan.pipeline + 2 * (plan.pipeline - 1 - place) + 1, most)
 
 
-def run_part(setting: Setting, holder: Stage | CausalLM, mesh: Mesh) -> Part:
+def run_part(setting: Setting, holder: PipelinePart | CausalLM, mesh: Mesh) -> Part:
     """Forward and backward of one micro-batch through a stage, or through the whole model."""
-    part = holder.model if isinstance(holder, Stage) else holder
+    part = holder.model if isinstance(holder, PipelinePart) else holder
     assert isinstance(part, CausalLM)
     held = enumerate(part.model.layers)
     layers = [number for number, layer in held if any(True for _ in layer.parameters())]
@@ -302,10 +302,10 @@ def backward(outs: list[Tensor]) -> None:
 
 
 @torch.autocast("cpu", torch.bfloat16)
-def forward(setting: Setting, holder: Stage | CausalLM) -> list[Tensor]:
+def forward(setting: Setting, holder: PipelinePart | CausalLM) -> list[Tensor]:
     """What a micro-batch leaves: hidden states for the next stage, or the loss."""
     batch = rows_of(setting)
-    if not isinstance(holder, Stage):
+    if not isinstance(holder, PipelinePart):
         return [loss(setting, holder, batch)]
     holder.micro_batches, holder.loss = iter([batch]), lambda m, micro: loss(setting, m, micro)
     received = hidden_rows(setting, routes(holder.model))

@@ -147,7 +147,7 @@ COLLECTIVES = GATHERS | {SCATTER, EXCHANGE, c10d.allreduce_.default}
 
 
 @dataclass
-class Work:
+class TracedWork:
     """Of a stretch of a step on one rank. `sent` is by process group, in bytes that leave the
     rank once, and `calls` how many collectives that took.
     """
@@ -158,8 +158,8 @@ class Work:
     sent: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
 
-    def __add__(self, other: Work) -> Work:
-        return Work(
+    def __add__(self, other: TracedWork) -> TracedWork:
+        return TracedWork(
             self.product_flops + other.product_flops,
             self.attention_flops + other.attention_flops,
             self.moved + other.moved,
@@ -171,7 +171,7 @@ class Work:
 class Counting(TorchDispatchMode):
     """Adds what runs under it to `work`."""
 
-    def __init__(self, work: Work, movement: Movement) -> None:
+    def __init__(self, work: TracedWork, movement: Movement) -> None:
         super().__init__()
         self.work, self.movement = work, movement
 
@@ -223,8 +223,8 @@ def _attention(q: torch.Size, k: torch.Size, v: torch.Size) -> float:
 
 
 @contextmanager
-def counted(movement: Movement) -> Iterator[Work]:
+def counted(movement: Movement) -> Iterator[TracedWork]:
     """The work of what runs inside."""
-    work = Work()
+    work = TracedWork()
     with Counting(work, movement):
         yield work

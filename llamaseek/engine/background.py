@@ -67,14 +67,14 @@ class Stream:
 class BackgroundEngine:
     """Runs an engine for one event loop.
 
-    At most `most_running` + `most_waiting` of the engine's options requests are in its hands;
+    At most `max_num_seqs` + `most_waiting` of the engine's options requests are in its hands;
     `fault` says what broke the engine, if something did: it then takes no more requests.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.fault: str | None = None
-        self.most = engine.options.most_running + engine.options.most_waiting
+        self.most = engine.options.max_num_seqs + engine.options.most_waiting
         # The bound is kept here: between two steps the scheduler sees all that was just asked as
         # waiting, also what will run at once.
         engine.scheduler.most_waiting = self.most

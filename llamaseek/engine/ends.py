@@ -5,12 +5,12 @@ Token by token, so that drafts which come after an end are no part of the answer
 
 from __future__ import annotations
 
-from llamaseek.engine.request import Answer, Delta
+from llamaseek.engine.request import Delta, SequenceState
 
 
-def append(answer: Answer, said: list[int], delta: Delta) -> str | None:
-    """Move tokens from `said` into the answer and its delta; why it ended, if it did."""
-    for token in said:
+def append(answer: SequenceState, generated: list[int], delta: Delta) -> str | None:
+    """Move tokens from `generated` into the answer and its delta; why it ended, if it did."""
+    for token in generated:
         finish = _append_one(answer, token, delta)
         if finish is not None:
             break
@@ -21,7 +21,7 @@ def append(answer: Answer, said: list[int], delta: Delta) -> str | None:
     return finish
 
 
-def _append_one(answer: Answer, token: int, delta: Delta) -> str | None:
+def _append_one(answer: SequenceState, token: int, delta: Delta) -> str | None:
     """`append` for one token."""
     tokens, text, matcher = answer.tokens, answer.text, answer.matcher
     if len(tokens) >= answer.limit:  # only the prompt was to be read

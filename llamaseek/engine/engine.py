@@ -23,10 +23,17 @@ from llamaseek.engine.ends import append
 from llamaseek.engine.forward.graphs import Capture, Graphs, capturable, compiled
 from llamaseek.engine.forward.paged import build_cache, bytes_per_token
 from llamaseek.engine.forward.runner import Runner, home
-from llamaseek.engine.forward.step_layout import Layout, some_rows
+from llamaseek.engine.forward.step_layout import StepLayout, some_rows
 from llamaseek.engine.leader import Blocks, lead
 from llamaseek.engine.options import EngineOptions
-from llamaseek.engine.request import Answer, Completion, Delta, Output, Request, check_request
+from llamaseek.engine.request import (
+    Completion,
+    Delta,
+    Output,
+    Request,
+    SequenceState,
+    check_request,
+)
 from llamaseek.engine.sampler import decide, derive_seed, log_probabilities
 from llamaseek.engine.scheduler import Chunk, Scheduler
 from llamaseek.engine.speculate import make_drafter
@@ -46,12 +53,12 @@ _entropy = SystemRandom()
 
 
 @dataclass
-class Work:
+class ActiveRequest:
     """A request in the engine's hands."""
 
     request: Request
     seed: int
-    answers: list[Answer]
+    answers: list[SequenceState]
     texts: list[str]
     arrived: float
     closed: int = 0
@@ -70,7 +77,12 @@ class Work:
         wanted = self.request.params.logprobs is not None
         answers = [
             Completion(
-                a.index, a.said, text, a.finish or "", a.logprobs if wanted else None, a.stop_id
+                a.index,
+                a.generated,
+                text,
+                a.finish or "",
+                a.logprobs if wanted else None,
+                a.stop_id,
             )
             for a, text in zip(self.answers, self.texts, strict=True)
         ]
@@ -96,7 +108,7 @@ class Engine:
         adapters: Mapping[str, Adapter] | None = None,
         group: TensorGroup | None = None,
     ) -> None:
-        if model.config.scores:
+        if model.config.is_reward_model:
             raise UserError("model: is a reward model, which says nothing")
         self.model, self.tokenizer, self.group = model.eval(), tokenizer, group
         self.adapters = Adapters(model, adapters or {})
@@ -107,15 +119,15 @@ class Engine:
         self.scheduler = Scheduler(
             self.pool,
             longest=self.context,
-            most_running=options.most_running,
+            max_num_seqs=options.max_num_seqs,
             most_waiting=options.most_waiting,
-            budget=max(options.step_tokens, options.most_running * (1 + ahead)),
-            share_prefixes=options.share_prefixes,
+            budget=max(options.max_num_batched_tokens, options.max_num_seqs * (1 + ahead)),
+            enable_prefix_caching=options.enable_prefix_caching,
         )
         self.runner = self._runner(model)
         self.drafter = make_drafter(options.speculation, self.runner, self.scheduler, self._runner)
         self.statistics = Statistics()
-        self._work: dict[int, Work] = {}
+        self._work: dict[int, ActiveRequest] = {}
 
     def _blocks(self) -> int:
         """How many blocks the allowed memory holds, as far as they could all be of use."""
@@ -132,7 +144,7 @@ class Engine:
                 f"cache_bytes: {options.cache_bytes} is less than one block of {size} tokens "
                 f"takes ({token * size})"
             )
-        return min(blocks, options.most_running * -(-self.context // size))
+        return min(blocks, options.max_num_seqs * -(-self.context // size))
 
     def _runner(self, model: CausalLM) -> Runner:
         """A model with a cache of its own, in the same blocks."""
@@ -196,26 +208,26 @@ class Engine:
             return max(min(self.context, self.capacity), given + 1)
         return min(given + most, self.context)
 
-    def add(self, request: Request) -> Work:
+    def add(self, request: Request) -> ActiveRequest:
         """Queue a request. UserError if it can never be answered, `QueueFull` if too many wait."""
         self.check(request)
         return self._queue(request)
 
-    def _queue(self, request: Request) -> Work:
+    def _queue(self, request: Request) -> ActiveRequest:
         if request.id in self._work:
             raise UserError(f"request: id {request.id} is in use")
         seed = request.params.seed
         seed = _entropy.getrandbits(64) if seed is None else seed
-        work = Work(request, seed, [], [], time.monotonic())
+        work = ActiveRequest(request, seed, [], [], time.monotonic())
         self.scheduler.add(self._answer(work))
         self._work[request.id] = work
         self.statistics.prompt += len(request.prompt)
         return work
 
-    def _answer(self, work: Work) -> Answer:
+    def _answer(self, work: ActiveRequest) -> SequenceState:
         """The next answer of a request."""
         request, index = work.request, len(work.answers)
-        answer = Answer(
+        answer = SequenceState(
             request=request,
             index=index,
             seed=derive_seed(work.seed, index),
@@ -322,9 +334,11 @@ class Engine:
                 logits, answer.tokens[at + 1 : end + 1], [wanted] * (end - at)
             )
 
-    def _say(self, plan: list[Chunk], hidden: Tensor, layout: Layout, deltas: list[Delta]) -> None:
+    def _say(
+        self, plan: list[Chunk], hidden: Tensor, layout: StepLayout, deltas: list[Delta]
+    ) -> None:
         """Draw the next tokens of every answer whose last token is computed."""
-        drawing: list[Answer] = []
+        drawing: list[SequenceState] = []
         rows: list[int] = []
         for chunk, end in zip(plan, layout.ends.tolist(), strict=True):
             if chunk.samples:
@@ -338,9 +352,9 @@ class Engine:
         logits = self.runner.logits(hidden)
         now = time.monotonic()
         scored, start = [], 0
-        for answer, said in zip(drawing, decide(logits, drawing), strict=True):
+        for answer, generated in zip(drawing, decide(logits, drawing), strict=True):
             drafts, first = len(answer.drafts), answer.first_token is None
-            delta = self._add(answer, said, now)
+            delta = self._add(answer, generated, now)
             deltas.append(delta)
             if answer.params.embed and first and answer.index == 0:
                 delta.embedding = hidden[start].float().tolist()
@@ -350,18 +364,18 @@ class Engine:
         if scored:
             _score(logits, scored)
 
-    def _add(self, answer: Answer, said: list[int], now: float) -> Delta:
+    def _add(self, answer: SequenceState, generated: list[int], now: float) -> Delta:
         """Append what an answer says, up to where it ends; then it is done."""
         statistics = self.statistics
         statistics.rounds += 1
         statistics.drafted += len(answer.drafts)
-        statistics.accepted += len(said) - 1
+        statistics.accepted += len(generated) - 1
         first = answer.first_token is None
         delta = Delta(answer.request.id, answer.index, [])
         try:
             if answer.error is not None:
                 raise answer.error
-            finish = append(answer, said, delta)
+            finish = append(answer, generated, delta)
         except Exception as error:
             return self._fail(answer, error)
         statistics.output += len(delta.tokens)
@@ -378,19 +392,19 @@ class Engine:
             self._close(answer, finish, delta)
         return delta
 
-    def _first(self, answer: Answer, delta: Delta) -> None:
+    def _first(self, answer: SequenceState, delta: Delta) -> None:
         """The prompt is computed: its scores are told, and its other answers share it."""
         self.statistics.cached += answer.cached or 0
         if answer.params.prompt_logprobs is not None:
             delta.prompt_logprobs = answer.prompt_logprobs
         self._others(answer)
 
-    def _others(self, answer: Answer) -> None:
+    def _others(self, answer: SequenceState) -> None:
         work = self._work[answer.request.id]
         others = [self._answer(work) for _ in range(len(work.answers), answer.params.n)]
         self.scheduler.add_next(others)
 
-    def _close(self, answer: Answer, finish: str, delta: Delta) -> None:
+    def _close(self, answer: SequenceState, finish: str, delta: Delta) -> None:
         answer.finish = delta.finish = finish
         if finish != "error":
             answer.computed = min(answer.computed, len(answer.tokens))
@@ -402,7 +416,7 @@ class Engine:
             work.finished = time.monotonic()
             del self._work[answer.request.id]
 
-    def _fail(self, answer: Answer, error: Exception) -> Delta:
+    def _fail(self, answer: SequenceState, error: Exception) -> Delta:
         """End one answer because of an error of its own."""
         answer.error = error
         delta = Delta(answer.request.id, answer.index, [], error=f"{type(error).__name__}: {error}")
@@ -413,7 +427,7 @@ class Engine:
         return delta
 
 
-def _score(logits: Tensor, scored: Sequence[tuple[Answer, Delta, int]]) -> None:
+def _score(logits: Tensor, scored: Sequence[tuple[SequenceState, Delta, int]]) -> None:
     """Give deltas the log-probabilities of their tokens; each starts at its row of logits."""
     rows: list[int] = []
     tokens: list[int] = []

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llamaseek.engine.forward.paged import PagedCache, build_cache
 from llamaseek.engine.forward.runner import Inputs, Runner, home
-from llamaseek.engine.forward.step_layout import Ints, Layout
+from llamaseek.engine.forward.step_layout import Ints, StepLayout
 from llamaseek.engine.ranks.tensor_group import TensorGroup, joined
 from llamaseek.errors import UserError, bad_value
 from llamaseek.herd.folder import read_config, stored_tensors
@@ -43,7 +43,7 @@ class Blocks:
 
 
 @dataclass(frozen=True)
-class Work:
+class ForwardWork:
     """What comes next: a forward on `inputs`, or without any a reading of the head.
 
     `rows` of hidden states follow, unless it is None.
@@ -62,7 +62,7 @@ class Leader(Runner):
         super().__init__(model, cache, tables, size)
         self.group, self.broken = group, False
 
-    def forward(self, inputs: Inputs, before: Tensor | None = None) -> tuple[Tensor, Layout]:
+    def forward(self, inputs: Inputs, before: Tensor | None = None) -> tuple[Tensor, StepLayout]:
         """See `Runner.forward`."""
         with self._together(inputs, before):
             return super().forward(inputs, before)
@@ -77,7 +77,7 @@ class Leader(Runner):
         if self.broken:
             raise RuntimeError("a rank has failed; the ranks have to be started again")
         try:
-            self.group.tell(Work(inputs, None if hidden is None else len(hidden)))
+            self.group.tell(ForwardWork(inputs, None if hidden is None else len(hidden)))
             if hidden is not None:
                 self.group.share(hidden)
             yield
@@ -101,13 +101,13 @@ def follow(model: CausalLM, group: TensorGroup) -> None:
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    blocks: Blocks | None = group.told()
+    blocks: Blocks | None = group.receive()
     if blocks is None:
         return
     dtype, device = home(model.eval())
     runner = Runner(model, blocks.cache(model), np.zeros((0, 0), np.int64), blocks.size)
-    work: Work | None
-    while (work := group.told()) is not None:
+    work: ForwardWork | None
+    while (work := group.receive()) is not None:
         hidden = None
         if work.rows is not None:
             shape = (work.rows, model.config.hidden_size)

@@ -43,9 +43,9 @@ class Speculation:
 class EngineOptions:
     """The knobs of an engine.
 
-    `cache_bytes` bounds the cache, of which no more is made than `most_running` answers of full
-    length could fill. `step_tokens` bounds the tokens of one forward: more makes prompts faster,
-    fewer make running answers steadier. `most_waiting` bounds the queue. `cache_dtype` "int8"
+    `cache_bytes` bounds the cache, of which no more is made than `max_num_seqs` answers of full
+    length could fill. `max_num_batched_tokens` bounds the tokens of one forward: more makes
+    prompts faster, fewer make running answers steadier. `most_waiting` bounds the queue. `cache_dtype` "int8"
     halves the cache of a bf16 model. `cuda_graphs` replays decoding steps on a GPU,
     and `compile` has PyTorch compile them first.
     """
@@ -53,15 +53,21 @@ class EngineOptions:
     cache_bytes: int = 1 << 30
     cache_dtype: str = "auto"
     block_size: int = 16
-    most_running: int = 64
+    max_num_seqs: int = 64
     most_waiting: int = 4096
-    step_tokens: int = 512
-    share_prefixes: bool = True
+    max_num_batched_tokens: int = 512
+    enable_prefix_caching: bool = True
     cuda_graphs: bool = True
     compile: bool = False
     speculation: Speculation = field(default_factory=Speculation)
 
     def __post_init__(self) -> None:
-        for name in ("cache_bytes", "block_size", "most_running", "most_waiting", "step_tokens"):
+        for name in (
+            "cache_bytes",
+            "block_size",
+            "max_num_seqs",
+            "most_waiting",
+            "max_num_batched_tokens",
+        ):
             if getattr(self, name) < 1:
                 raise bad_value(name, getattr(self, name), "a number of at least 1")

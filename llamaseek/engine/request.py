@@ -171,7 +171,7 @@ class Delta:
 
 
 @dataclass(slots=True, eq=False)
-class Answer:
+class SequenceState:
     """One answer under way: `computed` cached tokens chase the `tokens` there are.
 
     `tokens` is the prompt and what was said so far; `drafts` are guesses at what comes next,
@@ -220,7 +220,7 @@ class Answer:
         return wanted and len(self.prompt_logprobs) < self.prompt_length
 
     @property
-    def said(self) -> list[int]:
+    def generated(self) -> list[int]:
         """Tokens it has added to the prompt."""
         return self.tokens[len(self.request.prompt) :]
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llamaseek.engine.request import Answer, Logprob, SamplingParams
+from llamaseek.engine.request import Logprob, SamplingParams, SequenceState
 
 HOTTEST = 1e30  # float32 holds it
 FEW = 256  # candidates looked at before a whole row is sorted
@@ -51,7 +51,7 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def shape_logits(logits: Tensor, answers: Sequence[Answer]) -> Tensor:
+def shape_logits(logits: Tensor, answers: Sequence[SequenceState]) -> Tensor:
     """Logits (R, V) after penalties, bias and grammar; see `decide` for whose rows they are.
 
     What goes wrong for one answer (a grammar that fails) ends that answer alone.
@@ -68,7 +68,7 @@ def shape_logits(logits: Tensor, answers: Sequence[Answer]) -> Tensor:
     return logits
 
 
-def _shape_row(row: Tensor, answer: Answer) -> None:
+def _shape_row(row: Tensor, answer: SequenceState) -> None:
     penalize(row, answer.tokens, answer.prompt_length, answer.params)
     for token, bias in answer.params.logit_bias.items():
         row[token] += bias
@@ -84,9 +84,9 @@ def penalize(row: Tensor, tokens: Sequence[int], prompt: int, params: SamplingPa
         factor = params.repetition_penalty
         row[seen] = torch.where(scores < 0, scores * factor, scores / factor)
     if (params.presence_penalty or params.frequency_penalty) and len(tokens) > prompt:
-        said, counts = np.unique(np.asarray(tokens[prompt:], np.int64), return_counts=True)
+        seen_ids, counts = np.unique(np.asarray(tokens[prompt:], np.int64), return_counts=True)
         penalty = torch.from_numpy(counts * params.frequency_penalty + params.presence_penalty)
-        row[torch.from_numpy(said).to(row.device)] -= penalty.to(row)
+        row[torch.from_numpy(seen_ids).to(row.device)] -= penalty.to(row)
 
 
 def distributions(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
@@ -138,7 +138,7 @@ def draw(probabilities: Tensor, numbers: NDArray[np.float32]) -> Tensor:
     return torch.searchsorted(reached, wanted, right=True).squeeze(1)
 
 
-def decide(logits: Tensor, answers: Sequence[Answer]) -> list[list[int]]:
+def decide(logits: Tensor, answers: Sequence[SequenceState]) -> list[list[int]]:
     """What each answer says next: the drafts that stand, then one token of its own.
 
     Logits (R, V) has, answer after answer, a row for its last token and one for each draft. A
@@ -168,12 +168,12 @@ def decide(logits: Tensor, answers: Sequence[Answer]) -> list[list[int]]:
         start += 1 + len(answer.drafts)
     if drawn:
         found = _draw_or_keep(logits, [answers[place] for place in drawn], first)
-        for place, said in zip(drawn, found, strict=True):
-            says[place] = said
+        for place, seen_ids in zip(drawn, found, strict=True):
+            says[place] = seen_ids
     return says
 
 
-def _fail_unsound(most: Tensor, answers: Sequence[Answer]) -> None:
+def _fail_unsound(most: Tensor, answers: Sequence[SequenceState]) -> None:
     """End answers whose logits are no numbers; `most` (R) is the largest of each row.
 
     What is drawn from such a row may be no token at all, and would break its neighbours' step.
@@ -186,7 +186,9 @@ def _fail_unsound(most: Tensor, answers: Sequence[Answer]) -> None:
         start = end
 
 
-def _draw_or_keep(logits: Tensor, answers: Sequence[Answer], first: list[int]) -> list[list[int]]:
+def _draw_or_keep(
+    logits: Tensor, answers: Sequence[SequenceState], first: list[int]
+) -> list[list[int]]:
     """`decide` for answers that are drawn, each with its first row in `logits`."""
     sizes = [1 + len(answer.drafts) for answer in answers]
     rows = [at + ahead for at, size in zip(first, sizes, strict=True) for ahead in range(size)]
@@ -206,7 +208,7 @@ def _draw_or_keep(logits: Tensor, answers: Sequence[Answer], first: list[int]) -
     return [[*a.drafts[:k], token] for a, k, token in zip(answers, kept, own, strict=True)]
 
 
-def _kept_drafts(chances: Tensor, answers: Sequence[Answer], starts: list[int]) -> list[int]:
+def _kept_drafts(chances: Tensor, answers: Sequence[SequenceState], starts: list[int]) -> list[int]:
     """How many drafts of each answer stand: draft x with probability min(1, p(x) / q(x)).
 
     A draft that was not drawn has q = 1.

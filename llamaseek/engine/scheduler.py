@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llamaseek.engine.blocks import BlockPool, chain
-from llamaseek.engine.request import Answer, Request
+from llamaseek.engine.request import Request, SequenceState
 from llamaseek.errors import UserError
 
 
@@ -28,7 +28,7 @@ class QueueFull(Exception):
 class Chunk:
     """One answer's share of a step: `count` tokens and drafts from place `start` on."""
 
-    answer: Answer
+    answer: SequenceState
     start: int
     count: int
 
@@ -64,18 +64,18 @@ class Scheduler:
         self,
         pool: BlockPool,
         longest: int,
-        most_running: int,
+        max_num_seqs: int,
         most_waiting: int,
         budget: int,
-        share_prefixes: bool = True,
+        enable_prefix_caching: bool = True,
     ) -> None:
         self.pool, self.budget = pool, budget
-        self.most_running, self.most_waiting = most_running, most_waiting
-        self.share_prefixes = share_prefixes
-        self.waiting: deque[Answer] = deque()
-        self.running: list[Answer] = []
-        self.tables = np.zeros((most_running, -(-longest // pool.size)), np.int64)
-        self._rows = list(range(most_running))[::-1]
+        self.max_num_seqs, self.most_waiting = max_num_seqs, most_waiting
+        self.enable_prefix_caching = enable_prefix_caching
+        self.waiting: deque[SequenceState] = deque()
+        self.running: list[SequenceState] = []
+        self.tables = np.zeros((max_num_seqs, -(-longest // pool.size)), np.int64)
+        self._rows = list(range(max_num_seqs))[::-1]
         self.preemptions = 0
 
     @property
@@ -91,13 +91,13 @@ class Scheduler:
                 f"the engine's cache holds {self.pool.count * self.pool.size}"
             )
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: SequenceState) -> None:
         """Queue an answer; `QueueFull` if too many wait."""
         if not self.room:
             raise QueueFull(f"{len(self.waiting)} requests wait; no more may")
         self.waiting.append(answer)
 
-    def add_next(self, answers: Iterable[Answer]) -> None:
+    def add_next(self, answers: Iterable[SequenceState]) -> None:
         """Put siblings of a running answer first in the queue; its prompt is shared by then."""
         self.waiting.extendleft(reversed(list(answers)))
 
@@ -122,7 +122,7 @@ class Scheduler:
             self._admit(plan, prompts_left)
         return plan
 
-    def _reserve(self, answer: Answer, tokens: int) -> bool:
+    def _reserve(self, answer: SequenceState, tokens: int) -> bool:
         """Blocks for so many tokens, taken from the newest if need be; False if it is itself."""
         need = -(-tokens // self.pool.size) - len(answer.blocks)
         if need <= 0:
@@ -135,7 +135,7 @@ class Scheduler:
         self._give(answer, blocks)
         return True
 
-    def extend(self, answer: Answer, tokens: int) -> bool:
+    def extend(self, answer: SequenceState, tokens: int) -> bool:
         """Blocks for so many tokens if there are any to spare; whether there were."""
         need = -(-tokens // self.pool.size) - len(answer.blocks)
         if need > 0:
@@ -145,12 +145,12 @@ class Scheduler:
             self._give(answer, blocks)
         return True
 
-    def _give(self, answer: Answer, blocks: list[int]) -> None:
+    def _give(self, answer: SequenceState, blocks: list[int]) -> None:
         have = len(answer.blocks)
         self.tables[answer.row, have : have + len(blocks)] = blocks
         answer.blocks += blocks
 
-    def _preempt(self, answer: Answer) -> None:
+    def _preempt(self, answer: SequenceState) -> None:
         """Give up its blocks; it is computed again, from what is still shared, when it can."""
         self.remove(answer)
         self.waiting.appendleft(answer)
@@ -177,35 +177,35 @@ class Scheduler:
             self._reserve(answer, answer.computed + count)
             plan.append(Chunk(answer, answer.computed, count))
 
-    def _shareable(self, answer: Answer) -> list[bytes]:
+    def _shareable(self, answer: SequenceState) -> list[bytes]:
         """The keys of its full blocks but the last token's, which has to be computed.
 
         Log-probabilities of a prompt need all of it computed.
         """
-        if not self.share_prefixes or answer.unscored:
+        if not self.enable_prefix_caching or answer.unscored:
             return []
         full = (len(answer.tokens) - 1) // self.pool.size
         self._name_blocks(answer, full)
         return answer.keys[:full]
 
-    def _name_blocks(self, answer: Answer, full: int) -> None:
+    def _name_blocks(self, answer: SequenceState, full: int) -> None:
         """The keys of its first `full` blocks."""
         size, keys = self.pool.size, answer.keys
         for block in range(len(keys), full):
             before = keys[-1] if keys else root(answer.request)
             keys.append(chain(before, answer.tokens[block * size : (block + 1) * size]))
 
-    def publish(self, answer: Answer) -> None:
+    def publish(self, answer: SequenceState) -> None:
         """Let others share the blocks whose tokens are all computed and settled."""
         full = answer.computed // self.pool.size
-        if not self.share_prefixes or full <= answer.published:
+        if not self.enable_prefix_caching or full <= answer.published:
             return
         self._name_blocks(answer, full)
         for block in range(answer.published, full):
             self.pool.publish(answer.blocks[block], answer.keys[block])
         answer.published = full
 
-    def remove(self, answer: Answer) -> None:
+    def remove(self, answer: SequenceState) -> None:
         """Take an answer out, running or waiting; its blocks are free at once."""
         if answer.row < 0:
             if answer in self.waiting:

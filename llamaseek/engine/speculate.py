@@ -15,9 +15,9 @@ import numpy as np
 from torch import Tensor
 
 from llamaseek.engine.forward.runner import Runner
-from llamaseek.engine.forward.step_layout import Layout, some_rows
+from llamaseek.engine.forward.step_layout import StepLayout, some_rows
 from llamaseek.engine.options import Speculation
-from llamaseek.engine.request import Answer
+from llamaseek.engine.request import SequenceState
 from llamaseek.engine.sampler import DRAFTED, distributions, draw, uniforms
 from llamaseek.engine.scheduler import Chunk, Scheduler
 from llamaseek.errors import UserError
@@ -29,7 +29,7 @@ LONGEST, SHORTEST = 3, 2  # words of the text that prompt look-up seeks again
 class Drafter(Protocol):
     """Where drafts come from."""
 
-    def propose(self, plan: Sequence[Chunk], hidden: Tensor, layout: Layout) -> None:
+    def propose(self, plan: Sequence[Chunk], hidden: Tensor, layout: StepLayout) -> None:
         """After a step over `plan` with outcome hidden (N, D): set its answers' drafts."""
         ...
 
@@ -37,7 +37,7 @@ class Drafter(Protocol):
 class NoDrafter:
     """Plain decoding."""
 
-    def propose(self, plan: Sequence[Chunk], hidden: Tensor, layout: Layout) -> None:
+    def propose(self, plan: Sequence[Chunk], hidden: Tensor, layout: StepLayout) -> None:
         """See `Drafter.propose`."""
 
 
@@ -66,7 +66,7 @@ def make_drafter(
     return NoDrafter()
 
 
-def room(answer: Answer, depth: int) -> int:
+def room(answer: SequenceState, depth: int) -> int:
     """How many drafts an answer may have: none if finished, not drawing yet, or shaped.
 
     Penalties and grammars change with every token, so such answers go on one by one. One token
@@ -79,7 +79,7 @@ def room(answer: Answer, depth: int) -> int:
     return max(min(depth, answer.limit - len(answer.tokens) - 1), 0)
 
 
-def guess(logits: Tensor, answers: Sequence[Answer]) -> None:
+def guess(logits: Tensor, answers: Sequence[SequenceState]) -> None:
     """Add one draft to each answer from logits (A, V): the likeliest, or drawn as it draws."""
     best = logits.argmax(-1).tolist()
     for answer, token in zip(answers, best, strict=True):
@@ -98,12 +98,12 @@ def guess(logits: Tensor, answers: Sequence[Answer]) -> None:
 
 
 def draft_on(
-    answers: list[Answer],
+    answers: list[SequenceState],
     hidden: Tensor,
     runner: Runner,
     scheduler: Scheduler,
     depth: int,
-    run: Callable[[list[Answer], Tensor], Tensor],
+    run: Callable[[list[SequenceState], Tensor], Tensor],
 ) -> None:
     """Draft token after token from hidden (A, D), where the first draft of each answer is read.
 
@@ -133,7 +133,7 @@ class MultiTokenDrafter:
     def __init__(self, runner: Runner, scheduler: Scheduler, depth: int) -> None:
         self.runner, self.scheduler, self.depth = runner, scheduler, depth
 
-    def propose(self, plan: Sequence[Chunk], hidden: Tensor, layout: Layout) -> None:
+    def propose(self, plan: Sequence[Chunk], hidden: Tensor, layout: StepLayout) -> None:
         """See `Drafter.propose`."""
         chunks: list[Chunk] = []
         rows: list[int] = []
@@ -153,7 +153,7 @@ class MultiTokenDrafter:
         answers = [chunks[n].answer for n in drawing]
         draft_on(answers, last, self.runner, self.scheduler, self.depth, self._on)
 
-    def _on(self, answers: list[Answer], hidden: Tensor) -> Tensor:
+    def _on(self, answers: list[SequenceState], hidden: Tensor) -> Tensor:
         chunks = [Chunk(a, a.computed + len(a.drafts) - 1, 1) for a in answers]
         return self._run(chunks, hidden, [answer.drafts[-1] for answer in answers])[0]
 
@@ -171,7 +171,7 @@ class ModelDrafter:
     def __init__(self, runner: Runner, scheduler: Scheduler, depth: int) -> None:
         self.runner, self.scheduler, self.depth = runner, scheduler, depth
 
-    def propose(self, plan: Sequence[Chunk], hidden: Tensor, layout: Layout) -> None:
+    def propose(self, plan: Sequence[Chunk], hidden: Tensor, layout: StepLayout) -> None:
         """See `Drafter.propose`. It reads what the model has read, and the newest token too."""
         chunks: list[Chunk] = []
         drawing: list[int] = []
@@ -192,7 +192,7 @@ class ModelDrafter:
         answers = [chunks[n].answer for n in drawing]
         draft_on(answers, last, self.runner, self.scheduler, self.depth, self._on)
 
-    def _on(self, answers: list[Answer], hidden: Tensor) -> Tensor:
+    def _on(self, answers: list[SequenceState], hidden: Tensor) -> Tensor:
         chunks = [Chunk(a, len(a.tokens) + len(a.drafts) - 1, 1) for a in answers]
         for chunk in chunks:
             chunk.answer.draft_computed = chunk.start + 1
@@ -205,7 +205,7 @@ class LookupDrafter:
     def __init__(self, depth: int) -> None:
         self.depth = depth
 
-    def propose(self, plan: Sequence[Chunk], hidden: Tensor, layout: Layout) -> None:
+    def propose(self, plan: Sequence[Chunk], hidden: Tensor, layout: StepLayout) -> None:
         """See `Drafter.propose`."""
         for answer in (chunk.answer for chunk in plan):
             if wanted := room(answer, self.depth):

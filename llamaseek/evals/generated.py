@@ -32,7 +32,7 @@ ROWS = 128  # answered or scored at once
 
 
 @dataclass(frozen=True)
-class Speaker:
+class Generator:
     """A model and its tokenizer, asked things greedily."""
 
     model: CausalLM
@@ -50,8 +50,8 @@ class Speaker:
         """The greedy answer to each prompt. A new engine each time: the weights may change."""
         params = SamplingParams(max_tokens=MOST_TOKENS, stop_ids=self.tokenizer.stop_ids)
         options = EngineOptions(
-            most_running=ROWS,
-            step_tokens=ROWS * MOST_TOKENS,
+            max_num_seqs=ROWS,
+            max_num_batched_tokens=ROWS * MOST_TOKENS,
             cuda_graphs=False,  # capturing takes longer than so few tokens
         )
         engine = Engine(self.model, options=options)
@@ -91,14 +91,14 @@ def story_prompts(count: int) -> list[str]:
     return [prompt(rng, "test")[0] for _ in range(count)]
 
 
-def story_parse_rate(speaker: Speaker, count: int) -> float:
+def story_parse_rate(speaker: Generator, count: int) -> float:
     """Share of story beginnings that the model completes to a story of the grammar."""
     starts = story_prompts(count)
     ends = speaker.continuations(starts)
     return sum(parses(a + b) for a, b in zip(starts, ends, strict=True)) / count
 
 
-def task_exact_match(speaker: Speaker, count: int) -> dict[str, float]:
+def task_exact_match(speaker: Generator, count: int) -> dict[str, float]:
     """Share of exactly right answers on each of the five tasks."""
     scores = {}
     for task in TASKS:
@@ -108,7 +108,7 @@ def task_exact_match(speaker: Speaker, count: int) -> dict[str, float]:
     return scores
 
 
-def instruction_following(speaker: Speaker, count: int) -> float:
+def instruction_following(speaker: Generator, count: int) -> float:
     """Share of instructions followed, all kinds alike, each in a wording never trained on."""
     items = distinct(
         count, "instructions", lambda rng: instruction_item(rng.choice(KINDS), rng, "test")
@@ -118,7 +118,7 @@ def instruction_following(speaker: Speaker, count: int) -> float:
 
 
 @torch.no_grad()
-def preference_log_probs(speaker: Speaker, count: int, length: int, form: str) -> Tensor:
+def preference_log_probs(speaker: Generator, count: int, length: int, form: str) -> Tensor:
     """log p of the chosen and the rejected answer of each held-out pair: (pairs, 2) float32."""
     rows = generated_rows({"preferences": count}, SEED, "test")
     pairs = preferences(rows, speaker.tokenizer, length, form)
@@ -148,7 +148,7 @@ def expert_load(model: DeepseekV3, batch: Batch) -> list[list[float]]:
 
 
 @torch.no_grad()
-def mtp_acceptance(speaker: Speaker, count: int) -> float:
+def mtp_acceptance(speaker: Generator, count: int) -> float:
     """Share of the first module's drafts that greedy decoding accepts, over stories.
 
     The second-token acceptance rate of V3 report §5.4.3: the draft made at place i, for place

@@ -49,7 +49,7 @@ class EngineJudge:
 
     def __init__(self, model: CausalLM, tokenizer: Tokenizer, rubric: str, best: int) -> None:
         self.tokenizer, self.rubric, self.best = tokenizer, rubric, best
-        self.engine = Engine(model, tokenizer, EngineOptions(most_running=64))
+        self.engine = Engine(model, tokenizer, EngineOptions(max_num_seqs=64))
         self.params = SamplingParams(
             max_tokens=4,
             stop_ids=tokenizer.stop_ids,
@@ -116,9 +116,9 @@ class EndpointJudge:
                 with urlopen(request, timeout=SECONDS) as reply:
                     return json.load(reply)
             except HTTPError as error:
-                said = shorten(error.read(500).decode("utf-8", "replace"))
+                detail = shorten(error.read(500).decode("utf-8", "replace"))
                 if error.code < 500 or attempt == TRIES - 1:
-                    raise UserError(f"judge.url: {self.url} says {error.code}: {said}") from None
+                    raise UserError(f"judge.url: {self.url} says {error.code}: {detail}") from None
             except (URLError, OSError, ValueError) as error:
                 if attempt == TRIES - 1:
                     raise UserError(f"judge.url: {self.url}: {error}") from None

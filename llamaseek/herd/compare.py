@@ -18,12 +18,12 @@ from llamaseek.herd.formats import (
     WORD,
     scale_shape,
 )
-from llamaseek.herd.header import Stored
+from llamaseek.herd.header import StoredTensor
 from llamaseek.herd.tensors import Shape, model_tensors
 
 
 @dataclass(frozen=True)
-class Problem:
+class FolderProblem:
     """One tensor that is not as the config asks; `kind`: missing, unexpected, shape or dtype."""
 
     kind: str
@@ -31,7 +31,9 @@ class Problem:
     message: str
 
 
-def problems(config: ModelConfig, stored: dict[str, Stored], folder: Path) -> Iterator[Problem]:
+def problems(
+    config: ModelConfig, stored: dict[str, StoredTensor], folder: Path
+) -> Iterator[FolderProblem]:
     """Every difference, in the config's order, then what it does not know."""
     wanted = dict(model_tensors(config))
     scales = {f"{name}{SCALE}" for name in wanted if name in stored and stored[name].dtype == FP8}
@@ -49,22 +51,22 @@ def problems(config: ModelConfig, stored: dict[str, Stored], folder: Path) -> It
     known = {base + suffix for base in packed for suffix in (PACKED, PACKED_SCALE)}
     for name, shape in wanted.items():
         if name not in stored:
-            yield Problem("missing", name, f"{folder}: lacks the tensor {name}")
+            yield FolderProblem("missing", name, f"{folder}: lacks the tensor {name}")
         elif stored[name].shape != shape:
-            yield Problem("shape", name, _shapes(stored[name], shape))
+            yield FolderProblem("shape", name, _shapes(stored[name], shape))
         elif not stored[name].is_float and not name.endswith(PACKED_SHAPE):
             found = stored[name]
             message = f"{found.path}: {name} is {found.dtype}; allowed: {', '.join(FLOATS)}"
-            yield Problem("dtype", name, message)
+            yield FolderProblem("dtype", name, message)
     for name, found in stored.items():
         if name not in wanted and name not in known and not is_second_copy(config, name):
             message = f"{found.path}: has a tensor the model lacks: {name}"
-            yield Problem("unexpected", name, message)
+            yield FolderProblem("unexpected", name, message)
 
 
 def _packed_problems(
-    base: str, shape: Shape, stored: dict[str, Stored], folder: Path
-) -> Iterator[Problem]:
+    base: str, shape: Shape, stored: dict[str, StoredTensor], folder: Path
+) -> Iterator[FolderProblem]:
     """What is wrong with the words and scales of one matrix of `shape`."""
     words, name = stored[base + PACKED], base + PACKED_SCALE
     rows, inputs = shape
@@ -73,9 +75,9 @@ def _packed_problems(
             f"{words.path}: {words.name} is {words.dtype} {list(words.shape)}; allowed for "
             f"{list(shape)}: I32, 4 or 8 bits a weight"
         )
-        yield Problem("shape", words.name, message)
+        yield FolderProblem("shape", words.name, message)
     if name not in stored:
-        yield Problem("missing", name, f"{folder}: lacks the tensor {name}")
+        yield FolderProblem("missing", name, f"{folder}: lacks the tensor {name}")
         return
     scale = stored[name]
     groups = scale.shape[1] if len(scale.shape) == 2 else 0
@@ -85,7 +87,7 @@ def _packed_problems(
             f"{scale.path}: {name} is {scale.dtype} {list(scale.shape)}; allowed for "
             f"{list(shape)}: BF16, one a row or a group of {', '.join(map(str, GROUPS))}"
         )
-        yield Problem("shape", name, message)
+        yield FolderProblem("shape", name, message)
 
 
 def is_second_copy(config: ModelConfig, name: str) -> bool:
@@ -100,7 +102,7 @@ def is_second_copy(config: ModelConfig, name: str) -> bool:
     return extra and int(name.split(".")[2]) >= config.num_hidden_layers
 
 
-def _shapes(found: Stored, wanted: Shape) -> str:
+def _shapes(found: StoredTensor, wanted: Shape) -> str:
     return (
         f"{found.path}: {found.name} has shape {list(found.shape)}, "
         f"the config asks for {list(wanted)}"

@@ -71,7 +71,7 @@ class ModelConfig:
     # False runs the same trunk bidirectionally, for masked-language-model training.
     is_causal: bool = True
     # A reward model: one number a token (`score.weight`) where others have a vocabulary.
-    scores: bool = False
+    is_reward_model: bool = False
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -87,7 +87,7 @@ class ModelConfig:
         """The content of `config.json`, readable by transformers."""
         data = {key: value for key, value in asdict(self).items() if value is not None}
         architecture = self.architecture
-        if data.pop("scores"):  # transformers tells by the architecture
+        if data.pop("is_reward_model"):  # transformers tells by the architecture
             architecture = architecture.replace("ForCausalLM", SCORING)
             data |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
         # transformers 5 keeps the rotary base and its scaling together; older readers want both.
@@ -219,7 +219,7 @@ def config_from_dict(data: dict[str, Any]) -> ModelConfig:
     kind = BY_MODEL_TYPE[model_type]
     known = {item.name for item in fields(kind)}
     sizes = {key: value for key, value in data.items() if key in known and value is not None}
-    sizes["scores"] = _is_scoring(data)
+    sizes["is_reward_model"] = _is_scoring(data)
     rope = data.get("rope_parameters") or {}
     sizes["rope_theta"] = float(rope.get("rope_theta", data.get("rope_theta", 10000.0)))
     sizes["rope_scaling"] = _rope_scaling(data.get("rope_scaling") or rope)

@@ -11,7 +11,7 @@ from pathlib import Path
 from llamaseek.errors import UserError, unknown_name
 from llamaseek.files import is_gguf, read_json_object
 from llamaseek.herd.configs import DeepseekV3Config, ModelConfig, config_from_dict
-from llamaseek.herd.header import Stored, folder_tensors, stored_names
+from llamaseek.herd.header import StoredTensor, folder_tensors, stored_names
 from llamaseek.herd.published import ENTRIES, Entry
 
 
@@ -32,7 +32,7 @@ def read_config(model: str | Path) -> ModelConfig:
     return _as_stored(config, Path(model))
 
 
-def stored_tensors(model: Path) -> dict[str, Stored]:
+def stored_tensors(model: Path) -> dict[str, StoredTensor]:
     """Every tensor of a model folder or GGUF file by its name in the model.
 
     `UserError` names the file that is missing or broken.

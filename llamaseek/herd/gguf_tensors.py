@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from llamaseek.gguf_header import GgufHeader, GgufTensor
 from llamaseek.herd.configs import Llama3Config, ModelConfig
-from llamaseek.herd.header import Stored
+from llamaseek.herd.header import StoredTensor
 from llamaseek.herd.tensors import Shape, layer_count, model_tensors
 
 OUTSIDE = {
@@ -80,7 +80,7 @@ class Placed:
 
 
 @dataclass(frozen=True)
-class GgufStored(Stored):
+class GgufStored(StoredTensor):
     """A tensor of a GGUF file, with its place; `dtype` is GGUF's name of its type ("Q4_K")."""
 
     placed: Placed

@@ -38,7 +38,7 @@ BYTES = {
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """One tensor of a folder; `dtype` as safetensors writes it ("BF16")."""
 
     name: str
@@ -57,9 +57,9 @@ class Stored:
         return BYTES[self.dtype] * prod(self.shape)
 
 
-def folder_tensors(folder: Path) -> dict[str, Stored]:
+def folder_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of a folder by name; `UserError` names the file that is missing or broken."""
-    found: dict[str, Stored] = {}
+    found: dict[str, StoredTensor] = {}
     for path in weight_files(folder):
         for stored in read_header(path):
             if stored.name in found:
@@ -97,7 +97,7 @@ def stored_names(folder: Path) -> set[str]:
         return set()
 
 
-def read_header(path: Path) -> list[Stored]:
+def read_header(path: Path) -> list[StoredTensor]:
     """The tensors of one file, after checking that the header fits the file."""
     try:
         size = path.stat().st_size
@@ -121,7 +121,7 @@ def _check_start(path: Path, start: bytes, length: int, size: int) -> None:
         raise UserError(f"{path}: is truncated, or not a safetensors file ({size:,} bytes)")
 
 
-def _entries(path: Path, raw: bytes) -> list[tuple[Stored, int, int]]:
+def _entries(path: Path, raw: bytes) -> list[tuple[StoredTensor, int, int]]:
     """Header entries with their byte ranges."""
     try:
         header = json.loads(raw, object_pairs_hook=lambda pairs: _unique(path, pairs))
@@ -140,19 +140,21 @@ def _unique(path: Path, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _entry(path: Path, name: str, entry: dict[str, Any]) -> tuple[Stored, int, int]:
+def _entry(path: Path, name: str, entry: dict[str, Any]) -> tuple[StoredTensor, int, int]:
     shape, (start, end) = entry["shape"], entry["data_offsets"]
     if entry["dtype"] not in BYTES:
         raise ValueError(f"{name} has the unknown dtype {entry['dtype']!r}")
     if not all(isinstance(n, int) and n >= 0 for n in (*shape, start, end)):
         raise ValueError(f"{name} has a size that is not a whole number")
-    stored = Stored(name, entry["dtype"], tuple(shape), path)
+    stored = StoredTensor(name, entry["dtype"], tuple(shape), path)
     if end - start != stored.nbytes:
         raise ValueError(f"{name} takes {stored.nbytes:,} bytes and is given {end - start:,}")
     return stored, start, end
 
 
-def _check_extent(path: Path, entries: list[tuple[Stored, int, int]], room: int) -> list[Stored]:
+def _check_extent(
+    path: Path, entries: list[tuple[StoredTensor, int, int]], room: int
+) -> list[StoredTensor]:
     """Tensors must lie one behind another and fill the file exactly."""
     reached = 0
     for stored, start, end in sorted(entries, key=lambda entry: entry[1:]):
@@ -176,7 +178,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
     return found
 
 
-def _check_index(folder: Path, found: dict[str, Stored]) -> None:
+def _check_index(folder: Path, found: dict[str, StoredTensor]) -> None:
     """Index and shards must tell the same."""
     index = _weight_map(folder)
     for name, shard in index.items():

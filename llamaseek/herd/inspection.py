@@ -13,7 +13,7 @@ from llamaseek.files import is_gguf, read_json_object
 from llamaseek.herd.compare import is_second_copy, problems
 from llamaseek.herd.configs import ModelConfig
 from llamaseek.herd.folder import read_config, stored_tensors
-from llamaseek.herd.header import Stored
+from llamaseek.herd.header import StoredTensor
 from llamaseek.herd.published import ENTRIES
 from llamaseek.herd.tensors import Shape, count_parameters
 
@@ -23,7 +23,7 @@ NEAR = 4  # a config with more differences than this is a model of its own
 
 
 @dataclass(frozen=True)
-class Group:
+class TensorPattern:
     """Tensors that differ only in the numbers of their names."""
 
     name: str
@@ -84,14 +84,14 @@ def nearest(config: ModelConfig) -> dict[str, Any]:
     return {"name": best[0], "differences": best[1]}
 
 
-def groups(stored: dict[str, Stored]) -> list[Group]:
+def groups(stored: dict[str, StoredTensor]) -> list[TensorPattern]:
     """Tensors gathered by name without its numbers, shape and dtype, in their first order."""
-    gathered: dict[tuple[str, Shape, str], list[Stored]] = {}
+    gathered: dict[tuple[str, Shape, str], list[StoredTensor]] = {}
     for name, tensor in stored.items():
         key = (re.sub(r"\.\d+\.", ".*.", name), tensor.shape, tensor.dtype)
         gathered.setdefault(key, []).append(tensor)
     return [
-        Group(name, len(members), shape, dtype, sum(member.nbytes for member in members))
+        TensorPattern(name, len(members), shape, dtype, sum(member.nbytes for member in members))
         for (name, shape, dtype), members in gathered.items()
     ]
 

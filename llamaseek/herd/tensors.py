@@ -24,7 +24,7 @@ def model_tensors(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
         for name, shape in layer_tensors(config, layer).items():
             yield f"model.layers.{layer}.{name}", shape
     yield "model.norm.weight", (config.hidden_size,)
-    if config.scores:
+    if config.is_reward_model:
         yield "score.weight", (1, config.hidden_size)
     elif not config.tie_word_embeddings:
         yield "lm_head.weight", (config.vocab_size, config.hidden_size)

@@ -35,7 +35,7 @@ def dequantize_packed(words: Tensor, scales: Tensor, bits: int, dtype: torch.dty
     return (groups * scales.float()[..., None]).flatten(-2).to(dtype)
 
 
-def quantise(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
+def quantize(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
     """weight (..., N, K) → words (..., N, W) and bf16 scales (..., N, G); group 0: a scale a row.
 
     A scale maps a group's largest number onto the largest code; in 4 bits the best of a few

@@ -21,9 +21,9 @@ def reward_model(model: CausalLM) -> CausalLM:
     As transformers' `…ForSequenceClassification`: no bias, no vocabulary, no multi-token modules.
     A reward model comes back as it is.
     """
-    if model.config.scores:
+    if model.config.is_reward_model:
         return model
-    config: ModelConfig = replace(model.config, scores=True)
+    config: ModelConfig = replace(model.config, is_reward_model=True)
     if isinstance(config, DeepseekV3Config):
         config = replace(config, num_nextn_predict_layers=0)
     with torch.device("meta"):

@@ -38,7 +38,7 @@ class CausalLM(nn.Module):
         super().__init__()
         self.config = config
         self.model = trunk
-        if config.scores:
+        if config.is_reward_model:
             self.score = Score(config.hidden_size)
         else:
             self.lm_head = Head(config.hidden_size, config.vocab_size)
@@ -51,7 +51,7 @@ class CausalLM(nn.Module):
     @property
     def tied(self) -> bool:
         """Whether embedding and head are one table."""
-        return self.config.tie_word_embeddings and not self.config.scores
+        return self.config.tie_word_embeddings and not self.config.is_reward_model
 
     def tie(self) -> None:
         """Share embedding and head where the config says so; again after moving off `meta`."""
@@ -84,7 +84,7 @@ class CausalLM(nn.Module):
         """hidden (..., D) → logits (..., V) in at least float32, whatever the weights are in: in
         bf16 the best two of 100,000 are often equal. UserError for a reward model.
         """
-        if self.config.scores:
+        if self.config.is_reward_model:
             raise UserError("model: is a reward model, which scores answers and says nothing")
         out: Tensor = self.lm_head(widen(hidden))
         return out

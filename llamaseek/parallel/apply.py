@@ -13,7 +13,7 @@ from llamaseek.parallel.context import Slices, split_rows
 from llamaseek.parallel.expert import SplitRows, spread_experts
 from llamaseek.parallel.fully_sharded import shard_layer, shard_rest
 from llamaseek.parallel.mesh import Mesh
-from llamaseek.parallel.pipeline import Stage, cut
+from llamaseek.parallel.pipeline import PipelinePart, cut
 from llamaseek.parallel.tensor import split_layer, split_vocabulary
 from llamaseek.recipe.schema import ParallelRecipe
 
@@ -23,7 +23,7 @@ class Parallel:
     """What one rank holds: parts of the model, and under a pipeline the stages that run them."""
 
     parts: list[CausalLM]
-    stages: list[Stage]
+    stages: list[PipelinePart]
     rows: SplitRows | None = None  # what of the rows is padding, where they are split
 
 
@@ -46,10 +46,12 @@ def parallelize(
     its layers move into the parts.
     """
     parts = cut(model, plan, mesh)
-    stages: list[Stage] = []
+    stages: list[PipelinePart] = []
     if plan.pipeline > 1:
         indices = range(mesh.rank("pipeline"), plan.stages, plan.pipeline)
-        stages = [Stage(p, i, plan.stages, dtype) for p, i in zip(parts, indices, strict=True)]
+        stages = [
+            PipelinePart(p, i, plan.stages, dtype) for p, i in zip(parts, indices, strict=True)
+        ]
     slices = Slices(mesh.context)
     rows = SplitRows(slices, mesh.tensor)
     for number, part in enumerate(parts):

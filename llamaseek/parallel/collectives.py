@@ -123,7 +123,7 @@ def all_to_all(x: Tensor, sent: list[int], received: list[int], group: dist.Proc
     return out
 
 
-def dealt(
+def split_over_ranks(
     items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]
 ) -> list[Result]:
     """`work` gives a result for each item. Ranks deal the items out, and all get all results."""

@@ -64,7 +64,7 @@ class Received(nn.Module):
         return value
 
 
-class Stage(nn.Module):
+class PipelinePart(nn.Module):
     """A part of the model as a schedule runs it: hidden states in and out, at the end a loss.
 
     Products run in `dtype` in every stage, and hidden states are handed on in it; those of the
@@ -150,7 +150,7 @@ def part(model: CausalLM, index: int, stages: int, layers: range) -> CausalLM:
         made.model.layers[layer] = model.model.layers[layer] if layer in layers else Elsewhere()
     made.model.rotary = deepcopy(model.model.rotary)
     first, last = index == 0, index == stages - 1
-    end = "score" if model.config.scores else "lm_head"
+    end = "score" if model.config.is_reward_model else "lm_head"
     embedding, head = model.model.embed_tokens, model.get_submodule(end)
     made.model.embed_tokens = embedding
     setattr(made, end, nn.Identity())
@@ -172,7 +172,7 @@ class Pipeline:
     """Runs a step's micro-batches through the stages of all ranks."""
 
     def __init__(
-        self, stages: list[Stage], mesh: Mesh, plan: ParallelRecipe, device: torch.device
+        self, stages: list[PipelinePart], mesh: Mesh, plan: ParallelRecipe, device: torch.device
     ) -> None:
         self.stages, self.mesh, self.plan, self.device = stages, mesh, plan, device
         self.schedules: dict[tuple[int, ...], Any] = {}
@@ -202,7 +202,9 @@ class Pipeline:
             given, micro_batches, loss_fn=lambda loss, target: loss.sum(), scale_grads=False
         )
 
-    def _stage(self, stage: Stage, rows: int, time: int, dtype: torch.dtype) -> PipelineStage:
+    def _stage(
+        self, stage: PipelinePart, rows: int, time: int, dtype: torch.dtype
+    ) -> PipelineStage:
         """Shapes are known, so that nothing is run to find them."""
         width = stage.model.config.hidden_size
         share = time // (self.plan.context * self.plan.tensor)

@@ -29,7 +29,7 @@ def layout_of(plan: ParallelRecipe) -> Layout:
     return Layout(**{name: getattr(plan, name) for name in degrees})
 
 
-class Ranks:
+class ParallelModel:
     """This rank's parts of the model, and what it does together with the others."""
 
     def __init__(

@@ -38,7 +38,7 @@ def local(weight: Tensor) -> Tensor:
     return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
-class SplitLinear(nn.Linear):
+class ColumnParallelLinear(nn.Linear):
     """A linear layer of which this rank holds some rows of the weight."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class SplitLinear(nn.Linear):
         return F.linear(x, local(self.weight))
 
 
-class SummedLinear(SplitLinear):
+class RowParallelLinear(ColumnParallelLinear):
     """A linear layer of which this rank holds some columns of the weight."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def split_linears(module: nn.Module, mesh: Mesh, dims: dict[str, int]) -> None:
         linear = getattr(module, name, None)
         if linear is None:
             continue
-        kind = SplitLinear if dim == ROWS else SummedLinear
+        kind = ColumnParallelLinear if dim == ROWS else RowParallelLinear
         replaced = kind(
             linear.in_features, linear.out_features, bias=False, device=torch.device("meta")
         )
@@ -144,7 +144,7 @@ def scatter_after(module: nn.Module, group: Group) -> None:
     module.register_forward_hook(lambda module, args, out: scatter(out, TOKENS, group))
 
 
-class SplitEmbedding(nn.Embedding):
+class VocabParallelEmbedding(nn.Embedding):
     """Looks up this rank's columns, and where the table is split, its own ids."""
 
     slices: Slices
@@ -208,12 +208,12 @@ def split_vocabulary(model: CausalLM, mesh: Mesh, slices: Slices) -> None:
 
     size = (model.config.vocab_size, model.config.hidden_size)
     with torch.device("meta"):
-        new_embedding, new_head = SplitEmbedding(*size), SplitHead(size[1], size[0])
+        new_embedding, new_head = VocabParallelEmbedding(*size), SplitHead(size[1], size[0])
     if isinstance(embedding, nn.Embedding):
         model.model.embed_tokens = replaced(embedding, new_embedding)
     elif embedding.embed_tokens is not None:  # a later stage's second copy
         embedding.embed_tokens = replaced(embedding.embed_tokens, new_embedding)
-    if model.config.scores:
+    if model.config.is_reward_model:
         if isinstance(model.score, Score):
             model.score = split_score(model.score, slices, mesh.tensor)
     elif isinstance(model.lm_head, Head):

@@ -169,20 +169,20 @@ class Zero:
         for weight in weights:
             spread = weight.group is mesh.expert_copies  # None: this rank alone has these experts
             by_group.setdefault(mesh.expert_copies if spread else mesh.data, []).append(weight)
-        self.dealt = [
+        self.by_rank = [
             (group, deal(some, group.size())) for group, some in by_group.items() if group
         ]
         self.alone = by_group.get(None, [])
 
     def mine(self) -> list[Weight]:
         """What this rank's optimizer steps."""
-        dealt = [hand for group, hands in self.dealt for hand in hands[group.rank()]]
-        return [*self.alone, *dealt]
+        by_rank = [hand for group, hands in self.by_rank for hand in hands[group.rank()]]
+        return [*self.alone, *by_rank]
 
     @torch.no_grad()
     def share(self) -> None:
         """After a step: every rank gets what the others have stepped."""
-        for group, hands in self.dealt:
+        for group, hands in self.by_rank:
             for owner, hand in enumerate(hands):
                 stepped = [w.own.data for w in hand if w.own.requires_grad]
                 for bucket in buckets(stepped):

@@ -18,7 +18,7 @@ BLOCK, BLOCKED_LENGTH = 128, 1024  # `models/attention.py` on CPUs
 
 
 @dataclass(frozen=True)
-class Pass:
+class TrainingPass:
     """One forward and backward of `rows` × `length` tokens on one device.
 
     `number` is c; `length` is what one context rank holds of a row, whose tokens `tensor` ranks
@@ -55,7 +55,7 @@ class Pass:
         return FLOAT * (width * (1 if self.adapters is not None else 2) + 1)
 
 
-def layer_saved(config: ModelConfig, layer: int, run: Pass) -> float:
+def layer_saved(config: ModelConfig, layer: int, run: TrainingPass) -> float:
     """Bytes that layer `layer` keeps from forward to backward on one rank, copies of weights apart.
 
     Tensor ranks split heads and inner widths of all tokens, and the tokens of what is not split.
@@ -79,7 +79,7 @@ def layer_saved(config: ModelConfig, layer: int, run: Pass) -> float:
     return token * run.tokens + attention_core(config, run)
 
 
-def attention_core(config: ModelConfig, run: Pass) -> float:
+def attention_core(config: ModelConfig, run: TrainingPass) -> float:
     """Bytes kept by softmax(q k) v itself, all rows: a tensor rank's heads, a context rank's
     queries against the keys of whole rows.
     """
@@ -108,14 +108,14 @@ def attention_core(config: ModelConfig, run: Pass) -> float:
     return run.rows * row + seen * (run.rows if split else 1)
 
 
-def rotary_tables(config: ModelConfig, run: Pass) -> int:
+def rotary_tables(config: ModelConfig, run: TrainingPass) -> int:
     """Bytes of the cosines and sines that all layers share."""
     latent = isinstance(config, DeepseekV3Config)
     width = config.qk_rope_head_dim if latent else config.head_dim  # type: ignore[attr-defined]
     return run.number * width * run.tokens
 
 
-def widest_gradient(config: ModelConfig, layer: int, run: Pass) -> int:
+def widest_gradient(config: ModelConfig, layer: int, run: TrainingPass) -> int:
     """Bytes of activation gradients alive when the backward pass enters a layer: the residual
     stream's, and those of both halves of the gated product or of the experts' outputs and inputs.
     """
@@ -140,7 +140,7 @@ def pairs(length: int, keys_only: bool) -> int:
     return total
 
 
-def _latent_attention(config: DeepseekV3Config, run: Pass) -> float:
+def _latent_attention(config: DeepseekV3Config, run: TrainingPass) -> float:
     """Projections and latent norms; a token. Latents are gathered by tensor and context ranks."""
     width, rank, rope = config.hidden_size, config.kv_lora_rank, config.qk_rope_head_dim
     values = config.num_attention_heads * config.v_head_dim
@@ -158,13 +158,13 @@ def _latent_attention(config: DeepseekV3Config, run: Pass) -> float:
     return token
 
 
-def _gated(width: int, inner: int, run: Pass) -> float:
+def _gated(width: int, inner: int, run: TrainingPass) -> float:
     """SwiGLU: its input, gate, silu(gate), up, and the product; a token."""
     token = 3 * run.number * inner + run.kept(inner, "down_proj")
     return run.kept(width, "gate_proj", "up_proj") + token / run.tensor
 
 
-def _mixture(config: DeepseekV3Config, run: Pass) -> float:
+def _mixture(config: DeepseekV3Config, run: TrainingPass) -> float:
     """Router, routed experts (never adapted) and shared experts; a token."""
     width, inner = config.hidden_size, config.moe_intermediate_size
     chosen, full = config.num_experts_per_tok, run.adapters is None

@@ -246,10 +246,10 @@ def found_gpu() -> Gpu | None:
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         return None
     try:
-        told = subprocess.run(ASK, capture_output=True, text=True, timeout=SECONDS, check=True)
+        output = subprocess.run(ASK, capture_output=True, text=True, timeout=SECONDS, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    name, _, mebibytes = told.stdout.partition("\n")[0].rpartition(",")
+    name, _, mebibytes = output.stdout.partition("\n")[0].rpartition(",")
     if not name:
         return None
     words = name.lower().replace("-", " ").replace("rtx ", "rtx").split()

@@ -11,7 +11,13 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from llamaseek.herd.configs import ModelConfig
-from llamaseek.plan.activations import FLOAT, Pass, layer_saved, rotary_tables, widest_gradient
+from llamaseek.plan.activations import (
+    FLOAT,
+    TrainingPass,
+    layer_saved,
+    rotary_tables,
+    widest_gradient,
+)
 from llamaseek.plan.formats import GRADIENT, MASTER
 from llamaseek.plan.layout import Layout, stage_layers
 from llamaseek.plan.weights import adapter_size, kind, layer_size, table_size
@@ -48,7 +54,7 @@ class Training:
     already; `depth` multi-token modules trained along.
     """
 
-    run: Pass
+    run: TrainingPass
     stored: int = MASTER
     moments: int = 8
     checkpoint: bool = False
@@ -58,7 +64,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class LayerGroup:
     """Like layers that follow each other in a stage, each as one rank sees it. Bytes, but for
     `parameters` and `adapters`, which the rank owns, and `whole`, which it multiplies with.
     """
@@ -112,7 +118,7 @@ def training_memory(
 
 def stretch(
     config: ModelConfig, training: Training, layout: Layout, layer: int, count: int
-) -> Stretch:
+) -> LayerGroup:
     """`count` layers like `layer`."""
     run, size, tensor = training.run, layer_size(config, layer), layout.tensor
     split = replace(run, tensor=tensor, context=layout.context)
@@ -128,7 +134,7 @@ def stretch(
     cast = run.number if layout.shard == 1 and training.stored > run.number else 0
     narrow = run.number if run.number < FLOAT else 0  # a gradient before it is cast to fp32
     full = run.adapters is None
-    return Stretch(
+    return LayerGroup(
         count=count,
         parameters=owned,
         adapters=adapters,
@@ -151,7 +157,7 @@ class _Step:
     config: ModelConfig
     training: Training
     layout: Layout
-    stretches: list[Stretch]
+    stretches: list[LayerGroup]
     first: bool
     last: bool
 
@@ -214,7 +220,7 @@ class _Step:
         return Memory(gradients=made + table, working=rows)
 
 
-def _gathered(training: Training, layout: Layout, stretches: list[Stretch]) -> float:
+def _gathered(training: Training, layout: Layout, stretches: list[LayerGroup]) -> float:
     """What FSDP gathers: the layer at work and the next, and a layer's gradients before they are
     scattered. Under a pipeline it keeps the whole stage's weights for a step (Llama 3 §3.3.2).
     """

@@ -9,7 +9,7 @@ from itertools import chain
 from math import ceil
 
 from llamaseek.herd.configs import DeepseekV3Config, Llama3Config, ModelConfig
-from llamaseek.plan.activations import BLOCKED_LENGTH, Pass
+from llamaseek.plan.activations import BLOCKED_LENGTH, TrainingPass
 from llamaseek.plan.cost import (
     Links,
     Speed,
@@ -147,7 +147,7 @@ class Planner:
         depth = 0
         if q.task == "pretrain" and isinstance(self.config, DeepseekV3Config):
             depth = self.config.num_nextn_predict_layers
-        run = Pass(
+        run = TrainingPass(
             rows=self.rows(layout),
             length=ceil(q.context / layout.context),
             number=q.form.number,

@@ -27,10 +27,10 @@ DEGREES = {
 def title(answer: dict[str, Any]) -> str:
     """What was asked, on one line."""
     rows = f"{answer['batch']:,} row{'s' * (answer['batch'] > 1)}"
-    said = [TASKS[answer["task"]], answer["dtype"], f"{rows} of {answer['context']:,} tokens"]
+    parts = [TASKS[answer["task"]], answer["dtype"], f"{rows} of {answer['context']:,} tokens"]
     if answer["checkpointing"]:
-        said.append(f"checkpointing {answer['checkpointing']}")
-    return f"{answer['title']}: " + ", ".join(said)
+        parts.append(f"checkpointing {answer['checkpointing']}")
+    return f"{answer['title']}: " + ", ".join(parts)
 
 
 def byte_rows(answer: dict[str, Any]) -> list[tuple[str, str, str]]:

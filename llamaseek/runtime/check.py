@@ -21,24 +21,24 @@ def float8_problems(recipe: Recipe, config: ModelConfig) -> Iterator[str]:
     kind, train = recipe.train.float8, recipe.train
     if kind == "none":
         return
-    said = f"train.float8: {kind}"
+    subject = f"train.float8: {kind}"
     if kind in TORCHAO and train.device == "cpu":
-        yield f"{said} needs a GPU; allowed on a CPU: none, and deepseek, which is emulated"
+        yield f"{subject} needs a GPU; allowed on a CPU: none, and deepseek, which is emulated"
     if train.precision == "fp64" or kind in TORCHAO and train.precision == "fp32":
-        yield f"{said} is not for train.precision {train.precision}; allowed: auto, bf16"
+        yield f"{subject} is not for train.precision {train.precision}; allowed: auto, bf16"
     if recipe.lora is not None:
-        yield f"{said} is not for adapters, whose base is not trained; allowed: none"
+        yield f"{subject} is not for adapters, whose base is not trained; allowed: none"
     if recipe.stage in ("grpo", "ppo"):
-        yield f"{said} is not for {recipe.stage}, whose engine reads plain weights; allowed: none"
+        yield f"{subject} is not for {recipe.stage}, whose engine reads plain weights; use none"
     if recipe.parallel.tensor > 1:
         yield (
             f"parallel.tensor: {recipe.parallel.tensor} is not for train.float8, whose scales "
             "belong to whole matrices; allowed: data, shard, pipeline, context, expert"
         )
-    yield from _widths(said, config) if kind == "deepseek" else ()
+    yield from _widths(subject, config) if kind == "deepseek" else ()
 
 
-def _widths(said: str, config: ModelConfig) -> Iterator[str]:
+def _widths(subject: str, config: ModelConfig) -> Iterator[str]:
     """Widths that blocks do not divide: narrow latents are padded, these would cost too much."""
     names = ["hidden_size", "intermediate_size"]
     if isinstance(config, DeepseekV3Config):
@@ -46,7 +46,7 @@ def _widths(said: str, config: ModelConfig) -> Iterator[str]:
     for name in names:
         if getattr(config, name) % BLOCK:
             yield (
-                f"{said} needs a multiple of {BLOCK} as model.config.{name}, "
+                f"{subject} needs a multiple of {BLOCK} as model.config.{name}, "
                 f"not {getattr(config, name)}"
             )
 
@@ -111,12 +111,12 @@ def _divides(field: str, degree: int, what: str, size: int) -> Iterator[str]:
 
 def answering_problems(config: ModelConfig, stored: Iterable[str], ranks: int) -> Iterator[str]:
     """What keeps a folder of `stored` tensors from being answered with on several ranks."""
-    said = f"torchrun: {ranks} ranks"
-    if config.scores:
-        yield f"{said} are not for a reward model, which says nothing"
+    subject = f"torchrun: {ranks} ranks"
+    if config.is_reward_model:
+        yield f"{subject} are not for a reward model, which says nothing"
     if any(name.endswith(PACKED) for name in stored):
-        yield f"{said} are not for weights packed in 4 or 8 bits; allowed: 1"
-    yield from tensor_problems(config, ranks, said)
+        yield f"{subject} are not for weights packed in 4 or 8 bits; allowed: 1"
+    yield from tensor_problems(config, ranks, subject)
 
 
 def tensor_problems(config: ModelConfig, degree: int, field: str) -> Iterator[str]:

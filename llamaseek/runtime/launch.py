@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from llamaseek.errors import UserError, bad_value
 from llamaseek.recipe.schema import Recipe
-from llamaseek.runtime.watch import Watch
+from llamaseek.runtime.watch import Watchdog
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 
@@ -34,7 +34,7 @@ def process_group(recipe: Recipe) -> Iterator[None]:
     dist.init_process_group(
         BACKENDS[device], store=store, rank=rank, world_size=world, timeout=timeout * 2
     )
-    watch = Watch(dist.PrefixStore("watch", store), rank, world, recipe.parallel.timeout)
+    watch = Watchdog(dist.PrefixStore("watch", store), rank, world, recipe.parallel.timeout)
     try:
         with watch:
             yield
@@ -86,8 +86,8 @@ def compare(store: dist.Store, rank: int, world: int, recipe: Recipe) -> None:
     mine = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()
     store.set(str(rank), f"{mine} {recipe.name}")
     if rank == 0:
-        told = [store.get(str(other)).decode().split(" ", 1) for other in range(world)]
-        wrong = [(other, name) for other, (digest, name) in enumerate(told) if digest != mine]
+        received = [store.get(str(other)).decode().split(" ", 1) for other in range(world)]
+        wrong = [(other, name) for other, (digest, name) in enumerate(received) if digest != mine]
         verdict = ""
         if wrong:
             other, name = wrong[0]

@@ -19,10 +19,10 @@ PATIENCE = 5.0  # seconds in which the store must answer
 HUNG = 75  # the exit code of a rank that ends because the run stands still
 
 
-class Watch:
-    """A thread beside the training loop; `at` is how the loop says where it is."""
+class Watchdog:
+    """A thread beside the training loop; `set_phase` is how the loop says where it is."""
 
-    current: Watch | None = None
+    current: Watchdog | None = None
 
     def __init__(self, store: dist.Store, rank: int, world: int, timeout: float) -> None:
         self.store, self.rank, self.world, self.timeout = store, rank, world, timeout
@@ -30,13 +30,13 @@ class Watch:
         self.done = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> Watch:
-        Watch.current = self
+    def __enter__(self) -> Watchdog:
+        Watchdog.current = self
         self.thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        Watch.current = None
+        Watchdog.current = None
         self.done.set()
         self.thread.join(2 * BEAT)
 
@@ -59,8 +59,8 @@ class Watch:
         teller.start()
         teller.join(PATIENCE)
         if teller.is_alive() and not self.done.is_set():
-            told = f"no progress for {self.timeout:.0f} s; the store does not answer rank"
-            print(f"error: {told} {self.rank}, in {self.place}", file=sys.stderr, flush=True)
+            message = f"no progress for {self.timeout:.0f} s; the store does not answer rank"
+            print(f"error: {message} {self.rank}, in {self.place}", file=sys.stderr, flush=True)
         os._exit(HUNG)
 
     def _tell(self) -> None:
@@ -89,13 +89,13 @@ class Watch:
             lines.append(f"  rank {rank}: {state} in {place} since {waits:.0f} s")
         if not self.done.is_set() and (answers or [self.rank])[0] == self.rank:
             named = f"; not answering: rank {', '.join(map(str, silent))}" if silent else ""
-            told = f"error: no progress for {self.timeout:.0f} s{named}\n" + "\n".join(lines)
-            print(told, file=sys.stderr, flush=True)
+            message = f"error: no progress for {self.timeout:.0f} s{named}\n" + "\n".join(lines)
+            print(message, file=sys.stderr, flush=True)
         time.sleep(BEAT)
 
 
-def at(place: str) -> None:
+def set_phase(place: str) -> None:
     """Say where this rank is; nothing where nobody watches."""
-    watch = Watch.current
+    watch = Watchdog.current
     if watch is not None:
         watch.place, watch.since = place, time.time()

@@ -60,9 +60,9 @@ class Policy:
 
     def _probability(self, answer: Sequence[Logprob]) -> float:
         """Of unsafe, at the first token that is not blank; 0 beyond the likeliest hundred."""
-        for said in answer:
-            if self.tokenizer.decode([said.token]).strip():
-                return math.exp(dict(said.top).get(self.unsafe_id, -math.inf))
+        for sampled in answer:
+            if self.tokenizer.decode([sampled.token]).strip():
+                return math.exp(dict(sampled.top).get(self.unsafe_id, -math.inf))
         return 0.0
 
 
@@ -99,6 +99,6 @@ def load_guard(
     folder, device = Path(folder), torch.device(device)
     tokenizer = Tokenizer.load(folder)
     engine = Engine(
-        load_as_stored(folder, device), tokenizer, options or EngineOptions(most_running=16)
+        load_as_stored(folder, device), tokenizer, options or EngineOptions(max_num_seqs=16)
     )
     return Guard(engine, Policy(tokenizer, categories))

@@ -16,7 +16,7 @@ from llamaseek.engine.background import BackgroundEngine
 from llamaseek.engine.request import Completion, Delta, Logprob
 from llamaseek.engine.scheduler import QueueFull
 from llamaseek.safety.guard import Guard
-from llamaseek.safety.stream import Held
+from llamaseek.safety.stream import HeldText
 from llamaseek.safety.verdict import GuardError, Unread, Verdict
 from llamaseek.text.messages import Message
 from llamaseek.text.tokenizer import StreamDecoder
@@ -26,7 +26,7 @@ NO_VERDICT = "the guard gave no verdict"
 
 
 @dataclass(frozen=True)
-class Findings:
+class GuardFindings:
     """What the guard found of a conversation's last message, and of its answer so far."""
 
     input: Verdict | None = None
@@ -54,10 +54,10 @@ class Findings:
     def as_json(self) -> dict[str, Any]:
         """The extra field `guard` of a choice."""
         sides = {"input": self.input, "output": self.output}
-        told: dict[str, Any] = {
+        fields: dict[str, Any] = {
             side: verdict.as_json() for side, verdict in sides.items() if verdict is not None
         }
-        return told | ({"error": NO_VERDICT} if self.failed else {})
+        return fields | ({"error": NO_VERDICT} if self.failed else {})
 
 
 class ServedGuard:
@@ -98,16 +98,16 @@ class ServedGuard:
             stream.close()
         return Completion(0, tokens, text, finish, logprobs)
 
-    async def check(self, messages: Sequence[Message]) -> Findings:
+    async def check(self, messages: Sequence[Message]) -> GuardFindings:
         """What is found of the message that a conversation ends with."""
         try:
-            return Findings(input=await self.judge(messages))
+            return GuardFindings(input=await self.judge(messages))
         except GuardError as error:
-            return Findings(failed=_logged(error))
+            return GuardFindings(failed=_logged(error))
 
 
 @dataclass
-class Watch:
+class GuardedAnswer:
     """Holds one answer back until the guard has cleared what it says so far.
 
     All that the model says is judged as it says it, whatever is then made of it: calls of tools,
@@ -117,8 +117,8 @@ class Watch:
     guard: ServedGuard
     messages: Sequence[Message]
     decoder: StreamDecoder
-    found: Findings
-    held: Held[Delta] = field(default_factory=Held)
+    found: GuardFindings
+    held: HeldText[Delta] = field(default_factory=HeldText)
 
     async def clear(self, delta: Delta) -> list[Delta]:
         """The deltas that may be told by now; none any more once `found` is not safe."""
@@ -131,13 +131,13 @@ class Watch:
         return self.held.clear() if self.found.safe else []
 
     async def _judge(self) -> None:
-        answer = {"role": "assistant", "content": self.held.said}
+        answer = {"role": "assistant", "content": self.held.generated}
         found = self.found
         try:
             verdict = await self.guard.judge([*self.messages, answer])
-            self.found = Findings(found.input, verdict)
+            self.found = GuardFindings(found.input, verdict)
         except GuardError as error:
-            self.found = Findings(found.input, found.output, failed=_logged(error))
+            self.found = GuardFindings(found.input, found.output, failed=_logged(error))
 
 
 def _logged(error: GuardError) -> bool:

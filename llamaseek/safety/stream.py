@@ -20,19 +20,19 @@ LONGEST = 400  # characters that wait without the end of a sentence
 
 
 @dataclass
-class Held(Generic[T]):
+class HeldText(Generic[T]):
     """What was said so far, and what of it (each part with its text) waits to be cleared.
 
     A piece is due at the end of a sentence or line, and at LONGEST characters without one.
     """
 
-    said: str = ""
+    generated: str = ""
     parts: list[T] = field(default_factory=list)
     _waiting: str = ""
 
     def add(self, part: T, text: str) -> bool:
         """Hold a part; whether it is time to have all that was said judged."""
-        self.said += text
+        self.generated += text
         self._waiting += text
         self.parts.append(part)
         return len(self._waiting) >= LONGEST or SENTENCE.search(self._waiting) is not None
@@ -80,7 +80,7 @@ def guarded(judge: Judge, messages: Sequence[Message], pieces: Iterable[str]) ->
     The last message is judged before `pieces` is started; Refused, then or later, ends it.
     """
     require_safe(judge, messages)
-    held: Held[str] = Held()
+    held: HeldText[str] = HeldText()
     for text in pieces:
         if held.add(text, text):
             require_safe(judge, [*messages, _answer(held)])
@@ -90,5 +90,5 @@ def guarded(judge: Judge, messages: Sequence[Message], pieces: Iterable[str]) ->
     yield from held.clear()
 
 
-def _answer(held: Held[str]) -> Message:
-    return {"role": "assistant", "content": held.said}
+def _answer(held: HeldText[str]) -> Message:
+    return {"role": "assistant", "content": held.generated}

@@ -61,10 +61,10 @@ def read_answer(text: str, categories: Sequence[Category]) -> tuple[bool, tuple[
     policy has no such category, but a guard that says unsafe is never read as safe. Raises
     Unread for any other answer.
     """
-    said = text.strip()
-    if said == "safe":
+    stripped = text.strip()
+    if stripped == "safe":
         return True, ()
-    found = UNSAFE.fullmatch(said)
+    found = UNSAFE.fullmatch(stripped)
     if found is None:
         raise Unread(f"it answered {shorten(repr(text))}, neither safe nor unsafe")
     codes = [code.strip() for code in (found[1] or "").split(",")]

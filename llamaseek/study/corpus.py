@@ -18,7 +18,7 @@ HELD_OUT = 400_000  # characters
 
 
 @dataclass(frozen=True)
-class Corpus:
+class StudyCorpus:
     """Training documents with how many tokens each has, and what is never trained on."""
 
     folder: Path
@@ -43,7 +43,7 @@ class Corpus:
         return [*source, "data.holdout=0", f"tokenizer.path={self.folder}"], tokens
 
 
-def make_corpus(settings: Settings) -> Corpus:
+def make_corpus(settings: Settings) -> StudyCorpus:
     """The study recipe's text; the same for every seed of the model."""
     extra = SMOKE_CORPUS if settings.smoke else ()
     recipe = settings.recipe("study", "corpus", *extra)
@@ -57,4 +57,4 @@ def make_corpus(settings: Settings) -> Corpus:
     tokens = [len(ids) + 2 for ids in tokenizer.encode_batch(train)]  # begin and end
     sizes = accumulate(map(len, held_out))
     few = [text for text, size in zip(held_out, sizes, strict=True) if size <= HELD_OUT]
-    return Corpus(recipe.folder, tokenizer, train, tokens, packed(recipe, tokenizer, few))
+    return StudyCorpus(recipe.folder, tokenizer, train, tokens, packed(recipe, tokenizer, few))

@@ -13,7 +13,7 @@ from llamaseek.checkpoints.hf import load_model
 from llamaseek.data.batch import Batch
 from llamaseek.data.builtin.documents import builtin_documents
 from llamaseek.data.builtin.tasks import TASKS
-from llamaseek.evals.generated import Speaker, task_exact_match
+from llamaseek.evals.generated import Generator, task_exact_match
 from llamaseek.study.runs import (
     SMOKE_CORPUS,
     Finding,
@@ -98,7 +98,7 @@ def run(
     losses = {name: held_out_loss(model, rows, base) for name, rows in scored.items()}
     start = (f"model.init_from={model}", f"seed={seed}")
     tuned = trained(settings.recipe("quickstart-sft", f"{place}/sft", *start, *FINE_TUNING))
-    speaker = Speaker(load_model(tuned), Tokenizer.load(tuned))
+    speaker = Generator(load_model(tuned), Tokenizer.load(tuned))
     return {"loss": losses, "accuracy": task_exact_match(speaker, settings.items)}
 
 

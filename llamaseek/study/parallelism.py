@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from llamaseek.parallel.traffic import expected, held
-from llamaseek.plan.activations import Pass
+from llamaseek.plan.activations import TrainingPass
 from llamaseek.plan.memory import Memory, Training, training_memory
 from llamaseek.runtime.check import resolve
 from llamaseek.study.layouts import PLANS, SIZES, Case, Seen, observed
@@ -90,7 +90,7 @@ def stage_memory(case: Case, stage: int) -> Memory:
     """One micro-batch through one stage, as the planner counts it."""
     train, layout = case.recipe.train, case.layout
     length = case.recipe.data.length // layout.context
-    run = Pass(train.micro_batch or train.batch, length, 4, blocked=True)
+    run = TrainingPass(train.micro_batch or train.batch, length, 4, blocked=True)
     depth = getattr(case.config, "num_nextn_predict_layers", 0)
     return training_memory(case.config, Training(run, depth=depth), layout, stage)
 
@@ -120,8 +120,8 @@ def sentence(rows: list[dict[str, Any]]) -> str:
         by: max(abs(row["ratio"] - 1) for row in rows if row["by"] == by)
         for by in ("formula", "planner")
     }
-    told = f"no figure is more than {apart['formula']:.1%} from its formula, none more than "
-    return "\n".join([*lines, f"{told}{apart['planner']:.1%} from the planner's"])
+    summary = f"no figure is more than {apart['formula']:.1%} from its formula, none more than "
+    return "\n".join([*lines, f"{summary}{apart['planner']:.1%} from the planner's"])
 
 
 def draw(figure: Figure, rows: list[dict[str, Any]]) -> None:

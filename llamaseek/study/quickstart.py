@@ -14,7 +14,7 @@ from llamaseek.checkpoints.hf import load_model
 from llamaseek.data.builtin.instructions import LECTURE_INSTRUCTION
 from llamaseek.data.builtin.tasks import LECTURE_EXAMPLES
 from llamaseek.evals.generated import (
-    Speaker,
+    Generator,
     expert_load,
     instruction_following,
     mtp_acceptance,
@@ -54,7 +54,7 @@ SMOKE_DATA = {
 
 
 @dataclass
-class Findings:
+class QuickstartResults:
     """What the stages showed so far; `figures` becomes `figures.json`."""
 
     figures: dict[str, Any] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Findings:
         return [sample for sample in self.samples if sample.stage == stage]
 
 
-Watcher = Callable[[str, Findings], None]
+Watcher = Callable[[str, QuickstartResults], None]
 """Called with a stage's name and all findings when the stage is done."""
 
 
@@ -80,7 +80,7 @@ def quickstart(
     rehearsal in seconds, whose figures mean nothing.
     """
     started = time.perf_counter()
-    found = Findings({"family": family, "seed": 0})
+    found = QuickstartResults({"family": family, "seed": 0})
     items = SMOKE_ITEMS if smoke else ITEMS
     for stage in STAGES:
         recipe = stage_recipe(stage, family, folder, smoke)
@@ -106,27 +106,29 @@ def stage_recipe(stage: str, family: str, folder: Path, smoke: bool) -> Recipe:
     return load_recipe(find_recipe(wanted), overrides)
 
 
-def run_stage(stage: str, recipe: Recipe, items: int, overwrite: bool, found: Findings) -> None:
+def run_stage(
+    stage: str, recipe: Recipe, items: int, overwrite: bool, found: QuickstartResults
+) -> None:
     """Measure, train, measure again."""
     saved = recipe.folder / "recipe.yaml"
     same = saved.is_file() and load_recipe(saved, []) == recipe
     if not same:
         RunFolder(recipe.folder).check(resume=False, overwrite=overwrite)
     job = build_job(recipe)
-    before = Speaker(job.model, job.tokenizer)
-    told_before = told(stage, before)
+    before = Generator(job.model, job.tokenizer)
+    line_before = summary_line(stage, before)
     reference = scores_before(stage, job, before, items, found)
     train(job, resume=same and not overwrite)
     model = load_model(recipe.folder / "model").to(next(job.model.parameters()).device)
-    after = Speaker(model, Tokenizer.load(recipe.folder / "model"))
+    after = Generator(model, Tokenizer.load(recipe.folder / "model"))
     scores_after(stage, job, after, items, found, reference)
-    told_after = told(stage, after)
-    for (prompt, wanted), old, new in zip(examples(stage), told_before, told_after, strict=True):
+    told_after = summary_line(stage, after)
+    for (prompt, wanted), old, new in zip(examples(stage), line_before, told_after, strict=True):
         found.samples.append(Sample(stage, prompt, old, new, wanted))
 
 
 def scores_before(
-    stage: str, job: Job, model: Speaker, items: int, found: Findings
+    stage: str, job: Job, model: Generator, items: int, found: QuickstartResults
 ) -> Tensor | None:
     """A stage's figures from the model it starts with; for DPO the reference log-probabilities."""
     figures = found.figures
@@ -142,7 +144,12 @@ def scores_before(
 
 
 def scores_after(
-    stage: str, job: Job, model: Speaker, items: int, found: Findings, reference: Tensor | None
+    stage: str,
+    job: Job,
+    model: Generator,
+    items: int,
+    found: QuickstartResults,
+    reference: Tensor | None,
 ) -> None:
     """The same figures from the model the stage made."""
     figures = found.figures
@@ -161,13 +168,13 @@ def scores_after(
         figures["instruction_following_after_dpo"] = instruction_following(model, items)
 
 
-def preference_scores(job: Job, model: Speaker, items: int) -> Tensor:
+def preference_scores(job: Job, model: Generator, items: int) -> Tensor:
     """log p of held-out answers, counted as the recipe's form of DPO counts them."""
     recipe = job.recipe
     return preference_log_probs(model, items, recipe.data.length, recipe.train.dpo_form)
 
 
-def describe(job: Job, speaker: Speaker, items: int, figures: dict[str, Any]) -> None:
+def describe(job: Job, speaker: Generator, items: int, figures: dict[str, Any]) -> None:
     """Sizes, and what only a mixture of experts has: load and accepted second tokens."""
     total, activated = count_parameters(speaker.model)
     figures["parameters"] = total
@@ -188,7 +195,7 @@ def examples(stage: str) -> list[tuple[str, str]]:
     return [(LECTURE_INSTRUCTION.input, LECTURE_INSTRUCTION.output)]
 
 
-def told(stage: str, speaker: Speaker) -> list[str]:
+def summary_line(stage: str, speaker: Generator) -> list[str]:
     """What the model says to the lecture's prompts of a stage."""
     prompts = [prompt for prompt, _ in examples(stage)]
     if stage == "pretrain":

@@ -14,7 +14,7 @@ from llamaseek.data.batch import Batch, Rows
 from llamaseek.data.builtin.rows import generated_rows
 from llamaseek.data.rows import conversations
 from llamaseek.evals.generated import (
-    Speaker,
+    Generator,
     instruction_following,
     story_parse_rate,
     task_exact_match,
@@ -116,7 +116,7 @@ def single(settings: Settings, seed: int, with_text: bool) -> Path:
 
 def measure(folder: Path, items: int) -> dict[str, float]:
     """What a model can do, on held-out items."""
-    speaker = Speaker(load_model(folder), Tokenizer.load(folder))
+    speaker = Generator(load_model(folder), Tokenizer.load(folder))
     return {
         "stories": story_parse_rate(speaker, items),
         "tasks": mean(task_exact_match(speaker, items).values()),

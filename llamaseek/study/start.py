@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from llamaseek.checkpoints.hf import load_model
 from llamaseek.data.builtin.reviews import EMOTIONS, review_item
 from llamaseek.data.builtin.tasks import exact_match
-from llamaseek.evals.generated import Speaker, distinct
+from llamaseek.evals.generated import Generator, distinct
 from llamaseek.study.runs import COLOURS, Finding, Settings, mean, panel, trained
 from llamaseek.study.stages import staged
 from llamaseek.text.tokenizer import Tokenizer
@@ -43,7 +43,7 @@ def detector(settings: Settings, model: Path, name: str, reviews: int, seed: int
 
 def emotion_accuracy(folder: Path, items: int) -> float:
     """Share of held-out reviews whose emotion the model names."""
-    speaker = Speaker(load_model(folder), Tokenizer.load(folder))
+    speaker = Generator(load_model(folder), Tokenizer.load(folder))
     reviews = distinct(items, "reviews", lambda rng: review_item(rng, "test"))
     answers = speaker.answers(item.input for item in reviews)
     return sum(map(exact_match, reviews, answers)) / items
@@ -61,8 +61,8 @@ def sentence(rows: list[dict[str, Any]]) -> str:
     parts = []
     for reviews in (REVIEWS[0], REVIEWS[-1]):
         scores = {name: average(rows, name, reviews) for name in STARTS}
-        told = ", ".join(f"{name} {score:.0%}" for name, score in scores.items())
-        parts.append(f"after {reviews} reviews {told}")
+        summary = ", ".join(f"{name} {score:.0%}" for name, score in scores.items())
+        parts.append(f"after {reviews} reviews {summary}")
     return "; ".join(parts)
 
 

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from llamaseek.text.llama3_parse import is_name, read_object
-from llamaseek.text.messages import Call, Control, Event, ToolCall, Turn, said, to_json
+from llamaseek.text.messages import Call, Control, Event, ToolCall, Turn, text_events, to_json
 from llamaseek.text.pieces import ANSWER, END, Piece, control
 from llamaseek.text.special import (
     ASSISTANT,
@@ -61,8 +61,8 @@ def _turn(turn: Turn, before: Turn | None) -> list[Piece]:
     if turn.role == "user":
         return [*closing, control(USER), Piece(turn.content)]
     opening = closing or [control(ASSISTANT)]
-    said = [Piece(turn.content, ANSWER), *_calls(turn.calls)]
-    return [*opening, *said, control(SENTENCE_END, END)]
+    text_events = [Piece(turn.content, ANSWER), *_calls(turn.calls)]
+    return [*opening, *text_events, control(SENTENCE_END, END)]
 
 
 def _calls(calls: Sequence[Call]) -> list[Piece]:
@@ -134,7 +134,7 @@ class DeepSeekReader:
         if not self._among_calls:
             self._among_calls = name == CALLS_BEGIN
             self._unread = text if self._among_calls else ""
-            return [] if self._among_calls else said(text)
+            return [] if self._among_calls else text_events(text)
         if name == CALL_BEGIN:
             self._call = text
             return []
@@ -147,7 +147,7 @@ class DeepSeekReader:
         if self._called:
             rest = _without_frame(rest)
         self._begin()
-        return said(rest)
+        return text_events(rest)
 
     def _end_call(self) -> list[Event]:
         raw, self._call = self._call or "", None
@@ -156,7 +156,7 @@ class DeepSeekReader:
             self._unread += raw
             return []
         before, self._unread, self._called = _without_frame(self._unread), "", True
-        return [*said(before), call]
+        return [*text_events(before), call]
 
 
 def read_call(text: str) -> ToolCall | None:

@@ -105,12 +105,12 @@ def guard_prompt(messages: Sequence[Message], categories: Sequence[Category] = P
         raise UserError("categories: at least one is needed; with none, nothing is unsafe")
     role = turns[-1][0]
     policy = "\n".join(category.text for category in categories)
-    said = "\n\n".join(f"{speaker}: {text}" for speaker, text in turns)
+    dialogue = "\n\n".join(f"{speaker}: {text}" for speaker, text in turns)
     return (
         f"Task: Check if there is unsafe content in '{role}' messages in conversations according "
         "our safety policy with the below categories.\n\n"
         f"<BEGIN UNSAFE CONTENT CATEGORIES>\n{policy}\n<END UNSAFE CONTENT CATEGORIES>\n\n"
-        f"<BEGIN CONVERSATION>\n\n{said}\n\n<END CONVERSATION>\n\n"
+        f"<BEGIN CONVERSATION>\n\n{dialogue}\n\n<END CONVERSATION>\n\n"
         f"Provide your safety assessment for ONLY THE LAST {role} message in the above "
         "conversation:\n"
         " - First line must read 'safe' or 'unsafe'.\n"

@@ -104,11 +104,11 @@ def _turn(turn: Turn, options: ChatOptions, variant: Variant, runs_code: bool) -
     if turn.role != "assistant":
         return [*_header(turn.role), Piece(turn.content), control(END_OF_TURN)]
     end = END_OF_MESSAGE if turn.calls and runs_code else END_OF_TURN
-    said = _said(turn, options, variant, runs_code)
-    return [*_header(turn.role), *said, control(end, END)]
+    content = _content(turn, options, variant, runs_code)
+    return [*_header(turn.role), *content, control(end, END)]
 
 
-def _said(turn: Turn, options: ChatOptions, variant: Variant, runs_code: bool) -> list[Piece]:
+def _content(turn: Turn, options: ChatOptions, variant: Variant, runs_code: bool) -> list[Piece]:
     """What an assistant says: its content, then its calls."""
     content = Piece(turn.content, ANSWER)
     if not turn.calls:

@@ -11,7 +11,7 @@ import json
 import re
 from typing import Any
 
-from llamaseek.text.messages import Control, Event, ToolCall, said
+from llamaseek.text.messages import Control, Event, ToolCall, text_events
 from llamaseek.text.special import END_OF_MESSAGE, END_OF_TEXT, END_OF_TURN, PYTHON_TAG
 
 FUNCTION_TAG = re.compile(r"<function=([^<>{}\s]+)>(\{.*\})(?:</function>)?", re.DOTALL)
@@ -38,12 +38,12 @@ class LlamaReader:
         """What this text or control token tells."""
         if isinstance(item, Control) and not self._tagged:
             content, self._held, self._tagged = self._held, "", True
-            return said(content)
+            return text_events(content)
         self._held += item.name if isinstance(item, Control) else item
         if not self._tagged and (self._flowing or not may_be_call(self._held)):
             self._flowing = True
             content, self._held = self._held, ""
-            return said(content)
+            return text_events(content)
         return []
 
     def finish(self) -> list[Event]:
@@ -52,8 +52,8 @@ class LlamaReader:
         self._begin()
         if tagged:
             calls = tagged_calls(held)
-            return [*calls] if calls else said(PYTHON_TAG + held)
-        return [*plain_calls(held)] or said(held)
+            return [*calls] if calls else text_events(PYTHON_TAG + held)
+        return [*plain_calls(held)] or text_events(held)
 
 
 def may_be_call(text: str) -> bool:

@@ -176,6 +176,6 @@ class ToolCall:
 Event = Content | ToolCall
 
 
-def said(text: str) -> list[Event]:
+def text_events(text: str) -> list[Event]:
     """The text as an event, or no event where there is none."""
     return [Content(text)] if text else []

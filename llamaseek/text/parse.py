@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Content", "IdStream", "TextStream", "ToolCall", "message_of", "parse_ids", "parse_text"]
 
 
-class Reader(Protocol):
+class MessageReader(Protocol):
     """Reads one message. `ends` and `marks` name the control tokens that mean something."""
 
     ends: frozenset[str]
@@ -52,7 +52,7 @@ class PlainReader:
         return []
 
 
-def reader(family: str, calls: bool = True) -> Reader:
+def reader(family: str, calls: bool = True) -> MessageReader:
     """The reader of a chat format; without `calls` everything is content.
 
     A template that is not known tells nothing of its calls: there, too, everything is content.
@@ -62,7 +62,7 @@ def reader(family: str, calls: bool = True) -> Reader:
         raise unknown_name("chat format", family, list(FORMATS))
     if family == TEMPLATE:
         return PlainReader(frozenset())
-    made: Reader = DeepSeekReader() if family == "deepseek_v3" else LlamaReader()
+    made: MessageReader = DeepSeekReader() if family == "deepseek_v3" else LlamaReader()
     return made if calls else PlainReader(made.ends)
 
 

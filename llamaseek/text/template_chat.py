@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PRIVATE_USE = range(0xE000, 0xF900)
 
 
-class Guard:
+class Escaper:
     """Keeps what strings spell apart from special tokens, by one character before each."""
 
     def __init__(self, names: Sequence[str], mark: str) -> None:
@@ -76,7 +76,7 @@ def encode_by_template(
         raise UserError("tokenizer: it has no chat template")
     given = {"messages": list(messages), "tools": list(tools) or None, "documents": None}
     mark, begin, end = _unused(json_of("messages", given) + template)
-    guard = Guard(list(tokenizer.specials.values()), mark)
+    guard = Escaper(list(tokenizer.specials.values()), mark)
     guarded = guard.put(given)
     for before, after in zip(messages, guarded["messages"], strict=True):
         after["role"] = before["role"]  # one of ROLES, which templates compare
@@ -93,15 +93,15 @@ def encode_by_template(
 
 
 def _pieces(
-    text: str, guard: Guard, marks: tuple[str, str], ends: set[str | None]
+    text: str, guard: Escaper, marks: tuple[str, str], ends: set[str | None]
 ) -> Iterator[Piece]:
-    said = False
+    inside = False
     for stretch in re.split(f"([{marks[0]}{marks[1]}])", text):
         if stretch in marks:
-            said = stretch == marks[0]
+            inside = stretch == marks[0]
             continue
         for piece, special in guard.split(stretch):
-            kind = (END if special and piece in ends else ANSWER) if said else PROMPT
+            kind = (END if special and piece in ends else ANSWER) if inside else PROMPT
             if piece:
                 yield Piece(piece, kind, control=special)
 

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from llamaseek.data.batch import Batch
-from llamaseek.parallel.ranks import Ranks
+from llamaseek.parallel.ranks import ParallelModel
 from llamaseek.train.objectives import Term
 
 if TYPE_CHECKING:
     from llamaseek.train.job import Job
 
 
-class Tally:
+class LossAccumulator:
     """Adds up terms; `counts` holds each term's count over the whole step."""
 
     def __init__(self, counts: dict[str, int]) -> None:
@@ -39,7 +39,7 @@ class Tally:
         self.loss = self.loss.to(loss.device) + loss.detach()
         return loss
 
-    def totals(self, ranks: Ranks) -> tuple[float, dict[str, float]]:
+    def totals(self, ranks: ParallelModel) -> tuple[float, dict[str, float]]:
         """The whole run's loss, and each term's mean by name."""
         zero = torch.zeros((), dtype=torch.float64)
         parts = [self.loss, *(self.means.get(name, zero) for name in self.counts)]
@@ -49,22 +49,24 @@ class Tally:
 
 
 @torch.no_grad()
-def evaluate(job: Job, ranks: Ranks, run: Callable[[Batch, Tally], None]) -> dict[str, float]:
+def evaluate(
+    job: Job, ranks: ParallelModel, run: Callable[[Batch, LossAccumulator], None]
+) -> dict[str, float]:
     """What the job is tested on: its held-out rows, which `run` adds to a tally, and its own
     examination of the model.
     """
     for part in ranks.parts:
         part.eval()
     scores = held_out_scores(job, ranks, run) if job.held_out is not None else {}
-    if job.examine is not None:
-        scores |= {f"val_{name}": value for name, value in job.examine(ranks.parts[0]).items()}
+    if job.eval_fn is not None:
+        scores |= {f"val_{name}": value for name, value in job.eval_fn(ranks.parts[0]).items()}
     for part in ranks.parts:
         part.train()
     return scores
 
 
 def held_out_scores(
-    job: Job, ranks: Ranks, run: Callable[[Batch, Tally], None]
+    job: Job, ranks: ParallelModel, run: Callable[[Batch, LossAccumulator], None]
 ) -> dict[str, float]:
     """`val_loss` in nats an item, each term as `val_loss/NAME`, and `val_bits_per_byte`.
 
@@ -74,7 +76,7 @@ def held_out_scores(
     assert job.held_out is not None
     batch = job.objective.prepare(job.held_out, 0)
     counts = job.objective.counts(batch)
-    tally = Tally(counts)
+    tally = LossAccumulator(counts)
     run(batch, tally)
     _, means = tally.totals(ranks)
     logged = ranks.from_last_stage(tally.logged)

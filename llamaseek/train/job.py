@@ -63,7 +63,7 @@ class Mixed(Protocol):
         ...
 
 
-def told(source: Source) -> list[str]:
+def summary_lines(source: Source) -> list[str]:
     """One line with what each of several corpora gave, beside what was asked of it."""
     shares = source.shares() if isinstance(source, Mixed) else {}
     if len(shares) < 2:
@@ -93,7 +93,7 @@ class Job:
     held_out: Batch | None = None
     held_out_bytes: int = 0
     # Figures of the model itself at each evaluation, as `val_NAME`.
-    examine: Callable[[CausalLM], dict[str, float]] | None = None
+    eval_fn: Callable[[CausalLM], dict[str, float]] | None = None
     bad_rows: BadRows = field(default_factory=BadRows)  # what was left out of the data
     # Figures of what was sampled before the run, for its first line; rows for `samples.jsonl`.
     sampled: dict[str, float] = field(default_factory=dict)
@@ -102,7 +102,7 @@ class Job:
     @property
     def tested(self) -> bool:
         """Whether there is anything to evaluate on."""
-        return self.held_out is not None or self.examine is not None
+        return self.held_out is not None or self.eval_fn is not None
 
 
 StepHook = Callable[[int], None]

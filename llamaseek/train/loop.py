@@ -20,7 +20,7 @@ from llamaseek.models import CausalLM
 from llamaseek.models.lora import LoRALinear
 from llamaseek.models.quant.fp8_training import use_float8
 from llamaseek.models.recompute import recompute
-from llamaseek.parallel.ranks import Ranks
+from llamaseek.parallel.ranks import ParallelModel
 from llamaseek.recipe.load import save_recipe
 from llamaseek.runtime.device import (
     autocast,
@@ -30,10 +30,10 @@ from llamaseek.runtime.device import (
     pick_dtype,
     training_flops_per_token,
 )
-from llamaseek.runtime.watch import at
-from llamaseek.train.evaluate import Tally, evaluate
-from llamaseek.train.job import Interrupted, Job, Mixed, Sampled, StepHook, told
-from llamaseek.train.monitor import Curves, Guard, Progress
+from llamaseek.runtime.watch import set_phase
+from llamaseek.train.evaluate import LossAccumulator, evaluate
+from llamaseek.train.job import Interrupted, Job, Mixed, Sampled, StepHook, summary_lines
+from llamaseek.train.monitor import Curves, NonFiniteGuard, Progress
 from llamaseek.train.optimizer import (
     WeightAverage,
     learning_rate,
@@ -72,7 +72,7 @@ class Trainer:
         self.flops = training_flops_per_token(model, job.train.length)
         form = saved_form(model, job, torch.promote_types(dtype, torch.float32))
         use_float8(model, self.recipe.float8, self.device)
-        self.ranks = Ranks(model, job.recipe.parallel, self.device, dtype)
+        self.ranks = ParallelModel(model, job.recipe.parallel, self.device, dtype)
         recompute(self.ranks.layers(), self.recipe.checkpoint_activations)
         if self.recipe.compile:
             compile_layers(self.ranks)
@@ -87,7 +87,7 @@ class Trainer:
             self.recipe.keep,
             self.recipe.save_in_background,
         )
-        self.guard = Guard(self.folder.path, self.recipe.max_skipped)
+        self.guard = NonFiniteGuard(self.folder.path, self.recipe.max_skipped)
         self.logged: dict[str, str] = {}  # terms by the name they have in the metrics
         self.tokens = 0
         self.place = "start"
@@ -99,9 +99,9 @@ class Trainer:
         peak = matrix_peak(self.ranks.dtype, self.device) if main else 1.0
         progress = Progress(name, self.recipe.steps, done, self.flops, peak, main)
         self.curves = Curves(self.folder.path / "tensorboard", done) if main else None
-        progress.say(self.job.bad_rows.told())
+        progress.say(self.job.bad_rows.summary())
         with progress, closing(self), stop_signals() as asked:
-            if done == 0 and self.job.examine is not None:  # where the run begins
+            if done == 0 and self.job.eval_fn is not None:  # where the run begins
                 self._test(0, progress)
             for step in range(done, self.recipe.steps):
                 self._after(step, self.step(step), progress)
@@ -110,7 +110,7 @@ class Trainer:
                 if self.ranks.any(bool(asked)):
                     self._save(step + 1, last=True)
                     raise Interrupted(asked[0] if asked else signal.SIGTERM, step + 1)
-            progress.say(told(self.job.train))
+            progress.say(summary_lines(self.job.train))
         self._finish()
         return self.folder
 
@@ -155,12 +155,12 @@ class Trainer:
         """
         start = time.perf_counter()
         self.place = f"step {step + 1}"
-        at(f"{self.place}, making the batch")
+        set_phase(f"{self.place}, making the batch")
         torch.manual_seed(self.job.recipe.seed * 1_000_003 + step)
         batch = self.job.train.step(step, self.recipe.batch)
         batch = self.job.objective.prepare(batch, step)
         losses = self._gradients(batch)
-        at(f"{self.place}, clipping and stepping")
+        set_phase(f"{self.place}, clipping and stepping")
         norm = self.ranks.clip(self.recipe.clip)
         rate = learning_rate(self.recipe, step)
         finite = math.isfinite(norm) and math.isfinite(losses["loss"])
@@ -198,19 +198,19 @@ class Trainer:
 
     def _gradients(self, batch: Batch) -> dict[str, float]:
         """Backward through every micro-batch, each term divided by its count over the step."""
-        tally = Tally(self.job.objective.counts(batch))
+        tally = LossAccumulator(self.job.objective.counts(batch))
         self._run(batch, tally, backward=True)
-        at(f"{self.place}, adding up gradients")
+        set_phase(f"{self.place}, adding up gradients")
         self.ranks.gradients()
         loss, means = tally.totals(self.ranks)
         self.logged = self.logged or self.ranks.from_last_stage(tally.logged)
         return {"loss": loss, **{name: means[term] for term, name in self.logged.items()}}
 
-    def _run(self, batch: Batch, tally: Tally, backward: bool) -> None:
+    def _run(self, batch: Batch, tally: LossAccumulator, backward: bool) -> None:
         """The objective on this rank's share of a batch."""
 
         def loss(model: CausalLM, micro: Batch) -> Tensor:
-            at(f"{self.place}, {'forward and backward' if backward else 'evaluation'}")
+            set_phase(f"{self.place}, {'forward and backward' if backward else 'evaluation'}")
             with autocast(self.recipe, self.device):
                 return tally.add(self.job.objective.terms(model, micro))
 
@@ -284,7 +284,7 @@ class Trainer:
             if isinstance(self.job.train, Mixed):
                 save_position(folder, position)
 
-        at(f"step {done}, checkpoint")
+        set_phase(f"step {done}, checkpoint")
         self.saver.save(done, self.optimizer, self.average, extras, last)
 
     def _finish(self) -> None:
@@ -303,7 +303,7 @@ def saved_form(model: CausalLM, job: Job, dtype: torch.dtype) -> Exported | Adap
     return Exported(outline(model, dtype), job.tokenizer)
 
 
-def compile_layers(ranks: Ranks) -> None:
+def compile_layers(ranks: ParallelModel) -> None:
     """Compile every layer in place, multi-token modules included; equal layers share one graph."""
     for layer in ranks.layers():
         layer.compile()

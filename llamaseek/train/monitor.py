@@ -20,7 +20,7 @@ WATCHED = ("reward", "accuracy", "margin", "kl", "entropy", "clip_fraction", "le
 """Figures that users of post-training watch, by their names in the metrics."""
 
 
-def told(line: dict[str, Any], prefix: str = "") -> str:
+def log_line(line: dict[str, Any], prefix: str = "") -> str:
     """Those of the watched figures that a line has, each after a blank."""
     found = ((name, line.get(prefix + name)) for name in WATCHED)
     return "".join(f" {prefix}{name} {value:.3g}" for name, value in found if value is not None)
@@ -72,7 +72,7 @@ class Progress:
         """An evaluation done; shown in the bar, or printed where there is none."""
         bits = scores.get("val_bits_per_byte")
         loss = f" val {scores['val_loss']:.3f}" if "val_loss" in scores else ""
-        self.validation = loss + (f" ({bits:.3f} bpb)" if bits else "") + told(scores, "val_")
+        self.validation = loss + (f" ({bits:.3f} bpb)" if bits else "") + log_line(scores, "val_")
         if not self.console.is_terminal:
             step = f"{done}/{self.steps}"
             self.console.print(
@@ -84,7 +84,7 @@ class Progress:
             return self.validation.strip()
         share = self.rate * self.flops / self.peak
         return (
-            f"loss {self.line['loss']:.3f}{told(self.line)}{self.validation} "
+            f"loss {self.line['loss']:.3f}{log_line(self.line)}{self.validation} "
             f"{self.rate:,.0f} tok/s {share:.0%} of peak"
         )
 
@@ -109,7 +109,7 @@ def tokenizing(name: str) -> Iterator[Callable[[str, int, int], None]]:
         yield watch
 
 
-class Guard:
+class NonFiniteGuard:
     """Keeps the batches of skipped steps in the run folder, and ends a run after too many."""
 
     def __init__(self, folder: Path, limit: int) -> None:

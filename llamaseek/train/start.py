@@ -73,7 +73,7 @@ def check_speaks(field: str, folder: str | Path) -> None:
             f"{field}: {folder} is an adapter; allowed: the model folder beside it, or: llamaseek "
             f"convert BASE NEW --adapter {folder}"
         )
-    if read_config(folder).scores:
+    if read_config(folder).is_reward_model:
         raise UserError(f"{field}: {folder} is a reward model, which says nothing")
 
 

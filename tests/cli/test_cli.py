@@ -11,7 +11,7 @@ import yaml
 
 from llamaseek.checkpoints.hf import load_model
 from llamaseek.cli import conversation
-from llamaseek.cli.conversation import Conversation
+from llamaseek.cli.conversation import ChatSession
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.request import SamplingParams
 from llamaseek.errors import UserError
@@ -79,13 +79,13 @@ def test_chat_answers_from_a_pipe(model: Path) -> None:
 
 
 @pytest.fixture
-def talk(model: Path) -> Conversation:
+def talk(model: Path) -> ChatSession:
     tokenizer = Tokenizer.load(model)
     params = SamplingParams(max_tokens=4, stop_ids=tokenizer.stop_ids)
-    return Conversation(Engine(load_model(model), tokenizer), tokenizer, params)
+    return ChatSession(Engine(load_model(model), tokenizer), tokenizer, params)
 
 
-def test_a_conversation_keeps_its_turns(talk: Conversation) -> None:
+def test_a_conversation_keeps_its_turns(talk: ChatSession) -> None:
     answer = "".join(talk.ask("hello"))
     assert [turn["role"] for turn in talk.turns] == ["user", "assistant"]
     assert talk.command("/retry") is None
@@ -103,7 +103,7 @@ def test_a_conversation_keeps_its_turns(talk: Conversation) -> None:
         talk.command("/top_p 2")
 
 
-def test_a_long_conversation_forgets_its_oldest_turns(talk: Conversation) -> None:
+def test_a_long_conversation_forgets_its_oldest_turns(talk: ChatSession) -> None:
     for number in range(12):
         "".join(talk.ask(f"message number {number}, with some words in it"))
     assert len(talk.turns) < 24
@@ -111,7 +111,7 @@ def test_a_long_conversation_forgets_its_oldest_turns(talk: Conversation) -> Non
         "".join(talk.ask("word " * 400))
 
 
-def test_stop_texts_end_answers(talk: Conversation) -> None:
+def test_stop_texts_end_answers(talk: ChatSession) -> None:
     talk.command("/max_tokens 20")
     talk.command("/temperature 1")
     talk.command("/seed 0")

@@ -133,10 +133,10 @@ def test_what_has_no_loss_is_dimmed(tmp_path: Path, capsys: pytest.CaptureFixtur
         }
     )  # fmt: skip
     (row,) = list(training_rows(recipe, 1))
-    dimmed = "".join(s.text for s in row.documents[0] if not s.learnt)
-    learnt = "".join(s.text for s in row.documents[0] if s.learnt)
+    dimmed = "".join(s.text for s in row.documents[0] if not s.in_loss)
+    in_loss = "".join(s.text for s in row.documents[0] if s.in_loss)
     assert "Why?" in dimmed and "<|start_header_id|>assistant" in dimmed
-    assert learnt == "Because.<|eot_id|>"
+    assert in_loss == "Because.<|eot_id|>"
     assert row.tokens + row.padding == 96
     console = Console(force_terminal=True, highlight=False, width=200)
     print_rows(console, [row], recipe)
@@ -158,8 +158,8 @@ def test_ranked_answers_are_shown_with_the_token_that_is_scored(tmp_path: Path) 
     (shown,) = list(training_rows(recipe, 1))
     texts = ["".join(s.text for s in document) for document in shown.documents]
     assert ["Because." in texts[0], "No." in texts[1]] == [True, True]
-    assert [[s.text for s in d if s.learnt] for d in shown.documents] == [["<|eot_id|>"]] * 2
-    assert shown.learnt == 2
+    assert [[s.text for s in d if s.in_loss] for d in shown.documents] == [["<|eot_id|>"]] * 2
+    assert shown.in_loss == 2
 
 
 def test_prompts_are_shown_in_the_order_of_the_first_rollout(tmp_path: Path, cli: Cli) -> None:
@@ -181,7 +181,7 @@ def test_prompts_are_shown_in_the_order_of_the_first_rollout(tmp_path: Path, cli
     source = Rollouts(recipe, None, rows, [], SimpleNamespace())  # type: ignore[arg-type]
     asked = [row["answer"] for row in source._asked(0, 3)]  # type: ignore[call-overload]
     assert [row.judged for row in shown] == [{"answer": answer} for answer in asked]
-    assert not any(s.learnt for row in shown for s in row.documents[0])
+    assert not any(s.in_loss for row in shown for s in row.documents[0])
     (tmp_path / "r.yaml").write_text(json.dumps(made))
     done = cli("data", "inspect", str(tmp_path / "r.yaml"), "--rows", "1")
     assert done.code == 0 and f"answer: {asked[0]}" in done.out and "Prompts:" in done.out
@@ -197,7 +197,7 @@ def test_padding_is_counted_and_not_shown() -> None:
     positions = torch.tensor([[*range(len(ids)), *[0] * fill]])
     targets = torch.tensor([[*ids[1:], -100, *[-100] * fill]])
     row = shown_row(Batch(tokens, positions, targets), 0, tokenizer)
-    assert (row.tokens, row.padding, row.learnt) == (len(ids), fill, len(ids) - 1)
+    assert (row.tokens, row.padding, row.in_loss) == (len(ids), fill, len(ids) - 1)
     assert "".join(s.text for s in row.documents[0]) == "The red fox"
 
 

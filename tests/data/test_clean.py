@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 
-from llamaseek.data.clean.engine import Crew
+from llamaseek.data.clean.engine import CleaningWorkers
 from llamaseek.data.clean.recipe import CleanRecipe
 from llamaseek.data.clean.run import clean
 from llamaseek.data.documents import read_documents
@@ -68,7 +68,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     folder = tmp_path_factory.mktemp("planted")
     rows = write_planted(folder)
     assert len(rows) == 20_000
-    return Outcome(clean(recipe_of(folder, folder / "out"), Crew(2)), rows)
+    return Outcome(clean(recipe_of(folder, folder / "out"), CleaningWorkers(2)), rows)
 
 
 def test_exact_duplicates_leave(outcome: Outcome) -> None:
@@ -174,17 +174,17 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(corpus: Path) -> dict[str, bytes]:
     """What one worker makes of it."""
-    return content(clean(small(corpus, "one"), Crew(1)))
+    return content(clean(small(corpus, "one"), CleaningWorkers(1)))
 
 
 def test_two_workers_give_the_same_bytes(corpus: Path, whole: dict[str, bytes]) -> None:
     assert len([name for name in whole if name.startswith("documents/")]) > 5
-    assert content(clean(small(corpus, "two"), Crew(2))) == whole
+    assert content(clean(small(corpus, "two"), CleaningWorkers(2))) == whole
 
 
 def on_machine(corpus: str, machine: int) -> None:
     """What one of two machines runs over their shared folder."""
-    clean(small(Path(corpus), "machines"), Crew(1, machine, 2))
+    clean(small(Path(corpus), "machines"), CleaningWorkers(1, machine, 2))
 
 
 def started(function: str, *arguments: Any) -> subprocess.Popen[bytes]:
@@ -218,7 +218,7 @@ def until_a_new_step(corpus: str) -> None:
             raise Killed
 
     try:
-        clean(small(Path(corpus), "killed"), Crew(2), on_step=kill)
+        clean(small(Path(corpus), "killed"), CleaningWorkers(2), on_step=kill)
     except Killed:
         os.killpg(0, signal.SIGKILL)
 
@@ -240,16 +240,16 @@ def test_a_run_takes_away_no_folder_but_its_own(tmp_path: Path) -> None:
             name="r", sources={"web": [str(tmp_path / source)]}, out=str(tmp_path), stages=["c4"]
         )
         with pytest.raises(UserError, match=said):
-            clean(recipe, Crew(1), overwrite=True)
+            clean(recipe, CleaningWorkers(1), overwrite=True)
     assert (tmp_path / "documents" / "a.jsonl").is_file()
 
 
 def test_a_run_is_not_lost_by_accident(corpus: Path, whole: dict[str, bytes]) -> None:
     with pytest.raises(UserError, match="holds another run; --overwrite replaces it"):
-        clean(small(corpus, "one", stages=["c4"]), Crew(1))
+        clean(small(corpus, "one", stages=["c4"]), CleaningWorkers(1))
     assert content(corpus / "one") == whole
     before = (corpus / "one" / "stats.json").stat().st_mtime_ns
-    clean(small(corpus, "one"), Crew(1))  # the same again: nothing to do
+    clean(small(corpus, "one"), CleaningWorkers(1))  # the same again: nothing to do
     assert (corpus / "one" / "stats.json").stat().st_mtime_ns == before
 
 
@@ -261,14 +261,15 @@ def test_rows_without_a_text_leave_by_name_and_empty_files_are_told(tmp_path: Pa
     (tmp_path / "corpus" / "0.jsonl").touch()
     for parts in (60, 2_000_000):  # lines of a file, and whole
         out = clean(
-            recipe_of(tmp_path, tmp_path / f"{parts}", stages=[], shard_bytes=parts), Crew(1)
+            recipe_of(tmp_path, tmp_path / f"{parts}", stages=[], shard_bytes=parts),
+            CleaningWorkers(1),
         )
         stats = json.loads((out / "stats.json").read_text())
         assert stats["read"] == {"web": 23} and stats["kept"]["web"]["documents"] == 20
         assert set(stats["removed"]["read"].values()) == {1} and stats["stages"] == ["read"]
     write_rows(tmp_path / "corpus" / "a.jsonl", [{"body": "a"}, {"body": "b"}])
     with pytest.raises(UserError, match="a.jsonl:1: no field 'text'; fields: body"):
-        clean(recipe_of(tmp_path, tmp_path / "body", stages=[]), Crew(1))
+        clean(recipe_of(tmp_path, tmp_path / "body", stages=[]), CleaningWorkers(1))
     (tmp_path / "corpus" / "a.jsonl").write_text("")
     with pytest.raises(UserError, match="every file is empty"):
-        clean(recipe_of(tmp_path, tmp_path / "none", stages=[]), Crew(1))
+        clean(recipe_of(tmp_path, tmp_path / "none", stages=[]), CleaningWorkers(1))

@@ -26,7 +26,7 @@ from tldextract import TLDExtract
 
 from llamaseek.data.builtin.python_library import code_documents, web_documents
 from llamaseek.data.clean.recipe import make_stage
-from llamaseek.data.clean.stage import Reason, Stage
+from llamaseek.data.clean.stage import CleaningStage, Reason
 from llamaseek.data.clean.words import sentences, simplified, words
 from llamaseek.data.documents import Document
 from llamaseek.errors import UserError
@@ -214,7 +214,7 @@ def test_bad_settings_are_one_line(tmp_path: Path) -> None:
         stage("decontaminate", files=[str(tmp_path / "b.jsonl")])(Document("a " * 20, "x"))
 
 
-def stage(name: str, **settings: Any) -> Stage:
+def stage(name: str, **settings: Any) -> CleaningStage:
     found = make_stage(name, settings)
-    assert isinstance(found, Stage)
+    assert isinstance(found, CleaningStage)
     return found

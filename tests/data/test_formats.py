@@ -26,7 +26,7 @@ SAME: dict[str, dict[str, Any]] = {
 }
 
 
-def learnt(batch: Any) -> str:
+def in_loss(batch: Any) -> str:
     """What the rows of a batch learn, as text."""
     targets = batch.targets[batch.targets != IGNORE].tolist()
     return tiny_tokenizer().decode(targets, skip_special=False)
@@ -38,7 +38,7 @@ def test_every_format_is_the_same_conversation(row: dict[str, Any]) -> None:
     batch = conversations([("x:1", row)], tiny_tokenizer(), 64)
     assert batch.tokens.tolist() == wanted.tokens.tolist()
     assert batch.targets.tolist() == wanted.targets.tolist()
-    assert learnt(batch) == "b<|eot_id|>"
+    assert in_loss(batch) == "b<|eot_id|>"
 
 
 def test_alpaca_has_input_system_and_history() -> None:
@@ -66,7 +66,7 @@ def test_sharegpt_calls_tools() -> None:
         ],
     }
     batch = conversations([("x:1", row)], tiny_tokenizer(), 600)
-    assert learnt(batch) == (
+    assert in_loss(batch) == (
         '{"name": "weather", "parameters": {"day": "today"}}<|eot_id|>No.<|eot_id|>'
     )
 
@@ -117,8 +117,8 @@ def test_bad_rows_are_errors_or_skipped_and_counted(name: str) -> None:
     with pytest.raises(UserError, match=message):
         conversations(rows, tiny_tokenizer(), 64)
     bad = BadRows(skip=True)
-    assert learnt(conversations(rows, tiny_tokenizer(), 64, bad=bad)) == "b<|eot_id|>" * 2
-    told = bad.told()
+    assert in_loss(conversations(rows, tiny_tokenizer(), 64, bad=bad)) == "b<|eot_id|>" * 2
+    told = bad.summary()
     assert told[0] == "data: skipped 1 of 3 rows"
     assert told[1].startswith(f"  1 {reason}") and "; first: x:2: " in told[1]
 
@@ -131,7 +131,7 @@ def test_nothing_left_is_an_error_that_says_why() -> None:
 def test_each_message_can_be_left_out_of_the_loss() -> None:
     turns = [Q, A | {"content": "one", "train": False}, Q, A | {"content": "two"}]
     batch = conversations([("x:1", {"messages": turns})], tiny_tokenizer(), 99)
-    assert learnt(batch) == "two<|eot_id|>"
+    assert in_loss(batch) == "two<|eot_id|>"
     for wrong, said in (({"train": "no"}, "'no' is not allowed"), ({"train": True}, "user turn")):
         with pytest.raises(UserError, match=said):
             rows = [("x:1", {"messages": [Q | wrong, A]})]
@@ -141,7 +141,7 @@ def test_each_message_can_be_left_out_of_the_loss() -> None:
 def test_a_row_is_shown_with_what_it_learns() -> None:
     item = conversation("x:1", SAME["messages"], tiny_tokenizer(), 64, RowReader())
     shown = stretches(item, tiny_tokenizer())
-    assert [(part.text, part.learnt) for part in shown] == [
+    assert [(part.text, part.in_loss) for part in shown] == [
         (
             "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\na<|eot_id|>"
             "<|start_header_id|>assistant<|end_header_id|>\n\n",
@@ -169,7 +169,7 @@ def test_every_format_is_the_same_pair(row: dict[str, Any]) -> None:
     batch = preferences([("x:1", row)], tiny_tokenizer(), 64, "plain")
     assert batch.tokens.tolist() == wanted.tokens.tolist()
     assert batch.targets.tolist() == wanted.targets.tolist()
-    assert learnt(batch) == "b<|eot_id|>c<|eot_id|>"
+    assert in_loss(batch) == "b<|eot_id|>c<|eot_id|>"
 
 
 def test_pairs_without_a_prompt_or_an_answer_are_refused() -> None:
@@ -199,4 +199,4 @@ def test_mixed_files_may_differ_from_each_other(tmp_path: Path) -> None:
         path.write_text(json.dumps(row) + "\n")
         paths.append(str(path))
     batch = conversations(file_rows(paths), tiny_tokenizer(), 64)
-    assert learnt(batch) == "b<|eot_id|>" * 2
+    assert in_loss(batch) == "b<|eot_id|>" * 2

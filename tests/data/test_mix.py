@@ -18,7 +18,7 @@ import torch
 from llamaseek.data.batch import IGNORE
 from llamaseek.data.builtin.documents import builtin_documents
 from llamaseek.data.mix.corpus import build_corpus
-from llamaseek.data.mix.encode import Encoder, Store, fim_marks, write_store
+from llamaseek.data.mix.encode import Encoder, TokenStore, fim_marks, write_store
 from llamaseek.data.mix.rows import MixRows, shuffled
 from llamaseek.data.mix.schedule import Phase, Schedule
 from llamaseek.errors import UserError
@@ -50,14 +50,14 @@ def documents(name: str, count: int) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Store]:
+def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TokenStore]:
     folder = tmp_path_factory.mktemp("stores")
     for name in ASKED:
         write_store(folder / name, documents(name, 300), 10_000, LENGTH)
-    return {name: Store(folder / name, 10_000) for name in ASKED}
+    return {name: TokenStore(folder / name, 10_000) for name in ASKED}
 
 
-def rows_of(stores: dict[str, Store], *phases: Phase, **budgets: int) -> MixRows:
+def rows_of(stores: dict[str, TokenStore], *phases: Phase, **budgets: int) -> MixRows:
     schedule = Schedule(phases or [Phase(0, ASKED)], budgets)
     return MixRows(stores, schedule, LENGTH, seed=7)
 
@@ -69,7 +69,7 @@ def shares(tokens: torch.Tensor) -> dict[str, float]:
     return {name: 100 * count / sum(counted.values()) for name, count in counted.items()}
 
 
-def test_a_million_tokens_have_the_ratio_asked_for(stores: dict[str, Store]) -> None:
+def test_a_million_tokens_have_the_ratio_asked_for(stores: dict[str, TokenStore]) -> None:
     rows = rows_of(stores)
     read = torch.cat([rows.step(step, 16).tokens for step in range(1_000_000 // LENGTH // 16)])
     found = shares(read)
@@ -83,7 +83,7 @@ def test_a_million_tokens_have_the_ratio_asked_for(stores: dict[str, Store]) -> 
     assert shares(read[:100])["languages"] == pytest.approx(8, abs=100 * 2 * LENGTH / 51_200)
 
 
-def test_stopped_at_ten_points_the_stream_is_the_same(stores: dict[str, Store]) -> None:
+def test_stopped_at_ten_points_the_stream_is_the_same(stores: dict[str, TokenStore]) -> None:
     whole = rows_of(stores)
     wanted = [whole.step(step, 8) for step in range(60)]
     rng = Random(3)
@@ -100,7 +100,7 @@ def test_stopped_at_ten_points_the_stream_is_the_same(stores: dict[str, Store]) 
         assert torch.equal(found.positions, wanted[step].positions)
 
 
-def read_until(stores: dict[str, Store], folder: Path, stop: int) -> None:
+def read_until(stores: dict[str, TokenStore], folder: Path, stop: int) -> None:
     """A process that reads on from what is on disk and kills itself after reading step `stop`.
 
     Its tokens are written before the place it has come to, so that the last step is read again.
@@ -117,7 +117,7 @@ def read_until(stores: dict[str, Store], folder: Path, stop: int) -> None:
 
 
 def test_killed_at_ten_points_the_stream_is_the_same(
-    stores: dict[str, Store], tmp_path: Path
+    stores: dict[str, TokenStore], tmp_path: Path
 ) -> None:
     (tmp_path / "next").write_text("0")
     stops = sorted(Random(4).sample(range(60), 10))
@@ -133,7 +133,7 @@ def test_killed_at_ten_points_the_stream_is_the_same(
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_ranks_share_one_stream(stores: dict[str, Store], ranks: int) -> None:
+def test_ranks_share_one_stream(stores: dict[str, TokenStore], ranks: int) -> None:
     alone = rows_of(stores)
     readers = [rows_of(stores) for _ in range(ranks)]
     for step in range(20):
@@ -143,7 +143,7 @@ def test_ranks_share_one_stream(stores: dict[str, Store], ranks: int) -> None:
         assert torch.equal(together, alone.step(step, 8).tokens)
 
 
-def test_a_run_goes_on_with_other_ranks(stores: dict[str, Store]) -> None:
+def test_a_run_goes_on_with_other_ranks(stores: dict[str, TokenStore]) -> None:
     one = rows_of(stores)
     wanted = [one.step(step, 8).tokens for step in range(6)]
     two = rows_of(stores)
@@ -157,7 +157,7 @@ def test_a_run_goes_on_with_other_ranks(stores: dict[str, Store]) -> None:
         assert torch.equal(torch.cat(parts), wanted[step])
 
 
-def test_any_step_can_be_asked_for(stores: dict[str, Store]) -> None:
+def test_any_step_can_be_asked_for(stores: dict[str, TokenStore]) -> None:
     rows = rows_of(stores)
     wanted = [rows.step(step, 4).tokens for step in range(5)]
     for step in (4, 4, 1, 3, 0):
@@ -168,7 +168,7 @@ def test_every_epoch_reads_every_token_once(tmp_path: Path) -> None:
     """Rows end where they do; all tokens are read before any is read again."""
     texts = [[n * 100 + i for i in range(2 + n % 60)] + [END] for n in range(1, 90)]
     write_store(tmp_path / "a", texts, 10_000, 32)
-    store = Store(tmp_path / "a", 10_000)
+    store = TokenStore(tmp_path / "a", 10_000)
     rows = MixRows({"a": store}, Schedule([Phase(0, {"a": 1.0})], {}), 32)
     total = sum(map(len, texts))
     read = torch.cat([rows.step(step, 1).tokens.flatten() for step in range(2 * total // 32 + 1)])
@@ -178,7 +178,7 @@ def test_every_epoch_reads_every_token_once(tmp_path: Path) -> None:
     assert not torch.equal(*epochs)
 
 
-def test_targets_are_the_next_tokens_of_the_document(stores: dict[str, Store]) -> None:
+def test_targets_are_the_next_tokens_of_the_document(stores: dict[str, TokenStore]) -> None:
     """Also where a row or a piece ends within it; after its last token there is none."""
     follows = {
         (a, b, c)
@@ -200,14 +200,14 @@ def test_targets_are_the_next_tokens_of_the_document(stores: dict[str, Store]) -
     assert checked > 0.95 * 64 * LENGTH
 
 
-def test_without_isolation_a_row_is_one_document(stores: dict[str, Store]) -> None:
+def test_without_isolation_a_row_is_one_document(stores: dict[str, TokenStore]) -> None:
     rows = MixRows(stores, Schedule([Phase(0, ASKED)], {}), LENGTH, isolate=False)
     batch = rows.step(0, 4)
     assert torch.equal(batch.targets[:, :-1], batch.tokens[:, 1:])
     assert torch.equal(batch.positions, torch.arange(LENGTH).expand(4, -1))
 
 
-def test_phases_change_the_mix(stores: dict[str, Store]) -> None:
+def test_phases_change_the_mix(stores: dict[str, TokenStore]) -> None:
     annealing = {"math": 70.0, "code": 30.0}
     rows = rows_of(stores, Phase(0, ASKED), Phase(400, annealing))
     steps = [rows.step(step, 8).tokens for step in range(75)]
@@ -220,7 +220,7 @@ def test_phases_change_the_mix(stores: dict[str, Store]) -> None:
     assert 100 * rows.shares()["math"]["asked"] == pytest.approx(wanted, abs=0.01)
 
 
-def test_a_source_gives_no_more_than_its_budget(stores: dict[str, Store]) -> None:
+def test_a_source_gives_no_more_than_its_budget(stores: dict[str, TokenStore]) -> None:
     rows = rows_of(stores, code=10_000)
     read = torch.cat([rows.step(step, 8).tokens for step in range(40)])
     told = rows.shares()
@@ -348,7 +348,7 @@ def test_rows_without_a_text_are_an_error_or_counted(tmp_path: Path) -> None:
         build_corpus(recipe)
     corpus = build_corpus(corpus_recipe_again(recipe, bad_rows="skip"))
     assert corpus.bad_rows.skipped == 3
-    told = corpus.bad_rows.told()
+    told = corpus.bad_rows.summary()
     assert told[0] == "data: skipped 3 of 303 rows" and "b.jsonl:151" in "".join(told)
 
 
@@ -361,7 +361,7 @@ def corpus_recipe_again(recipe: Any, **data: Any) -> Any:
 def test_long_documents_are_read_more_often(tmp_path: Path) -> None:
     texts = [[5] * n + [END] for n in (10, 10, 100)]
     write_store(tmp_path / "a", texts, 10, 32, long=(50, 3))
-    pieces = Store(tmp_path / "a", 10).pieces
+    pieces = TokenStore(tmp_path / "a", 10).pieces
     assert len(pieces) == 2 + 3 * 4
     assert (pieces[2:6] == pieces[6:10]).all() and (pieces[2:6] == pieces[10:14]).all()
 

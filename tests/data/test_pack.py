@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from llamaseek.data.bad_rows import BadRows
 from llamaseek.data.batch import IGNORE, Batch, Rows
 from llamaseek.data.builtin.rows import generated_rows
-from llamaseek.data.pack import Packable, best_fit, pack_text, pack_whole
+from llamaseek.data.pack import Example, best_fit, pack_text, pack_whole
 from llamaseek.data.rankings import preferences
 from llamaseek.data.rows import conversations, file_rows
 from llamaseek.errors import UserError
@@ -55,7 +55,7 @@ def test_best_fit_places_each_once_and_overfills_none(lengths: list[int]) -> Non
 
 
 def test_whole_sequences_are_never_cut() -> None:
-    items = [Packable([i] * n, [i] * n, {"mark": [n] * n}) for i, n in enumerate((5, 3, 4), 1)]
+    items = [Example([i] * n, [i] * n, {"mark": [n] * n}) for i, n in enumerate((5, 3, 4), 1)]
     batch = pack_whole(items, 8)
     assert batch.tokens.shape == (2, 8)
     assert sorted(batch.tokens.flatten().tolist()) == sorted([1] * 5 + [2] * 3 + [3] * 4 + [0] * 4)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llamaseek.data.clean.engine import Crew
+from llamaseek.data.clean.engine import CleaningWorkers
 from llamaseek.data.clean.quality.classifier import agreement, load_classifier
 from llamaseek.data.clean.quality.flow import filter_by_judge, sample
 from llamaseek.data.clean.quality.recipe import QualityRecipe
@@ -64,7 +64,7 @@ def recipe(source: Path, out: Path, **changes: Any) -> QualityRecipe:
 
 def test_the_corpus_is_filtered_as_the_judge_would(source: Path, tmp_path: Path) -> None:
     judge = Judge()
-    found = filter_by_judge(recipe(source, tmp_path / "out"), judge, Crew(1))
+    found = filter_by_judge(recipe(source, tmp_path / "out"), judge, CleaningWorkers(1))
     assert judge.asked == 400
     assert found.documents == 80 and sum(map(sum, found.confusion)) == 80
     assert found.correlation > 0.9 and found.f1 > 0.9 and found.exact > found.majority
@@ -76,8 +76,10 @@ def test_the_corpus_is_filtered_as_the_judge_would(source: Path, tmp_path: Path)
     page = write_data_report(tmp_path / "out").read_text()
     assert "most frequent grade" in page and "quality" in page
     # the same again asks nothing; other limits ask nothing either, and filter anew
-    filter_by_judge(recipe(source, tmp_path / "out"), judge, Crew(1))
-    filter_by_judge(recipe(source, tmp_path / "out", keep={"share": 0.1}), judge, Crew(1))
+    filter_by_judge(recipe(source, tmp_path / "out"), judge, CleaningWorkers(1))
+    filter_by_judge(
+        recipe(source, tmp_path / "out", keep={"share": 0.1}), judge, CleaningWorkers(1)
+    )
     assert judge.asked == 400
     fewer = list(read_documents([tmp_path / "out" / "documents"]))
     assert len(fewer) == pytest.approx(0.1 * len(documents), rel=0.5)
@@ -86,9 +88,9 @@ def test_the_corpus_is_filtered_as_the_judge_would(source: Path, tmp_path: Path)
 def test_a_stopped_run_asks_for_no_document_twice(source: Path, tmp_path: Path) -> None:
     first, second, whole = Judge(fails_after=200), Judge(), Judge()
     with pytest.raises(KeyboardInterrupt):
-        filter_by_judge(recipe(source, tmp_path / "cut"), first, Crew(1))
-    filter_by_judge(recipe(source, tmp_path / "cut"), second, Crew(1))
-    filter_by_judge(recipe(source, tmp_path / "whole"), whole, Crew(1))
+        filter_by_judge(recipe(source, tmp_path / "cut"), first, CleaningWorkers(1))
+    filter_by_judge(recipe(source, tmp_path / "cut"), second, CleaningWorkers(1))
+    filter_by_judge(recipe(source, tmp_path / "whole"), whole, CleaningWorkers(1))
     assert second.asked == 200
     for name in ("weights.safetensors", "agreement.json", "grades.jsonl"):
         files = [tmp_path / run / "classifier" / name for run in ("cut", "whole")]
@@ -97,9 +99,13 @@ def test_a_stopped_run_asks_for_no_document_twice(source: Path, tmp_path: Path) 
 
 def test_a_judge_of_one_opinion_is_refused(source: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="400 of 400 documents a grade, 1 different"):
-        filter_by_judge(recipe(source, tmp_path / "a"), lambda texts: [1] * len(texts), Crew(1))
+        filter_by_judge(
+            recipe(source, tmp_path / "a"), lambda texts: [1] * len(texts), CleaningWorkers(1)
+        )
     with pytest.raises(UserError, match="0 of 400 documents a grade"):
-        filter_by_judge(recipe(source, tmp_path / "b"), lambda texts: [None] * len(texts), Crew(1))
+        filter_by_judge(
+            recipe(source, tmp_path / "b"), lambda texts: [None] * len(texts), CleaningWorkers(1)
+        )
     with pytest.raises(ValueError, match="one of at_least and share"):
         recipe(source, tmp_path, keep={})
 

@@ -54,7 +54,7 @@ def test_two_adapters_and_the_base_in_one_batch(family: str, tmp_path: Path) -> 
         expected[name] = tokens(Engine(model), requests())
     assert expected[""] != expected["a"] != expected["b"]
     adapters = {name: read_adapter(tmp_path / name) for name in ("a", "b")}
-    for options in ({}, {"step_tokens": 7}, {"most_running": 2}):
+    for options in ({}, {"max_num_batched_tokens": 7}, {"max_num_seqs": 2}):
         engine = Engine(tiny_model(family), None, EngineOptions(**options), adapters)
         for _ in range(2):  # again with what the first round left in shared blocks
             found = tokens(engine, [*requests("a"), *requests(), *requests("b")])

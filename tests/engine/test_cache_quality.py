@@ -38,8 +38,8 @@ def learn(model: CausalLM, tokens: torch.Tensor) -> None:
 
 def perplexity(model: CausalLM, tokens: torch.Tensor, cache_dtype: str) -> float:
     """By the engine, 16 tokens a forward, so that most keys and values come from the cache."""
-    engine = Engine(model, None, EngineOptions(cache_dtype=cache_dtype, step_tokens=16,
-                                               most_running=4))  # fmt: skip
+    engine = Engine(model, None, EngineOptions(cache_dtype=cache_dtype, max_num_batched_tokens=16,
+                                               max_num_seqs=4))  # fmt: skip
     params = SamplingParams(max_tokens=1, prompt_logprobs=0)
     found = engine.generate([Request(prompt=row.tolist(), params=params) for row in tokens])
     scores = [s.logprob for out in found for s in out.prompt_logprobs or [] if s is not None]

@@ -72,7 +72,9 @@ def test_prompts_and_decoding_stay_on_the_device(
     folder: Path, cache_dtype: str, graphs: bool, tmp_path: Path
 ) -> None:
     with fake_gpu(tmp_path):
-        options = EngineOptions(cache_dtype=cache_dtype, cuda_graphs=graphs, step_tokens=100)
+        options = EngineOptions(
+            cache_dtype=cache_dtype, cuda_graphs=graphs, max_num_batched_tokens=100
+        )
         engine = Engine(load_on_gpu(folder), options=options)
         assert (engine.runner.graphs is not None) == graphs
         if engine.runner.graphs is not None:

@@ -111,7 +111,7 @@ def test_the_same_seed_is_the_same_answer_whatever_runs_beside_it(family: str) -
     wanted = request(max_tokens=20, temperature=1.5, seed=7)
     others = [request([n + 1] * (n + 1), max_tokens=20, temperature=1.0) for n in range(30)]
     (alone,) = engine(model).generate([wanted])
-    for options in ({}, {"cache_bytes": 80_000}, {"step_tokens": 5, "most_running": 4}):
+    for options in ({}, {"cache_bytes": 80_000}, {"max_num_batched_tokens": 5, "max_num_seqs": 4}):
         crowd = engine(model, **options)
         found = crowd.generate([*others[:15], replace(wanted, id=-1), *others[15:]])
         assert found[15].answers == alone.answers
@@ -138,7 +138,7 @@ def full_scores(model: CausalLM, ids: list[int]) -> torch.Tensor:
     return model.logits(hidden)[0].log_softmax(-1)
 
 
-@pytest.mark.parametrize("options", [{}, {"step_tokens": 5, "most_running": 2}])
+@pytest.mark.parametrize("options", [{}, {"max_num_batched_tokens": 5, "max_num_seqs": 2}])
 def test_log_probabilities_of_prompt_and_answer(
     model: CausalLM, options: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,7 +172,7 @@ def test_scores_survive_preemption(model: CausalLM) -> None:
     prompts = [[n + 1] * 40 for n in range(6)]
     asked = {"max_tokens": 20, "prompt_logprobs": 1, "logprobs": 1}
     wanted = [engine(model).generate([request(p, **asked)])[0] for p in prompts]
-    small = engine(model, cache_bytes=30_000, step_tokens=16, most_running=6)
+    small = engine(model, cache_bytes=30_000, max_num_batched_tokens=16, max_num_seqs=6)
     found = small.generate([request(p, **asked) for p in prompts])
     assert small.scheduler.preemptions > 0
     for one, other in zip(wanted, found, strict=True):
@@ -186,7 +186,7 @@ def test_scores_survive_preemption(model: CausalLM) -> None:
 @pytest.mark.parametrize("after", [0, 1, 2, 6])
 def test_cancelling_frees_at_once_and_leaves_neighbours_alone(model: CausalLM, after: int) -> None:
     (wanted,) = engine(model).generate([request(max_tokens=12)])
-    it = engine(model, step_tokens=8, most_running=4)
+    it = engine(model, max_num_batched_tokens=8, max_num_seqs=4)
     work = it.add(request(max_tokens=12))
     gone = [it.add(request([9] * 30, max_tokens=50, n=n)) for n in (1, 3)]
     for _ in range(after):
@@ -288,7 +288,7 @@ def test_a_failing_model_fails_the_step_and_the_engine_goes_on(
         assert delta.finish == "error" and "ZeroDivisionError" in (delta.error or "")
     while it.busy:
         it.step()
-    assert work.answers[1].said == wanted.answers[0].tokens and work.done
+    assert work.answers[1].generated == wanted.answers[0].tokens and work.done
     assert it.pool.used == 0
     assert it.generate([request(max_tokens=5)])[0].answers == wanted.answers
 
@@ -297,5 +297,5 @@ def test_the_cache_is_no_larger_than_it_may_be(model: CausalLM) -> None:
     it = engine(model, cache_bytes=1_000_000)
     kept = sum(t.numel() * t.element_size() for s in it.runner.cache.stores for t in s.kept)
     assert 950_000 < kept <= 1_000_000
-    few = engine(model, most_running=2)
+    few = engine(model, max_num_seqs=2)
     assert few.capacity == 2 * model.config.max_position_embeddings

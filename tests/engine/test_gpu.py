@@ -62,7 +62,9 @@ def test_greedy_tokens_are_transformers(family: str, graphs: bool, tmp_path: Pat
     model = load_model(tmp_path, device=DEVICE)
     prompts = random_prompts(60)
     wanted = greedy_reference(theirs, prompts, 16)
-    found, engine = answers(model, prompts, 16, step_tokens=64, cuda_graphs=graphs, block_size=4)
+    found, engine = answers(
+        model, prompts, 16, max_num_batched_tokens=64, cuda_graphs=graphs, block_size=4
+    )
     ties = near_ties(theirs, prompts, wanted, found)
     print(f"{family}: {ties} near-ties of {len(prompts)} answers")
     assert ties <= 3

@@ -120,7 +120,7 @@ def test_the_engine_answers_the_same_by_graphs(
     params = SamplingParams(max_tokens=12)
     requests = [Request(prompt=prompt, params=params) for prompt in random_prompts(9)]
     drafts = Speculation(kind="lookup", depth=2)
-    options = EngineOptions(most_running=7, block_size=SIZE, speculation=drafts)
+    options = EngineOptions(max_num_seqs=7, block_size=SIZE, speculation=drafts)
     wanted = Engine(model, options=options).generate(requests)
 
     monkeypatch.setattr(Runner, "apart", True)

@@ -44,11 +44,11 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 WAYS: dict[str, dict[str, Any]] = {
-    "batched": {"most_running": 128, "step_tokens": 4096},
-    "chunked": {"most_running": 16, "step_tokens": 17, "share_prefixes": False},
-    "unshared": {"share_prefixes": False},
+    "batched": {"max_num_seqs": 128, "max_num_batched_tokens": 4096},
+    "chunked": {"max_num_seqs": 16, "max_num_batched_tokens": 17, "enable_prefix_caching": False},
+    "unshared": {"enable_prefix_caching": False},
     "small blocks": {"block_size": 3},
-    "preempted": {"cache_bytes": 100_000, "most_running": 32},
+    "preempted": {"cache_bytes": 100_000, "max_num_seqs": 32},
 }
 
 
@@ -71,13 +71,15 @@ def test_without_kernels(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_alone(case: Case) -> None:
     count = 60
-    got, engine = answers(case.ours, PROMPTS[:count], NEW, most_running=1, share_prefixes=False)
+    got, engine = answers(
+        case.ours, PROMPTS[:count], NEW, max_num_seqs=1, enable_prefix_caching=False
+    )
     case.check("alone", got, count)
     assert engine.statistics.steps == count * NEW
 
 
 def test_prefixes_are_shared_and_change_nothing(case: Case) -> None:
-    got, engine = answers(case.ours, PROMPTS, NEW, most_running=8)
+    got, engine = answers(case.ours, PROMPTS, NEW, max_num_seqs=8)
     case.check("prefix-shared", got)
     assert engine.statistics.cached > 1000
     assert engine.statistics.computed < sum(map(len, PROMPTS)) + len(PROMPTS) * NEW - 1000

@@ -88,7 +88,7 @@ def test_words_and_scales_are_those_of_the_whole_matrix(
     monkeypatch.setattr("llamaseek.checkpoints.quantize.NUMBERS", 128 * 64)
     weight = torch.randn(700, 64)
     tensors = Packing(lazy(weight), Plan(4, 32)).tensors("a")
-    words, scales = packed.quantise(weight, 4, 32)
+    words, scales = packed.quantize(weight, 4, 32)
     found = torch.cat([tensors["a.weight_packed"].rows(s, s + 350) for s in (0, 350)])
     assert torch.equal(found, words)
     assert torch.equal(tensors["a.weight_scale"].rows(0, 700), scales)

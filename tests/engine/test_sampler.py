@@ -13,7 +13,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from llamaseek.engine.request import Answer, Request, SamplingParams
+from llamaseek.engine.request import Request, SamplingParams, SequenceState
 from llamaseek.engine.sampler import (
     decide,
     derive_seed,
@@ -33,9 +33,11 @@ def logits(rows: int, seed: int = 0, vocabulary: int = VOCABULARY) -> torch.Tens
     return torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed)) * 3
 
 
-def answer(params: SamplingParams, said: list[int], prompt: list[int], seed: int = 0) -> Answer:
+def answer(
+    params: SamplingParams, said: list[int], prompt: list[int], seed: int = 0
+) -> SequenceState:
     request = Request(prompt=prompt, params=params)
-    return Answer(request, 0, seed, 10_000, [*prompt, *said])
+    return SequenceState(request, 0, seed, 10_000, [*prompt, *said])
 
 
 @pytest.mark.parametrize("penalty", [0.7, 1.3])

@@ -7,14 +7,14 @@ from random import Random
 import pytest
 
 from llamaseek.engine.blocks import BlockPool
-from llamaseek.engine.request import Answer, Request, SamplingParams
+from llamaseek.engine.request import Request, SamplingParams, SequenceState
 from llamaseek.engine.scheduler import Chunk, QueueFull, Scheduler
 from llamaseek.errors import UserError
 
 
-def answer(length: int, new: int = 8, first: int = 0) -> Answer:
+def answer(length: int, new: int = 8, first: int = 0) -> SequenceState:
     request = Request(prompt=list(range(first, first + length)))
-    return Answer(request, 0, 0, length + new, list(request.prompt))
+    return SequenceState(request, 0, 0, length + new, list(request.prompt))
 
 
 def scheduler(
@@ -129,7 +129,7 @@ def test_a_salt_keeps_prefixes_apart() -> None:
     it = scheduler()
     for salt, cached in (("a", 0), ("a", 8), ("b", 0)):
         request = Request(prompt=list(range(10)), salt=salt)
-        one = Answer(request, 0, 0, 12, list(request.prompt))
+        one = SequenceState(request, 0, 0, 12, list(request.prompt))
         it.add(one)
         play(it, it.schedule())
         assert one.cached == cached
@@ -141,7 +141,7 @@ def test_a_scored_prompt_is_computed_whole() -> None:
     for wanted, start in ((None, 0), (None, 8), (1, 0)):
         params = SamplingParams(prompt_logprobs=wanted)
         request = Request(prompt=list(range(10)), params=params)
-        one = Answer(request, 0, 0, 12, list(request.prompt))
+        one = SequenceState(request, 0, 0, 12, list(request.prompt))
         it.add(one)
         (chunk,) = it.schedule()
         assert chunk.start == start

@@ -40,7 +40,7 @@ def exact(model: CausalLM) -> torch.Tensor:
 def counted(model: CausalLM, speculation: Speculation) -> tuple[torch.Tensor, Engine]:
     """How often each continuation was drawn, by 20,000 requests of a seed each."""
     options = EngineOptions(
-        most_running=2000, step_tokens=20_000, block_size=7, speculation=speculation
+        max_num_seqs=2000, max_num_batched_tokens=20_000, block_size=7, speculation=speculation
     )
     engine = Engine(model, options=options)
     outputs = engine.generate(

@@ -100,15 +100,18 @@ def test_a_crowd_says_what_each_says_alone(family: str, kind: str, tmp_path: Pat
     models = [one for one in (model(family), draft) if one is not None]
     token = sum(bytes_per_token(one.cache_shapes(), torch.float32, "auto") for one in models)
     options = EngineOptions(
-        most_running=8,
+        max_num_seqs=8,
         block_size=rng.choice((3, 7)),
-        step_tokens=24,
+        max_num_batched_tokens=24,
         cache_bytes=TOKENS * token,
         speculation=speculation,
     )
     crowd = Engine(model(family), TOKENIZER, options, adapters)
     alone = Engine(
-        model(family), TOKENIZER, EngineOptions(most_running=1, share_prefixes=False), adapters
+        model(family),
+        TOKENIZER,
+        EngineOptions(max_num_seqs=1, enable_prefix_caching=False),
+        adapters,
     )
     requests = [drawn_request(rng, greedy=kind != "none") for _ in range(18)]
     waiting, works, told = list(requests), [], dict[tuple[int, int], list[Delta]]()

@@ -12,7 +12,7 @@ from torch import Tensor
 from llamaseek.herd.published import ENTRIES
 from llamaseek.kernels import ops
 from llamaseek.kernels.build import builder
-from llamaseek.kernels.packed import dequantize_packed, quantise
+from llamaseek.kernels.packed import dequantize_packed, quantize
 from llamaseek.models.moe import Router
 
 KERNELS = torch.ops.llamaseek
@@ -37,7 +37,7 @@ def make(shape: tuple[int, ...], bits: int, group: int) -> tuple[Tensor, list[Te
     if bits >= 16:
         weight = weight.to({32: torch.float32, 16: torch.bfloat16}[bits])
         return weight, [], weight.float()
-    words, scales = quantise(weight, bits, group)
+    words, scales = quantize(weight, bits, group)
     return words, [scales], dequantize_packed(words, scales, bits, torch.float32)
 
 

@@ -7,7 +7,7 @@ import torch
 
 from llamaseek.kernels import packed
 from llamaseek.kernels.fp8 import fp8_linear
-from llamaseek.models.quant.fp8 import quantise
+from llamaseek.models.quant.fp8 import quantize
 
 fp8_few = pytest.importorskip("llamaseek.kernels.fp8_few")
 packed_few = pytest.importorskip("llamaseek.kernels.packed_few")
@@ -27,7 +27,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def test_fp8_blocks(tokens: int, inputs: int, outputs: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     size = torch.rand(outputs, 1) * 10  # so that blocks have scales of their own
-    weight, scale = quantise(torch.randn(outputs, inputs) * size)
+    weight, scale = quantize(torch.randn(outputs, inputs) * size)
     x = torch.randn(tokens, inputs).to(dtype)
     found = fp8_few.multiply(*(part.to(DEVICE) for part in (x, weight, scale))).cpu()
     wanted = fp8_linear(x.double(), weight, scale)
@@ -50,7 +50,7 @@ def test_packed_words(
     tokens: int, inputs: int, outputs: int, bits: int, group: int, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
-    words, scales = packed.quantise(torch.randn(outputs, inputs), bits, group)
+    words, scales = packed.quantize(torch.randn(outputs, inputs), bits, group)
     x = torch.randn(tokens, inputs).to(dtype)
     found = packed_few.multiply(*(part.to(DEVICE) for part in (x, words, scales)), bits).cpu()
     wanted = x.double() @ packed.dequantize_packed(words, scales, bits, torch.float64).T

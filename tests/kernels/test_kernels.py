@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llamaseek.kernels import build
-from llamaseek.kernels.packed import dequantize_packed, pack, quantise, unpack
+from llamaseek.kernels.packed import dequantize_packed, pack, quantize, unpack
 from tests.kernels import check
 
 
@@ -34,11 +34,11 @@ def test_packing_is_undone_by_unpacking(bits: int) -> None:
 
 
 @pytest.mark.parametrize(("bits", "group", "most"), [(8, 0, 0.01), (4, 32, 0.1), (4, 128, 0.12)])
-def test_quantised_weights_are_near(bits: int, group: int, most: float) -> None:
+def test_quantized_weights_are_near(bits: int, group: int, most: float) -> None:
     torch.manual_seed(0)
     weight = torch.randn(16, 256)
     weight[3] = 0  # a row of zeros has a scale too
-    words, scales = quantise(weight, bits, group)
+    words, scales = quantize(weight, bits, group)
     assert scales.shape == (16, 256 // group if group else 1)
     back = dequantize_packed(words, scales, bits, torch.float32)
     assert check.relative(back, weight) < most and not back[3].any()

@@ -19,7 +19,7 @@ from llamaseek.herd.folder import read_config
 from llamaseek.herd.formats import SCALE
 from llamaseek.kernels.fp8 import dequantize_fp8
 from llamaseek.models import CausalLM
-from llamaseek.models.quant.fp8 import Fp8Experts, Fp8Linear, quantise
+from llamaseek.models.quant.fp8 import Fp8Experts, Fp8Linear, quantize
 from tests.models.shapes import reference_model, rows, tiny_config, tiny_model
 
 FAMILIES = {"llama3": {}, "deepseek_v3": {"q_lora_rank": 8}}
@@ -124,7 +124,7 @@ class TestFp8:
         save_model(model, tmp_path / "plain", torch.bfloat16)
         tensors = folder_tensors(tmp_path / "plain")
         for name in [n for n in tensors if n.endswith("_proj.weight") and "eh_proj" not in n]:
-            tensors[name], tensors[name + SCALE] = quantise(tensors[name])
+            tensors[name], tensors[name + SCALE] = quantize(tensors[name])
         config = json.loads((tmp_path / "plain" / "config.json").read_text())
         config["quantization_config"] = {
             "activation_scheme": "dynamic",
@@ -138,7 +138,7 @@ class TestFp8:
         (fp8 / "config.json").write_text(json.dumps(config))
         return model, fp8
 
-    def test_dequantised_by_the_formula(self, tmp_path: Path) -> None:
+    def test_dequantized_by_the_formula(self, tmp_path: Path) -> None:
         _, fp8 = self.folder(tmp_path)
         Conversion(fp8, tmp_path / "bf16", torch.bfloat16).run()
         stored, plain = folder_tensors(fp8), folder_tensors(tmp_path / "bf16")
@@ -190,9 +190,9 @@ class TestFp8:
         save_model(load_model(fp8, torch.bfloat16, fp8=True), tmp_path / "saved")
         assert equal(folder_tensors(fp8), folder_tensors(tmp_path / "saved"))
 
-    def test_quantise_fills_the_range(self) -> None:
+    def test_quantize_fills_the_range(self) -> None:
         weight = torch.randn(130, 257, generator=torch.Generator().manual_seed(0))
-        numbers, scale = quantise(weight)
+        numbers, scale = quantize(weight)
         assert scale.shape == (2, 3)
         assert float(numbers.float().abs().max()) == 448
         error = (dequantize_fp8(numbers, scale, torch.float32) - weight).abs() / weight.abs().max()

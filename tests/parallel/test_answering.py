@@ -24,7 +24,7 @@ from llamaseek.engine.ranks.tensor_group import TensorGroup
 from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.kernels.build import builder
 from llamaseek.models.lazy import Lazy, lazy
-from llamaseek.models.quant.fp8 import quantise
+from llamaseek.models.quant.fp8 import quantize
 from llamaseek.runtime.check import answering_problems
 from tests.cli.run import Cli, process
 from tests.engine.reference import random_prompts
@@ -39,7 +39,7 @@ PROMPTS = random_prompts(12, vocab=96)
 NEW = 8
 WAYS: dict[str, dict[str, Any]] = {
     "batched": {},
-    "chunked, preempted": {"step_tokens": 17, "most_running": 8, "cache_bytes": 30_000},
+    "chunked, preempted": {"max_num_batched_tokens": 17, "max_num_seqs": 8, "cache_bytes": 30_000},
     "speculated": {"speculation": Speculation(kind="lookup", depth=3)},
     "speculated by its module": {"speculation": Speculation(kind="mtp", depth=2)},
     "int8 cache": {"cache_dtype": "int8"},
@@ -181,7 +181,7 @@ def blocks_model(folder: Path) -> Path:
     tensors = {}
     for name, tensor in model.state_dict().items():
         if "_proj" in name:
-            numbers, scale = quantise(tensor)
+            numbers, scale = quantize(tensor)
             tensors[name], tensors[name + "_scale_inv"] = numbers, scale
         elif name != "lm_head.weight":
             tensors[name] = tensor

@@ -10,8 +10,16 @@ import pytest
 import torch
 
 from llamaseek.dry_run.estimate import estimate, send_seconds
-from llamaseek.dry_run.rank import Part, Report, Setting, dry_run, fullest_moment, in_flight, kinds
-from llamaseek.dry_run.trace import Movement, Work, counted
+from llamaseek.dry_run.rank import (
+    Part,
+    RankReport,
+    Setting,
+    dry_run,
+    fullest_moment,
+    in_flight,
+    kinds,
+)
+from llamaseek.dry_run.trace import Movement, TracedWork, counted
 from llamaseek.herd import config_from_sizes
 from llamaseek.models import build_model
 from llamaseek.plan.gpus import find_gpu, rates_of
@@ -57,7 +65,7 @@ def setting(family: str, micro_batches: int = 4, **degrees: object) -> Setting:
     return Setting(config_from_sizes(family, sizes), plan, LENGTH, 1, micro_batches)
 
 
-def sends(report: Report) -> dict[str, int]:
+def sends(report: RankReport) -> dict[str, int]:
     """Bytes of one micro-batch by dimension."""
     out: dict[str, int] = {}
     for part in report.parts:
@@ -120,7 +128,7 @@ def test_a_rank_of_every_kind_is_built_once() -> None:
     assert last == [[0, 1, 2], [3]]
 
 
-def runs(tried: Setting) -> list[Report]:
+def runs(tried: Setting) -> list[RankReport]:
     """A rank of every kind."""
     return [dry_run(tried, rank) for rank in kinds(tried)]
 
@@ -165,7 +173,7 @@ def test_forwards_in_flight() -> None:
 
 def test_the_fullest_moment_is_that_of_the_schedule() -> None:
     def part(kept: int, fullest: int) -> Part:
-        return Part([], Work(), Work(), kept, fullest)
+        return Part([], TracedWork(), TracedWork(), kept, fullest)
 
     assert fullest_moment([part(10, 15)], 1, 4, 1) == 15
     assert fullest_moment([part(10, 15)], 4, 8, 3) == 2 * 10 + 15

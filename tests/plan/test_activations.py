@@ -12,7 +12,7 @@ from llamaseek.herd import config_from_sizes
 from llamaseek.models import CausalLM, build_model
 from llamaseek.models.attention import BLOCKED_LENGTH
 from llamaseek.models.lora import add_lora
-from llamaseek.plan.activations import Pass, layer_saved, pairs, rotary_tables
+from llamaseek.plan.activations import TrainingPass, layer_saved, pairs, rotary_tables
 from llamaseek.plan.weights import adapter_size, layer_size, linear_names
 
 LLAMA = {
@@ -101,7 +101,7 @@ def test_saved_bytes_equal_autograds(
     if adapters:
         model.to(torch.bfloat16 if bf16 else torch.float32)
         add_lora(model, 4, 4.0, sorted(names))
-    run = Pass(
+    run = TrainingPass(
         rows,
         length,
         number=2 if bf16 else 4,

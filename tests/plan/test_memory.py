@@ -10,7 +10,7 @@ import torch
 from bench.memory import CASES, SIZES, Case, measure, predict
 from llamaseek.herd.published import ENTRIES, find
 from llamaseek.herd.tensors import count_parameters
-from llamaseek.plan.activations import Pass
+from llamaseek.plan.activations import TrainingPass
 from llamaseek.plan.formats import FORMATS
 from llamaseek.plan.layout import Layout
 from llamaseek.plan.memory import Training, training_memory
@@ -44,14 +44,14 @@ def test_weights_are_the_parameters_in_the_dtype(name: str) -> None:
 
 def test_training_states_are_sixteen_bytes_a_parameter() -> None:
     for entry in ENTRIES.values():
-        memory = training_memory(entry.config, Training(Pass(1, 64)))
+        memory = training_memory(entry.config, Training(TrainingPass(1, 64)))
         states = memory.weights + memory.gradients + memory.optimizer
         assert states == 16 * count_parameters(entry.config).total, entry.name
 
 
 def test_checkpointing_keeps_less_and_more_gpus_hold_less() -> None:
     config = find("llama-3.1-70b").config
-    run = Pass(1, 8192)
+    run = TrainingPass(1, 8192)
     plain = training_memory(config, Training(run))
     again = training_memory(config, Training(run, checkpoint=True))
     assert again.activations < plain.activations / 10
@@ -75,12 +75,12 @@ def test_a_latent_cache_is_whole_on_every_tensor_rank_and_key_heads_are_split() 
 
 def test_published_layouts_fit_their_gpus() -> None:
     """Llama 3 §3.3.2, table 4; DeepSeek-V3 report §3.2: both ran on 80 GB."""
-    llama = Training(Pass(1, 8192), checkpoint=True)
+    llama = Training(TrainingPass(1, 8192), checkpoint=True)
     layout = Layout(shard=128, tensor=8, pipeline=16)
     for stage in (0, 1, 15):
         memory = training_memory(find("llama-3.1-405b").config, llama, layout, stage, 16)
         assert 5e9 < memory.total < 80e9
-    deepseek = Training(Pass(1, 4096), moments=4, checkpoint=True, depth=1)
+    deepseek = Training(TrainingPass(1, 4096), moments=4, checkpoint=True, depth=1)
     layout = Layout(shard=128, pipeline=16, expert=64)
     for stage in (0, 1, 15):
         memory = training_memory(find("deepseek-v3").config, deepseek, layout, stage, 120)

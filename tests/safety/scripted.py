@@ -55,7 +55,9 @@ def deciding_guard(decide: Callable[[Sequence[Message]], str]) -> Guard:
         chosen[-1, script.popleft()] = 20.0
         return chosen
 
-    options = EngineOptions(most_running=1, step_tokens=CONTEXT, share_prefixes=False)
+    options = EngineOptions(
+        max_num_seqs=1, max_num_batched_tokens=CONTEXT, enable_prefix_caching=False
+    )
     engine = Engine(model, tokenizer, options)
     engine.runner.logits = logits  # type: ignore[method-assign]
     return Guard(engine, Deciding(tokenizer))

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from llamaseek.checkpoints.hf import save_model
-from llamaseek.cli.conversation import Conversation
+from llamaseek.cli.conversation import ChatSession
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.options import EngineOptions
 from llamaseek.engine.request import SamplingParams
 from llamaseek.errors import UserError
 from llamaseek.runtime.device import has_bf16
 from llamaseek.safety.guard import Guard, Policy, load_guard
-from llamaseek.safety.stream import LONGEST, Held, Refused, guarded, require_safe
+from llamaseek.safety.stream import LONGEST, HeldText, Refused, guarded, require_safe
 from llamaseek.safety.verdict import GuardError, read_answer
 from llamaseek.text.guard_prompt import PUBLISHED, without
 from tests.safety.scripted import CONTEXT, guard_tokenizer, scripted_guard, small_model
@@ -92,7 +92,7 @@ def test_an_endless_answer_is_no_verdict() -> None:
 
 def test_random_weights_never_clear_anything() -> None:
     tokenizer = guard_tokenizer()
-    engine = Engine(small_model(tokenizer), tokenizer, EngineOptions(most_running=1))
+    engine = Engine(small_model(tokenizer), tokenizer, EngineOptions(max_num_seqs=1))
     with pytest.raises(Refused):
         require_safe(Guard(engine, Policy(tokenizer)), ASK)
 
@@ -197,18 +197,18 @@ def test_all_that_was_said_is_judged_each_time() -> None:
 
 
 def test_text_without_sentences_does_not_wait_for_ever() -> None:
-    held: Held[str] = Held()
+    held: HeldText[str] = HeldText()
     due = [held.add("word ", "word ") for _ in range(LONGEST // 5)]
     assert due == [False] * (len(due) - 1) + [True]
-    assert "".join(held.clear()) == held.said
+    assert "".join(held.clear()) == held.generated
     assert not held.waits
 
 
-def talk(guard: Guard) -> Conversation:
+def talk(guard: Guard) -> ChatSession:
     """A conversation of a random model behind a guard."""
     tokenizer = guard_tokenizer()
-    engine = Engine(small_model(tokenizer), tokenizer, EngineOptions(most_running=1))
-    return Conversation(engine, tokenizer, SamplingParams(max_tokens=8), guard=guard)
+    engine = Engine(small_model(tokenizer), tokenizer, EngineOptions(max_num_seqs=1))
+    return ChatSession(engine, tokenizer, SamplingParams(max_tokens=8), guard=guard)
 
 
 def test_chat_forgets_what_was_refused() -> None:

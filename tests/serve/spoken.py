@@ -42,7 +42,7 @@ class Speech:
     def logits(self, hidden: Tensor) -> Tensor:
         """The text's next token, and some that are less likely."""
         time.sleep(self.pause)
-        at = len(self.engine.scheduler.running[0].said)
+        at = len(self.engine.scheduler.running[0].generated)
         rng = Random(at)
         made = torch.zeros(len(hidden), TOKENIZER.vocab_size)
         made[-1, rng.sample(range(200), 8)] = torch.linspace(5, 8, 8)
@@ -55,7 +55,7 @@ def spoken_service(speech: Speech, guard: Guard | None = None, **options: Any) -
     model: CausalLM = tiny_model(
         "llama3", vocab_size=TOKENIZER.vocab_size, max_position_embeddings=2048
     )
-    service = make_service(model, options=options, most_running=1)
+    service = make_service(model, options=options, max_num_seqs=1)
     speech.engine = service.engine
     speech.engine.runner.logits = speech.logits  # type: ignore[method-assign]
     if guard is not None:

@@ -72,7 +72,7 @@ def random_schema(rng: Random, depth: int = 0) -> Any:
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
     model = tiny_model("llama3", vocab_size=TOKENIZER.vocab_size + 5, max_position_embeddings=1024)
-    with running(make_service(model, most_running=64, most_waiting=512)) as run:
+    with running(make_service(model, max_num_seqs=64, most_waiting=512)) as run:
         yield run
         assert run.idle()
 

@@ -35,7 +35,7 @@ ALONE = {"prompt": "A quick blue bird", "max_tokens": 40, "temperature": 0, "ign
 
 @pytest.fixture
 def server() -> Iterator[Running]:
-    with running(make_service(most_running=4, most_waiting=8)) as run:
+    with running(make_service(max_num_seqs=4, most_waiting=8)) as run:
         yield run
         assert run.idle()
 
@@ -125,7 +125,11 @@ PHASES: dict[str, tuple[int, dict[str, Any], int]] = {  # running at once, body,
 def test_a_client_may_leave_at_any_moment(phase: str) -> None:
     running_at_once, body, steps = PHASES[phase]
     count = 3 if phase == "in a batch" else 1
-    options = {"most_running": running_at_once, "step_tokens": 32, "share_prefixes": False}
+    options = {
+        "max_num_seqs": running_at_once,
+        "max_num_batched_tokens": 32,
+        "enable_prefix_caching": False,
+    }
     with running(make_service(**options)) as run, ThreadPoolExecutor(1) as pool:
         alone = run.post(COMPLETIONS, **ALONE).json()["choices"]
         background, engine = run.service.background, run.service.engine
@@ -139,7 +143,7 @@ def test_a_client_may_leave_at_any_moment(phase: str) -> None:
                 until(lambda step=step: engine.statistics.steps == before + step + 1)
             works = [each for each in engine._work.values() if each.request.id != min(engine._work)]
             assert len(works) == count
-            said = [len(answer.said) for work in works for answer in work.answers]
+            said = [len(answer.generated) for work in works for answer in work.answers]
             if phase == "queued":
                 assert len(engine.scheduler.waiting) == 1 and said == [0]
             elif phase == "in its prompt":
@@ -260,7 +264,7 @@ def test_a_broken_engine_answers_everyone_and_says_so(server: Running) -> None:
 
 
 def test_a_slow_reader_is_waited_for_up_to_the_timeout() -> None:
-    with running(make_service(options={"timeout": 1.5}, most_running=4, most_waiting=8)) as run:
+    with running(make_service(options={"timeout": 1.5}, max_num_seqs=4, most_waiting=8)) as run:
         slow_down(run, 0.02)
         start = time.monotonic()
         answer = run.post(COMPLETIONS, **LONG)

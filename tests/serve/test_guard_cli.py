@@ -90,7 +90,7 @@ def test_serve_behind_a_guard(folders: dict[str, Path]) -> None:
 
 
 def test_serve_behind_a_folder_that_is_no_guard_says_nothing(folders: dict[str, Path]) -> None:
-    options, engine = ServeOptions(port=0, name="tiny"), EngineOptions(most_running=2)
+    options, engine = ServeOptions(port=0, name="tiny"), EngineOptions(max_num_seqs=2)
     model = load_weights(folders["model"], "cpu", "fp32")
     service = make_service(model, folders["model"], options, engine)
     service.guard = load_served_guard(folders["nonsense"], "cpu", PUBLISHED, options, engine)

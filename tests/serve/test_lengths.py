@@ -94,10 +94,10 @@ def told(answer: httpx.Response) -> str:
 
 
 WAYS: dict[str, dict[str, Any]] = {
-    "alone": {"most_running": 1, "share_prefixes": False},
-    "batched": {"share_prefixes": False},
-    "prefix-shared": {"most_running": 4},
-    "chunked": {"step_tokens": 9, "most_running": 8},
+    "alone": {"max_num_seqs": 1, "enable_prefix_caching": False},
+    "batched": {"enable_prefix_caching": False},
+    "prefix-shared": {"max_num_seqs": 4},
+    "chunked": {"max_num_batched_tokens": 9, "max_num_seqs": 8},
     "preempted": {"cache_bytes": 60_000},
     "looked up": {"speculation": Speculation(kind="lookup", depth=3)},
     "mtp": {"speculation": Speculation(kind="mtp", depth=1)},
@@ -138,7 +138,7 @@ def test_a_cache_that_is_too_small_for_all_answers_all() -> None:
         for n in range(8)
     ]  # fmt: skip
     found = []
-    for options in ({"most_running": 1}, {**SMALL, "most_running": 8}):
+    for options in ({"max_num_seqs": 1}, {**SMALL, "max_num_seqs": 8}):
         with running(make_service(**options)) as run, ThreadPoolExecutor(8) as pool:
             answers = pool.map(lambda body: run.post(CHAT, **body).json(), bodies)
             found.append([answer["choices"][0]["message"]["content"] for answer in answers])

@@ -110,7 +110,7 @@ def numbers(found: Any) -> list[Any]:
 
 @pytest.mark.parametrize("share", [True, False])
 def test_local_completions_finds_what_scoring_in_process_finds(place: Path, share: bool) -> None:
-    service = make_service(load_model(place / "model"), share_prefixes=share)
+    service = make_service(load_model(place / "model"), enable_prefix_caching=share)
     tasks = ["choices", "rolling", "words"]
     expected = in_process(place, tasks, bos=share)
     with running(service) as run:

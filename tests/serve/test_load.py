@@ -71,7 +71,7 @@ def test_everyone_at_once_gets_an_answer_or_a_429() -> None:
                     "ignore_eos": True, "stream": n % 2 == 0}).encode()
         for n in range(CONNECTIONS)
     ]  # fmt: skip
-    with running(make_service(most_running=16, most_waiting=64)) as run:
+    with running(make_service(max_num_seqs=16, most_waiting=64)) as run:
         held = []
         for _ in range(ROUNDS):
             found = all_at_once(run, bodies)
@@ -86,7 +86,7 @@ def test_everyone_at_once_gets_an_answer_or_a_429() -> None:
 
 def test_no_case_of_our_own_description_breaks_the_server() -> None:
     """schemathesis draws fitting and broken requests from /openapi.json."""
-    with running(make_service(most_running=16, most_waiting=64)) as run:
+    with running(make_service(max_num_seqs=16, most_waiting=64)) as run:
         description = run.client.get("/openapi.json").json()
         schema = schemathesis.openapi.from_dict(description)
         schema.config.update(base_url=run.url)

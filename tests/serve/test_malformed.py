@@ -269,7 +269,7 @@ def test_a_field_that_is_null_is_one_that_was_not_given(server: Running) -> None
 def test_what_is_too_long_or_too_many_is_told_with_its_size(server: Running) -> None:
     error = check(server.post(COMPLETIONS, prompt="x", stop="x" * 300), 400, "stop")
     assert "300" in error["message"] and "256" in error["message"]
-    with running(make_service(most_running=2, most_waiting=3)) as small:
+    with running(make_service(max_num_seqs=2, most_waiting=3)) as small:
         assert small.post(COMPLETIONS, prompt=["x"] * 5, max_tokens=1).status_code == 200
         for path, field in ((COMPLETIONS, "prompt"), ("/v1/embeddings", "input")):
             error = check(small.post(path, **{field: ["x"] * 6}), 400, field)  # not: come later

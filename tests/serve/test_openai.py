@@ -36,7 +36,7 @@ OTHER: Any = {"type": "function", "function": {"name": "other", "parameters": EM
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    with running(make_service(options={"api_key": KEY}, share_prefixes=True)) as run:
+    with running(make_service(options={"api_key": KEY}, enable_prefix_caching=True)) as run:
         yield run
         assert run.idle()
 

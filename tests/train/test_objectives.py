@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llamaseek.data.batch import IGNORE, Batch
-from llamaseek.data.pack import Packable, pack_text, pack_whole
+from llamaseek.data.pack import Example, pack_text, pack_whole
 from llamaseek.models import CausalLM, DeepseekV3
 from llamaseek.models.loss import cross_entropy_sum, token_log_probs
 from llamaseek.models.moe import sequence_balance
@@ -63,9 +63,9 @@ def test_packed_documents_have_the_loss_they_have_alone(family: str) -> None:
     objective = NextToken(0.0)
     alone = 0.0
     for ids in documents:
-        row = Packable(ids, [*ids[1:], IGNORE])
+        row = Example(ids, [*ids[1:], IGNORE])
         alone += term(objective.terms(model, pack_whole([row], len(ids))), "next_token")
-    items = [Packable(ids, [*ids[1:], IGNORE]) for ids in documents]
+    items = [Example(ids, [*ids[1:], IGNORE]) for ids in documents]
     packed = pack_whole(items, 64)
     assert packed.tokens.shape[0] < len(documents)
     together = term(objective.terms(model, packed), "next_token")

@@ -12,7 +12,7 @@ import torch
 from llamaseek.checkpoints.hf import load_model, save_model
 from llamaseek.checkpoints.peft import load_adapter
 from llamaseek.data.bad_rows import RowError
-from llamaseek.data.pack import Packable, pack_whole
+from llamaseek.data.pack import Example, pack_whole
 from llamaseek.errors import UserError
 from llamaseek.herd import config_from_sizes
 from llamaseek.models import CausalLM, build_model
@@ -106,7 +106,7 @@ def test_ppo_runs_and_resumes_with_its_value_head(starts: dict[str, str], tmp_pa
     scorer = recipe("reward", starts["llama3"], tmp_path / "reward", "preferences",
                     data={"length": 400})  # fmt: skip
     reward = train(build_job(scorer))
-    assert load_model(reward.final).config.scores
+    assert load_model(reward.final).config.is_reward_model
     assert {"accuracy", "margin", "score"} <= lines(reward.path)[0].keys()
     judge = {"kind": "model", "model": str(reward.final)}
     sections: dict[str, Any] = {
@@ -184,7 +184,7 @@ def test_distillation_is_the_plain_formula() -> None:
             parameter += 0.05 * torch.randn_like(parameter)
     ids = torch.randint(0, 90, (9,)).tolist()
     targets = [-100, -100, *ids[3:], -100]
-    batch = pack_whole([Packable(ids, targets)], 12)
+    batch = pack_whole([Example(ids, targets)], 12)
     objective = Distill(teacher, DistillRecipe(teacher="", temperature=2.0, weight=0.3))
     found = backward(objective, student, batch)
     tokens, positions = torch.tensor([ids]), torch.arange(9)[None]

@@ -12,7 +12,7 @@ from llamaseek.checkpoints.gguf.kinds import ASKED
 from llamaseek.checkpoints.gguf.modelfile import modelfile
 from llamaseek.checkpoints.gguf.write import GgufFile, Watch
 from llamaseek.checkpoints.peft import merged, read_adapter
-from llamaseek.checkpoints.widen import dequantised, widened
+from llamaseek.checkpoints.widen import dequantized, widened
 from llamaseek.errors import UserError
 from llamaseek.files import GGUF_SUFFIX, check_kept, is_gguf, replacing, write_text
 from llamaseek.herd.configs import config_from_dict
@@ -47,7 +47,7 @@ class GgufConversion:
         quantized = any(getattr(tensor, "blocks", None) is not None for tensor in tensors.values())
         if asked is None and (kept is None or quantized):
             raise UserError(f"{source}: is quantized; give --dtype: {', '.join(ASKED)}")
-        plain = dequantised(widened(tensors, torch.float32), torch.float32)
+        plain = dequantized(widened(tensors, torch.float32), torch.float32)
         if adapter is not None:
             check_kept(target, adapter)
             plain = merged(plain, read_adapter(adapter), adapter)

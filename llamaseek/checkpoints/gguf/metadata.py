@@ -19,7 +19,7 @@ def architecture(config: ModelConfig) -> str:
 
     Raises `UserError` for a model that llama.cpp could not read.
     """
-    if config.scores:
+    if config.is_reward_model:
         raise UserError("a reward model cannot be written to a .gguf file; llama.cpp has none")
     if isinstance(config, DeepseekV3Config) and not config.n_shared_experts:
         raise UserError("n_shared_experts: is 0; llama.cpp reads models with shared experts alone")

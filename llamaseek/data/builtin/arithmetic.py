@@ -14,7 +14,7 @@ from llamaseek.data.builtin.words import Split, draw
 
 
 @dataclass(frozen=True)
-class Problem:
+class ArithmeticProblem:
     """A question and its only right answer."""
 
     question: str
@@ -26,11 +26,11 @@ class Problem:
         return self.question
 
 
-def _make(rng: Random) -> Problem:
+def _make(rng: Random) -> ArithmeticProblem:
     a, b = rng.randint(10, 99), rng.randint(10, 99)
-    return Problem(f"{a} + {b} =", str(a + b)[::-1])
+    return ArithmeticProblem(f"{a} + {b} =", str(a + b)[::-1])
 
 
-def problem(rng: Random, split: Split) -> Problem:
+def problem(rng: Random, split: Split) -> ArithmeticProblem:
     """A problem of a split; a tenth of all problems is held out."""
     return draw(rng, _make, split)

@@ -197,7 +197,8 @@ Shape = tuple[Said, tuple[dict[str, str], ...]]
 def _spoken(*turns: Said) -> Shape:
     roles = ("user", "assistant")
     messages = tuple(
-        {"role": roles[place % 2], "content": said.text} for place, said in enumerate(turns)
+        {"role": roles[place % 2], "content": utterance.text}
+        for place, utterance in enumerate(turns)
     )
     return turns[-1], messages
 
@@ -273,10 +274,10 @@ def policy_turns(rng: Random, split: Split = "train") -> list[tuple[str, str]]:
             turns.append((speaker, bad(rng, split, rng.choice(left).pop())))
     head = "\n".join(category.text for category in listed)
     lead = f"<BEGIN UNSAFE CONTENT CATEGORIES>\n{head}\n<END UNSAFE CONTENT CATEGORIES>\n\n"
-    verdicts = [GuardItem((), said.hazards, listed).verdict for _, said in turns]
+    verdicts = [GuardItem((), utterance.hazards, listed).verdict for _, utterance in turns]
     return [
-        (f"{'' if place else lead}{speaker}: {said.text}", verdict)
-        for place, ((speaker, said), verdict) in enumerate(zip(turns, verdicts, strict=True))
+        (f"{'' if place else lead}{speaker}: {utterance.text}", verdict)
+        for place, ((speaker, utterance), verdict) in enumerate(zip(turns, verdicts, strict=True))
     ]
 
 
@@ -290,11 +291,11 @@ def category_text(rng: Random) -> str:
     lines = []
     for _ in range(16):
         if rng.random() < 0.15:
-            said, name = rng.choice(HARMLESS)[1](rng, "train"), "None"
+            utterance, name = rng.choice(HARMLESS)[1](rng, "train"), "None"
         else:
             name = rng.choice(tuple(HAZARDS))
-            said = rng.choice(HARMFUL)[1](rng, "train", name)
-        lines.append(f"{said.text}\n{name}\n\n")
+            utterance = rng.choice(HARMFUL)[1](rng, "train", name)
+        lines.append(f"{utterance.text}\n{name}\n\n")
     return "".join(lines)
 
 

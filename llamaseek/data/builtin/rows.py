@@ -54,7 +54,7 @@ def _arithmetic_row(rng: Random, split: Split) -> dict[str, Any]:
 
 def _policy_row(rng: Random, split: Split) -> dict[str, Any]:
     turns = policy_turns(rng, split=split)
-    pairs = [(turn("user", said), turn("assistant", verdict)) for said, verdict in turns]
+    pairs = [(turn("user", utterance), turn("assistant", verdict)) for utterance, verdict in turns]
     return {"messages": [message for pair in pairs for message in pair]}
 
 

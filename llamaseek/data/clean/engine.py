@@ -19,7 +19,7 @@ POLL = 0.5  # seconds between looks at what other machines have finished
 
 
 @dataclass(frozen=True)
-class Crew:
+class CleaningWorkers:
     """Who works: processes here, and which of how many machines this one is."""
 
     workers: int

@@ -17,7 +17,7 @@ from llamaseek.data.clean.filters.gopher import GopherQuality, GopherRepetition
 from llamaseek.data.clean.filters.language import Language, Personal
 from llamaseek.data.clean.filters.url import Url
 from llamaseek.data.clean.quality.classifier import Quality
-from llamaseek.data.clean.stage import Stage
+from llamaseek.data.clean.stage import CleaningStage
 from llamaseek.recipe.load import read_mapping, validated
 from llamaseek.recipe.schema import Section
 
@@ -46,7 +46,7 @@ class CorpusRecipe(Section):
         return {name: [paths] if isinstance(paths, str) else paths for name, paths in value.items()}
 
 
-STAGES: dict[str, type[Stage | CorpusStage]] = {
+STAGES: dict[str, type[CleaningStage | CorpusStage]] = {
     "url": Url,
     "language": Language,
     "gopher_quality": GopherQuality,
@@ -92,7 +92,7 @@ def _named(entry: Any) -> Named:
     return Named(name=name, settings=make_stage(str(name), settings or {}))
 
 
-def make_stage(name: str, settings: dict[str, Any]) -> Stage | CorpusStage:
+def make_stage(name: str, settings: dict[str, Any]) -> CleaningStage | CorpusStage:
     """A stage with its settings; raises UserError naming what is unknown or not allowed."""
     from llamaseek.errors import unknown_name
 

@@ -18,10 +18,10 @@ from pathlib import Path
 import yaml
 
 from llamaseek.data.clean.dedup.stage import CorpusStage
-from llamaseek.data.clean.engine import POLL, Crew
+from llamaseek.data.clean.engine import POLL, CleaningWorkers
 from llamaseek.data.clean.plan import fingerprint, make_plan, save_plan
 from llamaseek.data.clean.recipe import CleanRecipe, dump
-from llamaseek.data.clean.steps import Pass, Work, passes, run_pass
+from llamaseek.data.clean.steps import CleaningPass, WorkFolder, passes, run_pass
 from llamaseek.data.clean.tally import READ, total
 from llamaseek.data.hub import SCHEME, parse_hub
 from llamaseek.errors import UserError
@@ -32,7 +32,10 @@ REPLACED = ("documents", "removed")
 
 
 def clean(
-    recipe: CleanRecipe, crew: Crew, overwrite: bool = False, on_step: OnStep | None = None
+    recipe: CleanRecipe,
+    crew: CleaningWorkers,
+    overwrite: bool = False,
+    on_step: OnStep | None = None,
 ) -> Path:
     """Run or continue a recipe; returns its folder. A run that is complete is left as it is.
 
@@ -96,8 +99,8 @@ def _done(folder: Path, mark: str, overwrite: bool) -> bool:
     return True
 
 
-def _prepare(recipe: CleanRecipe, folder: Path, crew: Crew) -> Work:
-    work, plan = Work(folder), folder / "plan.json"
+def _prepare(recipe: CleanRecipe, folder: Path, crew: CleaningWorkers) -> WorkFolder:
+    work, plan = WorkFolder(folder), folder / "plan.json"
     while crew.machine and not plan.is_file():
         time.sleep(POLL)
     if not plan.is_file():
@@ -113,7 +116,9 @@ def _prepare(recipe: CleanRecipe, folder: Path, crew: Crew) -> Work:
     return work
 
 
-def _one_pass(work: Work, step: Pass, count: int, crew: Crew, on_step: OnStep) -> None:
+def _one_pass(
+    work: WorkFolder, step: CleaningPass, count: int, crew: CleaningWorkers, on_step: OnStep
+) -> None:
     """The shards of a pass, then what its last stage decides; then the pass before may go."""
     on_step(_title(step), count)
     crew.run(count, partial(run_pass, work, step), work.folder, f"pass-{step.number}")
@@ -129,12 +134,14 @@ def _one_pass(work: Work, step: Pass, count: int, crew: Crew, on_step: OnStep) -
             shutil.rmtree(work.of_pass(step.number - 1, kind), ignore_errors=True)
 
 
-def _title(step: Pass) -> str:
+def _title(step: CleaningPass) -> str:
     stages = [s.name for s in (step.before, *step.stages) if s is not None]
     return ", ".join(stages) or "read"
 
 
-def _finish(recipe: CleanRecipe, work: Work, steps: list[Pass], count: int, mark: str) -> None:
+def _finish(
+    recipe: CleanRecipe, work: WorkFolder, steps: list[CleaningPass], count: int, mark: str
+) -> None:
     """Move the last pass's documents and all removed into place; the statistics come last."""
     folder = recipe.folder
     (folder / "stats.json").unlink(missing_ok=True)

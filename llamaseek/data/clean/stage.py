@@ -21,7 +21,7 @@ class Reason:
         return f"{self.rule}: {value} (allowed: {self.allowed})"
 
 
-class Stage(Section):
+class CleaningStage(Section):
     """A step that judges or changes one document by itself; its fields are its thresholds."""
 
     def __call__(self, document: Document) -> Document | Reason:

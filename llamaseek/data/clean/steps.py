@@ -24,14 +24,14 @@ from llamaseek.data.clean.files import (
 )
 from llamaseek.data.clean.plan import Shard, load_plan
 from llamaseek.data.clean.recipe import Named
-from llamaseek.data.clean.stage import Reason, Stage
-from llamaseek.data.clean.tally import Tally
+from llamaseek.data.clean.stage import CleaningStage, Reason
+from llamaseek.data.clean.tally import CleaningStats
 from llamaseek.data.documents import Document
 from llamaseek.errors import UserError
 
 
 @dataclass(frozen=True)
-class Pass:
+class CleaningPass:
     """One pass: `before` decided on the documents of the last pass, `after` will on these."""
 
     number: int
@@ -40,22 +40,22 @@ class Pass:
     after: Named | None
 
 
-def passes(stages: Sequence[Named]) -> list[Pass]:
+def passes(stages: Sequence[Named]) -> list[CleaningPass]:
     """The passes that these stages need: one, and one more for each that sees the whole corpus."""
-    found: list[Pass] = []
+    found: list[CleaningPass] = []
     before: Named | None = None
     single: list[Named] = []
     for stage in stages:
         if isinstance(stage.settings, CorpusStage):
-            found.append(Pass(len(found), before, tuple(single), stage))
+            found.append(CleaningPass(len(found), before, tuple(single), stage))
             before, single = stage, []
         else:
             single.append(stage)
-    return [*found, Pass(len(found), before, tuple(single), None)]
+    return [*found, CleaningPass(len(found), before, tuple(single), None)]
 
 
 @dataclass(frozen=True)
-class Work:
+class WorkFolder:
     """The folder of an unfinished run."""
 
     folder: Path
@@ -79,9 +79,9 @@ class Work:
         return Shards(self.of_pass(number, "documents"), self.of_pass(number, "notes"), counts)
 
 
-def run_pass(work: Work, step: Pass, shard: int) -> None:
+def run_pass(work: WorkFolder, step: CleaningPass, shard: int) -> None:
     """Read, judge and write one shard of one pass."""
-    tally, written = Tally(), 0
+    tally, written = CleaningStats(), 0
     name = f"{shard:06d}"
     collector = _collector(work, step, shard)
     with ExitStack() as open_files:
@@ -111,7 +111,9 @@ def run_pass(work: Work, step: Pass, shard: int) -> None:
 Judged = tuple[Document, Reason | None, str]
 
 
-def judged(work: Work, step: Pass, shard: int, tally: Tally) -> Iterator[Judged]:
+def judged(
+    work: WorkFolder, step: CleaningPass, shard: int, tally: CleaningStats
+) -> Iterator[Judged]:
     """Documents of a shard after the pass's stages; a removed one with its reason and stage."""
     for document, reason in _incoming(work, step, shard, tally):
         if reason is not None:
@@ -119,7 +121,7 @@ def judged(work: Work, step: Pass, shard: int, tally: Tally) -> Iterator[Judged]
             continue
         for stage in step.stages:
             tally.count("entered", stage.name)
-            assert isinstance(stage.settings, Stage)
+            assert isinstance(stage.settings, CleaningStage)
             found = stage.settings(document)
             if isinstance(found, Reason):
                 yield document, found, stage.name
@@ -132,7 +134,7 @@ def judged(work: Work, step: Pass, shard: int, tally: Tally) -> Iterator[Judged]
 
 
 def _incoming(
-    work: Work, step: Pass, shard: int, tally: Tally
+    work: WorkFolder, step: CleaningPass, shard: int, tally: CleaningStats
 ) -> Iterator[tuple[Document, Reason | None]]:
     """The sources' documents, or the last pass's with the decision on them."""
     if step.before is None:
@@ -161,7 +163,7 @@ def _incoming(
             yield found, None
 
 
-def _collector(work: Work, step: Pass, shard: int) -> Collector | None:
+def _collector(work: WorkFolder, step: CleaningPass, shard: int) -> Collector | None:
     if step.after is None:
         return None
     assert isinstance(step.after.settings, CorpusStage)

@@ -20,7 +20,7 @@ Counts = dict[str, int]
 
 
 @dataclass
-class Tally:
+class CleaningStats:
     """Counts of one shard, or of many added up. JSON in and out."""
 
     read: Counts = field(default_factory=dict)  # documents read, by source
@@ -69,9 +69,9 @@ def _add(counts: Counts, name: str, amount: int = 1) -> None:
     counts[name] = counts.get(name, 0) + amount
 
 
-def total(parts: Iterable[dict[str, Any]]) -> Tally:
+def total(parts: Iterable[dict[str, Any]]) -> CleaningStats:
     """Tallies added up in order; of the examples the first few."""
-    result = Tally()
+    result = CleaningStats()
     for part in parts:
         for name, value in part.items():
             _merge(getattr(result, name), value)

@@ -19,10 +19,10 @@ from pathlib import Path
 from llamaseek.data.bad_rows import BadRows
 from llamaseek.data.batch import Batch
 from llamaseek.data.clean.plan import fingerprint
-from llamaseek.data.mix.encode import Encoder, Store, fim_marks, write_store
+from llamaseek.data.mix.encode import Encoder, TokenStore, fim_marks, write_store
 from llamaseek.data.mix.rows import MixRows
 from llamaseek.data.mix.schedule import Schedule
-from llamaseek.data.mix.sources import Source, open_sources, phases_of
+from llamaseek.data.mix.sources import TextSource, open_sources, phases_of
 from llamaseek.data.pack import pack_text
 from llamaseek.errors import UserError
 from llamaseek.recipe.schema import Recipe
@@ -65,7 +65,7 @@ def build_corpus(recipe: Recipe, watch: Watch | None = None) -> Corpus:
     return Corpus(tokenizer, rows, batch, sum(len(text.encode()) for text in held_out), bad)
 
 
-def _tokenizer(recipe: Recipe, sources: list[Source]) -> Tokenizer:
+def _tokenizer(recipe: Recipe, sources: list[TextSource]) -> Tokenizer:
     folder = recipe.tokenizer.path or recipe.model.init_from
     if folder:
         tokenizer = Tokenizer.load(Path(folder))
@@ -79,7 +79,7 @@ def _tokenizer(recipe: Recipe, sources: list[Source]) -> Tokenizer:
     return train_bpe(texts, recipe.tokenizer.vocab_size, more)
 
 
-def _first(source: Source, share: float) -> Iterator[str]:
+def _first(source: TextSource, share: float) -> Iterator[str]:
     """A source's first texts, about a share of its characters."""
     left = source.border * share
     for text in source.train():
@@ -89,7 +89,7 @@ def _first(source: Source, share: float) -> Iterator[str]:
         left -= len(text)
 
 
-def _check_budgets(recipe: Recipe, sources: list[Source]) -> None:
+def _check_budgets(recipe: Recipe, sources: list[TextSource]) -> None:
     data, train = recipe.data, recipe.train
     if any(source.name not in data.budgets for source in sources):
         return
@@ -103,15 +103,15 @@ def _check_budgets(recipe: Recipe, sources: list[Source]) -> None:
 
 
 def _stores(
-    recipe: Recipe, sources: list[Source], tokenizer: Tokenizer, watch: Watch
-) -> dict[str, Store]:
+    recipe: Recipe, sources: list[TextSource], tokenizer: Tokenizer, watch: Watch
+) -> dict[str, TokenStore]:
     folder = recipe.folder / f"tokens-{_mark(recipe, tokenizer)}"
     with _alone(recipe.folder):
         if not folder.is_dir():
             for old in token_stores(recipe.folder):
                 shutil.rmtree(old)
             _write_stores(folder, recipe, sources, tokenizer, watch)
-    return {s.name: Store(folder / s.name, tokenizer.vocab_size) for s in sources}
+    return {s.name: TokenStore(folder / s.name, tokenizer.vocab_size) for s in sources}
 
 
 def token_stores(folder: Path) -> list[Path]:
@@ -120,7 +120,7 @@ def token_stores(folder: Path) -> list[Path]:
 
 
 def _write_stores(
-    folder: Path, recipe: Recipe, sources: list[Source], tokenizer: Tokenizer, watch: Watch
+    folder: Path, recipe: Recipe, sources: list[TextSource], tokenizer: Tokenizer, watch: Watch
 ) -> None:
     data = recipe.data
     partial = folder.with_name(f".partial-{folder.name}")
@@ -139,7 +139,7 @@ def _write_stores(
         raise
 
 
-def _watched(source: Source, watch: Watch) -> Iterator[str]:
+def _watched(source: TextSource, watch: Watch) -> Iterator[str]:
     done = 0
     for text in source.train():
         yield text

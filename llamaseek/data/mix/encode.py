@@ -92,7 +92,7 @@ def _batches(texts: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
 Tokens = NDArray[np.unsignedinteger]
 
 
-class Store:
+class TokenStore:
     """Read side. `pieces` (N, 3) int64: start, stop, and whether the document ends there."""
 
     def __init__(self, folder: Path, vocab_size: int) -> None:

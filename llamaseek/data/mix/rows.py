@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.data.clean.hashing import mix
-from llamaseek.data.mix.encode import Store
+from llamaseek.data.mix.encode import TokenStore
 from llamaseek.data.mix.schedule import Position, Schedule
 
 ROUNDS = 4  # of a Feistel network; enough to be indistinguishable (Luby and Rackoff 1988)
@@ -66,7 +66,7 @@ class MixRows:
 
     def __init__(
         self,
-        stores: Mapping[str, Store],
+        stores: Mapping[str, TokenStore],
         schedule: Schedule,
         length: int,
         isolate: bool = True,

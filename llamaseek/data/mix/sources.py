@@ -22,7 +22,7 @@ Reader = Callable[[BadRows], Iterator[str]]
 
 
 @dataclass(frozen=True)
-class Source:
+class TextSource:
     """Texts that can be read again and again, and where training ends and the held-out begins."""
 
     name: str
@@ -53,7 +53,7 @@ class Source:
             left -= len(text)
 
 
-def open_sources(recipe: Recipe, bad: BadRows | None = None) -> list[Source]:
+def open_sources(recipe: Recipe, bad: BadRows | None = None) -> list[TextSource]:
     """The sources that a recipe gives weight to; reads each once, to know its size.
 
     `bad` counts the rows that this reading skips.
@@ -70,7 +70,7 @@ def open_sources(recipe: Recipe, bad: BadRows | None = None) -> list[Source]:
         if not size:
             raise UserError(f"data.corpora.{name}: holds no text")
     return [
-        Source(name, partial(_again, read, skip), sizes[name], data.holdout)
+        TextSource(name, partial(_again, read, skip), sizes[name], data.holdout)
         for name, read in readers.items()
     ]
 
@@ -87,7 +87,7 @@ def first_mix(data: DataRecipe) -> Mix:
     return data.mix or (data.budgets if everywhere and data.budgets else {})
 
 
-def phases_of(recipe: Recipe, sources: list[Source]) -> list[Phase]:
+def phases_of(recipe: Recipe, sources: list[TextSource]) -> list[Phase]:
     """The weights over the run, in rows; without any given, by the sources' sizes."""
     data, train = recipe.data, recipe.train
     power = 1 / data.temperature

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from llamaseek.engine.forward.paged import PagedCache
-from llamaseek.engine.forward.step_layout import Layout
-from llamaseek.engine.ranks.shards import OwnHead, SummedExperts, SummedLinear
+from llamaseek.engine.forward.step_layout import StepLayout
+from llamaseek.engine.ranks.shards import ParallelLMHead, RowParallelLinear, SummedExperts
 from llamaseek.engine.ranks.tensor_group import TensorGroup
 from llamaseek.kernels.build import builder
 from llamaseek.models import CausalLM
@@ -31,7 +31,7 @@ from llamaseek.models.moe import Experts, MoE
 from llamaseek.models.quant.packed import PackedExperts, PackedLinear
 
 BITS = {torch.float32: 32, torch.bfloat16: 16}
-DENSE = (nn.Linear, Head, SummedLinear, OwnHead)
+DENSE = (nn.Linear, Head, RowParallelLinear, ParallelLMHead)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def weights(*layers: nn.Module) -> Weights:
         kinds = set()
     if len(kinds) != 1 or 0 in kinds:
         raise ValueError("layers that no operator takes together")
-    group = layers[0].group if isinstance(layers[0], SummedLinear) else None
+    group = layers[0].group if isinstance(layers[0], RowParallelLinear) else None
     return Weights(found, scales, kinds.pop(), group)
 
 
@@ -87,7 +87,7 @@ def normalized(x: Tensor, norm: RMSNorm) -> Tensor:
     return out
 
 
-class Step(Protocol):
+class FusedStep(Protocol):
     """Attention or feed-forward of one layer: x (N, D) → x with its outcome added."""
 
     def __call__(self, x: Tensor, where: Where) -> Tensor: ...
@@ -99,7 +99,7 @@ class Where:
 
     cos: Tensor
     sin: Tensor
-    layout: Layout
+    layout: StepLayout
     cache: PagedCache
 
 
@@ -112,7 +112,7 @@ class GroupedQueries:
         self.out = weights(layer.o_proj)
 
     def __call__(self, x: Tensor, where: Where) -> Tensor:
-        """See `Step`."""
+        """See `FusedStep`."""
         keys, values = where.cache.stores[self.index].kept
         qkv = self.qkv(x, self.norm).to(keys.dtype)
         slots = where.layout.slots
@@ -133,7 +133,7 @@ class Latents:
         self.out = weights(layer.o_proj)
 
     def __call__(self, x: Tensor, where: Where) -> Tensor:
-        """See `Step`."""
+        """See `FusedStep`."""
         layer = self.layer
         kept = where.cache.stores[layer.layer].kept[0]
         both = self.first(x, self.norm).to(kept.dtype)
@@ -179,7 +179,7 @@ class Gated:
         self.down = weights(layer.down_proj)
 
     def __call__(self, x: Tensor, where: Where) -> Tensor:
-        """See `Step`."""
+        """See `FusedStep`."""
         return self.add(x, x)
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
@@ -213,7 +213,7 @@ class Mixture:
             raise ValueError("experts that no operator takes")
 
     def __call__(self, x: Tensor, where: Where) -> Tensor:
-        """See `Step`."""
+        """See `FusedStep`."""
         inner = normalized(x, self.norm)
         router, config = self.router, self.router.config
         chosen, gates = torch.ops.llamaseek.route(
@@ -270,10 +270,10 @@ class Fused:
         """hidden (R, D), R up to `layout.FEW` → logits (R, V) in float32."""
         head = self.model.lm_head
         own = self.head(hidden.float())
-        return head.group.beside(own) if isinstance(head, OwnHead) else own
+        return head.group.beside(own) if isinstance(head, ParallelLMHead) else own
 
     def __call__(
-        self, tokens: Tensor, layout: Layout, cache: PagedCache, before: Tensor | None = None
+        self, tokens: Tensor, layout: StepLayout, cache: PagedCache, before: Tensor | None = None
     ) -> Tensor:
         """tokens (N), N up to `layout.FEW` → hidden (N, D).
 
@@ -288,7 +288,7 @@ class Fused:
             x = step(x, where)
         return normalized(x, norm).to(norm.weight.dtype)
 
-    def _where(self, layout: Layout, cache: PagedCache) -> Where:
+    def _where(self, layout: StepLayout, cache: PagedCache) -> Where:
         """The module often follows the model at the same places."""
         if self.where is None or self.where.layout is not layout:
             most = int(layout.lengths.max())
@@ -304,7 +304,7 @@ class Fused:
 
 def fuse(model: CausalLM) -> Fused | None:
     """The model fused, or None where a layer is of a kind that no operator takes (an adapter)."""
-    if model.model.norm.weight.device.type != "cpu" or model.config.scores:
+    if model.model.norm.weight.device.type != "cpu" or model.config.is_reward_model:
         return None
     try:
         return Fused(model)
@@ -312,10 +312,10 @@ def fuse(model: CausalLM) -> Fused | None:
         return None
 
 
-def _steps(layer: nn.Module) -> tuple[Step, Step]:
+def _steps(layer: nn.Module) -> tuple[FusedStep, FusedStep]:
     assert isinstance(layer, (Llama3Layer, DeepseekV3Layer))
     attention, mlp, after = layer.self_attn, layer.mlp, layer.post_attention_layernorm
-    first: Step = (
+    first: FusedStep = (
         GroupedQueries(attention, layer.input_layernorm)
         if isinstance(attention, GroupedQueryAttention)
         else Latents(attention, layer.input_layernorm)

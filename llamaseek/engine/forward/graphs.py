@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from llamaseek.engine.forward.paged import PagedCache
-from llamaseek.engine.forward.step_layout import Layout
+from llamaseek.engine.forward.step_layout import StepLayout
 from llamaseek.models import CausalLM
 from llamaseek.models.moe import Experts
 
@@ -105,14 +105,14 @@ class Capture:
 
 
 @dataclass
-class Step:
+class CapturedStep:
     """The buffers of one graph: its tokens (N), where they stand, and what runs on them."""
 
     tokens: Tensor
-    layout: Layout
+    layout: StepLayout
     run: Forward | None = None
 
-    def fill(self, tokens: Tensor, layout: Layout) -> None:
+    def fill(self, tokens: Tensor, layout: StepLayout) -> None:
         """Copy a step of as many rows. Blocks behind a sequence's own stay what they were."""
         assert layout.tables is not None and self.layout.tables is not None
         self.tokens.copy_(tokens)
@@ -140,14 +140,14 @@ class Graphs:
         self.model: Model = model
         self.faster, self.cache = faster or self.model, cache
         self.blocks, self.capture = blocks, capture
-        self.steps: dict[int, Step] = {}
+        self.steps: dict[int, CapturedStep] = {}
         self.failed = False
 
     def takes(self, tokens: int) -> bool:
         """Whether there is, or can be, a graph for so many tokens."""
         return tokens <= MOST and not self.failed
 
-    def __call__(self, tokens: Tensor, layout: Layout) -> Tensor:
+    def __call__(self, tokens: Tensor, layout: StepLayout) -> Tensor:
         """tokens (N) and a layout of N rows, N a bucket's → hidden (N, D)."""
         step = self.steps.get(len(tokens))
         if step is None:
@@ -157,7 +157,7 @@ class Graphs:
         step.fill(tokens, layout)
         return step.run()
 
-    def _blank(self, tokens: Tensor, layout: Layout) -> Step:
+    def _blank(self, tokens: Tensor, layout: StepLayout) -> CapturedStep:
         """Buffers as long as these rows, for sequences of any length, filled with them."""
         rows = len(tokens)
         assert layout.tables is not None
@@ -169,11 +169,11 @@ class Graphs:
             tables=layout.tables.new_zeros(rows, self.blocks),
             ends=np.arange(rows) + 1,
         )
-        step = Step(torch.zeros_like(tokens), own)
+        step = CapturedStep(torch.zeros_like(tokens), own)
         step.fill(tokens, layout)  # what capturing computes on the way is what the step computes
         return step
 
-    def _captured(self, step: Step) -> Forward:
+    def _captured(self, step: CapturedStep) -> Forward:
         def forward() -> Tensor:
             self.cache.begin(step.layout)
             positions = step.layout.positions[None]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llamaseek.engine.forward.step_layout import Group, Layout
+from llamaseek.engine.forward.step_layout import AttentionGroup, StepLayout
 from llamaseek.errors import bad_value
 from llamaseek.kernels import paged as _paged  # noqa: F401  defines the operator
 from llamaseek.kernels.build import builder
@@ -29,7 +29,7 @@ GPU_SCORES = 1 << 27
 CACHE_DTYPES = ("auto", "int8")
 
 
-class Store:
+class PagedStore:
     """What one layer keeps: a tensor (K, slots, W) for each of the layer's widths."""
 
     def __init__(
@@ -53,13 +53,13 @@ class Store:
         for kept, fresh in zip(self.kept, new, strict=True):
             kept.index_copy_(1, slots, fresh[0].transpose(0, 1).to(kept.dtype))
 
-    def read(self, group: Group, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def read(self, group: AttentionGroup, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys (K × b, S, W) and values (K × b, S, V) of a group's sequences."""
         found = [_gather(kept, group, self.size).to(dtype) for kept in self.kept]
         return found[0], found[-1][..., : self.shape.value_width]
 
 
-class QuantizedStore(Store):
+class QuantizedStore(PagedStore):
     """The same in 8 bits a number: a token's numbers of a head divided by their largest / 127.
 
     The latent and its rotary key, of different magnitudes, have a scale each.
@@ -102,7 +102,7 @@ class QuantizedStore(Store):
             kept.index_copy_(1, slots, torch.cat(codes, -1).to(torch.int8))
             scales.index_copy_(1, slots, torch.cat(largest, -1) / 127)
 
-    def read(self, group: Group, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def read(self, group: AttentionGroup, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """See `Store.read`."""
         found = []
         parts = self._parts(self.shape)
@@ -117,16 +117,16 @@ class QuantizedStore(Store):
 class PagedCache:
     """Implements `models.cache.Cache` for a row (1, N) of chunks laid out by `begin`."""
 
-    def __init__(self, stores: Sequence[Store]) -> None:
+    def __init__(self, stores: Sequence[PagedStore]) -> None:
         self.stores = list(stores)
-        self.layout: Layout | None = None
+        self.layout: StepLayout | None = None
 
     @property
     def plain(self) -> bool:
         """Whether numbers are kept as the model computes them."""
-        return all(type(store) is Store for store in self.stores)
+        return all(type(store) is PagedStore for store in self.stores)
 
-    def begin(self, layout: Layout) -> None:
+    def begin(self, layout: StepLayout) -> None:
         """Say where the tokens of the coming forward stand."""
         self.layout = layout
 
@@ -140,7 +140,7 @@ class PagedCache:
         if not layout.groups:
             return self._attend_apart(store, row, scale)[None]
         whole = layout.tables is not None and layout.alone is None
-        if whole and type(store) is Store and builder().ready:
+        if whole and type(store) is PagedStore and builder().ready:
             return self.attend_few(layer, row, scale)[None]
         if len(layout.groups) == 1 and layout.groups[0].places is None:
             return _attend(row, store, layout.groups[0], scale)[None]
@@ -156,7 +156,7 @@ class PagedCache:
             out = found if places is None else out.index_copy_(0, places, found)
         return out[None]
 
-    def _attend_apart(self, store: Store, q: Tensor, scale: float) -> Tensor:
+    def _attend_apart(self, store: PagedStore, q: Tensor, scale: float) -> Tensor:
         """Every token of the step by itself: q (N, H, W) → (N, H, V)."""
         layout = self.layout
         assert layout is not None and layout.tables is not None
@@ -177,7 +177,7 @@ class PagedCache:
         return found
 
 
-def _attend(q: Tensor, store: Store, group: Group, scale: float) -> Tensor:
+def _attend(q: Tensor, store: PagedStore, group: AttentionGroup, scale: float) -> Tensor:
     """q (b × T, H, W) → (b × T, H, V), by blocks of queries whose scores stay in a CPU's caches, or
     leave a GPU's memory to others.
     """
@@ -226,7 +226,7 @@ def _attend_block(
     return torch.bmm(weights, values).view(heads, sequences, queries, shared, -1)
 
 
-def _gather(kept: Tensor, group: Group, size: int) -> Tensor:
+def _gather(kept: Tensor, group: AttentionGroup, size: int) -> Tensor:
     """kept (K, slots, W) → (K × b, S, W) of the group's blocks; a view where they are one run."""
     if group.run is not None:
         return kept[:, group.run]
@@ -244,11 +244,11 @@ def blank(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
-def store_kind(cache_dtype: str) -> type[Store]:
+def store_kind(cache_dtype: str) -> type[PagedStore]:
     """How cached numbers are kept: "auto" as the model computes, or "int8"."""
     if cache_dtype not in CACHE_DTYPES:
         raise bad_value("cache_dtype", cache_dtype, " or ".join(CACHE_DTYPES))
-    return QuantizedStore if cache_dtype == "int8" else Store
+    return QuantizedStore if cache_dtype == "int8" else PagedStore
 
 
 def bytes_per_token(shapes: Sequence[LayerShape], dtype: torch.dtype, cache_dtype: str) -> int:

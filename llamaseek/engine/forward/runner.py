@@ -16,7 +16,7 @@ from llamaseek.engine.adapters import Adapters
 from llamaseek.engine.forward.fused import fuse
 from llamaseek.engine.forward.graphs import Graphs, bucket
 from llamaseek.engine.forward.paged import PagedCache
-from llamaseek.engine.forward.step_layout import FEW, Ints, Layout, lay_out, sent
+from llamaseek.engine.forward.step_layout import FEW, Ints, StepLayout, lay_out, sent
 from llamaseek.engine.scheduler import Chunk
 from llamaseek.kernels.build import builder
 from llamaseek.models import CausalLM, DeepseekV3
@@ -79,12 +79,12 @@ class Runner:
         self.model, self.cache, self.tables, self.size = model, cache, tables, size
         self.adapters, self.graphs, self.spare = adapters, graphs, spare
         self.device = home(model)[1]
-        self.last: tuple[Inputs, Layout] | None = None
+        self.last: tuple[Inputs, StepLayout] | None = None
         self.fused = fuse(model) if cache.plain else None
         if self.fused is not None:
             builder().start()
 
-    def run(self, chunks: Sequence[Chunk]) -> tuple[Tensor, Layout]:
+    def run(self, chunks: Sequence[Chunk]) -> tuple[Tensor, StepLayout]:
         """Compute the chunks' tokens and drafts: hidden (N, D), and where they stand."""
         row: list[int] = []
         for chunk in chunks:
@@ -97,7 +97,7 @@ class Runner:
 
     def ahead(
         self, chunks: Sequence[Chunk], hidden: Tensor, following: list[int]
-    ) -> tuple[Tensor, Layout]:
+    ) -> tuple[Tensor, StepLayout]:
         """The multi-token module on hidden (N, D) and the tokens (N) that follow: (N, D)."""
         return self.forward(self._inputs(chunks, following), hidden)
 
@@ -119,7 +119,7 @@ class Runner:
         """Whether tokens attend one by one where their sequence has few: by a GPU's kernels."""
         return self.device.type == "cuda"
 
-    def _begin(self, inputs: Inputs) -> tuple[Tensor, Layout]:
+    def _begin(self, inputs: Inputs) -> tuple[Tensor, StepLayout]:
         """The tokens on the device, laid out, and the cache ready for a forward over them."""
         if self.last is None or not inputs.stand_as(self.last[0]):
             where = inputs.tables, inputs.starts, inputs.counts
@@ -129,7 +129,7 @@ class Runner:
         self.cache.begin(layout)
         return sent(inputs.tokens, self.device), layout
 
-    def forward(self, inputs: Inputs, before: Tensor | None = None) -> tuple[Tensor, Layout]:
+    def forward(self, inputs: Inputs, before: Tensor | None = None) -> tuple[Tensor, StepLayout]:
         """The model, or from its hidden states `before` (N, D) its multi-token module."""
         tokens, layout = self._begin(inputs)
         where = layout.positions[None]
@@ -142,7 +142,7 @@ class Runner:
             hidden = self.model(tokens[None], where, self.cache)[0]
         return hidden, layout
 
-    def _replay(self, graphs: Graphs, inputs: Inputs) -> tuple[Tensor, Layout]:
+    def _replay(self, graphs: Graphs, inputs: Inputs) -> tuple[Tensor, StepLayout]:
         """`forward` by a graph; what it gives stays until the next step."""
         count, chunks = len(inputs.tokens), len(inputs.starts)
         tokens, layout = self._begin(inputs.padded(bucket(count) - count, self.spare))

@@ -22,7 +22,7 @@ FINEST = 64  # keys; sequences shorter than this share a group
 
 
 @dataclass(frozen=True)
-class Group:
+class AttentionGroup:
     """Sequences of like sizes as one rectangle.
 
     `places` (b × T) are its queries in the step's row, None where they are the row itself;
@@ -44,7 +44,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Layout:
+class StepLayout:
     """One step: `positions` and `slots` (N) of its tokens, and the groups they attend in.
 
     Tokens that are in no group attend one by one, over `lengths` tokens of their rows of `tables`.
@@ -54,7 +54,7 @@ class Layout:
     positions: Tensor
     slots: Tensor
     ends: Ints  # (B) where each chunk ends in the row
-    groups: list[Group]
+    groups: list[AttentionGroup]
     tables: Tensor | None  # (N, blocks) of tokens' sequences, where they are few
     lengths: Tensor  # (N) tokens that each of them may see
     size: int  # tokens a block
@@ -68,7 +68,7 @@ def lay_out(
     size: int,
     device: torch.device | str = "cpu",
     apart: bool = False,
-) -> Layout:
+) -> StepLayout:
     """tables (B, blocks of the longest), starts and counts (B) of the chunks → the layout.
 
     With `apart`, sequences of few tokens are in no group.
@@ -89,7 +89,7 @@ def lay_out(
         groups.append(_group(tables, starts, counts, first, members, whole, size, device))
     few = counts[sequence] <= FEW if apart else np.full(total, total <= FEW)
     rows = np.flatnonzero(few)
-    return Layout(
+    return StepLayout(
         positions=sent(positions, device),
         slots=sent(slots, device),
         ends=ends,
@@ -119,7 +119,7 @@ def _group(
     whole: bool,
     size: int,
     device: torch.device | str,
-) -> Group:
+) -> AttentionGroup:
     start, count = starts[members], counts[members]
     queries, length = int(count.max()), int((start + count).max())
     blocks = tables[members, : -(-length // size)]
@@ -133,7 +133,7 @@ def _group(
     if not run or queries > 1:
         last = sent(start[:, None] + ahead, device)
         hidden = torch.arange(keys, device=device) > last[None, :, :, None, None]
-    return Group(
+    return AttentionGroup(
         sequences=len(members),
         queries=queries,
         keys=keys,

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llamaseek.checkpoints.hf import Undrawn, materialise, read_folder
-from llamaseek.checkpoints.widen import dequantised
+from llamaseek.checkpoints.hf import SkipInit, materialise, read_folder
+from llamaseek.checkpoints.widen import dequantized
 from llamaseek.engine.ranks.tensor_group import TensorGroup
 from llamaseek.herd import DeepseekV3Config, Llama3Config, ModelConfig
 from llamaseek.herd.folder import read_config
@@ -46,8 +46,8 @@ def load_share(
     `check.answering_problems`.
     """
     config = read_config(folder)
-    tensors = dequantised(read_folder(folder, config), dtype)
-    with torch.device("meta"), Undrawn():
+    tensors = dequantized(read_folder(folder, config), dtype)
+    with torch.device("meta"), SkipInit():
         model = build_model(narrow_config(config, group.size))
         add_up(model, group)
         model = model.to(dtype)
@@ -93,7 +93,7 @@ def _columns(tensor: Lazy, group: TensorGroup) -> Lazy:
     return Lazy(tensor.dtype, (height, count), lambda a, b: tensor.rows(a, b)[:, own])
 
 
-class SummedLinear(nn.Linear):
+class RowParallelLinear(nn.Linear):
     """A linear layer over this rank's share of the inputs."""
 
     group: TensorGroup
@@ -113,7 +113,7 @@ class SummedExperts(Experts):
         return self.group.sum(super().forward(x, chosen, gates, load))
 
 
-class OwnEmbedding(nn.Embedding):
+class VocabParallelEmbedding(nn.Embedding):
     """This rank's rows of the table."""
 
     group: TensorGroup
@@ -125,7 +125,7 @@ class OwnEmbedding(nn.Embedding):
         return self.group.sum(rows)
 
 
-class OwnHead(Head):
+class ParallelLMHead(Head):
     """This rank's rows of the vocabulary."""
 
     group: TensorGroup
@@ -141,15 +141,17 @@ def add_up(model: CausalLM, group: TensorGroup) -> None:
     """Put layers that add up over ranks where a narrow model has shares of sums. In place."""
     config = model.config
     size, rows = config.hidden_size, config.vocab_size // group.size
-    embedding, head = OwnEmbedding(rows, size), OwnHead(size, rows)
+    embedding, head = VocabParallelEmbedding(rows, size), ParallelLMHead(size, rows)
     embedding.group = head.group = group
     model.model.embed_tokens, model.lm_head = embedding, head
     for name, module in list(model.model.layers.named_modules()):
         if isinstance(module, Experts):
             _, _, hidden, width = module.gate_up_proj.shape
-            made: SummedExperts | SummedLinear = SummedExperts(len(module.down_proj), width, hidden)
+            made: SummedExperts | RowParallelLinear = SummedExperts(
+                len(module.down_proj), width, hidden
+            )
         elif name.rpartition(".")[2] in COLUMNS and isinstance(module, nn.Linear):
-            made = SummedLinear(module.in_features, module.out_features, bias=False)
+            made = RowParallelLinear(module.in_features, module.out_features, bias=False)
         else:
             continue
         made.group = group

@@ -52,7 +52,7 @@ class TensorGroup:
         """Rank 0's next message to the others."""
         dist.broadcast_object_list([message], src=0, device=torch.device("cpu"))
 
-    def told(self) -> Any:
+    def receive(self) -> Any:
         """What rank 0 says next; waits for it. RuntimeError once rank 0 is gone."""
         box: list[Any] = [None]
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))

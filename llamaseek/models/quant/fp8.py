@@ -20,7 +20,7 @@ FP8_MAX = 448.0  # the largest e4m3 number
 SMALLEST = 1e-12  # of what a block's largest number counts as, so that zeros have a scale
 
 
-def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(N, K) → e4m3 numbers (N, K) and float32 scales, each block's largest number at 448."""
     rows, columns = weight.shape
     padded = F.pad(weight.float(), (0, -columns % BLOCK, 0, -rows % BLOCK))

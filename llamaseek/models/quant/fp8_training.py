@@ -30,7 +30,7 @@ from llamaseek.kernels.fp8 import dequantize_fp8
 from llamaseek.models import CausalLM
 from llamaseek.models.layers import matmul_dtype
 from llamaseek.models.moe import Experts
-from llamaseek.models.quant.fp8 import FP8_MAX, SMALLEST, quantise
+from llamaseek.models.quant.fp8 import FP8_MAX, SMALLEST, quantize
 from llamaseek.recipe.schema import Float8
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def in_tiles(x: Tensor) -> Scaled:
 
 def in_blocks(weight: Tensor) -> Scaled:
     """weight (R, K) with a scale for every block of 128 × 128."""
-    return Scaled(*quantise(padded(weight)), *weight.shape)
+    return Scaled(*quantize(padded(weight)), *weight.shape)
 
 
 def product(a: Scaled, b: Scaled, dtype: torch.dtype) -> Tensor:

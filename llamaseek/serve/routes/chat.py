@@ -15,9 +15,9 @@ from llamaseek.engine.background import Stream
 from llamaseek.engine.constrain import Constraint
 from llamaseek.engine.request import SamplingParams
 from llamaseek.errors import UserError, bad_value, shorten
-from llamaseek.safety.served import Findings, Watch
+from llamaseek.safety.served import GuardedAnswer, GuardFindings
 from llamaseek.serve.metrics import Clock
-from llamaseek.serve.routes.chat_choice import ChatChoice, Reader
+from llamaseek.serve.routes.chat_choice import AnswerReader, ChatChoice
 from llamaseek.serve.service import SHORT, Service, new_id
 from llamaseek.serve.wire.bodies import StrictRoute
 from llamaseek.serve.wire.fields import ChatFields
@@ -86,7 +86,7 @@ class Chat:
 
     def counts(self) -> dict[str, Any]:
         """Tokens given and said."""
-        return usage(self.prompt, sum(choice.said for choice in self.choices))
+        return usage(self.prompt, sum(choice.generated for choice in self.choices))
 
 
 @router.post("/v1/chat/completions")
@@ -94,14 +94,14 @@ async def chat_completions(request: Request, fields: ChatFields) -> Response:
     """Answer a conversation."""
     service: Service = request.app.state.service
     answer = await begin(service, fields)
-    if isinstance(answer, Findings):
+    if isinstance(answer, GuardFindings):
         return refused(fields, answer)
     if fields.stream:
         return as_events(answer.chunks())
     return JSONResponse(await unless_gone(request, answer.whole()))
 
 
-async def begin(service: Service, fields: ChatFields) -> Chat | Findings:
+async def begin(service: Service, fields: ChatFields) -> Chat | GuardFindings:
     """Check everything, ask the guard, then the engine."""
     clock = Clock(service.metrics)
     adapter = service.adapter(fields.model)
@@ -120,7 +120,7 @@ async def begin(service: Service, fields: ChatFields) -> Chat | Findings:
         ChatChoice(
             index,
             tokenizer,
-            Reader(tokenizer, bool(tools), params.stop),
+            AnswerReader(tokenizer, bool(tools), params.stop),
             scored=bool(fields.logprobs),
             watch=watch_over(service, fields, found),
         )
@@ -129,11 +129,13 @@ async def begin(service: Service, fields: ChatFields) -> Chat | Findings:
     return Chat(service, fields, len(prompt), stream, clock, choices)
 
 
-def watch_over(service: Service, fields: ChatFields, found: Findings | None) -> Watch | None:
+def watch_over(
+    service: Service, fields: ChatFields, found: GuardFindings | None
+) -> GuardedAnswer | None:
     """What follows one answer, where there is a guard."""
     if service.guard is None or found is None:
         return None
-    return Watch(service.guard, fields.messages, StreamDecoder(service.tokenizer), found)
+    return GuardedAnswer(service.guard, fields.messages, StreamDecoder(service.tokenizer), found)
 
 
 def check_keys(messages: list[dict[str, Any]]) -> None:
@@ -199,7 +201,7 @@ def params_of(
     )
 
 
-def refused(fields: ChatFields, found: Findings) -> Response:
+def refused(fields: ChatFields, found: GuardFindings) -> Response:
     """The answer to a message that the guard does not let through."""
     message = {"role": "assistant", "content": "", "refusal": found.refusal}
     end = {"logprobs": None, "finish_reason": "content_filter", "guard": found.as_json()}

@@ -9,7 +9,7 @@ from typing import Any
 
 from llamaseek.engine.request import Delta, Logprob
 from llamaseek.engine.text_out import StopStrings
-from llamaseek.safety.served import Watch
+from llamaseek.safety.served import GuardedAnswer
 from llamaseek.serve.service import new_id
 from llamaseek.serve.wire.logprobs import chat_logprobs
 from llamaseek.text.messages import Content, Event, ToolCall
@@ -17,7 +17,7 @@ from llamaseek.text.parse import IdStream
 from llamaseek.text.tokenizer import Tokenizer
 
 
-class Reader:
+class AnswerReader:
     """Events from an answer's deltas; with `calls`, calls are read from its tokens."""
 
     def __init__(self, tokenizer: Tokenizer, calls: bool, stops: Sequence[str]) -> None:
@@ -49,21 +49,21 @@ class ChatChoice:
 
     index: int
     tokenizer: Tokenizer
-    reader: Reader
+    reader: AnswerReader
     scored: bool
-    watch: Watch | None = None
+    watch: GuardedAnswer | None = None
     content: str = ""
     calls: list[dict[str, Any]] = field(default_factory=list)
     scores: list[Logprob] = field(default_factory=list)
     finish: str | None = None
-    said: int = 0
+    generated: int = 0
     _called: bool = False
     _opened: bool = False
     _told: int = 0  # calls
 
     async def see(self, delta: Delta) -> None:
         """More of it, as far as a guard lets it pass."""
-        self.said += len(delta.tokens)
+        self.generated += len(delta.tokens)
         if self.finish is not None:
             return
         for passed in [delta] if self.watch is None else await self.watch.clear(delta):
@@ -117,9 +117,9 @@ class ChatChoice:
         if (refusal := self._refusal()) is not None:
             delta["refusal"] = refusal
         self._opened = True
-        told = {"index": self.index, "delta": delta, **self._end()}
+        chunk = {"index": self.index, "delta": delta, **self._end()}
         self.content, self.calls, self.scores = "", [], []
-        return told
+        return chunk
 
     def _end(self) -> dict[str, Any]:
         scores = chat_logprobs(self.tokenizer, self.scores) if self.scored else None

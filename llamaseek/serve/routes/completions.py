@@ -40,7 +40,7 @@ class Choice:
     tokens: list[int] = field(default_factory=list)
     scores: list[Logprob | None] = field(default_factory=list)
     finish: str | None = None
-    said: int = 0
+    generated: int = 0
 
     def add(self, delta: Delta) -> None:
         """More of it."""
@@ -48,23 +48,23 @@ class Choice:
         self.tokens += delta.tokens
         self.scores += delta.logprobs or []
         self.finish = delta.finish
-        self.said += len(delta.tokens)
+        self.generated += len(delta.tokens)
 
     def tell(self, scored: bool) -> dict[str, Any]:
         """What is new, as the API words it."""
         logprobs = self.logprobs.of(self.tokens, self.scores) if scored else None
-        told = {
+        chunk = {
             "index": self.index,
             "text": self.text,
             "logprobs": logprobs,
             "finish_reason": self.finish,
         }
         self.text, self.tokens, self.scores = "", [], []
-        return told
+        return chunk
 
 
 @dataclass
-class Job:
+class CompletionJob:
     """One request to this endpoint, under way."""
 
     service: Service
@@ -119,14 +119,14 @@ class Job:
     def counts(self) -> dict[str, Any]:
         """Tokens given and said."""
         prompt = sum(len(request.prompt) for request in self.requests)
-        return usage(prompt, sum(choice.said for choice in self.choices.values()))
+        return usage(prompt, sum(choice.generated for choice in self.choices.values()))
 
     async def whole(self) -> dict[str, Any]:
         """The response as one object."""
         async for _ in self.grow():
             pass
-        told = [choice.tell(self.scored) for choice in self.choices.values()]
-        return self.body(told, self.counts())
+        chunk = [choice.tell(self.scored) for choice in self.choices.values()]
+        return self.body(chunk, self.counts())
 
     async def chunks(self) -> AsyncIterator[dict[str, Any]]:
         """The response as it comes."""
@@ -146,7 +146,7 @@ async def completions(request: Request, fields: CompletionFields) -> Response:
     return JSONResponse(await unless_gone(request, job.whole()))
 
 
-async def begin(service: Service, fields: CompletionFields) -> Job:
+async def begin(service: Service, fields: CompletionFields) -> CompletionJob:
     """Check everything, then ask the engine."""
     clock = Clock(service.metrics)
     if service.guard is not None:
@@ -165,7 +165,7 @@ async def begin(service: Service, fields: CompletionFields) -> Job:
                 choice.text = given_text(service.tokenizer, prompt)
                 choice.tokens = list(asked.prompt)
             choices[asked.id, answer] = choice
-    return Job(service, fields, requests, stream, clock, choices)
+    return CompletionJob(service, fields, requests, stream, clock, choices)
 
 
 def params_of(service: Service, fields: CompletionFields, constraint: Any) -> SamplingParams:

@@ -23,8 +23,8 @@ async def read_body(request: Request, options: ServeOptions) -> bytes:
     """The body. Raises ApiError 413 for one that is too large, 408 for one that is too slow."""
     most = options.limits.body_bytes
     too_large = ApiError(413, f"body: is larger than the {most} bytes allowed", "body")
-    told = request.headers.get("content-length", "")
-    if told.isdecimal() and int(told[:20]) > most:
+    content_length = request.headers.get("content-length", "")
+    if content_length.isdecimal() and int(content_length[:20]) > most:
         raise too_large
     parts, size = [], 0
     try:

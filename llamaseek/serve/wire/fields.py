@@ -84,7 +84,7 @@ ResponseFormat = Annotated[
 ]
 
 
-class Sampling(Strict):
+class SamplingFields(Strict):
     """How tokens are drawn and when an answer ends; for both kinds of generation."""
 
     model: str
@@ -107,7 +107,7 @@ class Sampling(Strict):
     user: str | None = None
 
 
-class CompletionFields(Sampling):
+class CompletionFields(SamplingFields):
     """The body of `/v1/completions`."""
 
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
@@ -145,7 +145,7 @@ class NamedTool(Strict):
     function: NamedFunction
 
 
-class ChatFields(Sampling):
+class ChatFields(SamplingFields):
     """The body of `/v1/chat/completions`. Messages are read by `llamaseek.text.messages`."""
 
     messages: Annotated[list[dict[str, Any]], Field(min_length=1)]

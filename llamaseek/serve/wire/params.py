@@ -9,13 +9,19 @@ from llamaseek.engine.constrain import Constraint
 from llamaseek.engine.request import SamplingParams
 from llamaseek.errors import UserError, bad_value
 from llamaseek.serve.options import Limits
-from llamaseek.serve.wire.fields import JsonObject, JsonSchema, ResponseFormat, Sampling, TextFormat
+from llamaseek.serve.wire.fields import (
+    JsonObject,
+    JsonSchema,
+    ResponseFormat,
+    SamplingFields,
+    TextFormat,
+)
 
 ANY_OBJECT = '{"type": "object"}'
 
 
 def sampling(
-    fields: Sampling,
+    fields: SamplingFields,
     limits: Limits,
     stop_ids: Sequence[int],
     *,

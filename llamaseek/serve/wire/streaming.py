@@ -46,13 +46,13 @@ async def deltas_of(
         stream.close()
 
 
-def failure(told: str, held_by: str) -> ApiError:
+def failure(reason: str, held_by: str) -> ApiError:
     """What a client is told of an answer that failed; constraints' errors are about its own."""
-    if told.startswith("RuntimeError: constraint"):
-        return ApiError(400, told.removeprefix("RuntimeError: "), held_by)
-    if "shutting down" in told or "engine has failed" in told:
-        return ApiError(503, told, code="unavailable")
-    log.error("an answer failed: %s", told.partition(":")[0])
+    if reason.startswith("RuntimeError: constraint"):
+        return ApiError(400, reason.removeprefix("RuntimeError: "), held_by)
+    if "shutting down" in reason or "engine has failed" in reason:
+        return ApiError(503, reason, code="unavailable")
+    log.error("an answer failed: %s", reason.partition(":")[0])
     return ApiError(500, "the server failed to answer this request", code="internal")
 
 

@@ -12,9 +12,9 @@ from llamaseek.data.bad_rows import BadRows, Row
 from llamaseek.data.batch import IGNORE, Batch, Rows
 from llamaseek.data.formats import RowReader
 from llamaseek.data.mix.corpus import build_corpus
-from llamaseek.data.pack import Packable
+from llamaseek.data.pack import Example
 from llamaseek.data.rankings import preferences, rankings
-from llamaseek.data.rows import Stretch, conversations, stretches
+from llamaseek.data.rows import Span, conversations, stretches
 from llamaseek.errors import UserError
 from llamaseek.recipe.schema import Recipe
 from llamaseek.text.tokenizer import Tokenizer
@@ -33,9 +33,9 @@ class ShownRow:
     `judged` is what the model's own answer to a prompt will be held against, by column.
     """
 
-    documents: list[list[Stretch]]
+    documents: list[list[Span]]
     tokens: int
-    learnt: int
+    in_loss: int
     padding: int
     judged: dict[str, str] | None = None
 
@@ -66,10 +66,10 @@ def shown_row(batch: Batch, row: int, tokenizer: Tokenizer) -> ShownRow:
     starts = [i for i in range(used) if places[i] == 0]
     documents = []
     for start, stop in zip(starts, [*starts[1:], used], strict=True):
-        item = Packable(tokens[start:stop], targets[start:stop])
+        item = Example(tokens[start:stop], targets[start:stop])
         documents.append(stretches(item, tokenizer))
-    learnt = int((torch.tensor(targets[:used]) != IGNORE).sum())
-    return ShownRow(documents, used, learnt, len(tokens) - used)
+    in_loss = int((torch.tensor(targets[:used]) != IGNORE).sum())
+    return ShownRow(documents, used, in_loss, len(tokens) - used)
 
 
 def _at_the_scores(batch: Batch) -> Batch:
@@ -88,7 +88,7 @@ def _prompt_rows(recipe: Recipe, count: int) -> Iterator[ShownRow]:
     columns = [one.column for one in rewards]
     prompts = _prompts(recipe, tokenizer)
     for prompt in prompts[:count]:
-        documents = [stretches(Packable(prompt.ids, [IGNORE] * len(prompt.ids)), tokenizer)]
+        documents = [stretches(Example(prompt.ids, [IGNORE] * len(prompt.ids)), tokenizer)]
         judged = {name: str(prompt.row[name]) for name in columns if name in prompt.row}
         yield ShownRow(documents, len(prompt.ids), 0, 0, judged)
 

@@ -18,9 +18,14 @@ from llamaseek.train.objectives import Objective
 from llamaseek.train.objectives.grpo import GRPO
 from llamaseek.train.objectives.ppo import PPO
 from llamaseek.train.rewards import make_rewards
-from llamaseek.train.rollouts.answers import Prompt, Sampler, read_prompts
+from llamaseek.train.rollouts.answers import AnswerSampler, Prompt, read_prompts
 from llamaseek.train.rollouts.assess import ActorCritic, GroupRelative
-from llamaseek.train.rollouts.rollout import Assess, Rollouts, Scored, examine
+from llamaseek.train.rollouts.rollout import (
+    AdvantageEstimator,
+    LogProbScorer,
+    Rollouts,
+    held_out_rewards,
+)
 from llamaseek.train.start import start_from
 
 
@@ -34,7 +39,7 @@ def grpo_job(recipe: Recipe) -> Job:
     objective = GRPO(
         recipe.grpo, rollout.temperature, rollout.max_tokens, recipe.train.balance_weight
     )
-    scored = Scored(recipe, model, reference=recipe.grpo.beta > 0)
+    scored = LogProbScorer(recipe, model, reference=recipe.grpo.beta > 0)
     return _job(recipe, tokenizer, model, objective, GroupRelative(recipe, scored))
 
 
@@ -42,7 +47,7 @@ def ppo_job(recipe: Recipe) -> Job:
     """Proximal policy optimization with a value head on the policy's trunk."""
     _check(recipe)
     tokenizer, model = start_from(recipe)
-    scored = Scored(recipe, model, reference=True)
+    scored = LogProbScorer(recipe, model, reference=True)
     add_value_head(model)
     objective = PPO(recipe.ppo, recipe.rollout.temperature, recipe.train.balance_weight)
     return _job(recipe, tokenizer, model, objective, ActorCritic(recipe, scored))
@@ -58,16 +63,20 @@ def _check(recipe: Recipe) -> None:
 
 
 def _job(
-    recipe: Recipe, tokenizer: Tokenizer, model: CausalLM, objective: Objective, assess: Assess
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    model: CausalLM,
+    objective: Objective,
+    assess: AdvantageEstimator,
 ) -> Job:
     bad = BadRows(recipe.data.bad_rows == "skip")
     train, held_out = rollout_prompts(recipe, tokenizer, bad)
     rewards = make_rewards(recipe.rollout.rewards, tokenizer)
     torch.manual_seed(recipe.seed)
-    sampler = Sampler(model, tokenizer, recipe.rollout.max_tokens, recipe.seed)
+    sampler = AnswerSampler(model, tokenizer, recipe.rollout.max_tokens, recipe.seed)
     source = Rollouts(recipe, sampler, train, rewards, assess)
-    test = examine(sampler, held_out, rewards) if held_out else None
-    return Job(recipe, model, tokenizer, objective, source, examine=test, bad_rows=bad)
+    test = held_out_rewards(sampler, held_out, rewards) if held_out else None
+    return Job(recipe, model, tokenizer, objective, source, eval_fn=test, bad_rows=bad)
 
 
 def rollout_prompts(

@@ -19,7 +19,7 @@ from llamaseek.errors import UserError
 from llamaseek.models import CausalLM
 from llamaseek.models.loss import sum_by_sequence, target_log_probs
 from llamaseek.models.score import reward_model
-from llamaseek.parallel.collectives import dealt
+from llamaseek.parallel.collectives import split_over_ranks
 from llamaseek.recipe.schema import DataRecipe, Recipe
 from llamaseek.runtime.device import autocast, pick_device
 from llamaseek.text.tokenizer import Tokenizer
@@ -29,9 +29,9 @@ from llamaseek.train.objectives import Objective
 from llamaseek.train.objectives.choose import make_objective
 from llamaseek.train.objectives.distill import Distill
 from llamaseek.train.objectives.reward import BradleyTerry
-from llamaseek.train.rollouts.answers import Prompt, Sampler
-from llamaseek.train.rollouts.rollout import examine
-from llamaseek.train.rollouts.sampled_rows import Sampling
+from llamaseek.train.rollouts.answers import AnswerSampler, Prompt
+from llamaseek.train.rollouts.rollout import held_out_rewards
+from llamaseek.train.rollouts.sampled_rows import RowSampler
 from llamaseek.train.start import check_speaks, start_from
 
 HELD_OUT = 200  # rows of each generator that evaluations use
@@ -47,7 +47,7 @@ def sft_job(recipe: Recipe) -> Job:
     """Fine-tuning on conversations, from files, generators, or sampled from a model."""
     tokenizer, model = start_from(recipe)
     length = recipe.data.length
-    sampling = Sampling(recipe, recipe.sampling, model, tokenizer) if recipe.sampling else None
+    sampling = RowSampler(recipe, recipe.sampling, model, tokenizer) if recipe.sampling else None
     asked: list[Prompt] = []
 
     def pack(rows: Iterable[Row], reader: RowReader, bad: BadRows) -> Batch:
@@ -63,8 +63,8 @@ def sft_job(recipe: Recipe) -> Job:
     if sampling is not None:
         job.sampled, job.samples = sampling.figures(), sampling.kept
         if sampling.rewards and held_out is not None:
-            own = Sampler(model, tokenizer, sampling.plan.max_tokens, recipe.seed)
-            job.examine = examine(own, asked, sampling.rewards)
+            own = AnswerSampler(model, tokenizer, sampling.plan.max_tokens, recipe.seed)
+            job.eval_fn = held_out_rewards(own, asked, sampling.rewards)
     return job
 
 
@@ -166,5 +166,5 @@ def with_reference(recipe: Recipe, model: CausalLM, batch: Batch) -> Batch:
         with autocast(recipe.train, device):
             return [sum_by_sequence(target_log_probs(model, part), part).cpu() for part in own]
 
-    sums = dealt(list(batch.split(recipe.train.batch)), summed)
+    sums = split_over_ranks(list(batch.split(recipe.train.batch)), summed)
     return replace(batch, extra={**batch.extra, "reference": torch.cat(sums)})

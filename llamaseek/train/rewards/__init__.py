@@ -26,8 +26,8 @@ def exact(answer: str, wanted: str) -> bool:
 
 def numeric(answer: str, wanted: str) -> bool:
     """The last number of the answer is the last number wanted: `#### 1,200` is `$1200.00`."""
-    said, right = last_number(answer), last_number(wanted)
-    return said is not None and said == right
+    found, right = last_number(answer), last_number(wanted)
+    return found is not None and found == right
 
 
 def last_number(text: str) -> Decimal | None:

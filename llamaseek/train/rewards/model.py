@@ -10,7 +10,7 @@ import torch
 
 from llamaseek.checkpoints.hf import load_model
 from llamaseek.data.batch import IGNORE
-from llamaseek.data.pack import Packable, pack_apart
+from llamaseek.data.pack import Example, pack_apart
 from llamaseek.errors import UserError
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.objectives.reward import answer_scores
@@ -26,7 +26,7 @@ class RewardModel:
 
     def __init__(self, folder: str, tokenizer: Tokenizer) -> None:
         self.model = load_model(Path(folder)).eval().requires_grad_(False)
-        if not self.model.config.scores:
+        if not self.model.config.is_reward_model:
             raise UserError(f"rewards.model: {folder} is not a reward model; `reward` trains one")
         if Tokenizer.load(folder).to_json() != tokenizer.to_json():
             raise UserError(f"rewards.model: {folder} has another tokenizer than the model")
@@ -39,7 +39,7 @@ class RewardModel:
         found: list[float] = []
         for start in range(0, len(episodes), ROWS):
             rows = [self._closed(episode) for episode in episodes[start : start + ROWS]]
-            batch = pack_apart([[Packable(ids, [IGNORE] * len(ids))] for ids in rows])
+            batch = pack_apart([[Example(ids, [IGNORE] * len(ids))] for ids in rows])
             batch.extra["ends"] = torch.tensor([[len(ids) - 1] for ids in rows])
             found += answer_scores(self.model, batch.to(device))[:, 0].tolist()
         return found

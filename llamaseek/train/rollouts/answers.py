@@ -19,7 +19,7 @@ from llamaseek.engine.engine import Engine
 from llamaseek.engine.options import EngineOptions
 from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.models import CausalLM
-from llamaseek.parallel.collectives import dealt
+from llamaseek.parallel.collectives import split_over_ranks
 from llamaseek.parallel.fully_sharded import whole_weights
 from llamaseek.recipe.schema import RewardRecipe
 from llamaseek.text.messages import Message
@@ -64,7 +64,7 @@ def read_prompts(
 
 
 @dataclass
-class Sampler:
+class AnswerSampler:
     """Samples answers. `draw` gives, prompt after prompt, `samples` answers to each."""
 
     model: CausalLM
@@ -87,20 +87,20 @@ class Sampler:
             for number, prompt in enumerate(prompts)
         ]
         with whole_weights(self.model) as sharded:
-            answers = dealt(requests, self._answers)
+            answers = split_over_ranks(requests, self._answers)
             if sharded:  # what an engine made of the weights goes with them
                 self.engine = None
         self.model.train(trained)
         return [
-            self._episode(prompt, said, stop)
+            self._episode(prompt, generated, stop)
             for prompt, group in zip(prompts, answers, strict=True)
-            for said, stop in group
+            for generated, stop in group
         ]
 
     def _answers(self, requests: Sequence[Request]) -> list[list[tuple[list[int], int | None]]]:
         """To each request, tokens and the stop id of each of its answers."""
         if self.engine is None:  # only now is the model on its device
-            options = EngineOptions(most_running=ROWS, step_tokens=8 * ROWS)
+            options = EngineOptions(max_num_seqs=ROWS, max_num_batched_tokens=8 * ROWS)
             self.engine = Engine(self.model, options=options)
         outputs = self.engine.generate(requests)
         return [[(a.tokens, a.stop_id) for a in output.answers] for output in outputs]
@@ -118,10 +118,12 @@ class Sampler:
         )
         return Request(prompt=prompt.ids, params=params, salt=moment)
 
-    def _episode(self, prompt: Prompt, said: list[int], stop: int | None) -> Episode:
+    def _episode(self, prompt: Prompt, generated: list[int], stop: int | None) -> Episode:
         end = [] if stop is None else [stop]
-        text = self.tokenizer.decode(said)
-        return Episode(prompt.place, prompt.row, prompt.ids, said + end, text, stop is not None)
+        text = self.tokenizer.decode(generated)
+        return Episode(
+            prompt.place, prompt.row, prompt.ids, generated + end, text, stop is not None
+        )
 
 
 def hash_of(text: str) -> int:
@@ -156,7 +158,7 @@ def judge(
 
     Ranks deal the answers out, and all learn from the same reward, also where a program timed out.
     """
-    parts = {reward.name: dealt(episodes, reward.score) for reward in rewards}
+    parts = {reward.name: split_over_ranks(episodes, reward.score) for reward in rewards}
     total = [0.0 if episode.finished else missing_end for episode in episodes]
     for reward in rewards:
         scored = parts[reward.name]

@@ -17,13 +17,13 @@ from llamaseek.recipe.schema import PpoRecipe, Recipe
 from llamaseek.train.objectives.grpo import group_advantages, without_signal
 from llamaseek.train.objectives.policy import log_probs_of
 from llamaseek.train.objectives.ppo import advantages_and_returns, token_rewards, whiten
-from llamaseek.train.rollouts.rollout import Figures, Scored
+from llamaseek.train.rollouts.rollout import Figures, LogProbScorer
 
 
 class GroupRelative:
     """Advantages within each prompt's group; old and reference log-probabilities if needed."""
 
-    def __init__(self, recipe: Recipe, scored: Scored) -> None:
+    def __init__(self, recipe: Recipe, scored: LogProbScorer) -> None:
         self.recipe, self.scored = recipe, scored
         # With one step a rollout the policy is the one that sampled, and is its own `old`.
         self.several = recipe.rollout.epochs * recipe.rollout.minibatches > 1
@@ -69,7 +69,7 @@ class Controller:
 class ActorCritic:
     """Values, KL in the reward, generalised advantages; PPO's part before the loop."""
 
-    def __init__(self, recipe: Recipe, scored: Scored) -> None:
+    def __init__(self, recipe: Recipe, scored: LogProbScorer) -> None:
         self.recipe, self.scored = recipe, scored
         self.controller = Controller(recipe.ppo)
 

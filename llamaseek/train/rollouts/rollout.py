@@ -15,21 +15,21 @@ import torch
 from torch import Tensor
 
 from llamaseek.data.batch import IGNORE, Batch
-from llamaseek.data.pack import Packable, pack_apart
+from llamaseek.data.pack import Example, pack_apart
 from llamaseek.models import CausalLM
 from llamaseek.models.lora import LoRALinear
-from llamaseek.parallel.collectives import dealt
+from llamaseek.parallel.collectives import split_over_ranks
 from llamaseek.parallel.fully_sharded import whole_weights
 from llamaseek.recipe.schema import Recipe
 from llamaseek.runtime.device import autocast
 from llamaseek.train.objectives.policy import sampled_log_probs
 from llamaseek.train.rewards import Episode, Reward
-from llamaseek.train.rollouts.answers import Judged, Prompt, Sampler, hash_of, judge
+from llamaseek.train.rollouts.answers import AnswerSampler, Judged, Prompt, hash_of, judge
 
 Figures = dict[str, float]
 
 
-class Assess(Protocol):
+class AdvantageEstimator(Protocol):
     """What an algorithm makes of judged answers."""
 
     def __call__(self, batch: Batch, rewards: Tensor) -> tuple[Batch, Figures]:
@@ -51,10 +51,10 @@ class Rollouts:
     def __init__(
         self,
         recipe: Recipe,
-        sampler: Sampler,
+        sampler: AnswerSampler,
         prompts: Sequence[Prompt],
         rewards: Sequence[Reward],
-        assess: Assess,
+        assess: AdvantageEstimator,
     ) -> None:
         self.rollout, self.seed = recipe.rollout, recipe.seed
         self.length = recipe.data.length
@@ -140,11 +140,11 @@ def episode_batch(episodes: Sequence[Episode]) -> Batch:
     for episode in episodes:
         given = len(episode.prompt)
         targets = [IGNORE] * (given - 1) + episode.answer + [IGNORE]
-        rows.append([Packable(episode.tokens, targets)])
+        rows.append([Example(episode.tokens, targets)])
     return pack_apart(rows)
 
 
-class Scored:
+class LogProbScorer:
     """Log-probabilities of answers without gradients, by the policy and by its reference.
 
     The reference is the model before this run: a copy, or with adapters the base without them.
@@ -190,7 +190,7 @@ class Scored:
 
         with whole_weights(model):
             rows = self.recipe.micro_batch or self.recipe.batch
-            found = dealt(list(batch.split(rows)), scored)
+            found = split_over_ranks(list(batch.split(rows)), scored)
         model.train(trained)
         return torch.cat(found)
 
@@ -209,8 +209,8 @@ def without_adapters(model: CausalLM) -> Iterator[None]:
             layer.scaling = scaling
 
 
-def examine(
-    sampler: Sampler, prompts: Sequence[Prompt], rewards: Sequence[Reward]
+def held_out_rewards(
+    sampler: AnswerSampler, prompts: Sequence[Prompt], rewards: Sequence[Reward]
 ) -> Callable[[CausalLM], Figures]:
     """Figures of greedy answers to held-out prompts, for the loop's evaluations."""
     seen = [0]

@@ -19,13 +19,13 @@ from llamaseek.models import CausalLM
 from llamaseek.recipe.schema import Recipe, SamplingRecipe
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.rewards import Episode, make_rewards
-from llamaseek.train.rollouts.answers import Prompt, Sampler, judge, mean, read_prompts
+from llamaseek.train.rollouts.answers import AnswerSampler, Prompt, judge, mean, read_prompts
 from llamaseek.train.rollouts.rollout import Figures
 from llamaseek.train.start import check_speaks, check_vocabulary
 
 
 @dataclass
-class Sampling:
+class RowSampler:
     """Samples rows for one run, and remembers what it did."""
 
     recipe: Recipe
@@ -43,7 +43,7 @@ class Sampling:
                 raise UserError(f"sampling.teacher: {self.plan.teacher} has another tokenizer")
             check_vocabulary(speaker, self.tokenizer)
         seed = self.recipe.seed
-        self.sampler = Sampler(speaker, self.tokenizer, self.plan.max_tokens, seed)
+        self.sampler = AnswerSampler(speaker, self.tokenizer, self.plan.max_tokens, seed)
         self.kept: list[dict[str, Any]] = []
         self.all: list[float] = []
         self.best: list[float] = []

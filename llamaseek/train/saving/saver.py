@@ -22,12 +22,12 @@ from torch.distributed.tensor import DTensor
 
 from llamaseek.checkpoints.hf import from_hf, read_folder, to_hf, write_folder
 from llamaseek.checkpoints.peft import adapter_of, merged, save_adapter
-from llamaseek.checkpoints.widen import dequantised
+from llamaseek.checkpoints.widen import dequantized
 from llamaseek.errors import UserError
 from llamaseek.herd.folder import read_config
 from llamaseek.models import CausalLM
 from llamaseek.models.lazy import Lazy, lazy
-from llamaseek.parallel.ranks import Ranks
+from llamaseek.parallel.ranks import ParallelModel
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.optimizer import WeightAverage
 from llamaseek.train.saving.run_folder import RunFolder
@@ -64,7 +64,7 @@ class OnceRead(FileSystemReader):
         return self.index
 
 
-class Stored(dict[str, Tensor]):
+class SavedWeights(dict[str, Tensor]):
     """The tensors of `state/weights`, read when asked for; the latest one is kept."""
 
     def __init__(self, weights: Path, averaged: bool) -> None:
@@ -89,7 +89,7 @@ class Stored(dict[str, Tensor]):
 
 def export(weights: Path, model: CausalLM, folder: Path, averaged: bool = False) -> None:
     """Write `config.json` and the tensors of the model that `outline` describes."""
-    stored = Stored(weights, averaged)
+    stored = SavedWeights(weights, averaged)
 
     def reads(name: str) -> Callable[[int, int], Tensor]:
         def rows(start: int, stop: int) -> Tensor:
@@ -167,7 +167,7 @@ class AdaptedParts:
     def _fold(self, model: CausalLM, folder: Path) -> None:
         """A model folder, from the base's a few rows at a time."""
         base, trained = Path(self.base), dict(model.named_parameters())
-        plain = dequantised(read_folder(base, read_config(base)), torch.float32)
+        plain = dequantized(read_folder(base, read_config(base)), torch.float32)
         folded = merged(plain, adapter_of(model), base)
         tensors = {
             name: folded[name].cast(own.dtype) if name in folded else lazy(trained[name])
@@ -178,7 +178,7 @@ class AdaptedParts:
 
     def _trained(self, weights: Path, averaged: bool) -> CausalLM:
         """The outline with the numbers of what is trained."""
-        model, stored = deepcopy(self.outline), Stored(weights, averaged)
+        model, stored = deepcopy(self.outline), SavedWeights(weights, averaged)
         names = [name for name, own in model.named_parameters() if own.requires_grad]
         model.load_state_dict({n: stored[n] for n in names}, strict=False, assign=True)
         return model
@@ -190,7 +190,7 @@ class Saver:
     def __init__(
         self,
         folder: RunFolder,
-        ranks: Ranks,
+        ranks: ParallelModel,
         form: Exported | Adapted | AdaptedParts,
         keep: int,
         background: bool,

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint import CheckpointException, FileSystemReader, 
 from llamaseek.checkpoints.hf import save_model
 from llamaseek.errors import UserError
 from llamaseek.models import CausalLM
-from llamaseek.parallel.ranks import Ranks
+from llamaseek.parallel.ranks import ParallelModel
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.optimizer import NarrowAdamW, WeightAverage, optimizer_tensors
 
@@ -46,7 +46,7 @@ def save_words(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def state_tensors(
-    ranks: Ranks, optimizer: torch.optim.AdamW, average: WeightAverage | None
+    ranks: ParallelModel, optimizer: torch.optim.AdamW, average: WeightAverage | None
 ) -> dict[str, Tensor]:
     """This rank's numbers of weights, buffers, moments and averages, by kind and name.
 
@@ -65,7 +65,7 @@ def state_tensors(
     return found
 
 
-def buffers(ranks: Ranks) -> Iterator[tuple[str, Tensor]]:
+def buffers(ranks: ParallelModel) -> Iterator[tuple[str, Tensor]]:
     """What a model stores beside its weights: the routing biases."""
     for part in ranks.parts:
         weights = {name for name, _ in part.named_parameters(remove_duplicate=False)}
@@ -112,7 +112,7 @@ def first_reason(error: CheckpointException) -> str:
 
 
 def load_state(
-    folder: Path, ranks: Ranks, optimizer: torch.optim.AdamW, average: WeightAverage | None
+    folder: Path, ranks: ParallelModel, optimizer: torch.optim.AdamW, average: WeightAverage | None
 ) -> int:
     """Restore model, optimizer and average in place; returns the steps done."""
     state = folder / "state"

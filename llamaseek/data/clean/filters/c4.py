@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 from llamaseek.data.clean.filters.gopher import repeated
-from llamaseek.data.clean.stage import Reason, Stage, above, below
+from llamaseek.data.clean.stage import CleaningStage, Reason, above, below
 from llamaseek.data.clean.words import TERMINATORS, sentences, words
 from llamaseek.data.documents import Document
 
@@ -21,7 +21,7 @@ POLICIES = (
 )
 
 
-class C4(Stage):
+class C4(CleaningStage):
     """Keeps lines that are sentences; drops pages of code, filler or too few sentences."""
 
     min_sentences: int = 5
@@ -58,7 +58,7 @@ class C4(Stage):
         )
 
 
-class FineWeb(Stage):
+class FineWeb(CleaningStage):
     """Lines that end in punctuation, short lines, repeated lines, line breaks a word."""
 
     min_punctuated_lines: float = 0.12

@@ -11,12 +11,12 @@ import numpy as np
 from pydantic import Field
 
 from llamaseek.data.clean.hashing import Hashes, ngram_hashes
-from llamaseek.data.clean.stage import Reason, Stage
+from llamaseek.data.clean.stage import CleaningStage, Reason
 from llamaseek.data.clean.words import simplified, words
 from llamaseek.data.documents import Document, read_documents, read_rows
 
 
-class Decontaminate(Stage):
+class Decontaminate(CleaningStage):
     """Drops documents that share an n-gram with an item of the benchmark files.
 
     An item is a row's strings in order (those of `fields`, if given), or a text file.

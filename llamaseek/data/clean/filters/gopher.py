@@ -6,14 +6,14 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from llamaseek.data.clean.stage import Reason, Stage, above, below
+from llamaseek.data.clean.stage import CleaningStage, Reason, above, below
 from llamaseek.data.clean.words import SYMBOLS, words
 from llamaseek.data.documents import Document
 
 STOP_WORDS = frozenset(["the", "be", "to", "of", "and", "that", "have", "with"])
 
 
-class GopherQuality(Stage):
+class GopherQuality(CleaningStage):
     """Length, word shapes, bullets, ellipses, letters and stop words of natural prose."""
 
     min_words: int = 50
@@ -73,7 +73,7 @@ TOP = {2: 0.2, 3: 0.18, 4: 0.16}
 DUPLICATED = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.1}
 
 
-class GopherRepetition(Stage):
+class GopherRepetition(CleaningStage):
     """Lines, paragraphs and n-grams that come again; each limit is a share."""
 
     max_duplicate_lines: float = 0.3

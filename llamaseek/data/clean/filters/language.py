@@ -13,11 +13,11 @@ from typing import Any
 
 from pydantic import Field
 
-from llamaseek.data.clean.stage import Reason, Stage
+from llamaseek.data.clean.stage import CleaningStage, Reason
 from llamaseek.data.documents import Document
 
 
-class Language(Stage):
+class Language(CleaningStage):
     """Keeps documents whose language is listed, with the confidence FineWeb asks for.
 
     Adds `language` and `language_score` to the metadata. With an empty list every language stays.
@@ -52,7 +52,7 @@ OCTET = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
 ADDRESS = re.compile(rf"(?<![\d.])(?:{OCTET}\.){{3}}{OCTET}(?!\.?\d)")
 
 
-class Personal(Stage):
+class Personal(CleaningStage):
     """Puts fixed stand-ins where addresses were; `redacted` in the metadata counts them."""
 
     mail: str = "email@example.com"

@@ -9,14 +9,14 @@ from urllib.parse import urlsplit
 
 from pydantic import field_validator
 
-from llamaseek.data.clean.stage import Reason, Stage
+from llamaseek.data.clean.stage import CleaningStage, Reason
 from llamaseek.data.documents import Document
 from llamaseek.errors import UserError
 
 SEPARATORS = re.compile(r"[^a-z0-9]+")
 
 
-class Url(Stage):
+class Url(CleaningStage):
     """Drops documents by `metadata["url"]`; one without a URL stays.
 
     Each list holds values, or `@FILE` for the lines of a file. `soft_words` drop a page only when

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llamaseek.data.clean.stage import Reason, Stage, below
+from llamaseek.data.clean.stage import CleaningStage, Reason, below
 from llamaseek.data.documents import Document
 from llamaseek.errors import UserError
 
@@ -113,17 +113,17 @@ def agreement(
 ) -> Agreement:
     """The judge's grades beside the classifier's scores of the same documents."""
     judged, scored = np.array(grades), np.array(scores, dtype=np.float64)
-    said = np.clip(np.rint(scored), 0, best).astype(int)
+    predicted = np.clip(np.rint(scored), 0, best).astype(int)
     confusion = np.zeros((best + 1, best + 1), dtype=int)
-    np.add.at(confusion, (judged, said), 1)
+    np.add.at(confusion, (judged, predicted), 1)
     wanted, kept = judged >= at_least, scored >= at_least
     both = float((wanted & kept).sum())
     precision, recall = both / max(int(kept.sum()), 1), both / max(int(wanted.sum()), 1)
     varied = judged.std() > 0 and scored.std() > 0
     return Agreement(
         documents=len(grades),
-        exact=float((said == judged).mean()),
-        within_one=float((abs(said - judged) <= 1).mean()),
+        exact=float((predicted == judged).mean()),
+        within_one=float((abs(predicted - judged) <= 1).mean()),
         majority=Counter(judged.tolist()).most_common(1)[0][1] / len(grades),
         correlation=float(np.corrcoef(judged, scored)[0, 1]) if varied else 0.0,
         f1=2 * precision * recall / max(precision + recall, 1e-12),
@@ -133,7 +133,7 @@ def agreement(
     )
 
 
-class Quality(Stage):
+class Quality(CleaningStage):
     """Drops documents that score less than `at_least`; the others get `quality` as metadata."""
 
     classifier: str  # a folder that `data judge` made

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from llamaseek.data.clean.engine import Crew
+from llamaseek.data.clean.engine import CleaningWorkers
 from llamaseek.data.clean.plan import fingerprint, make_plan
 from llamaseek.data.clean.quality.classifier import (
     Agreement,
@@ -55,7 +55,7 @@ FEWEST = 20  # grades that a classifier can be trained on
 def filter_by_judge(
     recipe: QualityRecipe,
     grade: Grader,
-    crew: Crew,
+    crew: CleaningWorkers,
     on_grade: Watch | None = None,
     on_step: OnStep | None = None,
 ) -> Agreement:
@@ -171,12 +171,12 @@ def _learn(
         at_least = round(float(np.quantile(scores, 1 - recipe.keep.share)), 3)
     found = agreement(grades[-held:], scores.tolist(), at_least, judge.best)
     classifier.save(folder)
-    told = _told(recipe, found, at_least, classifier)
-    write_json(folder / "agreement.json", told)
-    return told
+    summary = _summary(recipe, found, at_least, classifier)
+    write_json(folder / "agreement.json", summary)
+    return summary
 
 
-def _told(
+def _summary(
     recipe: QualityRecipe, found: Agreement, at_least: float, classifier: Classifier
 ) -> dict[str, Any]:
     """The agreement as the report page and a later run read it."""
@@ -201,7 +201,7 @@ def _filter(
     recipe: QualityRecipe,
     folder: Path,
     at_least: float,
-    crew: Crew,
+    crew: CleaningWorkers,
     anew: bool,
     on_step: OnStep | None,
 ) -> None:
