@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from llamaseek.files import is_gguf
 from llamaseek.herd.configs import ModelConfig
 from llamaseek.herd.formats import (
     FLOATS,
@@ -103,7 +104,6 @@ def is_second_copy(config: ModelConfig, name: str) -> bool:
 
 
 def _shapes(found: StoredTensor, wanted: Shape) -> str:
-    return (
-        f"{found.path}: {found.name} has shape {list(found.shape)}, "
-        f"the config asks for {list(wanted)}"
-    )
+    asking = "its metadata" if is_gguf(found.path) else "config.json"
+    shapes = f"has shape {list(found.shape)}, {asking} asks for {list(wanted)}"
+    return f"{found.path}: {found.name} {shapes}"
