@@ -29,6 +29,7 @@ from llamaseek.gguf_header import read_gguf
 from llamaseek.herd.folder import read_config
 from llamaseek.models.lazy import Lazy
 from llamaseek.text.gguf_tokenizer import tokenizer_texts
+from llamaseek.text.templates.stored import ADDITIONAL_FOLDER
 
 # What a model folder holds beside its weights and config; nothing else is copied.
 BESIDE = (
@@ -90,11 +91,15 @@ def copy_beside(source: Path, folder: Path) -> None:
     end tokens, licence."""
     if is_gguf(source):
         for name, text in tokenizer_texts(read_gguf(source)).items():
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8", newline="\n")
         return
-    for name in BESIDE:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+    named = (source / ADDITIONAL_FOLDER).glob("*.jinja")
+    for path in (*(source / name for name in BESIDE), *named):
+        if path.is_file():
+            copy = folder / path.relative_to(source)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, copy)
 
 
 def read_any(source: Path) -> tuple[dict[str, Any], dict[str, Lazy]]:

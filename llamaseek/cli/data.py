@@ -78,7 +78,7 @@ def judge(
     dry_run: bool = DRY_RUN,
 ) -> None:
     """Let a model grade a sample, train a classifier on the grades, filter the corpus with it."""
-    from llamaseek.data.clean.quality.recipe import load_quality_recipe
+    from llamaseek.data.quality.recipe import load_quality_recipe
 
     loaded = load_quality_recipe(find_recipe(recipe), overrides or [])
     if dry_run:
@@ -86,7 +86,7 @@ def judge(
         return
 
     from llamaseek.data.clean.engine import CleaningWorkers
-    from llamaseek.data.clean.quality.flow import filter_by_judge
+    from llamaseek.data.quality.flow import filter_by_judge
     from llamaseek.evals.judge import open_judge
     from llamaseek.report.data_page import write_data_report
 

@@ -87,7 +87,7 @@ def say(engine: Engine, text: str, chat: bool, params: SamplingParams, stats: bo
         messages = [{"role": "user", "content": text}]
         ids = encode_chat(engine.tokenizer, messages, add_generation_prompt=True).ids
     else:
-        ids = [engine.tokenizer.bos_id, *engine.tokenizer.encode(text)]
+        ids = [*engine.tokenizer.prefix_ids, *engine.tokenizer.encode(text)]
     request = Request(prompt=ids, params=params)
     engine.check(request)
     print("" if chat else text, end="")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,9 @@ ADAPTER = typer.Option(
 HOST = typer.Option("127.0.0.1", help="The address to listen on; only this machine by default.")
 PORT = typer.Option(8000, help="The port; 0 takes a free one.")
 API_KEY = typer.Option(
-    None, help="Ask for this key; better given in LLAMASEEK_API_KEY, where no one sees it."
+    None,
+    envvar="LLAMASEEK_API_KEY",
+    help="Ask clients for this key; the environment keeps it out of process lists.",
 )
 DTYPE = typer.Option("auto", help="fp32 or bf16; auto takes bf16 where the machine has it.")
 CACHE = typer.Option(1.0, "--cache-gb", help="Memory for the cache of running answers.")
@@ -74,7 +75,6 @@ def serve(
     from llamaseek.engine.leader import answer
     from llamaseek.engine.open import load_weights
     from llamaseek.engine.options import EngineOptions
-    from llamaseek.runtime.world import is_first_rank
     from llamaseek.serve.options import ServeOptions
     from llamaseek.serve.service import load_served_guard, make_service
 
@@ -82,7 +82,7 @@ def serve(
         name=name or model.resolve().name,
         host=host,
         port=port,
-        api_key=api_key or os.environ.get("LLAMASEEK_API_KEY"),
+        api_key=api_key,
         timeout=timeout,
         drain=drain,
     )
@@ -95,12 +95,11 @@ def serve(
         compile=compile_steps,
     )
     categories = _policy(guard, guard_categories, guard_drop)
-    if is_first_rank():
-        check_address(host, port)
+    check_address(host, port)
 
     def use(loaded: CausalLM, group: TensorGroup | None) -> None:
         service = make_service(loaded, model, options, engine, adapter, group)
-        if guard is not None:
+        if guard:
             service.guard = load_served_guard(guard, device, categories, options, engine)
         run(service)
 

@@ -63,7 +63,8 @@ def encode(
     """The chat as ids. Answers whose message says `train: false` are given, not learnt."""
     plain = [{key: value for key, value in m.items() if key != "train"} for m in messages]
     try:
-        chat = encode_chat(tokenizer, plain, add_generation_prompt, tools)
+        spans = not add_generation_prompt
+        chat = encode_chat(tokenizer, plain, add_generation_prompt, tools, spans=spans)
     except UserError as error:
         raise RowError(place, "malformed", str(error)) from None
     in_loss = _in_loss(place, messages)

@@ -95,6 +95,8 @@ class BackgroundEngine:
         self.end_all("the server is shutting down")
         self._commands.put(None)
         self._thread.join()
+        if self.engine.grammars is not None:
+            self.engine.grammars.close()
 
     @property
     def in_flight(self) -> int:

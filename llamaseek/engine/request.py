@@ -13,7 +13,8 @@ from llamaseek.errors import UserError, bad_value
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from llamaseek.engine.constrain import Constraint, Matcher
+    from llamaseek.engine.constrain import Constraint
+    from llamaseek.engine.matcher import Matcher
     from llamaseek.engine.text_out import TextOut
 
 GREEDY_BELOW = 1e-5  # temperatures so low are greedy; float32 could not divide by them anyway
@@ -212,6 +213,11 @@ class SequenceState:
     def prompt_length(self) -> int:
         """Tokens it was given."""
         return len(self.request.prompt)
+
+    @property
+    def waits(self) -> bool:
+        """Whether its next token cannot be drawn yet, because the grammar's mask is not there."""
+        return self.matcher is not None and not self.matcher.ready
 
     @property
     def unscored(self) -> bool:

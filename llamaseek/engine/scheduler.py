@@ -3,7 +3,8 @@
 There are no phases. Every answer has computed tokens that chase its tokens; a step moves each
 running answer on by a chunk, all chunks within one budget of tokens. A prompt read in pieces, a
 prefix found in the cache, an answer computed again after preemption, and a token with drafts
-after it are the same thing: tokens that are not computed yet.
+after it are the same thing: tokens that are not computed yet. The last token of an answer whose
+mask is not ready is left out, because what follows it cannot be drawn yet.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ class Scheduler:
         for answer in self.running.copy():
             if answer.row < 0:
                 break  # it and all after it have made way
-            count = len(answer.tokens) + len(answer.drafts) - answer.computed
+            count = len(answer.tokens) + len(answer.drafts) - answer.computed - answer.waits
             if answer.computed < len(answer.tokens) - 1:
                 count = min(count, prompts_left)
                 prompts_left -= count
@@ -172,10 +173,11 @@ class Scheduler:
             answer.computed = answer.draft_computed = len(shared) * self.pool.size
             if answer.cached is None:
                 answer.cached = answer.computed
-            count = min(len(answer.tokens) - answer.computed, budget)
+            count = min(len(answer.tokens) - answer.computed - answer.waits, budget)
             budget -= count
             self._reserve(answer, answer.computed + count)
-            plan.append(Chunk(answer, answer.computed, count))
+            if count > 0:
+                plan.append(Chunk(answer, answer.computed, count))
 
     def _shareable(self, answer: SequenceState) -> list[bytes]:
         """The keys of its full blocks but the last token's, which has to be computed.

@@ -63,7 +63,7 @@ class Generator:
         return self._decoded([self._document(text) for text in texts])
 
     def _document(self, text: str) -> list[int]:
-        return [self.tokenizer.bos_id, *self.tokenizer.encode(text)]
+        return [*self.tokenizer.prefix_ids, *self.tokenizer.encode(text)]
 
     def _decoded(self, prompts: list[list[int]]) -> list[str]:
         return [self.tokenizer.decode(ids) for ids in self._ids(prompts)]

@@ -7,6 +7,7 @@ Byte-level BPE (`tokenizer.ggml.model` "gpt2") and SentencePiece ("llama"). llam
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,8 @@ from gguf import TokenType
 
 from llamaseek.errors import UserError, shorten, unknown_name
 from llamaseek.gguf_header import GgufHeader
-from llamaseek.text.pre_tokenizers import DEFAULT, PRE_TOKENIZERS
+from llamaseek.text.pre_tokenizers import PRE_TOKENIZERS, UNNAMED
+from llamaseek.text.templates.stored import ADDITIONAL_FOLDER, DEFAULT, TEMPLATE_FILE
 
 PREFIX = "tokenizer.ggml."
 MODELS = ("gpt2", "llama")
@@ -34,12 +36,12 @@ SPACE = "▁"
 @dataclass(frozen=True)
 class TokenizerFiles:
     """The content of tokenizer.json, tokenizer_config.json, generation_config.json and
-    chat_template.jinja; no template where the file has none."""
+    chat_template.jinja, of templates by their names."""
 
     tokenizer: str
     config: dict[str, Any]
     generation: dict[str, Any]
-    template: str | None
+    templates: dict[str, str]
 
 
 def tokenizer_files(header: GgufHeader) -> TokenizerFiles:
@@ -60,7 +62,7 @@ def tokenizer_files(header: GgufHeader) -> TokenizerFiles:
         json.dumps(content, ensure_ascii=False),
         vocabulary.config(),
         {"eos_token_id": list(dict.fromkeys(ends))},
-        header.get(TEMPLATE, str),
+        _templates(header),
     )
 
 
@@ -74,7 +76,22 @@ def tokenizer_texts(header: GgufHeader) -> dict[str, str]:
         "tokenizer_config.json": json.dumps(files.config, indent=2, ensure_ascii=False) + "\n",
         "generation_config.json": json.dumps(files.generation, indent=2) + "\n",
     }
-    return texts | ({} if files.template is None else {"chat_template.jinja": files.template})
+    for name, template in files.templates.items():
+        own = TEMPLATE_FILE if name == DEFAULT else f"{ADDITIONAL_FOLDER}/{name}.jinja"
+        texts[own] = template
+    return texts
+
+
+def _templates(header: GgufHeader) -> dict[str, str]:
+    """The chat templates by name; those that have one have it in their key."""
+    found = {name: header.get(f"{TEMPLATE}.{name}", str) for name in _template_names(header)}
+    found[DEFAULT] = header.get(TEMPLATE, str)
+    return {name: template for name, template in found.items() if template is not None}
+
+
+def _template_names(header: GgufHeader) -> list[str]:
+    keys = (key.removeprefix(f"{TEMPLATE}.") for key in header.metadata if f"{TEMPLATE}." in key)
+    return [name for name in keys if re.fullmatch(r"[\w-]+", name)]
 
 
 class Vocabulary:
@@ -96,7 +113,7 @@ class Vocabulary:
     @property
     def pre(self) -> str:
         """The name of its pre-tokenizer; UserError for one that is not known."""
-        name = str(self.header.get(PREFIX + "pre", str, DEFAULT))
+        name = str(self.header.get(PREFIX + "pre", str, UNNAMED))
         if name not in PRE_TOKENIZERS:
             raise UserError(
                 f"{self.path}: {unknown_name(PREFIX + 'pre', name, list(PRE_TOKENIZERS))}"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from llamaseek.data.batch import Batch
-from llamaseek.errors import bad_value
+from llamaseek.errors import UserError, bad_value
 from llamaseek.files import write_jsonl
 from llamaseek.models import CausalLM
 from llamaseek.models.lora import LoRALinear
@@ -159,6 +159,11 @@ class Trainer:
         torch.manual_seed(self.job.recipe.seed * 1_000_003 + step)
         batch = self.job.train.step(step, self.recipe.batch)
         batch = self.job.objective.prepare(batch, step)
+        if not self.job.objective.in_loss(batch):
+            raise UserError(
+                f"step {step + 1}: no token of its batch is in the loss, so it learns nothing; "
+                "`llamaseek data inspect` shows what of the rows is"
+            )
         losses = self._gradients(batch)
         set_phase(f"{self.place}, clipping and stepping")
         norm = self.ranks.clip(self.recipe.clip)

@@ -118,7 +118,7 @@ def test_no_name_becomes_a_special_token(roomy: Running, asked: list[list[int]],
 def test_no_prompt_becomes_a_special_token(
     roomy: Running, asked: list[list[int]], text: str
 ) -> None:
-    bos = [roomy.service.tokenizer.bos_id]
+    bos = list(roomy.service.tokenizer.prefix_ids)
     roomy.post(COMPLETIONS, prompt=[text, "x" + text], max_tokens=1)
     roomy.post("/v1/embeddings", input=text)
     asked.append(roomy.post("/tokenize", prompt=text).json()["tokens"])

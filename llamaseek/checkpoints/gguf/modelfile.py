@@ -107,13 +107,9 @@ def _cut(whole: str, alone: str, asked: str, answered: str) -> Around:
 
 
 def _rendered(tokenizer: Tokenizer, turns: Turns, answer: bool = True) -> str:
-    """A conversation as text, without the bos token that begins it."""
+    """A conversation as text, without what the tokenizer puts before every text (bos)."""
     messages: list[Message] = [{"role": role, "content": text} for role, text in turns]
-    ids = encode_chat(tokenizer, messages, add_generation_prompt=answer).ids
-    bos = tokenizer.named_tokens.get("bos_token")
-    text = tokenizer.decode(ids, skip_special=False)
-    return text.removeprefix(bos) if bos is not None and _adds_bos(tokenizer, ids) else text
-
-
-def _adds_bos(tokenizer: Tokenizer, ids: Sequence[int]) -> bool:
-    return bool(ids) and ids[0] == tokenizer.bos_id and "system" not in tokenizer.decode(ids[:3])
+    ids = list(encode_chat(tokenizer, messages, add_generation_prompt=answer).ids)
+    prefix = list(tokenizer.prefix_ids)
+    start = len(prefix) if prefix and ids[: len(prefix)] == prefix else 0
+    return tokenizer.decode(ids[start:], skip_special=False)

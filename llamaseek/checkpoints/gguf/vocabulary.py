@@ -41,8 +41,9 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, size: int) -> None:
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     _add_special(writer, tokenizer)
-    if tokenizer.chat_template is not None:
-        writer.add_chat_template(tokenizer.chat_template)
+    named = tokenizer.chat_templates.named
+    if named:
+        writer.add_chat_template([{"name": k, "template": v} for k, v in named.items()])
 
 
 def _tokens(content: dict[str, Any], size: int) -> tuple[list[str], list[int]]:

@@ -43,6 +43,10 @@ class Objective(Protocol):
         """The loss terms of this batch, one for each name in `counts`."""
         ...
 
+    def in_loss(self, batch: Batch) -> int:
+        """How many tokens of the batch have a loss: with none, a step learns nothing."""
+        return targets_counted(batch)
+
 
 def targets_counted(batch: Batch) -> int:
     """Targets that have a loss."""

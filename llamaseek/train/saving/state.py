@@ -38,10 +38,14 @@ def save_folder(folder: Path, model: CausalLM, tokenizer: Tokenizer) -> None:
 
 
 def save_words(folder: Path, tokenizer: Tokenizer) -> None:
-    """What a model folder holds beside the model."""
+    """What a model folder holds beside the model.
+
+    generation_config.json keeps what the base's says, and names every end token.
+    """
     tokenizer.save(folder)
-    stops = list(tokenizer.stop_ids)
-    generation = {"bos_token_id": tokenizer.bos_id, "eos_token_id": stops}
+    begin = {} if tokenizer.bos_id is None else {"bos_token_id": tokenizer.bos_id}
+    ends = {"eos_token_id": list(tokenizer.stop_ids)}
+    generation = begin | tokenizer.generation_config | ends
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
 
 

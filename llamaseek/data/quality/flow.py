@@ -16,18 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from llamaseek.data.clean.engine import CleaningWorkers
-from llamaseek.data.clean.plan import fingerprint, make_plan
-from llamaseek.data.clean.quality.classifier import (
+from llamaseek.data.clean.classifier import (
     Agreement,
     Classifier,
     agreement,
     train_classifier,
 )
-from llamaseek.data.clean.quality.recipe import QualityRecipe
+from llamaseek.data.clean.engine import CleaningWorkers
+from llamaseek.data.clean.plan import fingerprint, make_plan
 from llamaseek.data.clean.recipe import CleanRecipe
 from llamaseek.data.clean.run import OnStep, clean
 from llamaseek.data.documents import Document
+from llamaseek.data.quality.recipe import QualityRecipe
 from llamaseek.errors import UserError
 from llamaseek.files import write_json
 
