@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llamaseek.files import is_gguf
-from llamaseek.herd.configs import ModelConfig
+from llamaseek.herd.configs import ModelConfig, Shape
 from llamaseek.herd.formats import (
     FLOATS,
     FP8,
@@ -20,7 +20,7 @@ from llamaseek.herd.formats import (
     scale_shape,
 )
 from llamaseek.herd.header import StoredTensor
-from llamaseek.herd.tensors import Shape, model_tensors
+from llamaseek.herd.tensors import model_tensors
 
 
 @dataclass(frozen=True)

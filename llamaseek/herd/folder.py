@@ -5,12 +5,11 @@ Everything that takes a model takes either; this is where they part. No torch, n
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from llamaseek.errors import UserError, unknown_name
 from llamaseek.files import is_gguf, read_json_object
-from llamaseek.herd.configs import DeepseekV3Config, ModelConfig, config_from_dict
+from llamaseek.herd.configs import ModelConfig, config_from_dict
 from llamaseek.herd.header import StoredTensor, folder_tensors, stored_names
 from llamaseek.herd.published import ENTRIES, Entry
 
@@ -53,13 +52,13 @@ def _as_stored(config: ModelConfig, folder: Path) -> ModelConfig:
     transformers leaves the modules out when it saves a DeepSeek-V3, and lets the config say that
     they are there.
     """
-    if not isinstance(config, DeepseekV3Config) or not config.num_nextn_predict_layers:
+    if not config.multi_token_depth:
         return config
     names = stored_names(folder)
     first = f"model.layers.{config.num_hidden_layers}."
     if not names or any(name.startswith(first) for name in names):
         return config
-    return replace(config, num_nextn_predict_layers=0)
+    return config.without_multi_token()
 
 
 def find_or_read(model: str) -> Entry:

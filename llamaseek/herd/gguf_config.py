@@ -13,7 +13,9 @@ from gguf import ExpertGatingFuncType, GGMLQuantizationType
 
 from llamaseek.errors import UserError, shorten
 from llamaseek.gguf_header import GgufHeader, GgufTensor
-from llamaseek.herd.configs import DeepseekV3Config, Llama3Config, ModelConfig, RopeScaling
+from llamaseek.herd.configs import ModelConfig, RopeScaling
+from llamaseek.herd.deepseek_v3 import DeepseekV3Config
+from llamaseek.herd.llama3 import Llama3Config
 
 ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 READ = {

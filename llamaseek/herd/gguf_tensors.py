@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llamaseek.gguf_header import GgufHeader, GgufTensor
-from llamaseek.herd.configs import Llama3Config, ModelConfig
+from llamaseek.herd.configs import ModelConfig, Shape
 from llamaseek.herd.header import StoredTensor
-from llamaseek.herd.tensors import Shape, layer_count, model_tensors
+from llamaseek.herd.llama3 import Llama3Config
+from llamaseek.herd.tensors import model_tensors
 
 OUTSIDE = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -135,7 +136,7 @@ def placed_tensors(header: GgufHeader, config: ModelConfig) -> dict[str, Placed]
 def _names(config: ModelConfig) -> Iterator[str]:
     for name, _ in model_tensors(config):
         yield name
-    for layer in range(config.num_hidden_layers, layer_count(config)):
+    for layer in range(config.num_hidden_layers, config.layer_count):
         for own in SECOND_COPIES:
             yield f"model.layers.{layer}.{own}"
 

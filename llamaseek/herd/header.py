@@ -15,8 +15,8 @@ from typing import Any
 
 from llamaseek.errors import UserError, shorten
 from llamaseek.files import read_json_object
+from llamaseek.herd.configs import Shape
 from llamaseek.herd.formats import FLOATS
-from llamaseek.herd.tensors import Shape
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 LARGEST_HEADER = 100_000_000  # the library's own limit, bytes
@@ -179,7 +179,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
 
 
 def _check_index(folder: Path, found: dict[str, StoredTensor]) -> None:
-    """Index and shards must tell the same."""
+    """Check that index and shards agree."""
     index = _weight_map(folder)
     for name, shard in index.items():
         if name not in found or found[name].path.name != shard:

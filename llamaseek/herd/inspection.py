@@ -11,11 +11,11 @@ from typing import Any
 from llamaseek.errors import UserError
 from llamaseek.files import is_gguf, read_json_object
 from llamaseek.herd.compare import is_second_copy, problems
-from llamaseek.herd.configs import ModelConfig
+from llamaseek.herd.configs import ModelConfig, Shape
 from llamaseek.herd.folder import read_config, stored_tensors
 from llamaseek.herd.header import StoredTensor
 from llamaseek.herd.published import ENTRIES
-from llamaseek.herd.tensors import Shape, count_parameters
+from llamaseek.herd.tensors import count_parameters
 
 # What may differ between two folders of one architecture.
 INCIDENTAL = ("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "is_causal")

@@ -1,4 +1,4 @@
-"""What both families share: embedding, layers, final norm, head.
+"""What all families share: embedding, layers, final norm, head.
 
 B batch, T time, D width, V vocabulary, L layers, E experts.
 """
@@ -76,6 +76,17 @@ class CausalLM(nn.Module):
         x: Tensor = self.model.embed_tokens(tokens)
         return x.to(matmul_dtype(x))
 
+    def mtp(
+        self,
+        k: int,
+        hidden: Tensor,
+        next_tokens: Tensor,
+        positions: Tensor,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Multi-token module `k`, where `config.multi_token_depth` says that there are any."""
+        raise AssertionError("the family has no multi-token modules")
+
     def mask(self, positions: Tensor) -> Tensor | None:
         """Which keys each query sees; None where plain attention is right."""
         return document_mask(positions, self.config.is_causal)
@@ -85,7 +96,7 @@ class CausalLM(nn.Module):
         bf16 the best two of 100,000 are often equal. UserError for a reward model.
         """
         if self.config.is_reward_model:
-            raise UserError("model: is a reward model, which scores answers and says nothing")
+            raise UserError("model: is a reward model: it returns scores and has no logits")
         out: Tensor = self.lm_head(widen(hidden))
         return out
 

@@ -15,7 +15,7 @@ from gguf.quants import dequantize
 from llamaseek.checkpoints.gguf.read import open_placed
 from llamaseek.errors import UserError
 from llamaseek.gguf_header import read_gguf
-from llamaseek.herd.configs import DeepseekV3Config, Llama3Config, RopeScaling
+from llamaseek.herd import DeepseekV3Config, Llama3Config, RopeScaling
 from llamaseek.herd.gguf_config import gguf_config
 from llamaseek.herd.gguf_tensors import placed_tensors
 from llamaseek.herd.tensors import model_tensors

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from llamaseek.herd.configs import DeepseekV3Config, Llama3Config, ModelConfig, RopeScaling
+from llamaseek.herd import DeepseekV3Config, Llama3Config, ModelConfig, RopeScaling
 from llamaseek.herd.gguf_tensors import FREQUENCIES, KEY_PART, VALUE_PART, gguf_name
 from llamaseek.models.lazy import Lazy
 from llamaseek.models.rope import inverse_frequencies

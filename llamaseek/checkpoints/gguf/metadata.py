@@ -9,7 +9,7 @@ from gguf import ExpertGatingFuncType, GGUFWriter, LlamaFileType, RopeScalingTyp
 from gguf.constants import GGML_QUANT_VERSION
 
 from llamaseek.errors import UserError
-from llamaseek.herd.configs import DeepseekV3Config, Llama3Config, ModelConfig, RopeScaling
+from llamaseek.herd import DeepseekV3Config, Llama3Config, ModelConfig, RopeScaling
 
 ARCHITECTURES: dict[type[ModelConfig], str] = {Llama3Config: "llama", DeepseekV3Config: "deepseek2"}
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from llamaseek.errors import UserError
 from llamaseek.gguf_header import GgufTensor
+from llamaseek.herd.configs import ROUTING_BIAS
 from llamaseek.herd.gguf_tensors import Placed
-from llamaseek.herd.tensors import ROUTING_BIAS
 from llamaseek.models.lazy import Lazy
 
 PLAIN = {

@@ -10,8 +10,9 @@ V v_head_dim.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,7 @@ def weights(*layers: nn.Module) -> Weights:
     else:
         kinds = set()
     if len(kinds) != 1 or 0 in kinds:
-        raise ValueError("layers that no operator takes together")
+        raise ValueError("no fused operator supports these layers")
     group = layers[0].group if isinstance(layers[0], RowParallelLinear) else None
     return Weights(found, scales, kinds.pop(), group)
 
@@ -210,7 +211,7 @@ class Mixture:
             gate_up = routed.gate_up_proj.flatten(1, 2)
             self.experts = (gate_up, None, routed.down_proj, None, bits, bits)
         else:
-            raise ValueError("experts that no operator takes")
+            raise ValueError("no fused operator supports these experts")
 
     def __call__(self, x: Tensor, where: Where) -> Tensor:
         """See `FusedStep`."""
@@ -312,12 +313,21 @@ def fuse(model: CausalLM) -> Fused | None:
         return None
 
 
+LAYERS = (Llama3Layer.forward, DeepseekV3Layer.forward, MultiTokenLayer.forward)
+ATTENTIONS: dict[Any, Callable[[Any, Any], FusedStep]] = {
+    GroupedQueryAttention.forward: GroupedQueries,
+    LatentAttention.forward: Latents,
+}
+
+
 def _steps(layer: nn.Module) -> tuple[FusedStep, FusedStep]:
-    assert isinstance(layer, (Llama3Layer, DeepseekV3Layer))
-    attention, mlp, after = layer.self_attn, layer.mlp, layer.post_attention_layernorm
-    first: FusedStep = (
-        GroupedQueries(attention, layer.input_layernorm)
-        if isinstance(attention, GroupedQueryAttention)
-        else Latents(attention, layer.input_layernorm)
-    )
+    """A layer's two halves; ValueError where its forward is not one that the operators compute,
+    as in a subclass that computes something else.
+    """
+    attention: Any = layer.self_attn
+    if type(layer).forward not in LAYERS or type(attention).forward not in ATTENTIONS:
+        raise ValueError(f"no operators compute {type(layer).__name__}")
+    mlp: Any = layer.mlp
+    after: Any = layer.post_attention_layernorm
+    first: FusedStep = ATTENTIONS[type(attention).forward](attention, layer.input_layernorm)
     return first, Mixture(mlp, after) if isinstance(mlp, MoE) else Gated(mlp, after)
