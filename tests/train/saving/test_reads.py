@@ -24,7 +24,7 @@ from tests.models.shapes import tiny_model
 from tests.train.tiny import recipe
 
 OTHER_TEXT = {
-    "name", "out", "model.config", "train.device", "data.columns",
+    "name", "out", "model.family", "model.config", "train.device", "data.columns",
     "lora.targets", "rollout.rewards.column", "rollout.rewards.pattern",
     "sampling.rewards.column", "sampling.rewards.pattern",
     "data.mix", "data.budgets", "data.phases.mix", "data.rows",
