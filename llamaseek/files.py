@@ -14,6 +14,20 @@ from typing import Any
 
 from llamaseek.errors import UserError
 
+GGUF_SUFFIX, GGUF_MAGIC = ".gguf", b"GGUF"
+
+
+def is_gguf(path: str | Path) -> bool:
+    """Whether a path is a GGUF file: by its name, or by the first bytes of a file that exists."""
+    path = Path(path)
+    if path.suffix == GGUF_SUFFIX:
+        return not path.is_dir()
+    try:
+        with path.open("rb") as file:
+            return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
+    except OSError:
+        return False
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
