@@ -26,6 +26,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed-dev
 	for script in $(filter-out bench/common.py bench/__init__.py bench/shape_1b.py bench/quality.py bench/speculate.py,$(wildcard bench/*.py)); do $(BIN)/python $$script || exit 1; done

@@ -23,11 +23,11 @@ from bench.common import Row, report  # noqa: E402
 from llamaseek.checkpoints.hf import load_model  # noqa: E402
 from llamaseek.data.builtin.stories import story  # noqa: E402
 from llamaseek.data.clean.engine import CleaningWorkers  # noqa: E402
-from llamaseek.data.clean.quality.flow import filter_by_judge  # noqa: E402
-from llamaseek.data.clean.quality.recipe import QualityRecipe  # noqa: E402
 from llamaseek.data.documents import read_documents  # noqa: E402
 from llamaseek.data.mix.encode import Encoder  # noqa: E402
 from llamaseek.data.pack import pack_text  # noqa: E402
+from llamaseek.data.quality.flow import filter_by_judge  # noqa: E402
+from llamaseek.data.quality.recipe import QualityRecipe  # noqa: E402
 from llamaseek.evals.judge import EngineJudge, judge_prompt  # noqa: E402
 from llamaseek.recipe.load import make_recipe  # noqa: E402
 from llamaseek.text.tokenizer import Tokenizer  # noqa: E402

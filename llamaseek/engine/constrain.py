@@ -1,38 +1,39 @@
 """Answers that fit a JSON schema, a regular expression or a grammar, whatever the model prefers.
 
 Through llguidance rather than xgrammar: it makes each step's mask when it is needed, so a large
-schema costs no compile time before the first token; its automata have limits on work and size,
-so a regular expression cannot run away; and it depends on nothing, where xgrammar asks for
-transformers and Triton at run time.
+schema costs no compile time before the first token; and it depends on nothing, where xgrammar
+asks for transformers and Triton at run time.
 
-V vocabulary.
+Constraints are untrusted programs. Each request with one has a worker process of its own
+(`llamaseek.workers.grammar`), which compiles it and computes its masks beside the model's steps.
+An answer whose mask is late sits out steps, and one over its budget fails; no other waits for it.
 """
 
 from __future__ import annotations
 
+import asyncio
+import pickle
+import select
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import blake2b
 from threading import Lock
-from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
-from torch import Tensor
-
+from llamaseek.engine.matcher import PATIENCE, POLITE, Session
 from llamaseek.errors import UserError, bad_value, shorten
 from llamaseek.text.grammar import JSON_STYLE
 from llamaseek.text.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    pass
-
+from llamaseek.workers.pool import WorkerPool
+from llamaseek.workers.worker import JobFailed, Late, OverLimit
 
 KINDS = ("json_schema", "regex", "lark")
-KEPT = 64  # compiled grammars kept for the next request
-# Largest work of a step: some 25 ms. Errors do not repeat the grammar.
-LIMITS = LLParserLimits(step_lexer_fuel=200_000, step_max_items=50_000, verbose_errors=False)
+KNOWN = 4096  # constraints of which it is remembered whether they compile
+MEMORY = 256 << 20  # bytes that one request's grammar may take
+STEP_CPU = 1  # seconds of processor time that compiling, or one mask, may take
+COMPILE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -47,82 +48,119 @@ class Constraint:
         if self.kind not in KINDS:
             raise bad_value("constraint", self.kind, ", ".join(KINDS))
 
-
-class Matcher:
-    """How far one answer is through its grammar."""
-
-    def __init__(self, state: LLMatcher) -> None:
-        self._state = state
-
-    def mask(self, row: Tensor) -> None:
-        """Put logits (V) of tokens that may not come now to -inf. RuntimeError at a limit."""
-        bits = np.frombuffer(self._state.compute_bitmask(), np.uint8)
-        self._check()
-        allowed = np.unpackbits(bits, bitorder="little")[: len(row)].astype(bool)
-        row[: len(allowed)].masked_fill_(torch.from_numpy(~allowed).to(row.device), -torch.inf)
-        row[len(allowed) :] = -torch.inf
-
-    def accept(self, token: int) -> bool:
-        """Go on by a token; whether nothing may follow. RuntimeError if it does not fit."""
-        self._state.consume_token(token)
-        self._check()
-        return bool(self._state.is_stopped())
-
-    def _check(self) -> None:
-        if self._state.is_error():
-            raise RuntimeError(f"constraint: {shorten(self._state.get_error())}")
+    @property
+    def key(self) -> bytes:
+        """A digest of it."""
+        source = self.source.encode("utf-8", "surrogatepass")
+        return blake2b(self.kind.encode() + b" " + source).digest()
 
 
 class Grammars:
-    """Compiled constraints for one tokenizer and the ids that end an answer.
-
-    Several threads may ask for matchers.
+    """Checks constraints for one tokenizer and the ids that end an answer, and holds answers to
+    them. `start` and `check` may be called from any thread; the rest is the engine's.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = LLTokenizer(
-            TokenizerWrapper(_Vocabulary(tokenizer)), eos_token=list(tokenizer.stop_ids)
-        )
-        self._kept: OrderedDict[Constraint, LLMatcher] = OrderedDict()
-        self._lock = Lock()  # of what is kept; compiling takes its time outside of it
+        self.tokenizer = tokenizer
+        self._pool: WorkerPool | None = None
+        self._starting, self._lock = Lock(), Lock()
+        self._known = OrderedDict[bytes, str | None]()  # their errors, None where they have none
+        self._sessions: set[Session] = set()
 
-    def matcher(self, constraint: Constraint) -> Matcher:
-        """A matcher at its start. UserError for a constraint that cannot be compiled."""
+    def start(self) -> WorkerPool:
+        """The workers. The first call takes a second or two with a large vocabulary."""
+        with self._starting:
+            if self._pool is None:
+                blob = pickle.dumps((self.tokenizer, JSON_STYLE))
+                self._pool = WorkerPool(
+                    "llamaseek.workers.grammar", blob, memory=MEMORY, cpu=STEP_CPU, idle=0
+                )
+            self._pool.start()
+            return self._pool
+
+    def check(self, constraint: Constraint, seconds: float = COMPILE_SECONDS) -> None:
+        """UserError for a constraint that cannot be compiled within the limits."""
+        if not self._is_known(constraint):
+            with self._remembering(constraint):
+                self.start().run(_compile_job(constraint), seconds)
+
+    async def check_async(self, constraint: Constraint, seconds: float = COMPILE_SECONDS) -> None:
+        """`check` for an event loop."""
+        if self._is_known(constraint):
+            return
+        with self._remembering(constraint):
+            worker = (await asyncio.to_thread(self.start)).take()
+            later = asyncio.get_running_loop().call_later(POLITE, worker.lower_priority)
+            try:
+                await worker.ask_async(_compile_job(constraint), seconds)
+            finally:
+                later.cancel()
+                worker.close()
+
+    def _is_known(self, constraint: Constraint) -> bool:
+        """Whether it compiles, if that is known; UserError if it is known not to."""
         with self._lock:
-            state = self._kept.get(constraint)
-        if state is None:
-            grammar = _grammar(constraint)
-            state = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
-            if state.is_error():
-                raise UserError(f"constraint: {constraint.kind}: {shorten(state.get_error())}")
+            if constraint.key not in self._known:
+                return False
+            self._known.move_to_end(constraint.key)
+            error = self._known[constraint.key]
+        if error is not None:
+            raise UserError(error)
+        return True
+
+    @contextmanager
+    def _remembering(self, constraint: Constraint) -> Iterator[None]:
+        """Make UserErrors of what is wrong with a constraint, and remember them.
+
+        Whether it was late depends on what else runs, so that is not remembered.
+        """
+        error = None
+        try:
+            yield
+        except (JobFailed, OverLimit) as failed:
+            error = f"constraint: {constraint.kind}: {shorten(str(failed))}"
+            if isinstance(failed, Late):
+                raise UserError(error) from None
         with self._lock:
-            self._kept[constraint] = state
-            self._kept.move_to_end(constraint)
-            if len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
-            return Matcher(state.deep_copy())
+            self._known[constraint.key] = error
+            if len(self._known) > KNOWN:
+                self._known.popitem(last=False)
+        if error is not None:
+            raise UserError(error)
+
+    def open(self, constraint: Constraint) -> Session:
+        """A worker for a request. WorkerError if there can be none."""
+        session = Session(self.start().take(), _compile_job(constraint))
+        self._sessions.add(session)
+        return session
+
+    def release(self, session: Session) -> None:
+        """A request is done."""
+        self._sessions.discard(session)
+        session.close()
+
+    def close(self) -> None:
+        """End the workers; the next constraint starts others."""
+        if self._pool is not None:
+            self._pool.close()
+
+    def collect(self, idle: bool) -> None:
+        """Take the masks that have come. Waits a moment for those that were in time before, or,
+        where the engine is `idle` without any, for one."""
+        end = time.monotonic() + PATIENCE
+        while pending := [session for session in self._sessions if session.pending]:
+            wait = idle or any(session.quick for session in pending)
+            left = max(0.0, end - time.monotonic()) if wait else 0.0
+            poller = select.poll()
+            for session in pending:
+                poller.register(session.worker.channel, select.POLLIN)
+            arrived = poller.poll(1000 * left)
+            for session in pending:
+                session.read()
+            idle = idle and not arrived
+            if not arrived:
+                return
 
 
-def _grammar(constraint: Constraint) -> str:
-    if constraint.kind == "regex":
-        return str(LLMatcher.grammar_from_regex(constraint.source))
-    if constraint.kind == "lark":
-        return str(LLMatcher.grammar_from_lark(constraint.source))
-    try:
-        return str(LLMatcher.grammar_from_json_schema(constraint.source, defaults=JSON_STYLE))
-    except ValueError as error:
-        raise UserError(f"constraint: json_schema: {shorten(str(error))}") from None
-
-
-class _Vocabulary:
-    """What llguidance asks of a tokenizer."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._encode = tokenizer.encode
-        self.eos_token_id = tokenizer.stop_ids[0]
-        self.bos_token_id = tokenizer.bos_id
-        self.tokens = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
-        self.special_token_ids = sorted(tokenizer.special_ids)
-
-    def __call__(self, text: bytes | str) -> Sequence[int]:
-        return self._encode(text.decode() if isinstance(text, bytes) else text)
+def _compile_job(constraint: Constraint) -> dict[str, object]:
+    return {"compile": [constraint.kind, constraint.source]}

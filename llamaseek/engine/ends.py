@@ -14,15 +14,19 @@ def append(answer: SequenceState, generated: list[int], delta: Delta) -> str | N
         finish = _append_one(answer, token, delta)
         if finish is not None:
             break
-    text = answer.text
-    if finish is not None and text is not None:
-        delta.text += text.flush()
-        finish = "stop" if text.stopped else finish
-    return finish
+    return None if finish is None else end_text(answer, delta, finish)
+
+
+def end_text(answer: SequenceState, delta: Delta, finish: str) -> str:
+    """Add the text that was held back at an answer's end; why it ended."""
+    if answer.text is None:
+        return finish
+    delta.text += answer.text.flush()
+    return "stop" if answer.text.stopped else finish
 
 
 def _append_one(answer: SequenceState, token: int, delta: Delta) -> str | None:
-    """`append` for one token."""
+    """`append` for one token. Whether a grammar ends there is known once its next mask is."""
     tokens, text, matcher = answer.tokens, answer.text, answer.matcher
     if len(tokens) >= answer.limit:  # only the prompt was to be read
         return "length"
@@ -31,10 +35,11 @@ def _append_one(answer: SequenceState, token: int, delta: Delta) -> str | None:
         return "stop"
     tokens.append(token)
     delta.tokens.append(token)
-    ended = matcher is not None and matcher.accept(token)
     if text is not None:
         delta.text += text.push([token])
-        ended = ended or text.stopped
-    if ended:
-        return "stop"
+        if text.stopped:
+            return "stop"
+    if matcher is not None:
+        matcher.accept(token)
+        return None
     return "length" if len(tokens) >= answer.limit else None

@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import repeat
 from random import SystemRandom
 from typing import TYPE_CHECKING
@@ -19,12 +18,14 @@ from torch import Tensor
 
 from llamaseek.engine.adapters import Adapters
 from llamaseek.engine.blocks import BlockPool
-from llamaseek.engine.ends import append
+from llamaseek.engine.constrain import Grammars
+from llamaseek.engine.ends import append, end_text
 from llamaseek.engine.forward.graphs import Capture, Graphs, capturable, compiled
 from llamaseek.engine.forward.paged import build_cache, bytes_per_token
 from llamaseek.engine.forward.runner import Runner, home
 from llamaseek.engine.forward.step_layout import StepLayout, some_rows
 from llamaseek.engine.leader import Blocks, lead
+from llamaseek.engine.matcher import Session
 from llamaseek.engine.options import EngineOptions
 from llamaseek.engine.request import (
     Completion,
@@ -35,7 +36,7 @@ from llamaseek.engine.request import (
     check_request,
 )
 from llamaseek.engine.sampler import decide, derive_seed, log_probabilities
-from llamaseek.engine.scheduler import Chunk, Scheduler
+from llamaseek.engine.scheduler import Chunk, QueueFull, Scheduler
 from llamaseek.engine.speculate import make_drafter
 from llamaseek.engine.statistics import Statistics
 from llamaseek.engine.text_out import TextOut
@@ -45,7 +46,6 @@ from llamaseek.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llamaseek.checkpoints.peft import Adapter
-    from llamaseek.engine.constrain import Grammars, Matcher
     from llamaseek.engine.ranks.tensor_group import TensorGroup
 
 PROMPT_LOGITS = 1 << 24  # of a prompt that is scored, held at once
@@ -61,6 +61,7 @@ class ActiveRequest:
     answers: list[SequenceState]
     texts: list[str]
     arrived: float
+    session: Session | None = None
     closed: int = 0
     finished: float = 0.0
 
@@ -109,8 +110,9 @@ class Engine:
         group: TensorGroup | None = None,
     ) -> None:
         if model.config.is_reward_model:
-            raise UserError("model: is a reward model, which says nothing")
+            raise UserError("model: is a reward model: it returns scores and cannot generate text")
         self.model, self.tokenizer, self.group = model.eval(), tokenizer, group
+        self.grammars = None if tokenizer is None else Grammars(tokenizer)
         self.adapters = Adapters(model, adapters or {})
         self.options = options = options or EngineOptions()
         self.context = model.config.max_position_embeddings
@@ -160,7 +162,7 @@ class Engine:
             cache = build_cache(shapes, blocks, size, dtype, options.cache_dtype, device)
         except torch.OutOfMemoryError:
             raise UserError(
-                f"cache_bytes: {options.cache_bytes} are not free on {device}"
+                f"cache_bytes: {options.cache_bytes} bytes bytes are not free on {device}"
             ) from None
         graphs = None
         if replayed:
@@ -183,24 +185,11 @@ class Engine:
         check_request(request, self.context, self.model.config.vocab_size)
         self.adapters.check(request.adapter)
         params = request.params
-        if self.tokenizer is None and (params.stop or params.constraint is not None):
-            raise UserError("stop, constraint: need an engine that has a tokenizer")
+        if self.grammars is None and (params.stop or params.constraint is not None):
+            raise UserError("stop, constraint: need an engine with a tokenizer")
         self.scheduler.check(self._limit(request))
-        self._matcher(request)
-
-    def _matcher(self, request: Request) -> Matcher | None:
-        """What holds an answer to the request's constraint."""
-        if request.params.constraint is None or self.tokenizer is None:
-            return None
-        return self.grammars.matcher(request.params.constraint)
-
-    @cached_property
-    def grammars(self) -> Grammars:
-        """What compiles constraints, and keeps what it has compiled."""
-        from llamaseek.engine.constrain import Grammars  # takes a while with a large vocabulary
-
-        assert self.tokenizer is not None
-        return Grammars(self.tokenizer)
+        if self.grammars is not None and params.constraint is not None:
+            self.grammars.check(params.constraint)
 
     def _limit(self, request: Request) -> int:
         most, given = request.params.max_tokens, len(request.prompt)
@@ -218,7 +207,11 @@ class Engine:
             raise UserError(f"request: id {request.id} is in use")
         seed = request.params.seed
         seed = _entropy.getrandbits(64) if seed is None else seed
+        if not self.scheduler.room:
+            raise QueueFull(f"{len(self.scheduler.waiting)} requests wait; no more may")
         work = ActiveRequest(request, seed, [], [], time.monotonic())
+        if self.grammars is not None and request.params.constraint is not None:
+            work.session = self.grammars.open(request.params.constraint)
         self.scheduler.add(self._answer(work))
         self._work[request.id] = work
         self.statistics.prompt += len(request.prompt)
@@ -236,7 +229,8 @@ class Engine:
         )
         if self.tokenizer is not None:
             answer.text = TextOut(self.tokenizer, request.params.stop)
-        answer.matcher = self._matcher(request)
+        if work.session is not None:
+            answer.matcher = work.session.matcher()
         work.answers.append(answer)
         work.texts.append("")
         return answer
@@ -249,6 +243,7 @@ class Engine:
         for answer in work.answers:
             if answer.finish is None:
                 self.scheduler.remove(answer)
+        self._release(work)
         self.statistics.cancelled += 1
         return True
 
@@ -288,8 +283,8 @@ class Engine:
 
         If the model fails, the answers of this step fail, and the engine goes on.
         """
+        deltas = self._collect_masks()
         plan = self.scheduler.schedule()
-        deltas: list[Delta] = []
         if not plan:
             return deltas
         try:
@@ -300,6 +295,27 @@ class Engine:
             broken = [chunk.answer for chunk in plan if not chunk.answer.finish]
             deltas += [self._fail(answer, error) for answer in broken]
         return deltas
+
+    def _collect_masks(self) -> list[Delta]:
+        """Take the masks that are ready; what it tells of answers that end or fail by them."""
+        held = [a for a in self.scheduler.running if a.matcher is not None and a.waits]
+        if not held or self.grammars is None:
+            return []
+        self.grammars.collect(idle=len(held) == len(self.scheduler.running))
+        return [delta for a in held if (delta := self._after_mask(a)) is not None]
+
+    def _after_mask(self, answer: SequenceState) -> Delta | None:
+        """The end of an answer whose grammar ends or fails it, or that waited for that alone."""
+        matcher = answer.matcher
+        assert matcher is not None
+        if matcher.failure is not None:
+            return self._fail(answer, RuntimeError(f"constraint: {matcher.failure}"))
+        if not matcher.ready or not (matcher.ended or len(answer.tokens) >= answer.limit):
+            return None
+        delta = Delta(answer.request.id, answer.index, [])
+        finish = end_text(answer, delta, "stop" if matcher.ended else "length")
+        self._finish(answer, finish, delta)
+        return delta
 
     def _step(self, plan: list[Chunk], deltas: list[Delta]) -> None:
         """`step`; what is known when something breaks is in `deltas` by then."""
@@ -385,15 +401,19 @@ class Engine:
             answer.first_token = now
             if answer.index == 0:
                 self._first(answer, delta)
+        self._finish(answer, finish, delta)
+        return delta
+
+    def _finish(self, answer: SequenceState, finish: str | None, delta: Delta) -> None:
+        """Keep the text of a delta, the last one of its answer if there is a `finish`."""
         if delta.text:
             self._work[answer.request.id].texts[answer.index] += delta.text
         if finish is not None:
-            statistics.finished += 1
+            self.statistics.finished += 1
             self._close(answer, finish, delta)
-        return delta
 
     def _first(self, answer: SequenceState, delta: Delta) -> None:
-        """The prompt is computed: its scores are told, and its other answers share it."""
+        """The prompt is computed: return its log-probabilities, share it with its other answers."""
         self.statistics.cached += answer.cached or 0
         if answer.params.prompt_logprobs is not None:
             delta.prompt_logprobs = answer.prompt_logprobs
@@ -410,11 +430,19 @@ class Engine:
             answer.computed = min(answer.computed, len(answer.tokens))
             self.scheduler.publish(answer)
         self.scheduler.remove(answer)
+        if answer.matcher is not None:
+            answer.matcher.close()
         work = self._work[answer.request.id]
         work.closed += 1
         if work.done:
+            self._release(work)
             work.finished = time.monotonic()
             del self._work[answer.request.id]
+
+    def _release(self, work: ActiveRequest) -> None:
+        """End the worker that held a request to its grammar."""
+        if work.session is not None and self.grammars is not None:
+            self.grammars.release(work.session)
 
     def _fail(self, answer: SequenceState, error: Exception) -> Delta:
         """End one answer because of an error of its own."""

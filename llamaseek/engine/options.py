@@ -45,9 +45,9 @@ class EngineOptions:
 
     `cache_bytes` bounds the cache, of which no more is made than `max_num_seqs` answers of full
     length could fill. `max_num_batched_tokens` bounds the tokens of one forward: more makes
-    prompts faster, fewer make running answers steadier. `most_waiting` bounds the queue. `cache_dtype` "int8"
-    halves the cache of a bf16 model. `cuda_graphs` replays decoding steps on a GPU,
-    and `compile` has PyTorch compile them first.
+    prompts faster, fewer make running answers steadier. `most_waiting` bounds the queue.
+    `cache_dtype` "int8" halves the cache of a bf16 model. `cuda_graphs` replays decoding steps on
+    a GPU, and `compile` has PyTorch compile them first.
     """
 
     cache_bytes: int = 1 << 30

@@ -3,7 +3,8 @@
 There are no phases. Every answer has computed tokens that chase its tokens; a step moves each
 running answer on by a chunk, all chunks within one budget of tokens. A prompt read in pieces, a
 prefix found in the cache, an answer computed again after preemption, and a token with drafts
-after it are the same thing: tokens that are not computed yet.
+after it are the same thing: tokens that are not computed yet. The last token of an answer whose
+mask is not ready is left out, because what follows it cannot be drawn yet.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def root(request: Request) -> bytes:
 
 
 class Scheduler:
-    """First come, first served; a bounded queue; the newest makes way when blocks run out.
+    """First come, first served; a bounded queue; the newest is preempted when blocks run out.
 
     `budget` is the number of tokens a step may compute. `tables` holds, a row an answer, the
     blocks of those that run: (most_running, blocks of the longest answer) int64.
@@ -94,7 +95,7 @@ class Scheduler:
     def add(self, answer: SequenceState) -> None:
         """Queue an answer; `QueueFull` if too many wait."""
         if not self.room:
-            raise QueueFull(f"{len(self.waiting)} requests wait; no more may")
+            raise QueueFull(f"{len(self.waiting)} requests are waiting; the queue is full")
         self.waiting.append(answer)
 
     def add_next(self, answers: Iterable[SequenceState]) -> None:
@@ -111,8 +112,8 @@ class Scheduler:
         preempted = self.preemptions
         for answer in self.running.copy():
             if answer.row < 0:
-                break  # it and all after it have made way
-            count = len(answer.tokens) + len(answer.drafts) - answer.computed
+                break  # it and all after it were preempted
+            count = len(answer.tokens) + len(answer.drafts) - answer.computed - answer.waits
             if answer.computed < len(answer.tokens) - 1:
                 count = min(count, prompts_left)
                 prompts_left -= count
@@ -172,10 +173,11 @@ class Scheduler:
             answer.computed = answer.draft_computed = len(shared) * self.pool.size
             if answer.cached is None:
                 answer.cached = answer.computed
-            count = min(len(answer.tokens) - answer.computed, budget)
+            count = min(len(answer.tokens) - answer.computed - answer.waits, budget)
             budget -= count
             self._reserve(answer, answer.computed + count)
-            plan.append(Chunk(answer, answer.computed, count))
+            if count > 0:
+                plan.append(Chunk(answer, answer.computed, count))
 
     def _shareable(self, answer: SequenceState) -> list[bytes]:
         """The keys of its full blocks but the last token's, which has to be computed.

@@ -1,16 +1,23 @@
-"""How fp8 blocks and packed 4- and 8-bit weights are named and shaped in a folder."""
+"""How fp8 blocks and packed 4- and 8-bit weights are named and shaped in a model folder.
+
+The fp8 names and the block of 128 are of DeepSeek-V3's release; the packed names are those of
+compressed-tensors' `pack-quantized` format.
+"""
 
 from __future__ import annotations
 
-from llamaseek.herd.tensors import Shape
+from llamaseek.herd.configs import Shape
 
 SCALE = "_scale_inv"
+"""Ending of the float32 scales of an fp8 matrix, after the matrix's own name."""
 FP8 = "F8_E4M3"
+"""The dtype of fp8 blocks, as safetensors writes it."""
 BLOCK = 128  # rows and columns that share a scale (DeepSeek-V3 report §3.3.2)
 PACKED, PACKED_SCALE, PACKED_SHAPE = ".weight_packed", ".weight_scale", ".weight_shape"
 GROUPS = (32, 64, 128, 256)  # inputs that share a scale
 WORD = 32  # bits of a word that packed weights lie in
 FLOATS = ("F64", "F32", "F16", "BF16", FP8)
+"""Dtypes that a weight may be stored in, as safetensors writes them."""
 
 
 def scale_shape(weight: Shape) -> Shape:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from llamaseek.herd.configs import DeepseekV3Config, Llama3Config, ModelConfig
+from llamaseek.herd import DeepseekV3Config, Llama3Config, ModelConfig
 from llamaseek.herd.tensors import count_parameters, tied
 
 if TYPE_CHECKING:
@@ -26,11 +26,10 @@ def matrix_flops(config: ModelConfig, modules: int = 0) -> int:
     """
     count = count_parameters(config)
     weights = count.activated
-    if not isinstance(config, DeepseekV3Config) and not tied(config):
+    if not config.num_experts and not tied(config):
         weights -= count.embedding
     if modules:
-        assert isinstance(config, DeepseekV3Config)
-        each = count.multi_token_activated // config.num_nextn_predict_layers
+        each = count.multi_token_activated // config.multi_token_depth
         weights += modules * (each + config.vocab_size * config.hidden_size)
     return ACCUMULATE * weights
 
@@ -57,7 +56,7 @@ def training_flops(config: ModelConfig, length: int, modules: int = 0, frozen: b
 
 def task_flops(config: ModelConfig, task: str, length: int) -> int:
     """FLOPs of training one token; pre-training has multi-token modules, fine-tuning none."""
-    modules = multi_token_modules(config) if task == "pretrain" else 0
+    modules = config.multi_token_depth if task == "pretrain" else 0
     return training_flops(config, length, modules, task == "lora")
 
 
@@ -69,9 +68,4 @@ def recipe_flops(recipe: Recipe, config: ModelConfig, length: int) -> int:
 
 def trained_modules(recipe: Recipe, config: ModelConfig) -> int:
     """How many multi-token modules a recipe trains: all of them, or none."""
-    return multi_token_modules(config) if recipe.train.objective == "multi_token" else 0
-
-
-def multi_token_modules(config: ModelConfig) -> int:
-    """How many modules that predict further ahead a model has."""
-    return config.num_nextn_predict_layers if isinstance(config, DeepseekV3Config) else 0
+    return config.multi_token_depth if recipe.train.objective == "multi_token" else 0

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 class Section(BaseModel):
     """A part of a recipe: unknown keys are errors, as are numbers that are not finite, and nothing
-    changes after loading.
+    changes after loading. The string below a field is its entry in docs/recipes.md.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -20,26 +20,46 @@ Schedule = Literal["1f1b", "interleaved", "zero_bubble"]
 
 
 class ParallelRecipe(Section):
-    """Degrees; their product but for `expert`, which divides data × shard, is the world size.
+    """Degrees of parallelism. Their product is the world size, without `expert`, which divides
+    data × shard.
 
-    `parallel: auto` takes the planner's layout for the model and the ranks that torchrun started.
+    `parallel: auto` lets the planner choose the layout for the model and the ranks that torchrun
+    started.
     """
 
     auto: bool = False
+    """Let the planner choose the layout for the model and the ranks that torchrun started;
+    `parallel: auto` is the short form."""
     data: int = Field(default=1, ge=1)
+    """Data-parallel replicas of the model; each trains on its own rows."""
     shard: int = Field(default=1, ge=1)
+    """FSDP2 ranks: weights, gradients and optimizer state are sharded over them."""
     tensor: int = Field(default=1, ge=1)
+    """Tensor-parallel ranks: each matrix is split by heads, columns or vocabulary."""
     pipeline: int = Field(default=1, ge=1)
+    """Pipeline-parallel ranks: the layers are split into stages."""
     context: int = Field(default=1, ge=1)
+    """Context-parallel ranks: the tokens of a row are split over them."""
     expert: int = Field(default=1, ge=1)
+    """Expert-parallel ranks: routed experts are split over them; divides `data` × `shard`."""
     schedule: Schedule = "1f1b"
-    stages_per_rank: int = Field(default=2, ge=2)  # of schedules that interleave
-    last_layers: int | None = Field(default=None, ge=0)  # of the last stage, which has the head
-    zero: bool = False  # the optimizer's moments spread over the data ranks (ZeRO-1)
-    fp8_dispatch: bool = False  # rows go to their experts' ranks in fp8 (V3 report §3.3.3)
-    reshard: bool = True  # sharded weights are given back after each layer's forward
-    offload: bool = False  # sharded weights and moments wait in the host's memory
-    timeout: float = Field(default=600, gt=0)  # seconds without progress that count as a hang
+    """The pipeline schedule of torch.distributed.pipelining."""
+    stages_per_rank: int = Field(default=2, ge=2)
+    """Pipeline stages per rank, for the schedules `interleaved` and `zero_bubble`."""
+    last_layers: int | None = Field(default=None, ge=0)
+    """Layers of the last pipeline stage, which also holds the head; none: layers are split
+    evenly."""
+    zero: bool = False
+    """ZeRO-1: the optimizer state is split over the data-parallel ranks."""
+    fp8_dispatch: bool = False
+    """Send tokens to the ranks of their experts in fp8 (DeepSeek-V3 report §3.3.3)."""
+    reshard: bool = True
+    """Free the gathered weights after each layer's forward; false keeps them until the
+    backward."""
+    offload: bool = False
+    """Keep sharded weights and optimizer state in CPU memory."""
+    timeout: float = Field(default=600, gt=0)
+    """Seconds without progress after which the run is stopped as hung."""
 
     @model_validator(mode="before")
     @classmethod
@@ -53,33 +73,47 @@ class ParallelRecipe(Section):
 
     @property
     def stages(self) -> int:
-        """Parts the layers are cut into: one a pipeline rank, several where they interleave."""
+        """Pipeline stages: one per rank, or `stages_per_rank` if the schedule interleaves."""
         alone = self.pipeline == 1 or self.schedule == "1f1b"
         return self.pipeline * (1 if alone else self.stages_per_rank)
 
 
 NEEDS = {"regex": "pattern", "model": "model"}
-"""What a kind of reward cannot do without."""
+"""The field that a kind of reward requires."""
 
 
 class LoraRecipe(Section):
-    """Adapters instead of whole weights; `base` "nf4" keeps the frozen base in 4 bits (QLoRA)."""
+    """LoRA adapters are trained instead of all weights; base `nf4` keeps the frozen base in 4 bits
+    (QLoRA)."""
 
     rank: int = Field(default=8, ge=1)
+    """Rank r of the two low-rank matrices."""
     alpha: float = Field(default=16.0, gt=0)
-    targets: list[str] = Field(default_factory=list)  # last names of layers; none: every linear
+    """The adapter's output is scaled by alpha / rank."""
+    targets: list[str] = Field(default_factory=list)
+    """Last names of the linear layers that get adapters; empty: every linear layer of the
+    trunk."""
     base: Literal["float", "nf4"] = "float"
+    """Precision of the frozen base weights; `nf4` is 4-bit NormalFloat (QLoRA)."""
 
 
 class RewardRecipe(Section):
-    """One reward of an answer. `column` is where the row keeps what the answer is held against."""
+    """One reward of an answer. `column` is the row's column with the reference answer or tests."""
 
     kind: Literal["exact", "numeric", "regex", "unit_tests", "model"]
+    """`exact`, `numeric` and `unit_tests` compare with the row's `column`, `regex` searches for
+    `pattern`, `model` asks a reward model."""
     weight: float = 1.0
+    """Factor of this reward in the sum of rewards."""
     column: str = "answer"
-    pattern: str | None = None  # of regex: found anywhere in the answer is 1
-    model: str | None = None  # of model: the folder of a reward model
-    timeout: float = Field(default=5.0, gt=0)  # of unit_tests, seconds
+    """The row's column that holds the reference answer, or the tests."""
+    pattern: str | None = None
+    """Regular expression; an answer that contains a match is worth 1. Required by kind
+    `regex`."""
+    model: str | None = None
+    """Folder of a reward model. Required by kind `model`."""
+    timeout: float = Field(default=5.0, gt=0)
+    """Seconds that `unit_tests` may run per answer."""
 
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> RewardRecipe:
@@ -90,70 +124,102 @@ class RewardRecipe(Section):
 
 
 class RolloutRecipe(Section):
-    """How answers are sampled from the model, and what rewards them.
+    """How answers are sampled from the model, and how they are rewarded.
 
     One rollout answers as many prompts as `train.batch` × `minibatches` / `samples`; its answers
     are then trained on for `epochs` × `minibatches` steps.
     """
 
-    samples: int = Field(default=8, ge=1)  # answers a prompt
+    samples: int = Field(default=8, ge=1)
+    """Answers sampled per prompt (the group size of GRPO)."""
     max_tokens: int = Field(default=64, ge=1)
+    """Most tokens of a sampled answer."""
     temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature."""
     minibatches: int = Field(default=1, ge=1)
+    """Optimizer steps per epoch over a rollout's answers."""
     epochs: int = Field(default=1, ge=1)
+    """Passes over the answers of one rollout."""
     rewards: list[RewardRecipe] = Field(default_factory=list)
-    missing_end: float = 0.0  # added to the reward of an answer that was cut off
+    """Rewards of an answer; their weighted sum counts."""
+    missing_end: float = 0.0
+    """Added to the reward of an answer that reached `max_tokens` without an end token."""
     eval_prompts: int = Field(default=200, ge=1)
+    """Held-out prompts answered at each evaluation."""
 
 
 class GrpoRecipe(Section):
     """Group relative policy optimization; defaults are TRL's, `sequence` is DeepSeek-V3's form."""
 
     loss: Literal["dapo", "grpo", "dr_grpo", "sequence"] = "dapo"
-    beta: float = Field(default=0.0, ge=0)  # of the KL to the reference
+    """How token losses are averaged; `sequence` is DeepSeek-V3's form."""
+    beta: float = Field(default=0.0, ge=0)
+    """Coefficient of the KL divergence to the reference model."""
     epsilon: float = Field(default=0.2, gt=0)
-    kl_ratio: bool = False  # the KL is multiplied by ρ, as in DeepSeek-V3.2 and TRL
-    scale: bool = True  # advantages are divided by their group's standard deviation
+    """Clip range of the probability ratio."""
+    kl_ratio: bool = False
+    """Multiply the KL by the probability ratio ρ, as DeepSeek-V3.2 and TRL do."""
+    scale: bool = True
+    """Divide advantages by the standard deviation of their group."""
 
 
 class PpoRecipe(Section):
     """Proximal policy optimization; defaults are those of TRL, the KL controller Ziegler's."""
 
-    kl: float = Field(default=0.05, ge=0)  # coefficient of the KL in the reward, at the start
-    kl_target: float | None = Field(default=None, gt=0)  # nats an answer; None keeps `kl` fixed
-    kl_horizon: int = Field(default=1000, ge=1)  # answers over which the coefficient follows
+    kl: float = Field(default=0.05, ge=0)
+    """Initial coefficient of the KL penalty in the reward."""
+    kl_target: float | None = Field(default=None, gt=0)
+    """Target KL in nats per answer for the adaptive coefficient; none keeps `kl` fixed."""
+    kl_horizon: int = Field(default=1000, ge=1)
+    """Answers over which the adaptive coefficient follows its target."""
     gamma: float = Field(default=1.0, gt=0, le=1)
+    """Discount factor."""
     lam: float = Field(default=0.95, ge=0, le=1)
+    """The λ of generalized advantage estimation."""
     clip: float = Field(default=0.2, gt=0)
+    """Clip range of the probability ratio."""
     value_clip: float = Field(default=0.2, gt=0)
+    """Clip range of the value function."""
     value_weight: float = Field(default=0.1, ge=0)
+    """Weight of the value loss."""
 
 
 class SamplingRecipe(Section):
-    """Rows that a model answers: rejection sampling, or distillation from a teacher's samples.
+    """Fine-tuning on sampled answers: rejection sampling, or distillation from a teacher's samples.
 
-    `samples` answers a prompt, of which the best by `rewards` is kept where it reaches `least`.
+    `samples` answers are sampled per prompt, and the one with the highest reward is kept if it
+    reaches `least`.
     """
 
-    teacher: str | None = None  # a model folder; None is the model that is trained
+    teacher: str | None = None
+    """Folder of the model that answers; none: the model that is trained."""
     samples: int = Field(default=10, ge=1)
+    """Answers sampled per prompt."""
     max_tokens: int = Field(default=128, ge=1)
+    """Most tokens of a sampled answer."""
     temperature: float = Field(default=1.0, ge=0)
+    """Sampling temperature; 0 is greedy."""
     rewards: list[RewardRecipe] = Field(default_factory=list)
+    """Rewards of an answer; the answer with the largest weighted sum is kept."""
     least: float | None = None
+    """Smallest reward at which the best answer is kept; none keeps every best answer."""
 
 
 class DistillRecipe(Section):
-    """Distillation from a teacher's logits: `weight` of the loss is the KL to them."""
+    """Distillation from a teacher's logits: the KL divergence to them has the share
+    `weight` of the loss."""
 
     teacher: str
+    """Folder of the teacher model; it must have the same tokenizer."""
     temperature: float = Field(default=1.0, gt=0)
+    """Temperature of both softmaxes."""
     weight: float = Field(default=0.5, ge=0, le=1)
+    """Weight of the KL to the teacher; the rest, 1 − weight, is the cross-entropy of the rows."""
 
 
 Stage = Literal["pretrain", "sft", "dpo", "reward", "grpo", "ppo"]
 RowFormat = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "preference"]
-# yes and no mean full and none
+# YAML's yes and no mean full and none.
 Recomputed = Annotated[
     Literal["none", "selective", "full"],
     BeforeValidator(lambda x: {True: "full", False: "none"}[x] if isinstance(x, bool) else x),
@@ -162,50 +228,63 @@ Float8 = Literal["none", "tensorwise", "rowwise", "deepseek"]
 ObjectiveName = Literal["next_token", "multi_token", "masked", "sft", "dpo"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 Beta = Annotated[float, Field(ge=0, lt=1)]
-INSTEAD = ("corpora", "mix", "rows")  # where data comes from when `data.sources` is empty
+INSTEAD = ("corpora", "mix", "rows")  # the other origins of data, without `data.sources`
 STAGES = {"masked": "pretrain", "sft": "sft", "dpo": "dpo"}
-"""The one stage of an objective that has one."""
+"""The stage that an objective requires, for those that require one."""
 
 
 class ExtendRecipe(Section):
-    """A longer context for `model.init_from`: rotary frequencies stretched `factor` times.
+    """A longer context for `model.init_from`: rotary frequencies are scaled by `factor`.
 
-    Without a factor it is `to` over the length the model was first trained on.
+    Without a factor it is `to` divided by the context length of the original training.
     """
 
-    to: int = Field(ge=2)  # tokens
+    to: int = Field(ge=2)
+    """New context length in tokens."""
     rope: Literal["yarn", "llama3"] = "yarn"
+    """Scaling of the rotary frequencies: YaRN, or Llama 3.1's."""
     factor: float | None = Field(default=None, ge=1)
+    """Scaling factor; none: `to` divided by the original context length."""
 
 
 class ModelRecipe(Section):
-    """A new model from sizes (`config`), or a trained one to go on from (`init_from`)."""
+    """A new model with the sizes of `config`, or a trained one to start from (`init_from`)."""
 
-    family: Literal["llama3", "deepseek_v3"] = "llama3"
+    family: str = "llama3"
+    """Architecture of a new model: `llama3`, `deepseek_v3`, or one that a program registered."""
     config: dict[str, Any] = Field(default_factory=dict)
+    """Sizes of a new model by their Hugging Face names, e.g. `{hidden_size: 128}`."""
     init_from: str | None = None
+    """Folder of a trained model to start from."""
     extend: ExtendRecipe | None = None
+    """Extend the context length of `init_from`."""
 
 
 class TokenizerRecipe(Section):
     """A tokenizer folder (`path`), or one trained on the run's own training text."""
 
     path: str | None = None
+    """Folder of a tokenizer; none: one is trained on the run's training text."""
     vocab_size: int = Field(default=2048, ge=267)
+    """Vocabulary size of a trained tokenizer, special tokens included."""
 
 
 class PhaseRecipe(Section):
-    """Another mix from a share of the steps on, as in annealing on the best sources."""
+    """Another mix of sources for the rest of the steps, as in annealing on the best sources."""
 
-    start: float = Field(gt=0, lt=1)  # share of the steps
+    start: float = Field(gt=0, lt=1)
+    """The phase starts at this share of the steps."""
     mix: dict[str, float] = Field(min_length=1)
+    """Weights of the sources by tokens, as in `data.mix`."""
 
 
 class LongRecipe(Section):
     """Documents of at least `tokens` tokens are read `times` times an epoch."""
 
     tokens: int = Field(ge=1)
+    """Length in tokens from which a document counts as long."""
     times: int = Field(ge=2)
+    """How many times a long document is read per epoch."""
 
 
 class DataRecipe(Section):
@@ -216,22 +295,41 @@ class DataRecipe(Section):
     """
 
     sources: list[str] = Field(default_factory=list)
+    """Files and folders; given on the command line they replace the recipe's `corpora`, `mix` and
+    `rows`."""
     corpora: dict[str, list[str]] = Field(default_factory=dict)
+    """Named lists of files and folders, e.g. `{web: [data/web/documents]}`."""
     mix: dict[str, float] = Field(default_factory=dict)
+    """Weights by tokens of `corpora` and of built-in sources: `web`, `code`, `stories`, `math`,
+    `reasoning`, `languages`, `knowledge`, `categories`, `policies`, `guard`."""
     temperature: float = Field(default=1.0, gt=0)
+    """Without `mix`, a corpus is weighted by its size to the power of 1 / temperature."""
     budgets: dict[str, int] = Field(default_factory=dict)
+    """Most tokens that a source gives in the whole run."""
     phases: list[PhaseRecipe] = Field(default_factory=list)
-    fim: float = Field(default=0.0, ge=0, le=1)  # share of documents; DeepSeek-V3 §4.1 has 0.1
+    """Other mixes from a share of the steps on, e.g. `[{start: 0.9, mix: {math: 1}}]`."""
+    fim: float = Field(default=0.0, ge=0, le=1)
+    """Share of documents rearranged as prefix, suffix, middle (fill-in-the-middle); DeepSeek-V3
+    §4.1 uses 0.1."""
     long: LongRecipe | None = None
-    mix_bytes: int = Field(default=8_000_000, ge=1)  # of the built-in sources together
-    rows: dict[str, int] = Field(default_factory=dict)  # built-in row generators → rows
+    """Read long documents more than once per epoch."""
+    mix_bytes: int = Field(default=8_000_000, ge=1)
+    """Bytes of text that the built-in sources generate together."""
+    rows: dict[str, int] = Field(default_factory=dict)
+    """Built-in row generators and how many rows each generates: `tasks`, `instructions`,
+    `preferences`, `arithmetic`, `guard`, `policies`, `reviews`."""
     holdout: float = Field(default=0.02, ge=0, lt=1)
+    """Share of the data, taken from the end, that is held out for evaluation."""
     length: int = Field(default=256, ge=2)
+    """Tokens per training row."""
     isolate: bool = True
+    """Documents packed into one row do not attend to each other."""
     bad_rows: Literal["error", "skip"] = "error"
-    # Rows of files: their format where it is not obvious, and our column names → the files' own.
+    """What an invalid row does: `error` stops the run, `skip` leaves it out and counts it."""
     format: RowFormat = "auto"
+    """Format of the rows; `auto` detects it from the column names."""
     columns: dict[str, str] = Field(default_factory=dict)
+    """Column names of llamaseek → those of the file, e.g. `{prompt: question}`."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> DataRecipe:
@@ -242,60 +340,108 @@ class DataRecipe(Section):
 
 
 class TrainRecipe(Section):
-    """The loop: batch, steps, optimizer, schedule, precision, and what is saved when."""
+    """The training loop: batch, optimizer, schedule, precision, evaluation and checkpoints."""
 
     objective: ObjectiveName = "next_token"
+    """The training objective; `sft` and `dpo` belong to their stages, the others to
+    `pretrain`."""
     steps: int = Field(default=1000, ge=1)
+    """Optimizer steps."""
     batch: int = Field(default=32, ge=1)
+    """Rows per optimizer step, over all ranks."""
     micro_batch: int | None = Field(default=None, ge=1)
+    """Rows per forward pass; none: all rows of the batch, or 1 with pipeline stages."""
     lr: float = Field(default=3e-3, gt=0)
-    min_lr: float = Field(default=0.1, ge=0, le=1)  # as a share of lr
+    """Peak learning rate."""
+    min_lr: float = Field(default=0.1, ge=0, le=1)
+    """Final learning rate as a share of `lr`."""
     warmup: int = Field(default=50, ge=0)
+    """Steps of linear warm-up."""
     schedule: Literal["cosine", "wsd"] = "cosine"
-    decay: float = Field(default=0.2, ge=0, le=1)  # share of the steps WSD decays over
+    """Learning-rate schedule; `wsd` is warm-up, stable, decay."""
+    decay: float = Field(default=0.2, ge=0, le=1)
+    """Share of the steps in which `wsd` decays."""
     betas: tuple[Beta, Beta] = (0.9, 0.95)
-    moments: Literal["fp32", "bf16"] = "fp32"  # what AdamW keeps (bf16: V3 report §3.3.3)
+    """AdamW's β₁ and β₂."""
+    moments: Literal["fp32", "bf16"] = "fp32"
+    """Precision of AdamW's moments; `bf16` halves their memory (DeepSeek-V3 report §3.3.3)."""
     weight_decay: float = Field(default=0.1, ge=0)
+    """Weight decay of AdamW."""
     clip: float = Field(default=1.0, gt=0)
+    """Largest gradient norm; larger gradients are scaled down."""
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
-    float8: Float8 = "none"  # the layers' products: torchao's scales, or DeepSeek-V3's (§3.3)
+    """Compute precision; `auto` is bf16 where the hardware supports it. Weights stay in fp32."""
+    float8: Float8 = "none"
+    """Training in fp8: matrix products with torchao's scaling, or with DeepSeek-V3's tiles
+    (report §3.3)."""
     compile: bool = False
+    """Compile each layer with torch.compile."""
     checkpoint_activations: Recomputed = "none"
+    """Activation checkpointing: recompute nothing, cheap operations, or whole layers."""
     ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay of a moving average of the weights; the average is evaluated and saved as the
+    model."""
     eval_every: int = Field(default=200, ge=1)
+    """Steps between evaluations."""
     save_every: int = Field(default=500, ge=1)
+    """Steps between checkpoints."""
     keep: int = Field(default=2, ge=1)
-    save_in_background: bool = False  # the run goes on while a checkpoint is written
-    max_skipped: int = Field(default=10, ge=1)  # steps in a row without a finite loss and gradient
+    """Number of latest checkpoints that are kept."""
+    save_in_background: bool = False
+    """Continue training while a checkpoint is written."""
+    max_skipped: int = Field(default=10, ge=1)
+    """The run stops after this many consecutive steps with a loss or gradient that is not
+    finite."""
     device: Device = "auto"
-    # DeepSeek-V3 report §4.2: lambda 0.3, alpha 1e-4, gamma 1e-3
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
     mtp_weight: float = Field(default=0.3, ge=0)
+    """Weight λ of the multi-token prediction loss (DeepSeek-V3 report §4.2)."""
     balance_weight: float = Field(default=1e-4, ge=0)
+    """Weight α of the sequence-wise balance loss (DeepSeek-V3 report §4.2)."""
     bias_update: float = Field(default=1e-3, ge=0)
-    # Llama 3 §4.1.4: beta 0.1, formatting tokens masked, 0.2 × NLL on the chosen answer
+    """Update speed γ of the routing bias (DeepSeek-V3 report §4.2)."""
     dpo_beta: float = Field(default=0.1, gt=0)
+    """The coefficient β of DPO (Llama 3 §4.1.4)."""
     dpo_form: Literal["llama3", "plain"] = "llama3"
+    """`llama3` masks formatting tokens and adds `dpo_nll` × NLL (Llama 3 §4.1.4); `plain` is the
+    original loss."""
     dpo_nll: float = Field(default=0.2, ge=0)
+    """Weight of the NLL of the chosen answer."""
 
 
 class Recipe(Section):
     """One training run. `out` is its run folder."""
 
     name: str
+    """Name of the run."""
     stage: Stage
+    """Training stage; each is also a command."""
     seed: int = Field(default=0, ge=0, lt=2**32)
+    """Random seed."""
     out: str | None = None
+    """The run folder; none: `runs/NAME`."""
     model: ModelRecipe = ModelRecipe()
+    """The model to train."""
     tokenizer: TokenizerRecipe = TokenizerRecipe()
+    """The tokenizer."""
     data: DataRecipe = DataRecipe()
+    """The training data."""
     train: TrainRecipe = TrainRecipe()
+    """The training loop."""
     lora: LoraRecipe | None = None
+    """Train adapters instead of all weights; none: full training."""
     rollout: RolloutRecipe = RolloutRecipe()
+    """Sampling and rewards of `grpo` and `ppo`."""
     grpo: GrpoRecipe = GrpoRecipe()
+    """The stage `grpo`."""
     ppo: PpoRecipe = PpoRecipe()
+    """The stage `ppo`."""
     sampling: SamplingRecipe | None = None
+    """`sft` on answers that a model samples; none: on the rows' own."""
     distill: DistillRecipe | None = None
+    """`sft` on a teacher's logits; none: no distillation."""
     parallel: ParallelRecipe = ParallelRecipe()
+    """Parallel layout over the ranks."""
 
     @model_validator(mode="after")
     def _objective_of_its_stage(self) -> Recipe:

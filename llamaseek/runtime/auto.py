@@ -13,6 +13,7 @@ from llamaseek.plan.layout import Layout
 from llamaseek.plan.planner import Planner
 from llamaseek.plan.question import Question, ask
 from llamaseek.recipe.schema import ParallelRecipe, Recipe
+from llamaseek.runtime.world import local_ranks
 
 # FLOP/s and bytes a second of a CPU. Not measured: all ranks must come to the same layout.
 CPU_RATES = (1e11, 2e10)
@@ -74,4 +75,4 @@ def gpu_of(device: str, ranks: int) -> Gpu:
         names = ", ".join(GPUS)
         raise UserError(f"LLAMASEEK_GPU: names no GPU, and none was found; allowed: {names}")
     cpu = this_cpu(CPU_RATES)
-    return replace(cpu, memory=cpu.memory / int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))
+    return replace(cpu, memory=cpu.memory / local_ranks(default=ranks))

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from llamaseek.errors import UserError, bad_value
 from llamaseek.recipe.schema import Recipe
 from llamaseek.runtime.watch import Watchdog
+from llamaseek.runtime.world import local_rank, local_ranks, machines, started_ranks
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 
@@ -24,7 +25,7 @@ def process_group(recipe: Recipe) -> Iterator[None]:
 
     Raises `UserError` for more ranks than GPUs, and where ranks came with different recipes.
     """
-    if "WORLD_SIZE" not in os.environ:
+    if started_ranks() is None:
         yield
         return
     device = pick(recipe.train.device)
@@ -53,7 +54,7 @@ def meet(timeout: timedelta) -> tuple[dist.Store, int, int]:
     starts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
-    if kept and restarts and os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+    if kept and restarts and machines() > 1:
         raise UserError(
             "torchrun: restarts on several machines need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, "
             "as deploy/several-nodes.sh has it; allowed without: --max-restarts 0"
@@ -71,13 +72,13 @@ def pick(wanted: str) -> str:
         return "cpu"
     if wanted not in ("auto", "cuda"):
         raise bad_value("train.device", wanted, "auto, cpu, cuda: each rank takes a GPU of its own")
-    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    here, gpus = local_ranks(), torch.cuda.device_count()
     if here > gpus:
         allowed = f"allowed: torchrun --nproc-per-node {gpus}, or train.device=cpu"
         raise UserError(
             f"parallel: {here} ranks on this machine, but it has {gpus} GPUs; {allowed}"
         )
-    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(local_rank())
     return "cuda"
 
 

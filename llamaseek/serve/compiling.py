@@ -1,26 +1,22 @@
-"""Constraints are compiled before a request is taken on, within limits of size and time.
+"""Constraints are compiled before a request is accepted, within limits of size, time and memory.
 
-llguidance's own limits stop what runs away, but only after some two seconds; so what is too
-large is refused by its looks first. Compiling and the first mask, where regular expressions do
-their work, run in a thread of their own, without Python's lock.
+What is too large is refused by its length and depth first. Compiling and the first mask, where
+regular expressions do their work, run in a worker process, which is killed beyond its limits.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-
-import torch
 
 from llamaseek.engine.constrain import Constraint, Grammars
 from llamaseek.errors import UserError
 from llamaseek.serve.options import Limits
 from llamaseek.serve.wire.bodies import depth
+from llamaseek.serve.wire.errors import ApiError
 
 JSON = re.compile(r"%json\s+")
 REPEAT = re.compile(r"\{(\d+)?(,)?(\d+)?\}")
@@ -31,20 +27,23 @@ LARGEST_REGEX = 50_000  # characters, once its counted repetitions are written o
 class Compiler:
     """Checks constraints for one engine's grammars."""
 
-    def __init__(self, grammars: Grammars, limits: Limits, vocabulary: int) -> None:
-        self._grammars, self._limits, self._vocabulary = grammars, limits, vocabulary
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+    def __init__(self, grammars: Grammars, limits: Limits) -> None:
+        self._grammars, self._limits = grammars, limits
+        self._compiling = 0
 
     async def check(self, constraint: Constraint, field: str) -> None:
-        """Compile what a field asks for; the engine then finds it compiled. UserError otherwise."""
+        """UserError for a constraint that cannot be compiled; ApiError 429 where too many are."""
         self._check_size(constraint, field)
-        work = asyncio.get_running_loop().run_in_executor(self._threads, self._compile, constraint)
+        if self._compiling >= self._limits.compiling:
+            message = f"{field}: too many are being compiled; try again later"
+            raise ApiError(429, message, field, "queue_full")
+        self._compiling += 1
         try:
-            await asyncio.wait_for(work, self._limits.compile_seconds)
-        except TimeoutError:
-            raise UserError(f"{field}: took too long to compile") from None
-        except (UserError, RuntimeError) as error:
+            await self._grammars.check_async(constraint, self._limits.compile_seconds)
+        except UserError as error:
             raise UserError(f"{field}: {str(error).removeprefix('constraint: ')}") from None
+        finally:
+            self._compiling -= 1
 
     def _check_size(self, constraint: Constraint, name: str) -> None:
         source, limits = constraint.source, self._limits
@@ -60,14 +59,11 @@ class Compiler:
         if any(written_out(pattern) > LARGEST_REGEX for pattern in patterns):
             raise UserError(f"{name}: repeats too much; written out it is over {LARGEST_REGEX}")
 
-    def _compile(self, constraint: Constraint) -> None:
-        self._grammars.matcher(constraint).mask(torch.zeros(self._vocabulary))
-
 
 def _schemas(grammar: str) -> Iterator[Any]:
     """The JSON schemas that a Lark grammar names by `%json`."""
     for found in JSON.finditer(grammar):
-        with contextlib.suppress(ValueError, RecursionError):  # the compiler tells what is wrong
+        with contextlib.suppress(ValueError, RecursionError):  # the compiler reports what is wrong
             yield json.JSONDecoder().raw_decode(grammar, found.end())[0]
 
 

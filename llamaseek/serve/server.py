@@ -17,6 +17,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from llamaseek.errors import UserError
+from llamaseek.runtime.world import is_first_rank
 from llamaseek.serve.app import create_app
 from llamaseek.serve.service import Service
 
@@ -65,7 +66,12 @@ class Server(uvicorn.Server):
 
 
 def check_address(host: str, port: int) -> None:
-    """UserError where nothing can listen there, told before a model is loaded."""
+    """UserError if nothing can listen there, raised before a model is loaded.
+
+    Only the first rank listens, so the others check nothing.
+    """
+    if not is_first_rank():
+        return
 
     async def listen() -> None:
         loop = asyncio.get_running_loop()
@@ -96,7 +102,7 @@ def make_server(service: Service) -> Server:
 
 
 def serve(service: Service) -> None:
-    """Serve until told to stop; the access log goes to standard error."""
+    """Serve until a stop signal; the access log goes to standard error."""
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("llamaseek.serve").setLevel(logging.INFO)
     asyncio.run(make_server(service).serve())

@@ -25,7 +25,6 @@ from llamaseek.evals.generated import (
 )
 from llamaseek.files import write_json
 from llamaseek.herd.tensors import count_parameters
-from llamaseek.models import DeepseekV3
 from llamaseek.recipe.load import find_recipe, load_recipe
 from llamaseek.recipe.schema import Recipe
 from llamaseek.study.lecture import STAGES, Sample
@@ -178,7 +177,7 @@ def describe(job: Job, speaker: Generator, items: int, figures: dict[str, Any]) 
     """Sizes, and what only a mixture of experts has: load and accepted second tokens."""
     count = count_parameters(speaker.model.config)
     figures["parameters"] = count.total
-    if isinstance(speaker.model, DeepseekV3):
+    if speaker.model.config.multi_token_depth:
         figures["activated_parameters"] = count.activated
         assert job.held_out is not None
         loads = expert_load(speaker.model, job.held_out)

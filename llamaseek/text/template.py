@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from llamaseek.errors import UserError, shorten
-from llamaseek.workers.pool import WorkerError, WorkerPool
+from llamaseek.workers.pool import WorkerPool
+from llamaseek.workers.worker import WorkerError
 
 SECONDS = 5.0
 MEMORY = 1 << 30

@@ -46,29 +46,58 @@ def main() -> None:
 
 
 def obey(control: socket.socket, make: Make) -> None:
-    """Orders, each a few bytes with an answer: `fork MEMORY CPU NICE` with a socket; `end PID`.
-
-    When the socket closes, all workers end.
-    """
-    workers: set[int] = set()
+    """Carry out orders, a line each; `Orders` says which. At the end all workers are killed."""
+    orders = Orders(control, make)
+    received, descriptors = b"", list[int]()
     while True:
         try:
-            order, descriptors, _, _ = socket.recv_fds(control, 256, 1)
+            piece, found, _, _ = socket.recv_fds(control, 256, 1)
         except ConnectionError:
-            order = b""
-        if not order:
+            piece = b""
+        if not piece:
             break
-        word, *numbers = order.split()
+        descriptors += found
+        *lines, received = (received + piece).split(b"\n")
+        for line in lines:
+            word, *numbers = line.split()
+            orders.do(word, list(map(int, numbers)), descriptors)
+    for pid in orders.workers:
+        kill(pid)
+    for pid in orders.workers | orders.killed:
+        reap(pid, 0)
+
+
+class Orders:
+    """What the process that forks is asked to do, and the workers that there are."""
+
+    def __init__(self, control: socket.socket, make: Make) -> None:
+        self.control, self.make = control, make
+        self.workers: set[int] = set()
+        self.killed: set[int] = set()
+
+    def do(self, word: bytes, numbers: list[int], descriptors: list[int]) -> None:
+        """`fork MEMORY CPU NICE`, with a socket, is answered by the process id; `status PID` kills
+        and is answered by the exit status; `kill PID` has no answer."""
+        for pid in list(self.killed):
+            if reap(pid, os.WNOHANG) is not None:
+                self.killed.discard(pid)
         if word == b"fork":
-            reply = fork(control, descriptors[0], make, *map(int, numbers))
-            workers.add(reply)
+            pid = fork(self.control, descriptors.pop(0), self.make, *numbers)
+            self.workers.add(pid)
+            self.answer(pid)
+            return
+        (pid,) = numbers
+        self.workers.discard(pid)
+        kill(pid)
+        if word == b"kill":
+            self.killed.add(pid)
         else:
-            reply = end(int(numbers[0]))
-            workers.discard(int(numbers[0]))
+            self.answer(reap(pid, 0) or 0)
+
+    def answer(self, number: int) -> None:
+        """A line with a number."""
         with contextlib.suppress(OSError):
-            control.sendall(b"%d\n" % reply)
-    for pid in workers:
-        end(pid)
+            self.control.sendall(b"%d\n" % number)
 
 
 def fork(
@@ -92,17 +121,22 @@ def fork(
         os._exit(status)
 
 
-def end(pid: int) -> int:
-    """Kill a worker with all that it started, and return its status as Popen's `returncode`."""
+def kill(pid: int) -> None:
+    """Kill a worker with all that it started."""
     try:
         os.killpg(pid, signal.SIGKILL)
     except OSError:  # it has no group of its own yet, or has ended
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)
+
+
+def reap(pid: int, options: int) -> int | None:
+    """The exit status of a killed worker, as Popen's `returncode`; None while it still ends."""
     try:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        found, status = os.waitpid(pid, options)
     except ChildProcessError:
         return 0
+    return os.waitstatus_to_exitcode(status) if found else None
 
 
 def work(descriptor: int, answer: Answer, memory: int, cpu: int) -> None:
@@ -162,7 +196,7 @@ def limit(kind: int, value: int) -> None:
 
 
 def address_space() -> int:
-    """Bytes of address space in use; 0 where the system does not tell (and does not limit it)."""
+    """Bytes of address space in use; 0 if the system does not report it (and does not limit it)."""
     try:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[0]) * resource.getpagesize()

@@ -9,120 +9,28 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llamaseek.workers.channel import Channel, Closed, Message, pair
+from llamaseek.workers.worker import PoolFull, Worker, WorkerError
 
 CHILD = Path(__file__).with_name("child.py")
 START_SECONDS = 60.0
 ORDER_SECONDS = 10.0
 END_SECONDS = 5.0
 LONGEST_REPLY = 1 << 26
-MOST = 256  # workers of one pool at once
-
-
-class WorkerError(Exception):
-    """A job failed; the message is a phrase such as "takes longer than 5 seconds"."""
-
-
-class OverLimit(WorkerError):
-    """A job went over its time or memory, or ended its process; the worker was killed."""
-
-
-class PoolFull(WorkerError):
-    """As many workers run as the pool may have."""
+MOST = 1024  # workers of one pool at once
 
 
 class _Gone(WorkerError):
     """The process that forks does not answer."""
-
-
-class Worker:
-    """One child process, for one thread or task at a time."""
-
-    def __init__(self, pool: WorkerPool, pid: int, channel: Channel) -> None:
-        self.pool, self.pid, self.channel = pool, pid, channel
-        self.alive = True
-
-    def ask(self, job: Mapping[str, Any], seconds: float, blob: bytes = b"") -> Message:
-        """The reply to a job. WorkerError if it fails; the worker lives on unless OverLimit."""
-        try:
-            self.channel.send(job, blob, seconds)
-            return self._checked(self.channel.receive(seconds))
-        except TimeoutError:
-            raise self.late(seconds) from None
-        except Closed:
-            raise self.ended() from None
-
-    async def ask_async(self, job: Mapping[str, Any], seconds: float, blob: bytes = b"") -> Message:
-        """`ask` for an event loop; a task that is cancelled kills its worker."""
-        try:
-            await self.channel.send_async(job, blob, seconds)
-            return self._checked(await self.channel.receive_async(seconds))
-        except TimeoutError:
-            raise self.late(seconds) from None
-        except Closed:
-            raise self.ended() from None
-        except WorkerError:
-            raise
-        except BaseException:
-            self.close()
-            raise
-
-    def send(self, job: Mapping[str, Any], blob: bytes = b"") -> None:
-        """Give it a job without waiting for the reply, which `poll` finds."""
-        try:
-            self.channel.send(job, blob, ORDER_SECONDS)
-        except (Closed, TimeoutError):
-            raise self.ended() from None
-
-    def poll(self) -> Message | None:
-        """The reply to a job that was sent, if it is there."""
-        try:
-            found = self.channel.poll()
-        except Closed:
-            raise self.ended() from None
-        return None if found is None else self._checked(found)
-
-    def _checked(self, reply: Message) -> Message:
-        if "error" in reply.value:
-            raise WorkerError(str(reply.value["error"]))
-        return reply
-
-    def late(self, seconds: float) -> OverLimit:
-        """Kill it; the error for a job that takes too long."""
-        self.close()
-        return OverLimit(f"takes longer than {seconds:g} seconds")
-
-    def ended(self) -> OverLimit:
-        """The error for a worker whose process has ended, or must."""
-        status = self.close()
-        if status == -signal.SIGXCPU:
-            return OverLimit(f"takes longer than {self.pool.cpu} seconds of processor time")
-        if status == -signal.SIGABRT:  # how Rust and C++ end when there is no memory
-            return OverLimit(f"needs more than {self.pool.memory >> 20} MiB of memory")
-        return OverLimit("ends its process")
-
-    def lower_priority(self) -> None:
-        """Let everything else on the machine go first from now on."""
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, self.pid, 19)
-
-    def close(self) -> int:
-        """Kill it, with all that it started; its exit status."""
-        if not self.alive:
-            return 0
-        self.alive = False
-        self.channel.close()
-        return self.pool.end(self)
 
 
 class WorkerPool:
@@ -195,10 +103,10 @@ class WorkerPool:
         with self._lock:
             self._close()
 
-    def end(self, worker: Worker) -> int:
-        """Kill a worker; its exit status. Called by `Worker.close`."""
+    def end(self, worker: Worker, wait: bool = False) -> int:
+        """Kill a worker; its exit status if that is waited for, else 0."""
         with self._lock:
-            return self._end(worker)
+            return self._end(worker, wait)
 
     @property
     def running(self) -> int:
@@ -244,7 +152,7 @@ class WorkerPool:
             channel.send({"module": self.module, "path": path}, self.blob, START_SECONDS)
             reply = channel.receive(START_SECONDS).value
         except TimeoutError:
-            reply = {"error": f"takes longer than {START_SECONDS:g} seconds to start"}
+            reply = {"error": f"takes longer than {START_SECONDS:g} s to start"}
         except Closed:
             reply = {"error": "ends its process"}
         if "error" in reply:
@@ -256,29 +164,31 @@ class WorkerPool:
         if len(self._pids) >= MOST:
             raise PoolFull(f"{MOST} of its kind run already")
         ours, theirs = pair()
-        order = b"fork %d %d %d" % (self.memory, self.cpu, self.nice)
         with theirs:
-            pid = self._order(order, [theirs.fileno()])
+            limits = (self.memory, self.cpu, self.nice)
+            pid = self._order(b"fork %d %d %d", *limits, descriptors=[theirs.fileno()])
         self._pids.add(pid)
         return Worker(self, pid, Channel(ours, LONGEST_REPLY))
 
-    def _end(self, worker: Worker) -> int:
+    def _end(self, worker: Worker, wait: bool = False) -> int:
         worker.alive = False
         worker.channel.close()
         if self._owner != os.getpid() or worker.pid not in self._pids:
             return 0  # of another process, or of one that was closed
         self._pids.discard(worker.pid)
         with contextlib.suppress(_Gone):
-            return self._order(b"end %d" % worker.pid)
+            return self._order(b"status %d" if wait else b"kill %d", worker.pid, answered=wait)
         return 0
 
-    def _order(self, order: bytes, descriptors: list[int] | None = None) -> int:
-        """The number that answers an order. `_Gone` if the process is."""
+    def _order(
+        self, order: bytes, *numbers: int, descriptors: Sequence[int] = (), answered: bool = True
+    ) -> int:
+        """The number that answers an order of `child`. `_Gone` if nothing does."""
         if self._control is None:
             raise _Gone
         try:
-            socket.send_fds(self._control, [order], descriptors or [])
-            answer = self._control.recv(32)
+            socket.send_fds(self._control, [order % numbers + b"\n"], descriptors)
+            answer = self._control.recv(32) if answered else b"0"
         except OSError:
             answer = b""
         if not answer:

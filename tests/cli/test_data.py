@@ -12,9 +12,9 @@ import yaml
 
 from llamaseek.cli.data import print_rows
 from llamaseek.data.batch import Batch
-from llamaseek.data.clean.quality.recipe import QualityRecipe
 from llamaseek.data.clean.recipe import CleanRecipe
 from llamaseek.data.documents import read_documents
+from llamaseek.data.quality.recipe import QualityRecipe
 from llamaseek.recipe.load import make_recipe
 from llamaseek.train.jobs.preview import shown_row, training_rows
 from tests.cli.run import Cli

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llamaseek.data.clean.classifier import agreement, load_classifier
 from llamaseek.data.clean.engine import CleaningWorkers
-from llamaseek.data.clean.quality.classifier import agreement, load_classifier
-from llamaseek.data.clean.quality.flow import filter_by_judge, sample
-from llamaseek.data.clean.quality.recipe import QualityRecipe
 from llamaseek.data.documents import Document, read_documents
+from llamaseek.data.quality.flow import filter_by_judge, sample
+from llamaseek.data.quality.recipe import QualityRecipe
 from llamaseek.errors import UserError
 from llamaseek.report.data_page import write_data_report
 from tests.data.planted import gibberish, prose, write_rows
@@ -106,7 +106,7 @@ def test_a_judge_of_one_opinion_is_refused(source: Path, tmp_path: Path) -> None
         filter_by_judge(
             recipe(source, tmp_path / "b"), lambda texts: [None] * len(texts), CleaningWorkers(1)
         )
-    with pytest.raises(ValueError, match="one of at_least and share"):
+    with pytest.raises(ValueError, match="give either at_least or share"):
         recipe(source, tmp_path, keep={})
 
 

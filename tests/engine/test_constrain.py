@@ -137,11 +137,8 @@ def test_what_cannot_be_compiled_is_refused(engine: Engine, kind: str, source: s
     assert len(str(caught.value)) < 300 and not engine.busy
 
 
-def test_a_constraint_nothing_fits_fails_its_own_request(engine: Engine) -> None:
+def test_a_constraint_that_nothing_fits_is_refused(engine: Engine) -> None:
     impossible = Constraint("json_schema", '{"$ref": "#"}')
-    work = engine.add(Request(prompt=[1], params=SamplingParams(constraint=impossible)))
-    free = engine.add(Request(prompt=[1], params=SamplingParams(max_tokens=5)))
-    while engine.busy:
-        engine.step()
-    assert work.answers[0].error is not None and free.answers[0].error is None
-    assert engine.pool.used == 0
+    with pytest.raises(UserError, match="constraint: json_schema"):
+        engine.add(Request(prompt=[1], params=SamplingParams(constraint=impossible)))
+    assert not engine.busy and engine.pool.used == 0

@@ -18,7 +18,6 @@ from llamaseek.plan.cost import read_bytes
 from llamaseek.plan.flops import (
     attention_flops,
     matrix_flops,
-    multi_token_modules,
     recipe_flops,
     task_flops,
 )
@@ -140,7 +139,7 @@ def test_a_run_shows_the_share_of_the_planner_s_flops(tmp_path: Path) -> None:
     recipe = recipe_of("deepseek_v3", {}, out=str(tmp_path))
     job = job_of(recipe)
     config = job.model.config
-    assert multi_token_modules(config) == 1 and not config.tie_word_embeddings
+    assert config.multi_token_depth == 1 and not config.tie_word_embeddings
     shown = Trainer(job).flops
     assert shown == task_flops(config, "pretrain", recipe.data.length)
     numbers = sum(p.numel() for p in job.model.parameters())

@@ -14,7 +14,8 @@ import jsonschema
 import pytest
 import torch
 
-from llamaseek.engine.constrain import Constraint, Grammars, Matcher
+from llamaseek.engine.constrain import Constraint, Grammars
+from llamaseek.engine.matcher import Matcher
 from llamaseek.serve.wire.tools import one_call_a_turn
 from llamaseek.text.grammar import BLANK, call_grammar
 from llamaseek.text.llama3_parse import may_be_call, plain_calls
@@ -24,6 +25,7 @@ from llamaseek.text.published import get
 from llamaseek.text.special import CALL_BEGIN, CALL_END, CALL_SEP, CALLS_BEGIN, CALLS_END
 from llamaseek.text.special import PYTHON_TAG as TAG
 from llamaseek.text.tokenizer import Tokenizer
+from tests.engine.walk import Walk
 from tests.serve.running import TOKENIZER, Running
 from tests.serve.spoken import STORY, Speech
 
@@ -58,11 +60,11 @@ def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def taken(grammars: Grammars, source: str, ids: list[int]) -> bool:
     """Whether an answer of a grammar may be these ids as a whole."""
-    state = grammars.matcher(Constraint("lark", source))._state
-    for token in ids:
-        if not state.consume_token(token):
-            return False
-    return bool(state.is_accepting())
+    walk, tokenizer = Walk(grammars, Constraint("lark", source)), grammars.tokenizer
+    fits = all(walk.accept(token) for token in ids)
+    ends = fits and walk.may_end(tokenizer.vocab_size, frozenset(tokenizer.stop_ids))
+    walk.close()
+    return ends
 
 
 def written(tokenizer: Tokenizer, name: str, arguments: str, text: str = "") -> str:
@@ -179,15 +181,16 @@ def test_whatever_is_drawn_calls_as_its_schema_says(
     calls, whole = 0, 0
     for seed in range(25):
         generator = torch.Generator().manual_seed(seed)
-        matcher, ids = grammars.matcher(constraint), list[int]()
+        walk, ids = Walk(grammars, constraint), list[int]()
         while len(ids) < 80:
             row = torch.rand(tokenizer.vocab_size, generator=generator)
             row[begins] += 0.5 * (seed % 3)
-            matcher.mask(row)
+            walk.matcher.mask(row)
             ids.append(int(row.argmax()))
-            if matcher.accept(ids[-1]) or ids[-1] in tokenizer.stop_ids:
+            if ids[-1] in tokenizer.stop_ids or (walk.accept(ids[-1]) and walk.matcher.ended):
                 whole += 1
                 break
+        walk.close()
         for call in parse_ids(tokenizer, ids).get("tool_calls", []):
             function = call["function"]
             jsonschema.validate(function["arguments"], held[function["name"]])

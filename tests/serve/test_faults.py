@@ -22,7 +22,7 @@ import pytest
 
 from llamaseek.checkpoints.hf import save_model
 from llamaseek.engine import sampler
-from llamaseek.engine.constrain import Matcher
+from llamaseek.engine.matcher import Matcher
 from llamaseek.engine.text_out import TextOut
 from tests.models.shapes import tiny_model
 from tests.serve.running import TOKENIZER, Running, make_service, running

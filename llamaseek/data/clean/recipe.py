@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializeAsAny, field_validator
 
+from llamaseek.data.clean.classifier import Quality
 from llamaseek.data.clean.dedup.exact import ExactDedup, UrlDedup
 from llamaseek.data.clean.dedup.lines import LineDedup
 from llamaseek.data.clean.dedup.near import MinHashDedup
@@ -16,7 +17,6 @@ from llamaseek.data.clean.filters.decontaminate import Decontaminate
 from llamaseek.data.clean.filters.gopher import GopherQuality, GopherRepetition
 from llamaseek.data.clean.filters.language import Language, Personal
 from llamaseek.data.clean.filters.url import Url
-from llamaseek.data.clean.quality.classifier import Quality
 from llamaseek.data.clean.stage import CleaningStage
 from llamaseek.recipe.load import read_mapping, validated
 from llamaseek.recipe.schema import Section

@@ -16,18 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from llamaseek.data.clean.engine import CleaningWorkers
-from llamaseek.data.clean.plan import fingerprint, make_plan
-from llamaseek.data.clean.quality.classifier import (
+from llamaseek.data.clean.classifier import (
     Agreement,
     Classifier,
     agreement,
     train_classifier,
 )
-from llamaseek.data.clean.quality.recipe import QualityRecipe
+from llamaseek.data.clean.engine import CleaningWorkers
+from llamaseek.data.clean.plan import fingerprint, make_plan
 from llamaseek.data.clean.recipe import CleanRecipe
 from llamaseek.data.clean.run import OnStep, clean
 from llamaseek.data.documents import Document
+from llamaseek.data.quality.recipe import QualityRecipe
 from llamaseek.errors import UserError
 from llamaseek.files import write_json
 
@@ -137,9 +137,9 @@ def _graded(
     kept = [(d, g) for d in documents if (g := grades[d.id]) is not None]
     if len(kept) < FEWEST or len({g for _, g in kept}) < 2:
         raise UserError(
-            f"judge: gave {len(kept)} of {len(documents)} documents a grade, "
-            f"{len({g for _, g in kept})} different ones; a classifier needs at least {FEWEST} "
-            "and two different"
+            f"judge: graded {len(kept)} of {len(documents)} documents, "
+            f"{len({g for _, g in kept})} different grades; a classifier needs at least {FEWEST} "
+            "grades, two of them different"
         )
     return [d for d, _ in kept], [g for _, g in kept]
 
