@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 
 from llamaseek.data.bad_rows import BadRows, Row
-from llamaseek.data.batch import IGNORE, Batch, Rows
+from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.data.formats import RowReader
 from llamaseek.data.mix.corpus import build_corpus
 from llamaseek.data.pack import Example
 from llamaseek.data.rankings import preferences, rankings
 from llamaseek.data.rows import Span, conversations, stretches
+from llamaseek.data.source import Rows
 from llamaseek.errors import UserError
 from llamaseek.recipe.schema import Recipe
 from llamaseek.text.tokenizer import Tokenizer

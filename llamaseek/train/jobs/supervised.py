@@ -10,11 +10,12 @@ from torch import Tensor
 
 from llamaseek.checkpoints.hf import load_model
 from llamaseek.data.bad_rows import BadRows, NoRows, Row
-from llamaseek.data.batch import Batch, Rows
+from llamaseek.data.batch import Batch
 from llamaseek.data.builtin.rows import generated_rows
 from llamaseek.data.formats import RowReader
 from llamaseek.data.rankings import preferences, rankings
 from llamaseek.data.rows import conversations, file_rows
+from llamaseek.data.source import Rows
 from llamaseek.errors import UserError
 from llamaseek.models import CausalLM
 from llamaseek.models.loss import sum_by_sequence, target_log_probs

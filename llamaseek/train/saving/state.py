@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter
 
 from llamaseek.checkpoints.hf import save_model
+from llamaseek.data.source import SourceState
 from llamaseek.errors import UserError
 from llamaseek.models import CausalLM
 from llamaseek.parallel.ranks import ParallelModel
@@ -152,31 +153,28 @@ def make_moments(
             optimizer.state[parameter][key] = step if key == "step" else moment
 
 
-def save_position(folder: Path, state: dict[str, Any]) -> None:
-    """Write where in its data the next step begins."""
-    (folder / "state" / "data.json").write_text(json.dumps(state) + "\n")
+POSITION, TENSORS = "data.json", "source.safetensors"  # of a source, in `state/`
 
 
-def load_position(folder: Path) -> dict[str, Any]:
-    """What `save_position` wrote."""
-    path = folder / "state" / "data.json"
+def save_source(folder: Path, state: SourceState) -> None:
+    """Write where in its data the next step begins, and a source's tensors, where it has any."""
+    if state.position:
+        (folder / "state" / POSITION).write_text(json.dumps(state.position) + "\n")
+    if state.tensors:
+        plain = {key: tensor.detach().cpu().contiguous() for key, tensor in state.tensors.items()}
+        save_file(plain, folder / "state" / TENSORS)
+
+
+def load_source(folder: Path, fresh: SourceState) -> SourceState:
+    """What `save_source` wrote for a source whose state was `fresh` before any step.
+
+    Raises UserError where the source has a position and the folder holds none, or where one of
+    the files is broken.
+    """
+    path = folder / "state" / POSITION
     try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be resumed from ({error})") from None
-
-
-def save_tensors(folder: Path, name: str, tensors: dict[str, Tensor]) -> None:
-    """More of `state/`: what goes with a step beside model and optimizer."""
-    if tensors:
-        plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        save_file(plain, folder / "state" / f"{name}.safetensors")
-
-
-def load_tensors(folder: Path, name: str) -> dict[str, Tensor]:
-    """What `save_tensors` wrote; nothing where there was nothing."""
-    path = folder / "state" / f"{name}.safetensors"
-    try:
-        return load_file(path) if path.is_file() else {}
-    except SafetensorError as error:
+        position = dict(json.loads(path.read_text())) if fresh.position else {}
+        path = folder / "state" / TENSORS
+        return SourceState(position, load_file(path) if path.is_file() else {})
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be resumed from ({error})") from None
