@@ -82,15 +82,17 @@ def check_apart(target: Path, source: Path) -> None:
 def check_kept(target: Path, source: Path) -> None:
     """UserError where replacing a folder would remove something of what it is made from."""
     if any(place.is_relative_to(target.resolve()) for place in places(source)):
-        raise UserError(f"{target}: holds {source}, which it is made from")
+        raise UserError(f"{target}: contains {source}, which it is made from")
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:
-    """UserError for what may not be replaced: all but model folders, and these unless told."""
+    """Raise UserError unless `folder` is a model folder that may be replaced."""
     if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
         return
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: is there already, and is no model folder to replace")
+        raise UserError(
+            f"{folder}: exists already and is not a model folder, so it is not replaced"
+        )
     if not overwrite:
         raise UserError(f"{folder}: exists and is not empty; --overwrite replaces it")
 

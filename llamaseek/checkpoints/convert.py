@@ -98,7 +98,7 @@ def average_models(folders: Sequence[Path], target: Path) -> None:
     config = read_config(folders[0])
     for folder in folders[1:]:
         if read_config(folder) != config:
-            raise UserError(f"{folder}: is a model of another config than {folders[0]}")
+            raise UserError(f"{folder}: has a different config from {folders[0]}")
     stored = [read_folder(folder, config) for folder in folders]
     tensors = {name: _mean([one[name] for one in stored]) for name in stored[0]}
     target.mkdir(parents=True, exist_ok=True)

@@ -84,9 +84,9 @@ def _load(path: Path) -> dict[str, Tensor]:
         found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         reason = shorten(str(error).partition(".")[0])
-        raise UserError(f"{path}: is not a checkpoint of tensors alone ({reason})") from None
+        raise UserError(f"{path}: contains objects other than tensors ({reason})") from None
     if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
-        raise UserError(f"{path}: is not a checkpoint of tensors alone")
+        raise UserError(f"{path}: contains objects other than tensors")
     return found
 
 

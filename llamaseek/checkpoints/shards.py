@@ -72,7 +72,7 @@ def write_tensors(
 ) -> None:
     """Write a folder's safetensors files: one called `single`, or numbered shards and an index.
 
-    `watch` is told of the bytes written as they are. Raises OSError where the disk is full or
+    `watch` is called with the number of bytes written. Raises OSError where the disk is full or
     cannot be written.
     """
     shards = _split(tensors, shard_bytes)

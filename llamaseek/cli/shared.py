@@ -41,7 +41,7 @@ def read_stdin() -> str:
 
 @contextmanager
 def bytes_bar(total: int) -> Iterator[Callable[[int], None]]:
-    """Told how many bytes are written, it shows how many of `total` are, how fast, how long yet."""
+    """A progress bar of bytes written out of `total`, with speed and remaining time."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -76,7 +76,7 @@ def this_command(extra: str = "") -> str:
     return " ".join([program(), *map(shlex.quote, words)])
 
 
-DEVICE = typer.Option("auto", help="cpu, cuda or cuda:1; auto takes the GPU where there is one.")
+DEVICE = typer.Option("auto", help="cpu, cuda or cuda:1; auto uses the GPU if there is one.")
 
 HINTS = {
     "model/config.json": "is a run's folder; its model is {0}/model",

@@ -127,7 +127,7 @@ class ModelConfig:
         """The content of `config.json`, readable by transformers."""
         data = {key: value for key, value in asdict(self).items() if value is not None}
         architecture = self.architecture
-        if data.pop("is_reward_model"):  # transformers tells by the architecture
+        if data.pop("is_reward_model"):  # transformers identifies it by the architecture
             architecture = architecture.replace("ForCausalLM", SCORING)
             data |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
         # transformers 5 keeps the rotary base and its scaling together; older readers want both.

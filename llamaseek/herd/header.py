@@ -173,7 +173,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
 
 
 def _check_index(folder: Path, found: dict[str, StoredTensor]) -> None:
-    """Index and shards must tell the same."""
+    """Check that index and shards agree."""
     index = _weight_map(folder)
     for name, shard in index.items():
         if name not in found or found[name].path.name != shard:

@@ -92,7 +92,7 @@ class CausalLM(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (..., D) → logits (..., V). UserError for a reward model, which has none."""
         if self.config.is_reward_model:
-            raise UserError("model: is a reward model, which scores answers and says nothing")
+            raise UserError("model: is a reward model: it returns scores and has no logits")
         out: Tensor = self.lm_head(hidden)
         return out
 

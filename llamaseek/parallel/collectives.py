@@ -126,7 +126,7 @@ def all_to_all(x: Tensor, sent: list[int], received: list[int], group: dist.Proc
 def split_over_ranks(
     items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]
 ) -> list[Result]:
-    """`work` gives a result for each item. Ranks deal the items out, and all get all results."""
+    """`work` gives a result for each item. Items are split over the ranks; all get all results."""
     if not dist.is_initialized():
         return list(work(items))
     rank, world = dist.get_rank(), dist.get_world_size()

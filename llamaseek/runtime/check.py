@@ -110,7 +110,7 @@ def answering_problems(config: ModelConfig, stored: Iterable[str], ranks: int) -
     """What keeps a folder of `stored` tensors from being answered with on several ranks."""
     subject = f"torchrun: {ranks} ranks"
     if config.is_reward_model:
-        yield f"{subject} are not for a reward model, which says nothing"
+        yield f"{subject} are not for a reward model: it scores and cannot generate text"
     if any(name.endswith(PACKED) for name in stored):
         yield f"{subject} are not for weights packed in 4 or 8 bits; allowed: 1"
     yield from tensor_problems(config, ranks, subject)

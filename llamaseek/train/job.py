@@ -25,7 +25,7 @@ def summary_lines(source: Source) -> list[str]:
 
 
 class Interrupted(Exception):
-    """The run was asked to stop and has saved; `resume` says how to go on."""
+    """The run was asked to stop and has saved; `resume` is the command that continues it."""
 
     def __init__(self, signum: int, step: int) -> None:
         super().__init__(f"stopped after step {step}")

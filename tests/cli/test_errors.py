@@ -123,7 +123,7 @@ def test_what_serve_cannot_do_is_told_before_a_model_is_loaded(cli: Cli, tmp_pat
         port = str(taken.getsockname()[1])
         refused(cli("serve", folder, "--port", port), f"--port {port}", "already in use")
     refused(cli("serve", folder, "--cache-gb", "nan"), "--cache-gb: nan")
-    refused(cli("serve", folder, "--guard-drop", "S1"), "--guard-drop", "no --guard")
+    refused(cli("serve", folder, "--guard-drop", "S1"), "--guard-drop", "--guard is not given")
 
 
 @pytest.mark.usefixtures("nothing_written")

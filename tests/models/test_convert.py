@@ -115,7 +115,7 @@ def test_an_existing_folder_stays(tmp_path: Path, cli: Cli) -> None:
     words = ["convert", str(tmp_path / "source"), str(target)]
     for more in ([], ["--overwrite"]):  # a slip of the pen does not take a folder of something else
         result = cli(*words, *more)
-        assert result.code == 2 and "no model folder to replace" in result.err
+        assert result.code == 2 and "is not a model folder, so it is not replaced" in result.err
         assert (target / "mine.txt").read_text() == "mine"
     (target / "config.json").write_text("{}")
     result = cli(*words)

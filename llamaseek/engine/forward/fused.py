@@ -77,7 +77,7 @@ def weights(*layers: nn.Module) -> Weights:
     else:
         kinds = set()
     if len(kinds) != 1 or 0 in kinds:
-        raise ValueError("layers that no operator takes together")
+        raise ValueError("no fused operator supports these layers")
     group = layers[0].group if isinstance(layers[0], RowParallelLinear) else None
     return Weights(found, scales, kinds.pop(), group)
 
@@ -210,7 +210,7 @@ class Mixture:
             gate_up = routed.gate_up_proj.flatten(1, 2)
             self.experts = (gate_up, None, routed.down_proj, None, bits, bits)
         else:
-            raise ValueError("experts that no operator takes")
+            raise ValueError("no fused operator supports these experts")
 
     def __call__(self, x: Tensor, where: Where) -> Tensor:
         """See `FusedStep`."""

@@ -39,7 +39,7 @@ def _pretrain_job(recipe: Recipe) -> Job:
         corpus = build_corpus(recipe, watch)
     model = _new_model(recipe, corpus.tokenizer)
     objective = make_objective(recipe, model, corpus.tokenizer)
-    # Masked prediction is of a few tokens, so its loss says nothing of all the text's bytes.
+    # Masked prediction covers few tokens, so its loss is not a measure per byte of text.
     size = 0 if recipe.train.objective == "masked" else corpus.held_out_bytes
     job = Job(recipe, model, corpus.tokenizer, objective, corpus.rows, corpus.held_out, size)
     job.bad_rows = corpus.bad_rows
@@ -47,12 +47,12 @@ def _pretrain_job(recipe: Recipe) -> Job:
 
 
 def _check_model(recipe: Recipe) -> None:
-    """What is wrong with the model that can be told before its text is tokenized."""
+    """Check what can be wrong with the model before its text is tokenized."""
     if recipe.model.init_from:
         check_speaks("model.init_from", recipe.model.init_from)
         config = starting_config(recipe)
     elif recipe.model.extend is not None:
-        raise UserError("model.extend: needs model.init_from, a model whose context it extends")
+        raise UserError("model.extend: needs model.init_from, the model whose context is extended")
     else:
         config = model_config(recipe)
     check_length(recipe, config)

@@ -31,7 +31,7 @@ class RunFolder:
         if not (resume or overwrite) and (steps or self.final.exists()):
             held = f"a run at step {steps[-1]}" if steps else "a model"
             raise UserError(
-                f"{self.path}: holds {held}; --resume goes on, --overwrite starts again"
+                f"{self.path}: holds {held}; --resume continues it, --overwrite starts again"
             )
         if resume and not steps:
             raise UserError(f"{self.path}: holds no checkpoint to resume from")

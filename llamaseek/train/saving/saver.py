@@ -185,7 +185,7 @@ class AdaptedParts:
 
 
 class Saver:
-    """Writes checkpoints. A failed one is told and counted; the run goes on with the last good."""
+    """Writes checkpoints. A failed save is logged and counted; the last good checkpoint stays."""
 
     def __init__(
         self,
@@ -255,7 +255,7 @@ class Saver:
         if self.ranks.main:
             good = self.folder.saved_steps()
             kept = f"step {good[-1]} is the last good one" if good else "there is no good one yet"
-            print(f"warning: {self.error}; the run goes on, {kept}", file=sys.stderr)
+            print(f"warning: {self.error}; the run continues, {kept}", file=sys.stderr)
 
     def _write(self, done: int, tensors: dict[str, Tensor], steps: int, extras: Extras) -> None:
         start = time.monotonic()
@@ -279,7 +279,7 @@ class Saver:
                 write(self.folder.partial(target))
         except (UserError, OSError) as failed:
             error = str(failed)
-        if self.ranks.main or opened:  # the others have heard of it already
+        if self.ranks.main or opened:  # the other ranks know it already
             error = self._agreed(error)
         self.seconds, self.error = time.monotonic() - start, error
 

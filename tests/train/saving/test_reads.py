@@ -224,5 +224,5 @@ def test_cleaning_keeps_what_it_reads(cli: Cli, tmp_path: Path) -> None:
     for sources, stages in cases:
         (tmp_path / "r.yaml").write_text(CLEAN.format(out=out, sources=sources, stages=stages))
         result = cli("data", "clean", str(tmp_path / "r.yaml"), "--overwrite", "--workers", "1")
-        assert result.code == 2 and "would take away its source" in result.err, result.err
+        assert result.code == 2 and "would replace its source" in result.err, result.err
         assert text.is_file()
