@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,7 +17,8 @@ from llamaseek.recipe.schema import Recipe
 from llamaseek.runtime.check import model_config
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.job import Job
-from llamaseek.train.jobs.supervised import post_job
+from llamaseek.train.jobs.reinforce import grpo_job, ppo_job
+from llamaseek.train.jobs.supervised import dpo_job, reward_job, sft_job
 from llamaseek.train.monitor import tokenizing
 from llamaseek.train.objectives.choose import make_objective
 from llamaseek.train.saving.reads import check_reads
@@ -26,12 +28,11 @@ from llamaseek.train.start import by_layer, check_length, check_speaks, check_vo
 def build_job(recipe: Recipe) -> Job:
     """Everything a run needs; raises `UserError` before anything is written."""
     check_reads(recipe)
-    if recipe.stage == "pretrain":
-        return _pretrain_job(recipe)
-    return post_job(recipe)
+    return JOBS[recipe.stage](recipe)
 
 
-def _pretrain_job(recipe: Recipe) -> Job:
+def pretrain_job(recipe: Recipe) -> Job:
+    """A new model, or one from a folder, on text."""
     if recipe.data.fim and recipe.train.objective == "masked":
         raise bad_value("data.fim", recipe.data.fim, "0 with train.objective masked")
     _check_model(recipe)
@@ -44,6 +45,17 @@ def _pretrain_job(recipe: Recipe) -> Job:
     job = Job(recipe, model, corpus.tokenizer, objective, corpus.rows, corpus.held_out, size)
     job.bad_rows = corpus.bad_rows
     return job
+
+
+JOBS: dict[str, Callable[[Recipe], Job]] = {
+    "pretrain": pretrain_job,
+    "sft": sft_job,
+    "dpo": dpo_job,
+    "reward": reward_job,
+    "grpo": grpo_job,
+    "ppo": ppo_job,
+}
+"""How the job of each of `recipe.stages.STAGES` is built."""
 
 
 def _check_model(recipe: Recipe) -> None:
