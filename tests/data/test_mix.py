@@ -319,7 +319,7 @@ def test_a_run_tells_what_its_mix_became(
         ({"mix": {"storys": 1}}, "did you mean 'stories'"),
         ({"mix": {"a": -1}}, r"data\.mix\.a: -1"),
         ({"mix": {"a": 0}}, "no weight above 0"),
-        ({"budgets": {"a": 10, "b": 10}}, "20 tokens in all, but the run reads 5,120"),
+        ({"budgets": {"a": 10, "b": 10}}, "20 tokens in total, but the run reads 5,120"),
         ({"phases": [{"start": 0.5, "mix": {"z": 1}}]}, r"data\.phases\.0\.mix source 'z'"),
         ({"corpora": {"a": ["nothing.txt"]}}, "nothing.txt: no such file"),
         ({"phases": [{"strt": 0.5, "mix": {"a": 1}}]}, "did you mean 'start'"),
