@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from llamaseek.recipe.schema import ParallelRecipe
 
+DEGREES = ("data", "shard", "tensor", "pipeline", "context", "expert")
+"""The degrees of a layout; `parallel` in a recipe has fields of the same names."""
+
 
 @dataclass(frozen=True)
 class Layout:
