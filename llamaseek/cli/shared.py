@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from llamaseek.errors import UserError
+from llamaseek.files import is_gguf
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -87,18 +88,24 @@ HINTS = {
 
 
 def model_folder(path: Path | None) -> Path | None:
-    """A model folder as it was given; UserError for a path that is something else.
+    """A model folder or GGUF file as it was given; UserError for a path that is something else.
 
     What a folder that looks like one lacks is for its readers to say.
     """
-    if path is None or (path / "config.json").is_file():
+    if path is None or (path / "config.json").is_file() or (path.is_file() and is_gguf(path)):
         return path
     if not path.is_dir():
-        raise UserError(f"{path}: no such folder{_download(str(path))}")
+        raise UserError(f"{path}: no such {_wanted(path)}{_download(str(path))}")
     for file, hint in HINTS.items():
         if (path / file).is_file():
             raise UserError(f"{path}: {hint.format(path)}")
     return path
+
+
+def _wanted(path: Path) -> str:
+    if path.is_file():
+        return "folder; it is a file, and not a GGUF one"
+    return "file" if path.suffix == ".gguf" else "folder"
 
 
 def _download(name: str) -> str:
