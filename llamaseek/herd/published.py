@@ -28,7 +28,7 @@ class Entry:
     long_context: bool = False
     tool_use: bool = False
     release: date | None = None
-    licence: str = "none"
+    license: str = "none"
     published_parameters: int | None = None
 
     @property
@@ -196,7 +196,7 @@ def _pair(
         multilingual=new,
         long_context=new,
         release=release,
-        licence=f"Llama {version} Community",
+        license=f"Llama {version} Community",
         published_parameters=PARAMETERS[size],
     )
     instruct = replace(
@@ -247,7 +247,7 @@ def _guard(
         multilingual=True,
         long_context=True,
         release=release,
-        licence=f"Llama {version} Community",
+        license=f"Llama {version} Community",
         published_parameters=PARAMETERS[size],
     )
 
@@ -261,7 +261,7 @@ def _deepseek() -> list[Entry]:
         multilingual=True,
         long_context=True,
         release=date(2024, 12, 26),
-        licence="DeepSeek Model",
+        license="DeepSeek Model",
         published_parameters=671_000_000_000,
     )
     chat = replace(
