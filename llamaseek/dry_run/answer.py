@@ -72,8 +72,8 @@ def plan_training(recipe: Recipe, gpu: Gpu, dtype: str) -> Planned:
         "exposed_seconds": step.exposed,
         "optimizer_seconds": step.optimizer,
         "tokens_per_second": tokens / step.seconds,
-        "utilisation": share,
-        "utilisation_with_sends_hidden": share * step.seconds / step.hidden_seconds,
+        "utilization": share,
+        "utilization_with_sends_hidden": share * step.seconds / step.hidden_seconds,
     }
     return Planned(setting, reports, step, answer)
 

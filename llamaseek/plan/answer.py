@@ -40,8 +40,8 @@ def _answer_model(question: Question) -> dict[str, Any]:
     alone, speed = planner.memory(Layout()), planner.speed(layout)
     return {
         **_asked(question),
-        "utilisation": speed.utilisation or question.utilisation,
-        "utilisation_is_assumed": question.assumed and not question.trains,
+        "utilization": speed.utilization or question.utilization,
+        "utilization_is_assumed": question.assumed and not question.trains,
         "parameters": count.total,
         "activated_parameters": count.activated,
         "bytes": _bytes(alone),
@@ -76,7 +76,7 @@ def _bytes(memory: Memory) -> dict[str, int]:
 def _answer_count(question: Question) -> dict[str, Any]:
     """The same for a number of parameters: no cache, no activations, states split evenly."""
     count, form = question.parameters or 0, question.form
-    share_of_peak = question.utilisation or 0.0
+    share_of_peak = question.utilization or 0.0
     weights = count * form.matrix
     memory = Memory(weights=weights)
     if question.task in ("sft", "pretrain"):
@@ -130,8 +130,8 @@ def _asked(question: Question) -> dict[str, Any]:
         "context": question.context,
         "batch": question.batch,
         "checkpointing": question.checkpointing if question.trains else None,
-        "utilisation": question.utilisation,
-        "utilisation_is_assumed": question.assumed,
+        "utilization": question.utilization,
+        "utilization_is_assumed": question.assumed,
     }
 
 

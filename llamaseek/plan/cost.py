@@ -1,6 +1,6 @@
 """How long a step takes, and what bounds it.
 
-A training step's time is `plan/step.py`'s, unless a utilisation is given: a published one has the
+A training step's time is `plan/step.py`'s, unless a utilization is given: a published one has the
 cost of links, of idle pipeline stages and of recomputation in it already. A decoding step takes
 what its FLOPs take at a stated share of the peak, what it must read at the same share of the
 memory's bandwidth, or what its links must carry at their measured rate, whichever is longest.
@@ -35,12 +35,12 @@ class Speed:
     tokens_per_second: float
     bound: str
     prefill_tokens_per_second: float | None = None
-    utilisation: float | None = None  # of the peak, in training
+    utilization: float | None = None  # of the peak, in training
 
 
-def training_speed(step: Step, at_peak: float, tokens: int, utilisation: float | None) -> Speed:
+def training_speed(step: Step, at_peak: float, tokens: int, utilization: float | None) -> Speed:
     """One optimizer step of `tokens`, whose FLOPs take `at_peak` seconds at the GPUs' peak. A given
-    `utilisation` stands for all that a step loses, and takes the formula's place.
+    `utilization` stands for all that a step loses, and takes the formula's place.
     """
     slot, seconds = step.slot, step.seconds
     parts = {
@@ -49,9 +49,9 @@ def training_speed(step: Step, at_peak: float, tokens: int, utilisation: float |
         "links": slot.sends,
     }
     bound = max(parts, key=lambda name: parts[name])
-    if utilisation is not None:
-        seconds, bound = at_peak / utilisation, "compute"
-    return Speed(seconds, tokens / seconds, bound, utilisation=at_peak / seconds)
+    if utilization is not None:
+        seconds, bound = at_peak / utilization, "compute"
+    return Speed(seconds, tokens / seconds, bound, utilization=at_peak / seconds)
 
 
 def serving_speed(
@@ -60,14 +60,14 @@ def serving_speed(
     serving: Serving,
     layout: Layout,
     gpu: Gpu,
-    utilisation: float,
+    utilization: float,
 ) -> Speed:
     """One new token for every row, its context full; and how fast prompts are read.
 
     A token passes the stages of a pipeline one after the other.
     """
     rows = -(-serving.rows // layout.data)
-    rate = gpu.peak(form.rate) * utilisation
+    rate = gpu.peak(form.rate) * utilization
     matrices, attention = matrix_flops(config), attention_flops(config, serving.length)
     at_once = layout.tensor * layout.data
     read = read_bytes(config, form, serving.rows, layout)
@@ -76,7 +76,7 @@ def serving_speed(
     sent = 4 * others(layout.tensor) * rows * config.hidden_size * form.number
     bounds = {
         "compute": serving.rows * (matrices + attention) / (at_once * rate),
-        "memory bandwidth": read / (gpu.bandwidth * utilisation),
+        "memory bandwidth": read / (gpu.bandwidth * utilization),
         "links": sent * config.num_hidden_layers / rates_of(gpu, form.rate).link,
     }
     slowest = max(bounds, key=lambda name: bounds[name])

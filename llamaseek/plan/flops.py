@@ -2,7 +2,7 @@
 
 A token is multiplied with every weight that it activates: the chosen experts, a tied table as the
 head, and not the embedding, of which it reads one row. Attention counts all keys, masked or not, as
-published utilisations do. Activations that are computed again are time, not work.
+published utilizations do. Activations that are computed again are time, not work.
 """
 
 from __future__ import annotations

@@ -213,15 +213,15 @@ class Planner:
         return None
 
     def speed(self, layout: Layout) -> Speed:
-        """How fast `layout` is at the stated utilisation."""
+        """How fast `layout` is at the stated utilization."""
         q = self.question
         if not q.trains:
             serving = self.serving()
-            share = q.utilisation or SERVING_SHARE
+            share = q.utilization or SERVING_SHARE
             return serving_speed(self.config, q.form, serving, layout, q.gpu, share)
         peak = layout.gpus * q.gpu.peak(q.form.rate)
         return training_speed(
-            self.step(layout), self.flops / peak, q.batch * q.context, q.utilisation
+            self.step(layout), self.flops / peak, q.batch * q.context, q.utilization
         )
 
     def micro_batches(self, layout: Layout) -> int:

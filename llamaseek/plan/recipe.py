@@ -41,7 +41,7 @@ def question_of(
         title=recipe.name,
         config=config,
         parameters=None,
-        utilisation=None,
+        utilization=None,
         form=replace(question.form, moments=moments),
         rows=train.micro_batch,
         modules=trained_modules(recipe, config),
@@ -96,5 +96,5 @@ def recipe_answer(
         "step_seconds": step.seconds,
         "tokens_per_second": question.batch * question.context / step.seconds,
         "flops_per_token": planner.flops // (question.batch * question.context),
-        "utilisation": planner.flops / (step.seconds * peak),
+        "utilization": planner.flops / (step.seconds * peak),
     }

@@ -4,7 +4,7 @@ A micro-batch takes its products, its attention (half of the keys, where causali
 moves to and from memory, and its sends one after the other, as the training loop runs them. What
 FSDP gathers and scatters goes beside that work, and what is longer shows; gradients of replicas are
 averaged after the last backward. A pipeline of p places takes as many such times as it has
-micro-batches, and p - 1 more, each shorter by the stages a rank. The utilisation is what comes out.
+micro-batches, and p - 1 more, each shorter by the stages a rank. The utilization is what comes out.
 
 `plan` and `parallel: auto` count the work from the config (`plan/work.py`), `train-plan` from a
 traced rank (`dry_run/`): the formula is this one.
