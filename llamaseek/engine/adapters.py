@@ -38,7 +38,7 @@ class Adapters:
                 _adapted(model, layer, name, self).add(name, a, b, adapter.scaling)
 
     def check(self, name: str) -> None:
-        """UserError for a name that is none of them; "" is the base."""
+        """Raise UserError for an unknown adapter; "" is the base model."""
         if name and name not in self.names:
             raise unknown_name("adapter", name, sorted(self.names))
 

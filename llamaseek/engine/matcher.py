@@ -53,7 +53,7 @@ class Matcher:
         self._session.advance(self, token)
 
     def receive(self, reply: Message) -> None:
-        """The mask has come, or why there is none."""
+        """The mask has arrived, or the error why there is none."""
         self.slow = time.monotonic() - self.asked > PATIENCE
         if "failed" in reply.value:
             self.failure = shorten(str(reply.value["failed"]))
@@ -98,7 +98,7 @@ class Session:
         return found
 
     def advance(self, matcher: Matcher, token: int) -> None:
-        """An answer goes on by a token."""
+        """Advance an answer by one token."""
         self._tokens += 1
         self._send({"answer": matcher.number, "token": token})
 

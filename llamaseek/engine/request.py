@@ -1,4 +1,4 @@
-"""What is asked of the engine, how it is under way, and what comes back."""
+"""Requests to the engine, their state while they run, and their results."""
 
 from __future__ import annotations
 

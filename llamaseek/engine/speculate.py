@@ -47,7 +47,7 @@ def make_drafter(
     scheduler: Scheduler,
     make_runner: Callable[[CausalLM], Runner],
 ) -> Drafter:
-    """The drafter that is asked for. UserError where the models do not allow it."""
+    """The requested drafter. Raises UserError if the models do not allow it."""
     model = runner.model
     if wanted.kind == "mtp":
         if not model.config.multi_token_depth:

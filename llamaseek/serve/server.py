@@ -34,7 +34,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Take SIGTERM and SIGINT while serving; afterwards the process goes on to exit 0."""
+        """Take SIGTERM and SIGINT while serving; afterwards the process exits with code 0."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

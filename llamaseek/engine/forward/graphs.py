@@ -58,7 +58,7 @@ def capturable(model: CausalLM) -> bool:
 
 
 def compiled(model: CausalLM, backend: str = "inductor") -> Model:
-    """The model's forward compiled as one graph, anew for each size."""
+    """The model's forward pass compiled as one graph, once for each size."""
     from torch import _dynamo
 
     whole = torch.compile(model, dynamic=False, fullgraph=True, backend=backend)

@@ -42,7 +42,7 @@ def last_number(text: str) -> Decimal | None:
 
 
 def pattern(text: str) -> Callable[[str, str], bool]:
-    """A check that finds a regular expression in the answer; UserError where it is none."""
+    """A check for a regular expression in the answer; UserError if it is invalid."""
     try:
         compiled = re.compile(text, re.DOTALL)
     except re.error as error:

@@ -47,7 +47,7 @@ class AdvantageEstimator(Protocol):
 
 
 class Rollouts(Source):
-    """A source whose answers are sampled anew every `minibatches` × `epochs` steps."""
+    """A source whose answers are sampled again every `minibatches` × `epochs` steps."""
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ def shuffled(count: int, seed: str) -> Tensor:
 
 
 def prompt_order(count: int, seed: int, epoch: int) -> list[int]:
-    """Which prompt is asked when, in one pass over all of them."""
+    """The order of the prompts in one pass over all of them."""
     return shuffled(count, f"{seed}/prompts/{epoch}").tolist()
 
 

@@ -70,7 +70,7 @@ class RowSampler:
                 yield f"{prompt.place} (sampled)", row
 
     def _choose(self, drawn: list[Episode], total: list[float]) -> list[tuple[Episode, float]]:
-        """The best answer that came to its end and says something; all where nothing judges."""
+        """The best answer that has an end and is not empty; all answers without rewards."""
         whole = [(e, r) for e, r in zip(drawn, total, strict=True) if e.finished and e.text]
         self.all += [reward for _, reward in whole]
         if not whole:

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, by all its ranks together; in the background where the recipe says so."""
+"""Checkpoints of a run, by all its ranks together; in the background if the recipe says so."""
 
 from __future__ import annotations
 
