@@ -1,4 +1,4 @@
-"""uvicorn around the app, and an orderly end.
+"""Runs the app in uvicorn, with a graceful shutdown.
 
 The first SIGTERM or SIGINT: no new connections, `/ready` says so, answers under way go on for
 `drain` seconds; what is then left ends with an error event. A second one ends all at once.

@@ -1,4 +1,4 @@
-"""What an answer is worth: programs that check it, and reward models."""
+"""Rewards of an answer: verifying programs, and reward models."""
 
 from __future__ import annotations
 

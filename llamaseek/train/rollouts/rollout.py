@@ -1,4 +1,4 @@
-"""Rollouts: the loop's batches are answers that the model itself just gave, judged.
+"""Rollouts: the loop's batches are answers that the model has just sampled, with rewards.
 
 N answers, T time, G answers a prompt.
 """
@@ -31,7 +31,7 @@ Figures = dict[str, float]
 
 
 class AdvantageEstimator(Protocol):
-    """What an algorithm makes of judged answers."""
+    """An algorithm's batch tensors from rewarded answers."""
 
     def __call__(self, batch: Batch, rewards: Tensor) -> tuple[Batch, Figures]:
         """The batch with what its objective needs, and figures to watch; rewards (N)."""

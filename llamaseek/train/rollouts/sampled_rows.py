@@ -1,4 +1,4 @@
-"""Rows that a model answers before it, or another, learns from them.
+"""Rows whose answers are sampled from a model before training.
 
 Rejection sampling (Llama 3 §4.2.2): K answers a prompt, of which the reward's best is kept. Without
 rewards every answer is kept: distillation from a teacher's samples.
@@ -26,7 +26,7 @@ from llamaseek.train.start import check_speaks, check_vocabulary
 
 @dataclass
 class RowSampler:
-    """Samples rows for one run, and remembers what it did."""
+    """Samples rows for one run, and keeps statistics of them."""
 
     recipe: Recipe
     plan: SamplingRecipe
