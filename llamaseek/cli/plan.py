@@ -1,4 +1,4 @@
-"""`plan`: what a model needs, from its config alone."""
+"""`plan`: estimate memory, speed and cost of a model from its config alone."""
 
 from __future__ import annotations
 

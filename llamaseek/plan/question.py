@@ -1,4 +1,4 @@
-"""What is asked of the planner: checked, with a default for whatever was left open."""
+"""A question to the planner, validated, with defaults for fields that are not given."""
 
 from __future__ import annotations
 
