@@ -58,7 +58,8 @@ def rankings(
 ) -> Batch:
     """Two or three answers a row, best first, for reward models.
 
-    `extra["ends"]` (B, S) is where each answer's last token stands, -1 where there is none.
+    `extra["ends"]` (B, S) is where each answer's last token stands, -1 where there is none. What a
+    template writes after that token is left out: no answer is scored that goes on after its end.
     """
     reader, bad = reader or RowReader(), bad or BadRows()
 
@@ -66,13 +67,21 @@ def rankings(
         found = reader.ranking(place, row)
         chats = _chats(place, found, tokenizer, tuple(found.answers))
         check_length(place, sum(len(chat.ids) for chat in chats), length)
-        return [Example(chat.ids, [IGNORE] * len(chat.ids)) for chat in chats]
+        return [_scored(place, *named) for named in zip(found.answers, chats, strict=True)]
 
     items = list(bad.keep(rows, ranked))
     batch = pack_apart(items)
     most = max(map(len, items))
     batch.extra["ends"] = torch.tensor([_ends(row) + [-1] * (most - len(row)) for row in items])
     return batch
+
+
+def _scored(place: str, name: str, chat: ChatIds) -> Example:
+    """One answer with what comes before it, up to its end."""
+    end = last_answer(chat)[1]
+    if end == 0:
+        raise RowError(place, "without an answer", f"{name} is empty")
+    return Example(chat.ids[:end], [IGNORE] * end)
 
 
 def _ends(row: list[Example]) -> list[int]:
@@ -93,15 +102,25 @@ def _chats(
 
 
 def _side(place: str, chat: ChatIds, sequence: int, form: str) -> Example:
-    """One answer; only the last assistant turn is learnt."""
-    if ANSWER not in chat.kinds:
-        raise RowError(place, "without an answer", f"{PAIR[sequence]} is empty")
-    last = max(i for i, kind in enumerate(chat.kinds) if kind == PROMPT)
-    in_loss = [kind if i > last else PROMPT for i, kind in enumerate(chat.kinds)]
-    chat = replace(chat, kinds=in_loss)
+    """One answer; only the last assistant turn is in the loss."""
+    begin, end = last_answer(chat)
+    kinds = [kind if begin <= i < end else PROMPT for i, kind in enumerate(chat.kinds)]
+    chat = replace(chat, kinds=kinds)
     counted = shifted(chat, lambda kind: kind == ANSWER or (form == "plain" and kind != PROMPT))
+    if all(target == IGNORE for target in counted):
+        message = f"no token of {PAIR[sequence]} would be in the loss; is it empty?"
+        raise RowError(place, "without an answer", message)
     extra = {
         "sequence": [sequence] * len(chat.ids),
         "counts_for_preference": [int(target != IGNORE) for target in counted],
     }
     return Example(chat.ids, shifted(chat, lambda kind: kind != PROMPT), extra)
+
+
+def last_answer(chat: ChatIds) -> tuple[int, int]:
+    """Where the last run of tokens that the assistant says begins and ends; (0, 0) if none is."""
+    end = max((i + 1 for i, kind in enumerate(chat.kinds) if kind != PROMPT), default=0)
+    begin = end
+    while begin > 0 and chat.kinds[begin - 1] != PROMPT:
+        begin -= 1
+    return begin, end

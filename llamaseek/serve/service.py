@@ -89,9 +89,9 @@ class Service:
         return await asyncio.to_thread(self.tokenizer.encode, text)
 
     async def encode_prompt(self, prompt: str | Sequence[int], name: str = "prompt") -> list[int]:
-        """A prompt as ids: a text after the beginning-of-text token, ids as they are."""
+        """A prompt as ids: a text after what its tokenizer puts before texts, ids as they are."""
         if isinstance(prompt, str):
-            return [self.tokenizer.bos_id, *await self.encode(prompt, name)]
+            return [*self.tokenizer.prefix_ids, *await self.encode(prompt, name)]
         return list(prompt)
 
     def submit(
@@ -148,7 +148,7 @@ def make_service(
     """
     if adapters and group is not None:
         raise UserError(
-            f"--adapter: {adapters[0]} is not for several ranks; fold it in with: "
+            f"--adapter: {adapters[0]} cannot be used on several ranks; merge it with: "
             "llamaseek convert --adapter"
         )
     tokenizer = Tokenizer.load(folder)

@@ -1,7 +1,7 @@
 """Conversations as token ids, in the format of the tokenizer at hand.
 
 The two families' formats are `llama3_chat.py` and `deepseek_chat.py`; any other tokenizer's own
-template runs through `template_chat.py`.
+template runs through `templates/`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from llamaseek.errors import UserError, unknown_name
 from llamaseek.text.deepseek_v3 import deepseek_pieces
-from llamaseek.text.llama3_calls import CHAT_TEMPLATE, ChatOptions
+from llamaseek.text.llama3_calls import CHAT_TEMPLATE, OPTION_KWARGS, ChatOptions
 from llamaseek.text.llama3_chat import VARIANTS, llama3_pieces
-from llamaseek.text.messages import ROLES, Message, Turn, read_messages, read_tools
+from llamaseek.text.messages import (
+    ROLES,
+    Message,
+    Turn,
+    read_messages,
+    read_tools,
+    with_reasoning,
+)
 from llamaseek.text.pieces import ANSWER, END, PROMPT, ChatIds, Piece, to_ids, to_text
-from llamaseek.text.special import START_HEADER, USER
 
 if TYPE_CHECKING:
     from llamaseek.text.tokenizer import Tokenizer
@@ -62,21 +68,26 @@ def encode_chat(
     add_generation_prompt: bool = False,
     tools: Tools | None = None,
     options: ChatOptions | None = None,
+    spans: bool = False,
 ) -> ChatIds:
     """The conversation as ids, with the kind of each: what is given, what is said, its end.
 
     Contents are encoded apart from special tokens, so whatever they spell stays text.
     `add_generation_prompt` opens an assistant's turn at the end. `tools` are definitions as in
-    OpenAI's API. Raises UserError, naming the field, for messages, tools and options that the
-    format cannot say.
+    OpenAI's API. `spans` asks for the kinds also where finding them costs more than the encoding:
+    with a template that does not mark what the assistant says. Raises UserError, naming the
+    field, for messages, tools and options that the format cannot say.
     """
     options = options or ChatOptions()
-    name = options.format or format_of(tokenizer)
     turns, definitions = read_messages(messages), read_tools(tools)
+    name = options.format or format_of(tokenizer, bool(definitions))
+    check_open(turns, options, add_generation_prompt)
     if name == TEMPLATE:
-        from llamaseek.text.template_chat import encode_by_template
+        from llamaseek.text.templates.encode import encode_by_template
 
-        return encode_by_template(tokenizer, messages, definitions, add_generation_prompt, options)
+        return encode_by_template(
+            tokenizer, messages, definitions, add_generation_prompt, options, spans
+        )
     pieces = _pieces(name, turns, definitions, options, add_generation_prompt)
     return to_ids(tokenizer, pieces)
 
@@ -94,6 +105,7 @@ def render(
     options = options or ChatOptions()
     turns, definitions = read_messages(messages), read_tools(tools)
     name = options.format or "llama3"
+    check_open(turns, options, add_generation_prompt)
     return to_text(_pieces(name, turns, definitions, options, add_generation_prompt))
 
 
@@ -102,28 +114,42 @@ def check_messages(messages: Sequence[Message]) -> None:
     read_messages(messages)
 
 
-def format_of(tokenizer: Tokenizer) -> str:
-    """The name of the format that the tokenizer's template, or else its special tokens, mean.
+def check_open(turns: Sequence[Turn], options: ChatOptions, add_generation_prompt: bool) -> None:
+    """UserError where `continue_final_message` is asked for and nothing can be continued."""
+    if not options.continue_final_message:
+        return
+    if add_generation_prompt:
+        raise UserError("continue_final_message: cannot be asked for with add_generation_prompt")
+    if turns[-1].role != "assistant" or turns[-1].calls:
+        raise UserError(
+            "continue_final_message: needs a conversation that ends with an assistant's message "
+            "without calls"
+        )
 
-    Raises UserError for a tokenizer without either.
+
+def format_of(tokenizer: Tokenizer, tools: bool = False) -> str:
+    """The name of the format that the tokenizer's template means.
+
+    `tools` asks for the template of conversations with tools. Raises UserError for a tokenizer
+    without a template.
     """
-    names = set(tokenizer.specials.values())
-    template = tokenizer.chat_template
-    if template is not None and template != CHAT_TEMPLATE:
-        digest = hashlib.sha256(template.strip().encode("utf-8", "replace")).hexdigest()
-        return KNOWN_TEMPLATES.get(digest[:16], TEMPLATE)
-    if USER in names:
-        return "deepseek_v3"
-    if START_HEADER in names:
+    template = tokenizer.chat_templates.pick(tools)
+    if template == CHAT_TEMPLATE:
         return "llama3"
-    raise UserError("tokenizer: it has no chat template, and no special tokens of a known format")
+    lines = template.replace("\r\n", "\n").strip()
+    digest = hashlib.sha256(lines.encode("utf-8", "replace")).hexdigest()
+    return KNOWN_TEMPLATES.get(digest[:16], TEMPLATE)
 
 
 def _pieces(
     name: str, turns: list[Turn], tools: Tools, options: ChatOptions, add_generation_prompt: bool
 ) -> list[Piece]:
-    if name == "deepseek_v3":
-        return deepseek_pieces(turns, tools, add_generation_prompt)
-    if name not in VARIANTS:
+    if name not in (*VARIANTS, "deepseek_v3"):
         raise unknown_name("chat format", name, list(FORMATS))
-    return llama3_pieces(turns, tools, options, VARIANTS[name], add_generation_prompt)
+    options = options.understood(tuple(OPTION_KWARGS) if name in VARIANTS else ())
+    turns = [*turns[:-1], with_reasoning(turns[-1])]
+    if name == "deepseek_v3":
+        pieces = deepseek_pieces(turns, tools, add_generation_prompt)
+    else:
+        pieces = llama3_pieces(turns, tools, options, VARIANTS[name], add_generation_prompt)
+    return pieces[:-1] if options.continue_final_message else pieces

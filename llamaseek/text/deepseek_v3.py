@@ -10,6 +10,7 @@ tools are those of vLLM's `examples/tool_chat_template_deepseekv3.jinja`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -23,6 +24,7 @@ from llamaseek.text.special import (
     CALL_SEP,
     CALLS_BEGIN,
     CALLS_END,
+    END_THINK,
     OUTPUT_BEGIN,
     OUTPUT_END,
     OUTPUTS_BEGIN,
@@ -42,7 +44,7 @@ def deepseek_pieces(
     pieces = [control(SENTENCE_BEGIN), *_opening(system, tools)]
     for before, turn in pairwise([None, *spoken]):
         if turn is not None:
-            pieces += _turn(turn, before)
+            pieces += _turn(turn if turn is spoken[-1] else _answer_alone(turn, before), before)
     last = spoken[-1] if spoken else None
     after_results = last is not None and last.role == "tool"
     if after_results:
@@ -50,6 +52,16 @@ def deepseek_pieces(
     if add_generation_prompt and not after_results:
         pieces.append(control(ASSISTANT))
     return pieces
+
+
+def _answer_alone(turn: Turn, before: Turn | None) -> Turn:
+    """An earlier answer without the reasoning in its content, where the published template drops
+    it: not in answers that call, nor after results.
+    """
+    after_results = before is not None and before.role == "tool"
+    if turn.role != "assistant" or turn.calls or after_results:
+        return turn
+    return replace(turn, content=turn.content.split(END_THINK)[-1])
 
 
 def _turn(turn: Turn, before: Turn | None) -> list[Piece]:
@@ -86,7 +98,7 @@ def _call(call: Call) -> list[Piece]:
 
 
 def _opening(system: str, tools: Sequence[Mapping[str, Any]]) -> list[Piece]:
-    """The system message, and after it what tells the model of its tools."""
+    """The system message, followed by the definitions of the tools."""
     if not tools:
         return [Piece(system)]
     listed = "".join(f"\n{to_json(tool)}" for tool in tools)
@@ -125,7 +137,7 @@ class DeepSeekReader:
         self._among_calls = self._called = False
 
     def read(self, item: str | Control) -> list[Event]:
-        """What this text or control token tells."""
+        """The events of this text or control token."""
         name = item.name if isinstance(item, Control) else None
         text = name if name is not None else str(item)
         if self._call is not None:
@@ -163,12 +175,19 @@ def read_call(text: str) -> ToolCall | None:
     """One call with the control tokens at its ends, or None if it is not as it should be."""
     inner = text.removeprefix(CALL_BEGIN).removesuffix(CALL_END)
     kind, _, rest = inner.partition(CALL_SEP)
+    if kind.strip() != "function":
+        return _bare_call(kind.strip(), rest)
     name, fence, body = (part.strip() for part in rest.partition("```json"))
     arguments = read_object(body.removesuffix("```"))
-    whole = kind.strip() == "function" and fence and body.endswith("```")
-    if not whole or not is_name(name) or arguments is None:
+    if not fence or not body.endswith("```") or not is_name(name) or arguments is None:
         return None
     return ToolCall(name, arguments)
+
+
+def _bare_call(name: str, arguments: str) -> ToolCall | None:
+    """A call as V3.1 writes it: the name, the separator, and JSON without a fence."""
+    found = read_object(arguments)
+    return ToolCall(name, found) if is_name(name) and found is not None else None
 
 
 def _without_frame(text: str) -> str:

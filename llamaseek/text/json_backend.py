@@ -6,6 +6,7 @@ import codecs
 import json
 import re
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import Any, Protocol
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
@@ -29,11 +30,15 @@ class TokenStream(Protocol):
 class Backend(Protocol):
     """An engine without state. Every added token of its file is in `specials`.
 
+    `hidden` are those of them that the file calls special, which text does not show. `prefix` is
+    what the file's post-processor puts before a text.
     `unknown` is the one that stands for text which the vocabulary cannot spell; byte-level
     engines have none.
     """
 
     specials: dict[int, str]
+    hidden: frozenset[int]
+    prefix: tuple[int, ...]
     size: int
     unknown: str | None
 
@@ -115,7 +120,7 @@ def around(model: Any) -> Any:
 def add_specials(library: Any, names: Sequence[str]) -> None:
     """Adds the special tokens after the vocabulary.
 
-    As in Meta's file, other libraries put begin-of-text before a text unless told not to.
+    As in Meta's file, other libraries put begin-of-text before a text by default.
     """
     library.add_special_tokens([AddedToken(name, normalized=False) for name in names])
     library.post_processor = processors.TemplateProcessing(
@@ -160,7 +165,11 @@ class JsonBackend:
 
     def __init__(self, source: str) -> None:
         self._source = source
-        self._library = _load(source)
+        parsed = _parse(source)
+        added = parsed.get_added_tokens_decoder()
+        self.hidden = frozenset(i for i, token in added.items() if token.special)
+        self._library = _with_plain_text(parsed, source)
+        self.prefix = _prefix(self._library)
         added = self._library.get_added_tokens_decoder()
         self.specials = {i: token.content for i, token in sorted(added.items())}
         self.size = max(self._library.get_vocab_size(), max(self.specials, default=-1) + 1)
@@ -222,15 +231,21 @@ class _LibraryStream:
         return rest
 
 
-def _load(source: str) -> Any:
-    """The library's tokenizer, set so that the text of special tokens is text to it."""
-    library = _parse(source)
+def _with_plain_text(library: Any, source: str) -> Any:
+    """The library's tokenizer, set so that the text of added tokens is text to it."""
     if not all(token.special for token in library.get_added_tokens_decoder().values()):
         library = _parse(_all_special(source))
     library.no_truncation()
     library.no_padding()
     library.encode_special_tokens = True
     return library
+
+
+def _prefix(library: Any) -> tuple[int, ...]:
+    """The special tokens that the post-processor puts before a text."""
+    found = library.encode("a", add_special_tokens=True)
+    pairs = zip(found.ids, found.special_tokens_mask, strict=True)
+    return tuple(i for i, _ in takewhile(lambda pair: pair[1], pairs))
 
 
 def _parse(source: str) -> Any:

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llamaseek.errors import UserError, bad_value
+from llamaseek.text.special import END_THINK, THINK
 
 Message = dict[str, Any]
 
 ROLES = ("system", "user", "assistant", "ipython", "tool")
 RESULTS = ("ipython", "tool")
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+"""What an assistant's reasoning goes by; the first name is DeepSeek's, the one that is written."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Turn:
     role: str
     content: str
     calls: tuple[Call, ...] = ()
+    reasoning: str | None = None
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -82,15 +86,36 @@ def _read_message(where: str, message: Any) -> Turn:
     calls = _read_calls(f"{where}.tool_calls", message)
     if calls and role != "assistant":
         raise UserError(f"{where}.tool_calls: only an assistant calls tools, not {role!r}")
+    reasoning = reasoning_of(message)
+    if reasoning is not None and (role != "assistant" or not isinstance(reasoning, str)):
+        raise bad_value(f"{where}.reasoning_content", reasoning, "an assistant's text")
     role = "tool" if role in RESULTS else role
-    return Turn(role, _read_content(where, message, role, bool(calls)), calls)
+    content = _read_content(where, message, role, bool(calls) or reasoning is not None)
+    return Turn(role, content, calls, reasoning)
 
 
-def _read_content(where: str, message: Mapping[str, Any], role: str, calls: bool) -> str:
+def reasoning_of(message: Mapping[str, Any]) -> Any:
+    """What a message gives as its reasoning, by whichever name; None where it has none."""
+    return next((message[key] for key in REASONING_KEYS if message.get(key) is not None), None)
+
+
+def with_reasoning(turn: Turn) -> Turn:
+    """A turn with its reasoning before its content, as DeepSeek-R1 writes it.
+
+    For the last turn of a conversation, which is learnt or continued: published templates leave
+    out the reasoning of earlier ones.
+    """
+    if turn.reasoning is None:
+        return turn
+    content = f"{THINK}\n{turn.reasoning}\n{END_THINK}\n\n{turn.content}"
+    return replace(turn, content=content, reasoning=None)
+
+
+def _read_content(where: str, message: Mapping[str, Any], role: str, optional: bool) -> str:
     content = message.get("content")
     if isinstance(content, str):
         return content
-    if content is None and calls:
+    if content is None and optional:
         return ""
     if "content" not in message:
         raise UserError(f"{where}.content: missing; a message has a role and a content")
@@ -166,6 +191,13 @@ class Content:
 
 
 @dataclass(frozen=True)
+class Reasoning:
+    """More of what the model thinks before it answers."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class ToolCall:
     """One whole call of a tool."""
 
@@ -173,7 +205,7 @@ class ToolCall:
     arguments: dict[str, Any]
 
 
-Event = Content | ToolCall
+Event = Content | Reasoning | ToolCall
 
 
 def text_events(text: str) -> list[Event]:

@@ -21,6 +21,7 @@ from llamaseek.text.json_backend import (
     check_unicode,
     from_ranks,
 )
+from llamaseek.text.special import BEGIN_OF_TEXT
 
 LONGEST, LONGEST_RUN = 400_000, 25_000
 """Where Meta cuts what tiktoken's regular expression cannot hold: characters in all, and
@@ -39,8 +40,10 @@ class MetaBackend:
         self._ranks = _read_ranks(content)
         base = len(self._ranks)
         self.specials = {base + n: name for n, name in enumerate(names)}
+        self.hidden = frozenset(self.specials)
         self.size = base + len(names)
         self._ids = {name: i for i, name in self.specials.items()}
+        self.prefix: tuple[int, ...] = (self._ids[BEGIN_OF_TEXT],)
         self._bytes = [*self._ranks, *(name.encode() for name in names)]
         self._engine = tiktoken.Encoding(
             "llama3", pat_str=SPLIT_PATTERN, mergeable_ranks=self._ranks, special_tokens=self._ids
@@ -101,7 +104,7 @@ def _read_ranks(content: bytes) -> dict[bytes, int]:
                 f"line {number}: {shown!r} is not a token in base64 and its rank, as in Meta's file"
             ) from None
         if place != len(ranks) or value in ranks:
-            raise UserError(f"line {number}: rank {place} where rank {len(ranks)} is due")
+            raise UserError(f"line {number}: rank {place}, expected rank {len(ranks)}")
         ranks[value] = place
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:

@@ -5,9 +5,12 @@ Each format says once, as pieces, what a conversation looks like; its ids and it
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from llamaseek.text.special import ASSISTANT_TAGS
 
 if TYPE_CHECKING:
     from llamaseek.text.tokenizer import Tokenizer
@@ -46,15 +49,28 @@ def control(name: str, kind: int = PROMPT) -> Piece:
 def to_ids(tokenizer: Tokenizer, pieces: Iterable[Piece]) -> ChatIds:
     """Each control token by its id, each text encoded apart, so that no text becomes a control.
 
-    Raises UserError for a control token that the tokenizer lacks.
+    An answer's own tags (`<think>`, `<tool_call>`) are tokens where the tokenizer has them. Raises
+    UserError for a control token that the tokenizer lacks.
     """
+    tags = sorted(ASSISTANT_TAGS.intersection(tokenizer.specials.values()))
     chat = ChatIds([], [], [])
-    for piece in pieces:
+    for piece in _with_tags(pieces, tags) if tags else pieces:
         ids = [tokenizer.id_of(piece.text)] if piece.control else tokenizer.encode(piece.text)
         chat.ids.extend(ids)
         chat.kinds.extend([piece.kind] * len(ids))
         chat.control.extend([piece.control] * len(ids))
     return chat
+
+
+def _with_tags(pieces: Iterable[Piece], tags: list[str]) -> Iterator[Piece]:
+    """The pieces, answers cut at the tags in them."""
+    pattern = re.compile("(" + "|".join(map(re.escape, tags)) + ")")
+    for piece in pieces:
+        if piece.control or piece.kind != ANSWER:
+            yield piece
+            continue
+        for text in filter(None, pattern.split(piece.text)):
+            yield Piece(text, piece.kind, control=text in tags)
 
 
 def to_text(pieces: Iterable[Piece]) -> str:

@@ -54,6 +54,11 @@ def llama3_names(release: str = "3.1") -> tuple[str, ...]:
 BUILT_IN_TOOLS = ("brave_search", "wolfram_alpha", "photogen", "code_interpreter")
 """The tools that Llama 3.1 was taught by name."""
 
+THINK, END_THINK = "<think>", "</think>"
+ASSISTANT_TAGS = frozenset({THINK, END_THINK, "<tool_call>", "</tool_call>"})
+"""What assistants write themselves: in their messages these texts are tokens, where there are such
+tokens. In anyone else's they are text."""
+
 # DeepSeek-V3: the bars are U+FF5C, the blanks U+2581.
 SENTENCE_BEGIN = "<｜begin▁of▁sentence｜>"
 SENTENCE_END = "<｜end▁of▁sentence｜>"

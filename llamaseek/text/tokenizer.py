@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llamaseek.errors import UserError
+from llamaseek.errors import UserError, bad_value
+from llamaseek.files import is_gguf
 from llamaseek.text import special
 from llamaseek.text.json_backend import Backend, JsonBackend
 from llamaseek.text.llama3_calls import CHAT_TEMPLATE
 from llamaseek.text.template import TemplateRunner
+from llamaseek.text.templates.contents import Contents
+from llamaseek.text.templates.stored import DEFAULT, ChatTemplates, read_templates, read_text
 
 TOKENIZER_FILE = "tokenizer.json"
 META_FILE = "tokenizer.model"
 CONFIG_FILE = "tokenizer_config.json"
-TEMPLATE_FILE = "chat_template.jinja"
+GENERATION_FILE = "generation_config.json"
 
 DEFAULT_CONFIG: dict[str, Any] = {
     "tokenizer_class": "PreTrainedTokenizerFast",
@@ -38,63 +41,79 @@ DEFAULT_CONFIG: dict[str, Any] = {
 PAD_NAMES = (special.PAD, "<｜▁pad▁｜>", "<|reserved_special_token_1|>")
 """Padding of Llama 3.1, of DeepSeek-V3, and one that Llama 3.0 leaves unused."""
 
+END_NAMES = (special.END_OF_TEXT, special.END_OF_MESSAGE, special.END_OF_TURN)
+
 
 class Tokenizer:
-    """Text to ids and back. Every added token of the file counts as special.
+    """Text to ids and back. No added token of the file can be reached from plain text.
 
-    Built by `Tokenizer.load` or `train_bpe`. Safe to share between threads.
+    `chat_templates` are the templates by name, `generation_config` is the content of the model
+    folder's generation_config.json. Built by `Tokenizer.load` or `train_bpe`. Safe to share
+    between threads.
     """
 
     def __init__(
         self,
         source: str | Backend,
         config: dict[str, Any] | None = None,
-        chat_template: str | None = None,
+        chat_template: str | ChatTemplates | None = None,
+        generation_config: Mapping[str, Any] | None = None,
+        end_ids: Sequence[int] = (),
     ) -> None:
         """`source` is a tokenizer.json's text or an engine, `config` the config file's content.
 
-        Raises UserError if the source is broken, or would let plain text turn into a special
-        token.
+        `end_ids` are ids that end generation besides those the other files name. Raises UserError
+        if the source is broken, or would let plain text turn into an added token.
         """
         self._backend: Backend = JsonBackend(source) if isinstance(source, str) else source
         self._config = DEFAULT_CONFIG if config is None else config
         self._special_texts = self._backend.specials
         self._special_ids = frozenset(self._special_texts)
         self._refuse_reachable_specials()
-        if chat_template is None and special.START_HEADER in self._special_texts.values():
-            chat_template = CHAT_TEMPLATE
-        self.chat_template = chat_template
+        if not isinstance(chat_template, ChatTemplates):
+            named = {} if chat_template is None else {DEFAULT: chat_template}
+            chat_template = ChatTemplates(named)
+        self.chat_templates = chat_template
+        self.generation_config = dict(generation_config or {})
+        self._end_ids = tuple(end_ids)
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """The tokenizer of a Hugging Face model folder, or of a folder with Meta's own file.
+        """The tokenizer of a Hugging Face model folder, of a folder with Meta's own file, or of a
+        GGUF file.
 
         Raises UserError, naming the file, if it is missing or broken.
         """
-        config = _read_config(Path(folder) / CONFIG_FILE)
-        template = _read_template(Path(folder), config or {})
-        path = Path(folder) / TOKENIZER_FILE
-        if not path.is_file() and (Path(folder) / META_FILE).is_file():
-            backend, default = _read_meta(Path(folder))
-            return cls(backend, config or default, template)
+        if is_gguf(folder):
+            return cls(*_read_gguf(Path(folder)))
+        place = Path(folder)
+        config = _read_config(place / CONFIG_FILE)
+        templates = read_templates(place, config or {})
+        generation = _read_config(place / GENERATION_FILE)
+        ends = _end_ids(place, generation or {})
+        path = place / TOKENIZER_FILE
+        if not path.is_file() and (place / META_FILE).is_file():
+            backend, default = _read_meta(place)
+            meta = templates if templates.named else ChatTemplates({DEFAULT: CHAT_TEMPLATE})
+            return cls(backend, config or default, meta, generation, ends)
         if not path.is_file():
             raise UserError(
                 f"{path}: not found; a tokenizer's folder holds {TOKENIZER_FILE} or {META_FILE}"
             )
+        source = read_text(path)
         try:
-            return cls(_read(path), config, template)
+            return cls(source, config, templates, generation, ends)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
     def save(self, folder: str | Path) -> None:
-        """Writes the three files that transformers, vLLM and `load` read; makes the folder."""
+        """Writes the files that transformers, vLLM and `load` read; makes the folder."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         _write(target / TOKENIZER_FILE, self.to_json())
-        config = json.dumps(self._config, indent=2, ensure_ascii=False)
-        _write(target / CONFIG_FILE, config + "\n")
-        if self.chat_template is not None:
-            _write(target / TEMPLATE_FILE, self.chat_template)
+        kept = {key: value for key, value in self._config.items() if key != "chat_template"}
+        _write_json(target / CONFIG_FILE, kept)
+        self.chat_templates.save(target)
 
     def to_json(self) -> str:
         """The text of its tokenizer.json; a tokenizer.model is converted (a second or two)."""
@@ -117,8 +136,11 @@ class Tokenizer:
         return [i for piece in pieces if piece for i in self._encode_piece(piece)]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """The text of `ids`; bytes that are not UTF-8 become U+FFFD, unknown ids nothing."""
-        hidden = self._special_ids if skip_special else frozenset()
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD, unknown ids nothing.
+
+        `skip_special` leaves out `hidden_ids`, as transformers' `skip_special_tokens` does.
+        """
+        hidden = self.hidden_ids if skip_special else frozenset()
         return self._backend.decode([i for i in ids if i not in hidden])
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -137,18 +159,34 @@ class Tokenizer:
 
     @property
     def specials(self) -> dict[int, str]:
-        """The text of every special id, in the order of the ids."""
+        """The text of every added token, in the order of the ids."""
         return dict(self._special_texts)
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """Every id that `encode` never yields."""
+        """Every id that `encode` never yields: all added tokens."""
         return self._special_ids
 
+    @cached_property
+    def hidden_ids(self) -> frozenset[int]:
+        """The ids that are left out of text: those added as `"special": true`.
+
+        Other added tokens, as `<think>` and `<tool_call>` usually are, belong to the text.
+        """
+        added = self._config.get("added_tokens_decoder")
+        named = added.items() if isinstance(added, dict) else ()
+        more = {i for i, token in named if isinstance(token, dict) and token.get("special") is True}
+        return self._backend.hidden | {i for i in self._special_ids if str(i) in more}
+
     @property
-    def bos_id(self) -> int:
-        """Begins a document or conversation."""
-        return self.id_of(self._configured("bos_token", special.BEGIN_OF_TEXT))
+    def bos_id(self) -> int | None:
+        """The token that begins a document or conversation, if there is one."""
+        return self._backend.id_of(self._configured("bos_token", special.BEGIN_OF_TEXT))
+
+    @property
+    def prefix_ids(self) -> tuple[int, ...]:
+        """What the tokenizer's own post-processor puts before a text: begin-of-text, or nothing."""
+        return self._backend.prefix
 
     @property
     def eos_id(self) -> int:
@@ -156,12 +194,14 @@ class Tokenizer:
         return self.id_of(self._configured("eos_token", special.END_OF_TEXT))
 
     @property
-    def pad_id(self) -> int:
-        """Fills rows up. Never the end token, or a model that learns not to pad never stops."""
+    def pad_id(self) -> int | None:
+        """Fills rows up, if there is a token for that. Never the end token, or a model that learns
+        not to pad never stops.
+        """
         configured = self._configured("pad_token", special.PAD)
         eos = self._configured("eos_token", special.END_OF_TEXT)
         names = [name for name in (configured, *PAD_NAMES) if name != eos and self._has(name)]
-        return self.id_of(names[0] if names else special.PAD)
+        return self.id_of(names[0]) if names else None
 
     @property
     def eot_id(self) -> int:
@@ -185,16 +225,31 @@ class Tokenizer:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """The ids after which generation ends: document, message and turn, those there are."""
-        ends = (special.END_OF_TEXT, special.END_OF_MESSAGE, special.END_OF_TURN)
-        ids = [self.eos_id, *(self.id_of(name) for name in ends if self._has(name))]
-        return tuple(dict.fromkeys(ids))
+        """The ids after which generation ends.
+
+        The end tokens of the tokenizer's config, of generation_config.json and of config.json, and
+        Llama 3's for a document, a message and a turn, where the tokenizer has them.
+        """
+        names = [self._configured("eos_token", special.END_OF_TEXT), *END_NAMES]
+        ids = [self._backend.id_of(name) for name in names]
+        found = [i for i in (*ids, *self._end_ids) if i is not None and i < self.vocab_size]
+        return tuple(dict.fromkeys(found))
 
     @property
     def named_tokens(self) -> dict[str, str]:
         """The special tokens that the config file names, as `bos_token`."""
         keys = [key for key in self._config if key.endswith("_token")]
         return {key: name for key in keys if (name := self._configured(key, ""))}
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template of conversations without tools, if there is one."""
+        return self.chat_templates.named.get(DEFAULT)
+
+    @cached_property
+    def template_contents(self) -> dict[str, Contents]:
+        """What its templates take as contents, as far as that is known by now."""
+        return {}
 
     @cached_property
     def templates(self) -> TemplateRunner:
@@ -213,6 +268,10 @@ class Tokenizer:
         if found is None:
             raise UserError(f"tokenizer: it has no token {name}")
         return found
+
+    def has(self, name: str) -> bool:
+        """Whether there is an added token of this name."""
+        return name in self._special_by_text
 
     def _has(self, name: str) -> bool:
         return self._backend.id_of(name) is not None
@@ -246,7 +305,7 @@ class StreamDecoder:
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special: bool = True) -> None:
-        self._hidden = tokenizer.special_ids if skip_special else frozenset()
+        self._hidden = tokenizer.hidden_ids if skip_special else frozenset()
         self._stream = tokenizer._backend.stream()
 
     def push(self, token_id: int) -> str:
@@ -256,6 +315,23 @@ class StreamDecoder:
     def flush(self) -> str:
         """What is left at the end: U+FFFD if a character never became whole, else nothing."""
         return self._stream.flush()
+
+
+def _read_gguf(
+    path: Path,
+) -> tuple[Backend, dict[str, Any], ChatTemplates, dict[str, Any], list[int]]:
+    """The engine, config, chat templates, generation config and end tokens that a GGUF file's
+    metadata describes."""
+    from llamaseek.gguf_header import read_gguf
+    from llamaseek.text.gguf.tokenizer import tokenizer_files
+
+    files = tokenizer_files(read_gguf(path))
+    try:
+        backend = JsonBackend(files.tokenizer)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    templates = ChatTemplates(files.templates, str(path))
+    return backend, files.config, templates, files.generation, files.generation["eos_token_id"]
 
 
 def _read_meta(folder: Path) -> tuple[Backend, dict[str, Any]]:
@@ -272,22 +348,19 @@ def _read_meta(folder: Path) -> tuple[Backend, dict[str, Any]]:
     return backend, DEFAULT_CONFIG | ({"pad_token": PAD_NAMES[-1]} if old else {})
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
-
-
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    _write(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _read_config(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        config = json.loads(_read(path))
+        config = json.loads(read_text(path))
     except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}") from error
     if not isinstance(config, dict):
@@ -295,13 +368,21 @@ def _read_config(path: Path) -> dict[str, Any] | None:
     return config
 
 
-def _read_template(folder: Path, config: dict[str, Any]) -> str | None:
-    """The folder's chat template: its own file, or in older folders a key of the config."""
-    path = folder / TEMPLATE_FILE
-    if path.is_file():
-        return _read(path)
-    template = config.get("chat_template")
-    return template if isinstance(template, str) else None
+def _end_ids(folder: Path, generation: Mapping[str, Any]) -> list[int]:
+    """The end tokens that generation_config.json and config.json name.
+
+    Raises UserError, naming the file, unless they are ids or lists of ids.
+    """
+    model = _read_config(folder / "config.json") or {}
+    ends = []
+    for name, config in ((GENERATION_FILE, generation), ("config.json", model)):
+        stored = config.get("eos_token_id")
+        ids = stored if isinstance(stored, list) else [] if stored is None else [stored]
+        if not all(type(i) is int and i >= 0 for i in ids):
+            allowed = "an id or a list of ids"
+            raise bad_value(f"{folder / name}: eos_token_id", stored, allowed)
+        ends += ids
+    return ends
 
 
 def _escape(character: str) -> str:

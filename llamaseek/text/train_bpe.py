@@ -8,6 +8,7 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from llamaseek.errors import UserError, bad_value
 from llamaseek.text.json_backend import add_specials, around
+from llamaseek.text.llama3_calls import CHAT_TEMPLATE
 from llamaseek.text.special import SPECIAL_TOKENS
 from llamaseek.text.tokenizer import Tokenizer
 
@@ -38,7 +39,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, more: Sequence[str] = ()) -
         raise UserError(
             f"vocab_size: this corpus is too small for {vocab_size}; it can reach {reached}"
         )
-    return Tokenizer(library.to_str(pretty=True))
+    return Tokenizer(library.to_str(pretty=True), chat_template=CHAT_TEMPLATE)
 
 
 def _checked(texts: Iterable[str]) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Strangers: texts that spell special tokens, every route without the key, slow and silent clients.
 
-What a folder from a stranger may do is asked of `serve` itself.
+What an untrusted folder may do is tested through `serve` itself.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def test_no_name_becomes_a_special_token(roomy: Running, asked: list[list[int]],
 def test_no_prompt_becomes_a_special_token(
     roomy: Running, asked: list[list[int]], text: str
 ) -> None:
-    bos = [roomy.service.tokenizer.bos_id]
+    bos = list(roomy.service.tokenizer.prefix_ids)
     roomy.post(COMPLETIONS, prompt=[text, "x" + text], max_tokens=1)
     roomy.post("/v1/embeddings", input=text)
     asked.append(roomy.post("/tokenize", prompt=text).json()["tokens"])
@@ -238,7 +238,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def torn(folder: Path, fault: str) -> None:
-    """A good folder, made into a stranger's."""
+    """A good folder, made hostile."""
     weights = folder / "model.safetensors"
     if fault == "pickle":
         import torch

@@ -23,7 +23,7 @@ from llamaseek.text.parse import (
     parse_text,
     reader,
 )
-from llamaseek.text.special import BUILT_IN_TOOLS
+from llamaseek.text.special import BUILT_IN_TOOLS, THINK
 from llamaseek.text.tokenizer import Tokenizer
 from tests.text.conversations import Message, calling, hundreds, pool, text, turn
 
@@ -63,6 +63,8 @@ def test_what_was_said_is_read_back(
     def check(message: Message) -> None:
         if "tool_calls" not in message and message["content"].strip()[:1] in ("{", "["):
             return  # what looks like a call is one
+        if message["content"].lstrip().startswith(THINK) and format == "deepseek_v3":
+            return  # and what looks like reasoning is reasoning
         asked = ChatOptions(format=format, call_form=form)
         chat = encode_chat(tokenizer, [ASKED, message], options=asked)
         ids = [i for i, kind in zip(chat.ids, chat.kinds, strict=True) if kind != PROMPT]

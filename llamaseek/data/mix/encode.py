@@ -50,13 +50,13 @@ class Encoder:
     def __call__(self, texts: Iterator[str]) -> Iterator[list[int]]:
         """The token list of each text."""
         marks = fim_marks(self.tokenizer) if self.fim else None
-        begin, end = self.tokenizer.bos_id, self.tokenizer.eos_id
+        begin, end = self.tokenizer.prefix_ids, self.tokenizer.eos_id
         for first, batch in _batches(texts):
             parts = [self._parts(first + n, text) for n, text in enumerate(batch)]
             encoded = iter(self.tokenizer.encode_batch([p for some in parts for p in some]))
             for some in parts:
                 ids = [next(encoded) for _ in some]
-                yield [begin, *_joined(ids, marks), end]
+                yield [*begin, *_joined(ids, marks), end]
 
     def _parts(self, number: int, text: str) -> Sequence[str]:
         """The whole text, or prefix, suffix and middle."""

@@ -24,11 +24,14 @@ from llamaseek.serve.wire.fields import ChatFields
 from llamaseek.serve.wire.params import at_most, constraint_of, sampling
 from llamaseek.serve.wire.streaming import as_events, deltas_of, unless_gone, usage
 from llamaseek.serve.wire.tools import call_constraint, one_call_a_turn, shown_tools
-from llamaseek.text.chat import encode_chat
+from llamaseek.text.chat import ChatOptions, encode_chat
+from llamaseek.text.messages import REASONING_KEYS
 from llamaseek.text.parse import family_of
 from llamaseek.text.tokenizer import StreamDecoder
 
-MESSAGE_KEYS = frozenset({"role", "content", "tool_calls", "tool_call_id", "refusal"})
+MESSAGE_KEYS = frozenset(
+    {"role", "content", "tool_calls", "tool_call_id", "refusal", *REASONING_KEYS}
+)
 router = APIRouter(route_class=StrictRoute)
 
 
@@ -111,7 +114,8 @@ async def begin(service: Service, fields: ChatFields) -> Chat | GuardFindings:
     tools = shown_tools(fields, tokenizer, limits)
     constraint = await constraint_for(service, fields)
     params = params_of(service, fields, constraint)
-    prompt = await encode(service, fields.messages, tools)
+    opened, options = ending(service, fields)
+    prompt = await encode(service, fields.messages, tools, opened, options)
     found = None if service.guard is None else await service.guard.check(fields.messages)
     if found is not None and not found.safe:
         return found
@@ -120,7 +124,7 @@ async def begin(service: Service, fields: ChatFields) -> Chat | GuardFindings:
         ChatChoice(
             index,
             tokenizer,
-            AnswerReader(tokenizer, bool(tools), params.stop),
+            AnswerReader(tokenizer, bool(tools), params.stop, prompt),
             scored=bool(fields.logprobs),
             watch=watch_over(service, fields, found),
         )
@@ -147,18 +151,41 @@ def check_keys(messages: list[dict[str, Any]]) -> None:
                 raise UserError(f"messages[{index}].{shorten(key, 60)}: is not supported")
 
 
+def ending(service: Service, fields: ChatFields) -> tuple[bool, ChatOptions]:
+    """Whether an answer is opened at the conversation's end, and how its template is rendered.
+
+    A last message of the assistant is continued unless the request asks for another answer.
+    """
+    continued = fields.continue_final_message
+    if continued is None and not fields.add_generation_prompt:
+        last = fields.messages[-1]
+        continued = last.get("role") == "assistant" and not last.get("tool_calls")
+    opened = fields.add_generation_prompt
+    options = ChatOptions(
+        chat_template_kwargs=template_kwargs(service, fields.chat_template_kwargs),
+        continue_final_message=bool(continued),
+    )
+    return (not continued if opened is None else opened), options
+
+
+def template_kwargs(service: Service, given: dict[str, Any] | None) -> dict[str, Any]:
+    """The request's over the server's."""
+    return {**service.options.chat_template_kwargs, **(given or {})}
+
+
 async def encode(
     service: Service,
     messages: list[dict[str, Any]],
     tools: list[dict[str, Any]],
-    open_answer: bool = True,
+    open_answer: bool,
+    options: ChatOptions,
 ) -> list[int]:
-    """A conversation's ids, an answer opened at its end."""
+    """A conversation's ids, with `open_answer` an answer opened at its end."""
     if family_of(service.tokenizer).startswith("llama3"):
         messages = one_call_a_turn(messages)
 
     def ids() -> list[int]:
-        return encode_chat(service.tokenizer, messages, open_answer, tools or None).ids
+        return encode_chat(service.tokenizer, messages, open_answer, tools or None, options).ids
 
     size = sum(len(str(message.get("content"))) for message in messages)
     if size > service.longest_token * service.engine.context:
@@ -171,7 +198,7 @@ async def constraint_for(service: Service, fields: ChatFields) -> Constraint | N
     call = call_constraint(fields, service.tokenizer)
     wanted = constraint_of(fields.response_format)
     if call is not None and wanted is not None:
-        raise UserError("response_format: cannot be asked for together with calls held to a schema")
+        raise UserError("response_format: cannot be combined with tool calls that follow a schema")
     return await service.compile(call, "tools") or await service.compile(wanted)
 
 

@@ -12,40 +12,59 @@ from llamaseek.engine.text_out import StopStrings
 from llamaseek.safety.served import GuardedAnswer
 from llamaseek.serve.service import new_id
 from llamaseek.serve.wire.logprobs import chat_logprobs
-from llamaseek.text.messages import Content, Event, ToolCall
+from llamaseek.text.messages import Content, Event, Reasoning, ToolCall
 from llamaseek.text.parse import IdStream
+from llamaseek.text.reasoning import writes_reasoning
 from llamaseek.text.tokenizer import Tokenizer
 
 
 class AnswerReader:
-    """Events from an answer's deltas; with `calls`, calls are read from its tokens."""
+    """Events from an answer's deltas: its text, with `calls` the calls in it, and the reasoning of
+    models that reason. `prompt` is what is answered.
+    """
 
-    def __init__(self, tokenizer: Tokenizer, calls: bool, stops: Sequence[str]) -> None:
-        self._ids = IdStream(tokenizer) if calls else None
-        self._stops = StopStrings(stops)
+    def __init__(
+        self, tokenizer: Tokenizer, calls: bool, stops: Sequence[str], prompt: Sequence[int]
+    ) -> None:
+        parts = calls or writes_reasoning(tokenizer)
+        self._ids = IdStream(tokenizer, calls, prompt) if parts else None
+        self._stops, self._reasoning_stops = StopStrings(stops), StopStrings(stops)
 
     def read(self, delta: Delta) -> list[Event]:
-        """What this delta tells."""
+        """The events of this delta."""
         if self._ids is None:
             return [Content(delta.text)] if delta.text else []
         events = [event for token in delta.tokens for event in self._ids.push(token)]
         if delta.finish is not None:
             events += self._ids.finish()
         passed = [each for event in events for each in self._stopped(event)]
-        if delta.finish is not None and (rest := self._stops.flush()):
-            passed.append(Content(rest))
+        if delta.finish is not None:
+            passed += self._end_of_reasoning()
+            rest = self._stops.flush()
+            passed += [Content(rest)] if rest else []
         return passed
 
     def _stopped(self, event: Event) -> list[Event]:
+        """The event up to a stop text, which may stand in the reasoning, too."""
+        if isinstance(event, Reasoning):
+            text = self._reasoning_stops.push(event.text)
+            return [Reasoning(text)] if text else []
+        before = self._end_of_reasoning()
+        if self._reasoning_stops.stopped or self._stops.stopped:
+            return before
         if not isinstance(event, Content):
-            return [] if self._stops.stopped else [event]
+            return [*before, event]
         text = self._stops.push(event.text)
-        return [Content(text)] if text else []
+        return [*before, *([Content(text)] if text else [])]
+
+    def _end_of_reasoning(self) -> list[Event]:
+        rest = self._reasoning_stops.flush()
+        return [Reasoning(rest)] if rest else []
 
 
 @dataclass
 class ChatChoice:
-    """What was said so far, and what of it is not told yet."""
+    """The message so far, and the part of it that was not sent yet."""
 
     index: int
     tokenizer: Tokenizer
@@ -53,6 +72,7 @@ class ChatChoice:
     scored: bool
     watch: GuardedAnswer | None = None
     content: str = ""
+    reasoning: str = ""
     calls: list[dict[str, Any]] = field(default_factory=list)
     scores: list[Logprob] = field(default_factory=list)
     finish: str | None = None
@@ -72,11 +92,13 @@ class ChatChoice:
             self.finish = "content_filter"
 
     def add(self, delta: Delta) -> None:
-        """More of it."""
+        """Add a delta of the engine."""
         self.scores += delta.logprobs or []
         for event in self.reader.read(delta):
             if isinstance(event, Content):
                 self.content += event.text
+            elif isinstance(event, Reasoning):
+                self.reasoning += event.text
             else:
                 self.calls.append(self._call(event))
         if delta.finish is not None:
@@ -91,13 +113,15 @@ class ChatChoice:
 
     @property
     def news(self) -> bool:
-        """Whether there is something to tell."""
-        return bool(self.content or self.calls or self.finish is not None)
+        """Whether there is something to send."""
+        return bool(self.content or self.reasoning or self.calls or self.finish is not None)
 
     def message(self) -> dict[str, Any]:
         """The whole choice."""
         message: dict[str, Any] = {"role": "assistant", "content": self.content}
         message["refusal"] = self._refusal()
+        if self.reasoning:
+            message["reasoning_content"] = self.reasoning
         if self.calls:
             message["tool_calls"] = self.calls
             message["content"] = self.content or None
@@ -106,6 +130,8 @@ class ChatChoice:
     def chunk(self) -> dict[str, Any]:
         """What is new, as a streamed choice."""
         delta: dict[str, Any] = {} if self._opened else {"role": "assistant", "content": ""}
+        if self.reasoning:
+            delta["reasoning_content"] = self.reasoning
         if self.content:
             delta["content"] = self.content
         if self.calls:
@@ -118,7 +144,7 @@ class ChatChoice:
             delta["refusal"] = refusal
         self._opened = True
         chunk = {"index": self.index, "delta": delta, **self._end()}
-        self.content, self.calls, self.scores = "", [], []
+        self.content, self.reasoning, self.calls, self.scores = "", "", [], []
         return chunk
 
     def _end(self) -> dict[str, Any]:

@@ -7,10 +7,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from llamaseek.errors import UserError, bad_value
-from llamaseek.serve.routes.chat import encode
+from llamaseek.serve.routes.chat import encode, template_kwargs
 from llamaseek.serve.service import Service
 from llamaseek.serve.wire.bodies import StrictRoute
 from llamaseek.serve.wire.fields import DetokenizeFields, TokenizeFields
+from llamaseek.text.chat import ChatOptions
 
 router = APIRouter(route_class=StrictRoute)
 
@@ -27,7 +28,12 @@ async def tokenize(request: Request, fields: TokenizeFields) -> dict[str, Any]:
     if (fields.prompt is None) == (fields.messages is None):
         raise UserError("prompt: give either a prompt or messages")
     if fields.messages is not None:
-        ids = await encode(service, fields.messages, [], fields.add_generation_prompt)
+        options = ChatOptions(
+            chat_template_kwargs=template_kwargs(service, fields.chat_template_kwargs),
+            continue_final_message=fields.continue_final_message,
+        )
+        opened = fields.add_generation_prompt
+        ids = await encode(service, fields.messages, [], opened, options)
     elif fields.add_special_tokens:
         ids = await service.encode_prompt(fields.prompt or "")
     elif (special := service.special_id(fields.prompt or "")) is not None:

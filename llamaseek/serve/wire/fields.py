@@ -1,7 +1,7 @@
 """What a request may say. A field that is not listed here is refused by its name.
 
-Names and ranges are OpenAI's; `top_k`, `min_p`, `repetition_penalty` and `ignore_eos`, which that
-API lacks, are called as elsewhere.
+Names and ranges are OpenAI's; `top_k`, `min_p`, `repetition_penalty`, `ignore_eos`, and
+how the chat template is rendered, which that API lacks, are called as in vLLM.
 """
 
 from __future__ import annotations
@@ -154,6 +154,9 @@ class ChatFields(SamplingFields):
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
 
 
 class EmbeddingFields(Strict):
@@ -172,7 +175,9 @@ class TokenizeFields(Strict):
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
     add_special_tokens: bool = True
+    chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool = True
+    continue_final_message: bool = False
 
 
 class DetokenizeFields(Strict):

@@ -127,5 +127,5 @@ def _source(recipe: Recipe) -> tuple[Source, Tokenizer]:
 def _tokenizer(recipe: Recipe) -> Tokenizer:
     folder = recipe.tokenizer.path or recipe.model.init_from
     if not folder:
-        raise UserError("model.init_from: is empty; its folder's tokenizer makes the rows")
+        raise UserError("model.init_from: is empty; the tokenizer in that folder encodes the rows")
     return Tokenizer.load(Path(folder))

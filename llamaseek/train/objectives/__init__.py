@@ -1,4 +1,4 @@
-"""What is learnt: each objective is one short file that names its loss terms and their counts."""
+"""Training objectives: each is one short file that names its loss terms and their counts."""
 
 from __future__ import annotations
 
@@ -42,6 +42,10 @@ class Objective(Protocol):
     def terms(self, model: CausalLM, batch: Batch) -> list[Term]:
         """The loss terms of this batch, one for each name in `counts`."""
         ...
+
+    def in_loss(self, batch: Batch) -> int:
+        """How many tokens of the batch have a loss: with none, a step learns nothing."""
+        return targets_counted(batch)
 
 
 def targets_counted(batch: Batch) -> int:

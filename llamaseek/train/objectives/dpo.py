@@ -39,6 +39,10 @@ class DPO(Objective):
             "balance": batch.tokens.shape[0],
         }
 
+    def in_loss(self, batch: Batch) -> int:
+        """Tokens whose log-probabilities are compared."""
+        return int((batch.extra["counts_for_preference"] > 0).sum())
+
     def terms(self, model: CausalLM, batch: Batch) -> list[Term]:
         """The preference loss, the NLL on chosen answers; accuracy and margin to watch."""
         log_p = target_log_probs(model, batch)

@@ -31,6 +31,10 @@ class BradleyTerry(Objective):
         watched = dict.fromkeys(("accuracy", "margin"), pairs)
         return {"reward_loss": pairs, **watched, "score": answers, "balance": len(batch.tokens)}
 
+    def in_loss(self, batch: Batch) -> int:
+        """The last tokens of answers, where they are scored."""
+        return int((batch.extra["ends"] >= 0).sum())
+
     def terms(self, model: CausalLM, batch: Batch) -> list[Term]:
         """The loss; accuracy, margin and mean score to watch."""
         ends = batch.extra["ends"]
