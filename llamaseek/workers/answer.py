@@ -21,7 +21,7 @@ else:  # as a script it has only this folder
     from channel import Channel, Closed  # type: ignore[import-not-found, no-redef]
     from plain import decode, encode  # type: ignore[import-not-found, no-redef]
 
-FILE = 16 << 20  # bytes of the largest file
+FILE = 1 << 20  # bytes of the largest file
 DESCRIPTORS = 64
 LARGEST = 4 << 20  # bytes of a message
 
@@ -52,7 +52,7 @@ def run(descriptor: int) -> None:
         module = sys.modules["__main__"] = ModuleType("__main__")
         try:
             exec(compile(program, "answer", "exec"), module.__dict__)
-            found = {"names": answers.describe(dict(module.__dict__))}
+            found: dict[str, Any] = {"names": answers.describe(dict(module.__dict__))}
         except BaseException as error:
             found = {"raised": type(error).__name__}
         channel.send(found)
@@ -120,7 +120,8 @@ class Answers:
         if "set" in asked:
             return setattr(target, asked["set"], *args)
         if "special" in asked:
-            found = getattr(type(target), asked["special"])(target, *args)
+            method = getattr(type(target), asked["special"], None)
+            found = NotImplemented if method is None else method(target, *args)
             if found is NotImplemented:
                 raise TypeError(f"{asked['special']} is not implemented")
             return found

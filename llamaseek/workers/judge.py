@@ -11,8 +11,10 @@ Both replies are `{"passed", "reason"}`.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 from llamaseek.workers import answer, confine
@@ -33,7 +35,7 @@ class Judge:
     def __init__(self) -> None:
         self._pid = 0
         self._connection: Connection | None = None
-        self._namespace: dict[str, Any] = {}
+        self._module = ModuleType("__main__")  # which is where `unittest.main()` looks for tests
 
     def answer(self, job: Mapping[str, Any], blob: bytes) -> Reply:
         """Do one job; the program's process ends with the second one, or when it fails."""
@@ -59,7 +61,8 @@ class Judge:
             if "raised" in found:
                 return verdict(False, f"the program raises {found['raised']}")
             self._connection = Connection(channel, end)
-            self._namespace = self._connection.namespace(found["names"], job.get("entry_point"))
+            names = self._connection.namespace(found["names"], job.get("entry_point"))
+            self._module.__dict__.update(names)
         except TimeoutError:
             return verdict(False, "the program takes too long")
         except Closed:
@@ -70,8 +73,9 @@ class Judge:
 
     def _test(self, tests: str) -> dict[str, Any]:
         assert self._connection is not None
+        sys.modules["__main__"], sys.argv = self._module, ["tests"]
         try:
-            exec(compile(tests, "tests", "exec"), self._namespace)
+            exec(compile(tests, "tests", "exec"), self._module.__dict__)
         except SystemExit as error:  # as `unittest.main()` ends
             if error.code not in (None, 0, False):
                 return verdict(False, "the tests fail")

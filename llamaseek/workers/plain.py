@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 EXACT = 1 << 53  # JSON's numbers up to here are exact everywhere
-SEQUENCES: dict[type, str] = {tuple: "tuple", set: "set", frozenset: "frozenset"}
+SEQUENCES: dict[type[Any], str] = {tuple: "tuple", set: "set", frozenset: "frozenset"}
 
 Refer = Callable[[Any], dict[str, Any]]
 Resolve = Callable[[dict[str, Any]], Any]
@@ -40,9 +40,9 @@ def encode(value: Any, refer: Refer) -> Any:
     if isinstance(value, dict):
         pairs = dict.items(value)
         return {"dict": [[encode(key, refer), encode(each, refer)] for key, each in pairs]}
-    for kind, name in SEQUENCES.items():
-        if isinstance(value, kind):
-            items: Iterable[Any] = kind.__iter__(value)  # type: ignore[attr-defined]
+    for base, name in SEQUENCES.items():
+        if isinstance(value, base):
+            items: Iterable[Any] = base.__iter__(value)
             return {name: [encode(each, refer) for each in items]}
     return refer(value)
 

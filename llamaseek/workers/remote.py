@@ -49,7 +49,7 @@ class Connection:
 
     def namespace(self, names: Mapping[str, Any], entry_point: str | None) -> dict[str, Any]:
         """What the tests find of the program. Its names do not replace built-in functions."""
-        found: dict[str, Any] = {"__name__": "__main__"}
+        found: dict[str, Any] = {}
         for name, given in names.items():
             if hasattr(builtins, name) and name != entry_point:
                 continue
@@ -86,7 +86,11 @@ class Connection:
         """Call an object."""
         given = {"args": encode(list(args), self.refer), "kwargs": encode(kwargs, self.refer)}
         found = self.ask({"target": target, **given})
-        if target in self._classes and isinstance(found, Remote):
+        return self.made(found) if target in self._classes else found
+
+    def made(self, found: Any) -> Any:
+        """An object that a class made, or an operator of such objects: it has attributes."""
+        if isinstance(found, Remote):
             self._instances.add(found._number)
         return found
 
@@ -210,7 +214,8 @@ def _special(name: str) -> Callable[..., Any]:
             raise NotPlain(f"__{name}__ of an object and a value")
         given = encode(list(args), self._connection.refer)
         asked = {"target": self._number, "special": f"__{name}__", "args": given}
-        return self._connection.ask(asked, name)
+        found = self._connection.ask(asked, name)
+        return self._connection.made(found) if name in OPERATORS else found
 
     return method
 
