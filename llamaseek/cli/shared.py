@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from llamaseek.checkpoints.sources import cached
 from llamaseek.errors import UserError
 from llamaseek.files import is_gguf
 
@@ -88,12 +89,15 @@ HINTS = {
 
 
 def model_folder(path: Path | None) -> Path | None:
-    """A model folder or GGUF file as it was given; UserError for a path that is something else.
+    """The model folder or GGUF file that was given, by path or by the name of a published model.
 
-    What a folder that looks like one lacks is for its readers to say.
+    UserError for a path that is something else, and for a published model that is not on this
+    machine. What a folder that looks like one lacks is for its readers to say.
     """
     if path is None or (path / "config.json").is_file() or (path.is_file() and is_gguf(path)):
         return path
+    if not path.exists() and (found := cached(str(path))):
+        return found
     if not path.is_dir():
         raise UserError(f"{path}: no such {_wanted(path)}{_download(str(path))}")
     for file, hint in HINTS.items():

@@ -12,6 +12,7 @@ import typer
 from llamaseek.cli.shared import program, this_command
 from llamaseek.errors import UserError
 from llamaseek.recipe.load import find_recipe, load_recipe
+from llamaseek.recipe.stages import STAGES
 from llamaseek.runtime.check import resolve
 from llamaseek.runtime.world import is_first_rank, started_ranks
 from llamaseek.train.saving.reads import check_reads, check_recipe_file
@@ -113,8 +114,9 @@ def run_recipe(
         return
     report = write_report(folder.path)
     print(f"model   {folder.final}\nreport  {report}")
-    if stage != "reward" and recipe.train.objective != "masked":  # these cannot generate text
-        verb = "generate" if stage == "pretrain" else "chat"
+    kind = STAGES[stage]
+    if kind.generates and recipe.train.objective != "masked":  # these cannot generate text
+        verb = "chat" if kind.chats else "generate"
         print(f"try     {program()} {verb} {folder.final}")
 
 
