@@ -1,6 +1,7 @@
-"""What an answer is worth: programs that check it, and reward models.
+"""Rewards of an answer: verifying programs, and reward models.
 
-What an answer can make fail or run for ever, its code and a search in it, is in worker processes.
+An answer's code and the search of a regular expression in it run in worker processes, because
+either can fail or never end.
 """
 
 from __future__ import annotations
