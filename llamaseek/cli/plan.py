@@ -37,28 +37,26 @@ def plan(
     ),
 ) -> None:
     """Estimate memory, GPUs, layout, speed and cost of a model from its config."""
-    from llamaseek.plan.answer import answer
-    from llamaseek.plan.question import ask
+    from llamaseek import api
 
-    question = ask(
-        model,
-        gpu,
-        task,
-        dtype,
-        context,
-        batch,
-        gpus,
-        params,
-        tokens,
-        price,
-        utilisation,
-        checkpointing,
-    )
-    found = answer(question)
+    options = {
+        "task": task,
+        "dtype": dtype,
+        "context": context,
+        "batch": batch,
+        "gpus": gpus,
+        "params": params,
+        "tokens": tokens,
+        "price": price,
+        "utilisation": utilisation,
+        "checkpointing": checkpointing,
+    }
+    found = api.plan(model, gpu=gpu, **options)
     if plot is not None:
         from llamaseek.plan.plot import draw
+        from llamaseek.plan.question import ask
 
-        draw(question, found, plot)
+        draw(ask(model, gpu, **options), found, plot)  # type: ignore[arg-type]
     if json:
         import json as encoder
 

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from llamaseek.errors import UserError
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -78,31 +76,11 @@ def this_command(extra: str = "") -> str:
 
 DEVICE = typer.Option("auto", help="cpu, cuda or cuda:1; auto uses the GPU if there is one.")
 
-HINTS = {
-    "model/config.json": "is a run's folder; its model is {0}/model",
-    "adapter_config.json": "is an adapter; llamaseek convert BASE NEW --adapter {0} folds it in",
-    "consolidated.00.pth": "is Meta's; llamaseek convert {0} NEW makes a model folder of it",
-}
-"""What stands where a model folder was asked for, by a file in it, and what to do."""
-
 
 def model_folder(path: Path | None) -> Path | None:
-    """A model folder as it was given; UserError for a path that is something else.
+    """A model folder as it was given; UserError for a path that is something else."""
+    if path is not None:
+        from llamaseek.herd.source import check_source
 
-    What a folder that looks like one lacks is for its readers to say.
-    """
-    if path is None or (path / "config.json").is_file():
-        return path
-    if not path.is_dir():
-        raise UserError(f"{path}: no such folder{_download(str(path))}")
-    for file, hint in HINTS.items():
-        if (path / file).is_file():
-            raise UserError(f"{path}: {hint.format(path)}")
+        check_source(path)
     return path
-
-
-def _download(name: str) -> str:
-    from llamaseek.herd.published import ENTRIES
-
-    entry = ENTRIES.get(name.lower())
-    return f"; llamaseek download {name} fetches it" if entry and entry.repo else ""

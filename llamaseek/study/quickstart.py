@@ -24,7 +24,8 @@ from llamaseek.evals.generated import (
     task_exact_match,
 )
 from llamaseek.files import write_json
-from llamaseek.recipe.load import find_recipe, load_recipe
+from llamaseek.recipe.load import load_recipe
+from llamaseek.recipe.reading import find_recipe
 from llamaseek.recipe.schema import Recipe
 from llamaseek.runtime.device import count_parameters
 from llamaseek.study.lecture import STAGES, Sample
