@@ -42,7 +42,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_folder(folder / "runs/mine/model", model, tokenizer)
     save_folder(folder / "runs/reward/model", reward_model(model), tokenizer)
     save_adapter(folder / "runs/mine/model", folder / "runs/mine/adapter")
-    save_recipe(recipe(folder / "data"), folder / "my.yaml")
+    save_recipe(recipe(folder), folder / "my.yaml")
     return folder
 
 
@@ -240,7 +240,7 @@ def test_sources_that_are_no_models_say_what_to_do(place: Path) -> None:
     with pytest.raises(UserError, match="is a run's folder; its model is"):
         llamaseek.load(place / "runs/mine")
     for wrong in ({"device": "tpu"}, {"dtype": "int3"}):
-        with pytest.raises(UserError, match=f"{next(iter(wrong))}: .* is not allowed; allowed: auto"):
+        with pytest.raises(UserError, match=f"{[*wrong][0]}: .* is not allowed; allowed: auto"):
             llamaseek.load(place / "runs/mine/model", **wrong)
     with pytest.raises(UserError, match="is given for .*, which is an adapter"):
         llamaseek.load(place / "runs/mine/adapter", adapter=place / "runs/mine/adapter")

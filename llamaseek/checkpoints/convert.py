@@ -1,4 +1,4 @@
-"""Any folder that we read → a Hugging Face folder, a few rows of one tensor at a time."""
+"""Any checkpoint that we read → a Hugging Face folder, a few rows of one tensor at a time."""
 
 from __future__ import annotations
 
@@ -10,15 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llamaseek.checkpoints.gguf.read import exact
 from llamaseek.checkpoints.hf import cast_weights, config_json, read_folder
 from llamaseek.checkpoints.meta import is_meta_folder, read_meta
 from llamaseek.checkpoints.peft import merged, read_adapter
 from llamaseek.checkpoints.shards import SHARD_BYTES, OnBytes, write_tensors
 from llamaseek.checkpoints.widen import dequantized, widened
 from llamaseek.errors import UserError
-from llamaseek.files import check_apart, check_kept, new_folder, read_json_object, write_json
+from llamaseek.files import (
+    check_apart,
+    check_kept,
+    is_gguf,
+    new_folder,
+    read_json_object,
+    write_json,
+)
+from llamaseek.gguf_header import read_gguf
 from llamaseek.herd.folder import read_config
 from llamaseek.models.lazy import Lazy
+from llamaseek.text.gguf.tokenizer import tokenizer_texts
+from llamaseek.text.templates.stored import ADDITIONAL_FOLDER
 
 # What a model folder holds beside its weights and config; nothing else is copied.
 BESIDE = (
@@ -71,17 +82,35 @@ class Conversion:
         """Write the target, which appears only when it is whole; `watch` counts its bytes."""
         with new_folder(self.target, self.nbytes, overwrite) as folder:
             write_tensors(folder, self.tensors, self.shard_bytes, watch=watch)
-            for name in BESIDE:
-                if (self.source / name).is_file():
-                    shutil.copyfile(self.source / name, folder / name)
+            copy_beside(self.source, folder)
             write_json(folder / "config.json", self.config)
 
 
+def copy_beside(source: Path, folder: Path) -> None:
+    """Put into a model folder what the source has beside its weights: tokenizer, chat template,
+    end tokens, licence."""
+    if is_gguf(source):
+        for name, text in tokenizer_texts(read_gguf(source)).items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8", newline="\n")
+        return
+    named = (source / ADDITIONAL_FOLDER).glob("*.jinja")
+    for path in (*(source / name for name in BESIDE), *named):
+        if path.is_file():
+            copy = folder / path.relative_to(source)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, copy)
+
+
 def read_any(source: Path) -> tuple[dict[str, Any], dict[str, Lazy]]:
-    """Config (as in `config.json`) and tensors of a Hugging Face folder or of Meta's."""
+    """Config (as in `config.json`) and tensors of a Hugging Face folder, a GGUF file or Meta's
+    folder."""
     if is_meta_folder(source):
-        config, tensors = read_meta(source)
-        return config.to_dict(), tensors
+        meta, tensors = read_meta(source)
+        return meta.to_dict(), tensors
+    if is_gguf(source):
+        config = read_config(source)
+        return config.to_dict(), exact(read_folder(source, config))
     if not source.is_dir():
         raise UserError(f"{source}: no such folder")
     return read_json_object(source / "config.json"), read_folder(source, read_config(source))

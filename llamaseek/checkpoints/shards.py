@@ -15,8 +15,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from llamaseek.checkpoints.gguf.read import open_placed
 from llamaseek.errors import UserError
 from llamaseek.files import write_json
+from llamaseek.herd.gguf_tensors import GgufStored
 from llamaseek.herd.header import INDEX, SINGLE, StoredTensor
 from llamaseek.models.lazy import Lazy
 
@@ -44,8 +46,10 @@ OnBytes = Callable[[int], object]
 def open_tensors(stored: dict[str, StoredTensor]) -> dict[str, Lazy]:
     """The tensors behind checked headers, mapped from their files, not read into memory."""
     files: dict[Path, Any] = {}
-    found = {}
+    found = open_placed({n: e.placed for n, e in stored.items() if isinstance(e, GgufStored)})
     for name, entry in stored.items():
+        if isinstance(entry, GgufStored):
+            continue
         try:
             if entry.path not in files:
                 files[entry.path] = safe_open(entry.path, framework="pt")

@@ -1,22 +1,32 @@
-"""`convert`: any checkpoint that we read, as a Hugging Face folder."""
+"""`convert` and its relatives: from one checkpoint to another."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from llamaseek.cli.shared import model_folder, wide_console
-from llamaseek.errors import UserError
+from llamaseek.errors import UserError, bad_value
 
-SOURCE = typer.Argument(..., help="A Hugging Face folder, or Meta's with consolidated.*.pth.")
-TARGET = typer.Argument(..., help="The folder to create.")
-OVERWRITE = typer.Option(False, "--overwrite", help="Replace an existing folder.")
+SOURCE = typer.Argument(
+    ..., help="A Hugging Face folder, a .gguf file, or Meta's folder with consolidated.*.pth."
+)
+TARGET = typer.Argument(..., help="The folder to create, or a file name that ends in .gguf.")
+NEW_FOLDER = typer.Argument(..., help="The folder to create.")
+OVERWRITE = typer.Option(False, "--overwrite", help="Replace an existing folder or file.")
 DTYPES = ("keep", "bfloat16", "float16", "float32")
-DTYPE = typer.Option("keep", help=f"{', '.join(DTYPES)}; keep leaves fp8 blocks unchanged.")
+SHORT = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
+DTYPE = typer.Option(
+    "keep",
+    help=f"{', '.join(DTYPES)}; for a .gguf file keep, f32, f16, bf16, q8_0, q4_0, q4_1, q4_k_m. "
+    "keep leaves fp8 blocks unchanged.",
+)
 ADAPTER = typer.Option(None, help="A PEFT adapter folder to merge into the weights.")
-SHARD = typer.Option(5.0, help="Maximum size of a weight file in GB.")
+SHARD = typer.Option(None, help="Maximum size of a weight file in GB.", show_default="5")
+OLLAMA = typer.Option(False, "--modelfile", help="Write an Ollama Modelfile beside the .gguf file.")
 
 
 def convert(
@@ -26,26 +36,64 @@ def convert(
     adapter: Path = ADAPTER,
     shard_gb: float = SHARD,
     overwrite: bool = OVERWRITE,
+    modelfile: bool = OLLAMA,
 ) -> None:
     """Convert a checkpoint to another format, dtype or shard size, or merge an adapter."""
-    from llamaseek.errors import bad_value
+    from llamaseek.checkpoints.to_gguf import is_gguf_target
 
-    if dtype not in DTYPES:
-        raise bad_value("--dtype", dtype, ", ".join(DTYPES))
-    if not 0 < shard_gb < float("inf"):
-        raise bad_value("--shard-gb", shard_gb, "a number above 0")
+    if is_gguf_target(target):
+        _to_gguf(source, target, dtype, adapter, shard_gb, overwrite, modelfile)
+    elif modelfile:
+        raise UserError(f"--modelfile: goes with a .gguf file, not with the folder {target}")
+    else:
+        _to_folder(source, target, dtype, adapter, 5.0 if shard_gb is None else shard_gb, overwrite)
 
+
+def _to_folder(
+    source: Path, target: Path, dtype: str, adapter: Path, shard_gb: float, overwrite: bool
+) -> None:
     import torch
 
     from llamaseek.checkpoints.convert import Conversion
     from llamaseek.cli.shared import bytes_bar
     from llamaseek.plan.text import size
 
+    dtype = SHORT.get(dtype, dtype)
+    if dtype not in DTYPES:
+        raise bad_value("--dtype", dtype, ", ".join(DTYPES) + " for a folder")
+    if not 0 < shard_gb < float("inf"):
+        raise bad_value("--shard-gb", shard_gb, "a number above 0")
     kind = None if dtype == "keep" else getattr(torch, dtype)
     conversion = Conversion(source, target, kind, adapter, int(shard_gb * 1e9))
     with bytes_bar(conversion.nbytes) as written:
         conversion.run(overwrite, written)
     print(f"wrote {target}: {len(conversion.tensors):,} tensors, {size(conversion.nbytes)}")
+
+
+def _to_gguf(
+    source: Path,
+    target: Path,
+    dtype: str,
+    adapter: Path,
+    shard_gb: float | None,
+    overwrite: bool,
+    modelfile: bool,
+) -> None:
+    from llamaseek.checkpoints.to_gguf import GgufConversion
+    from llamaseek.cli.shared import bytes_bar
+    from llamaseek.plan.text import size
+
+    if shard_gb is not None:
+        raise UserError("--shard-gb: goes with a folder; a .gguf file is one file")
+    asked = {long: short for short, long in SHORT.items()}.get(dtype, dtype)
+    conversion = GgufConversion(source, target, None if asked == "keep" else asked, adapter)
+    with bytes_bar(conversion.nbytes) as written:
+        conversion.run(overwrite, written, modelfile)
+    count = len(conversion.file.planned)
+    print(f"wrote {target}: {count:,} tensors, {size(conversion.nbytes)}")
+    if modelfile:
+        beside = target.with_name("Modelfile")
+        print(f"wrote {beside}: ollama create NAME -f {shlex.quote(str(beside))}")
 
 
 def average(
@@ -80,7 +128,7 @@ GROUP = typer.Option(
 
 def quantize(
     source: Path = SOURCE,
-    target: Path = TARGET,
+    target: Path = NEW_FOLDER,
     bits: str = BITS,
     group: int = GROUP,
     overwrite: bool = OVERWRITE,
@@ -96,12 +144,14 @@ def quantize(
     print(f"wrote {target}: {size(work.nbytes)}, before {size(work.before)}")
 
 
-FOLDER = typer.Argument(..., help="A Hugging Face model folder.", callback=model_folder)
+FOLDER = typer.Argument(
+    ..., help="A Hugging Face model folder or a .gguf file.", callback=model_folder
+)
 JSON = typer.Option(False, "--json", help="Print JSON.")
 
 
 def inspect(folder: Path = FOLDER, json: bool = JSON) -> None:
-    """Show a folder's tensors, dtypes and sizes, the published model it matches, and problems."""
+    """Show a model's tensors, dtypes and sizes, the published model it matches, and problems."""
     from llamaseek.errors import UserError
     from llamaseek.herd.inspection import inspect_folder
 
@@ -114,7 +164,7 @@ def inspect(folder: Path = FOLDER, json: bool = JSON) -> None:
         _print(facts)
     if count := len(facts["problems"]):
         first = facts["problems"][0]["message"]
-        raise UserError(f"{count:,} tensors do not match config.json, the first: {first}")
+        raise UserError(f"{count:,} tensors do not match the config, the first: {first}")
 
 
 def _print(facts: dict[str, Any]) -> None:

@@ -111,8 +111,9 @@ def speculation(source: str, depth: int, device: str) -> Speculation:
     methods = [kind for kind in DRAFTERS if kind != "model"]  # that one goes by its folder
     if source in methods:
         return Speculation(kind=source, depth=depth)
-    if not Path(source).is_dir():
-        raise bad_value("--speculate", source, f"{', '.join(methods)} or a model folder")
+    if not Path(source).exists():
+        allowed = f"{', '.join(methods)}, a model folder or a .gguf file"
+        raise bad_value("--speculate", source, allowed)
     draft = open_model(source, device=device)
     return Speculation(kind="model", depth=depth, draft_model=draft)
 

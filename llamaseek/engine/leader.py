@@ -21,8 +21,7 @@ from llamaseek.engine.forward.runner import Inputs, Runner, home
 from llamaseek.engine.forward.step_layout import Ints, StepLayout
 from llamaseek.engine.ranks.tensor_group import TensorGroup, joined
 from llamaseek.errors import UserError, bad_value
-from llamaseek.herd.folder import read_config
-from llamaseek.herd.header import stored_tensors
+from llamaseek.herd.folder import read_config, stored_tensors
 from llamaseek.models import CausalLM
 from llamaseek.runtime.check import answering_problems
 from llamaseek.runtime.world import started_ranks

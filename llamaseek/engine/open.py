@@ -15,7 +15,7 @@ from llamaseek.engine.ranks.shards import load_share
 from llamaseek.engine.ranks.tensor_group import TensorGroup
 from llamaseek.errors import UserError, bad_value
 from llamaseek.files import read_json_object
-from llamaseek.herd.header import stored_tensors
+from llamaseek.herd.folder import stored_tensors
 from llamaseek.models import CausalLM
 from llamaseek.runtime.device import has_bf16, pick_device, pick_dtype
 from llamaseek.text.tokenizer import Tokenizer

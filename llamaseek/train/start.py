@@ -11,9 +11,8 @@ from llamaseek.checkpoints.peft import CONFIG as ADAPTER
 from llamaseek.errors import UserError, bad_value
 from llamaseek.herd import ModelConfig
 from llamaseek.herd.configs import ROUTING_BIAS
-from llamaseek.herd.folder import read_config
+from llamaseek.herd.folder import read_config, stored_tensors
 from llamaseek.herd.formats import PACKED
-from llamaseek.herd.header import stored_tensors
 from llamaseek.models import CausalLM
 from llamaseek.models.lora import add_lora
 from llamaseek.models.quant.nf4 import quantize_layers

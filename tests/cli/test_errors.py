@@ -114,7 +114,7 @@ def test_what_is_no_model_folder_says_where_the_model_is(
 
 def test_a_draft_model_that_is_not_there(cli: Cli, model: Path) -> None:
     done = cli("generate", str(model), "a", "--speculate", "nowhere")
-    refused(done, "--speculate: 'nowhere'", "none, mtp, lookup or a model folder")
+    refused(done, "--speculate: 'nowhere'", "none, mtp, lookup, a model folder or a .gguf file")
 
 
 def test_what_serve_cannot_do_is_told_before_a_model_is_loaded(cli: Cli, tmp_path: Path) -> None:

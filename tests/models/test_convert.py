@@ -89,9 +89,9 @@ def test_a_full_disk(after: int, tmp_path: Path, cli: Cli, monkeypatch: pytest.M
     monkeypatch.setattr(shards, "_bytes", full)
     result = cli("convert", str(source), str(tmp_path / "target"))
     assert result.code == 2
-    assert (
-        result.err == f"error: {tmp_path / 'target'}: cannot be written (No space left on device)\n"
-    )
+    said = f"error: {tmp_path / 'target'}: cannot be written (No space left on device: "
+    assert result.err.startswith(said) and result.err.count("\n") == 1
+    assert "MB are needed, " in result.err and f"MB are free in {tmp_path})" in result.err
     assert digest(source) == before
     assert [p.name for p in tmp_path.iterdir()] == ["source"]
 

@@ -21,6 +21,7 @@ from llamaseek.checkpoints.widen import dequantized
 from llamaseek.engine.ranks.tensor_group import TensorGroup
 from llamaseek.herd.folder import read_config
 from llamaseek.herd.formats import BLOCK
+from llamaseek.kernels.wide import wide_product
 from llamaseek.models import CausalLM, build_model
 from llamaseek.models.head import Head, Read
 from llamaseek.models.lazy import Lazy
@@ -119,7 +120,7 @@ class ParallelLMHead(Head):
         self, hidden: Tensor, targets: Tensor | None = None, read: Read | None = None
     ) -> Tensor:
         """hidden (..., D) → logits (..., V), the same on every rank. There are no losses here."""
-        return self.group.beside(F.linear(hidden, self.weight))
+        return self.group.beside(wide_product(hidden, self.weight))
 
 
 def add_up(model: CausalLM, group: TensorGroup) -> None:

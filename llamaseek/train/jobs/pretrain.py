@@ -12,6 +12,7 @@ from llamaseek.herd import ModelConfig, config_from_sizes
 from llamaseek.herd.configs import extended
 from llamaseek.herd.folder import read_config
 from llamaseek.models import CausalLM, build_model
+from llamaseek.parallel.collectives import on_first_rank
 from llamaseek.recipe.schema import Recipe
 from llamaseek.runtime.check import model_config
 from llamaseek.text.tokenizer import Tokenizer
@@ -19,16 +20,20 @@ from llamaseek.train.job import Job
 from llamaseek.train.jobs.supervised import post_job
 from llamaseek.train.monitor import tokenizing
 from llamaseek.train.objectives.choose import make_objective
+from llamaseek.train.saving.lock import hold, released_on_error
 from llamaseek.train.saving.reads import check_reads
 from llamaseek.train.start import by_layer, check_length, check_speaks, check_vocabulary, trainable
 
 
 def build_job(recipe: Recipe) -> Job:
-    """Everything a run needs; raises `UserError` before anything is written."""
+    """Everything a run needs; raises `UserError` before anything is written.
+
+    Its folder is this process's from here to the end of `train`.
+    """
     check_reads(recipe)
-    if recipe.stage == "pretrain":
-        return _pretrain_job(recipe)
-    return post_job(recipe)
+    on_first_rank(lambda: hold(recipe.folder))
+    with released_on_error(recipe.folder):
+        return _pretrain_job(recipe) if recipe.stage == "pretrain" else post_job(recipe)
 
 
 def _pretrain_job(recipe: Recipe) -> Job:
