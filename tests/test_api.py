@@ -36,7 +36,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory with a model, an adapter of it, a reward model and a recipe."""
     folder = tmp_path_factory.mktemp("api")
     tokenizer = tiny_tokenizer()
-    sizes = {**LLAMA_SIZES, "vocab_size": tokenizer.vocab_size}
+    sizes = {**LLAMA_SIZES, "vocab_size": tokenizer.vocab_size, "max_position_embeddings": 1024}
     torch.manual_seed(3)
     model = build_model(config_from_sizes("llama3", sizes))
     save_folder(folder / "runs/mine/model", model, tokenizer)
@@ -221,7 +221,7 @@ def test_adapters_are_merged_as_peft_does(place: Path, monkeypatch: pytest.Monke
         (lambda m: m.generate("x", logprobs=2), "logprobs: 2 is not allowed"),
         (lambda m: m.generate(3), "prompt: 3 is not allowed"),
         (lambda m: m.generate("x", stop_token_ids=[-1]), "stop_token_ids: -1 is not allowed"),
-        (lambda m: m.generate("x " * 400), "prompt: has .* tokens; the model's context"),
+        (lambda m: m.generate("x " * 4000), "prompt: has .* tokens; the model's context"),
         (lambda m: m.chat([{"role": "usr", "content": "x"}]), "messages.0..role: 'usr'"),
         (lambda m: m.chat([]), "messages"),
         (lambda m: m.chat("hello"), "messages"),

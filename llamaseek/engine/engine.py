@@ -164,7 +164,7 @@ class Engine:
             cache = build_cache(shapes, blocks, size, dtype, options.cache_dtype, device)
         except torch.OutOfMemoryError:
             raise UserError(
-                f"cache_bytes: {options.cache_bytes} bytes bytes are not free on {device}"
+                f"cache_bytes: {options.cache_bytes} bytes are not free on {device}"
             ) from None
         graphs = None
         if replayed:
