@@ -74,16 +74,17 @@ def load(
 ) -> Model:
     """A model and its tokenizer, ready for inference.
 
-    `source` is a model folder, or a LoRA adapter's folder that names its base; `adapter` is the
+    `source` is a model folder, a GGUF file, the name of a published model that is on this machine,
+    or a LoRA adapter's folder that names its base; `adapter` is the
     folder of an adapter for the model of `source`, merged as it is read. `device` is auto, cpu,
     cuda or cuda:1; `dtype` is auto, bf16 or fp32. Raises UserError for what cannot be used.
     """
+    from llamaseek.checkpoints.sources import find_source
     from llamaseek.engine.open import open_model, open_tokenizer
-    from llamaseek.herd.source import check_source
 
-    check_source(Path(source), adapters=True)
-    tokenizer = open_tokenizer(source, adapter)
-    return Model(open_model(source, device=device, dtype=dtype, adapter=adapter), tokenizer)
+    found = find_source(Path(source), adapters=True)
+    tokenizer = open_tokenizer(found, adapter)
+    return Model(open_model(found, device=device, dtype=dtype, adapter=adapter), tokenizer)
 
 
 class Model:

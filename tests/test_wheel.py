@@ -15,8 +15,8 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import llamaseek
 assert llamaseek.__file__.startswith(sys.argv[1]), llamaseek.__file__
-from llamaseek.recipe_files import bundled, find_recipe
-from llamaseek.recipe import load_recipe
+from llamaseek.recipe.reading import bundled, find_recipe
+from llamaseek.recipe.load import load_recipe
 from llamaseek.data.clean.recipe import load_clean_recipe
 for name, path in bundled().items():
     assert str(path).startswith(sys.argv[1]), path

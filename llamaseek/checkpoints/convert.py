@@ -81,9 +81,21 @@ class Conversion:
     def run(self, overwrite: bool = False, watch: OnBytes = lambda written: None) -> None:
         """Write the target, which appears only when it is whole; `watch` counts its bytes."""
         with new_folder(self.target, self.nbytes, overwrite) as folder:
-            write_tensors(folder, self.tensors, self.shard_bytes, watch=watch)
-            copy_beside(self.source, folder)
-            write_json(folder / "config.json", self.config)
+            write_copy(folder, self.source, self.config, self.tensors, self.shard_bytes, watch)
+
+
+def write_copy(
+    folder: Path,
+    source: Path,
+    config: dict[str, Any],
+    tensors: dict[str, Lazy],
+    shard_bytes: int,
+    watch: OnBytes,
+) -> None:
+    """Write `tensors` and `config` as a model folder, beside the other files of `source`."""
+    write_tensors(folder, tensors, shard_bytes, watch=watch)
+    copy_beside(source, folder)
+    write_json(folder / "config.json", config)
 
 
 def copy_beside(source: Path, folder: Path) -> None:

@@ -245,6 +245,6 @@ def row_notes(recipe: Recipe) -> list[str]:
         return ["Dimmed: a document's first token, which nothing predicts."]
     if recipe.stage == "reward":
         return ["Best answer first. Dimmed: all but each answer's last token, where its score is."]
-    if recipe.sampling is not None or recipe.stage in ("grpo", "ppo"):
+    if recipe.samples:
         return ["Prompts: a model answers them during the run; below each, what judges the answer."]
     return ["Dimmed: read by the model, but without a loss."]

@@ -78,9 +78,12 @@ DEVICE = typer.Option("auto", help="cpu, cuda or cuda:1; auto uses the GPU if th
 
 
 def model_folder(path: Path | None) -> Path | None:
-    """A model folder as it was given; UserError for a path that is something else."""
-    if path is not None:
-        from llamaseek.herd.source import check_source
+    """The model folder or GGUF file that was given, by path or by the name of a published model.
 
-        check_source(path)
+    UserError as `find_source` raises it.
+    """
+    if path is not None:
+        from llamaseek.checkpoints.sources import find_source
+
+        return find_source(path)
     return path

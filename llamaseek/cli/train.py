@@ -13,6 +13,7 @@ from llamaseek.api import check_recipe, train
 from llamaseek.cli.shared import program, this_command
 from llamaseek.errors import UserError
 from llamaseek.recipe.schema import Recipe
+from llamaseek.recipe.stages import STAGES
 from llamaseek.runtime.world import is_first_rank
 
 RECIPE = typer.Argument(help="A recipe file, or the name of a bundled recipe.")
@@ -91,8 +92,9 @@ def run_recipe(
     if not is_first_rank():
         return
     print(f"model   {run.model_folder}\nreport  {run.folder / 'report.html'}")
-    if stage != "reward" and recipe.train.objective != "masked":  # these cannot generate text
-        verb = "generate" if stage == "pretrain" else "chat"
+    kind = STAGES[stage]
+    if kind.generates and recipe.train.objective != "masked":  # these cannot generate text
+        verb = "chat" if kind.chats else "generate"
         print(f"try     {program()} {verb} {run.model_folder}")
 
 

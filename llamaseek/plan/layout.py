@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+DEGREES = ("data", "shard", "tensor", "pipeline", "context", "expert")
+"""The degrees of a layout; `parallel` in a recipe has fields of the same names."""
+
 
 @dataclass(frozen=True)
 class Layout:

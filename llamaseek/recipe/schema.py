@@ -15,6 +15,7 @@ from llamaseek.recipe.reading import (
     read_mapping,
     validated,
 )
+from llamaseek.recipe.stages import STAGES, stage_of
 
 
 class Section(BaseModel):
@@ -238,7 +239,6 @@ ObjectiveName = Literal["next_token", "multi_token", "masked", "sft", "dpo"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 INSTEAD = ("corpora", "mix", "rows")  # the other origins of data, without `data.sources`
-STAGES = {"masked": "pretrain", "sft": "sft", "dpo": "dpo"}
 """The stage that an objective requires, for those that require one."""
 
 
@@ -466,8 +466,8 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _objective_of_its_stage(self) -> Recipe:
         objective = self.train.objective
-        stage = STAGES.get(objective, self.stage)
-        if stage != self.stage:
+        if objective not in STAGES[self.stage].objectives:
+            stage = stage_of(objective)
             raise ValueError(f"train.objective {objective} is for stage {stage}, not {self.stage}")
         return self
 
@@ -488,6 +488,11 @@ class Recipe(Section):
         for word in words:
             apply_override(data, word)
         return validated(type(self), with_sources(data, words))
+
+    @property
+    def samples(self) -> bool:
+        """Whether rows are prompts alone, answered by a model during the run or before it."""
+        return STAGES[self.stage].rollouts or self.sampling is not None
 
     @property
     def folder(self) -> Path:

@@ -35,7 +35,7 @@ def size(settings: Settings) -> Finding:
                 recipe = settings.recipe("study", place, *overrides, *sizes, f"seed={seed}")
                 folder = trained(recipe)
                 job = build_job(recipe)
-                seen = job.train.step(0, ROWS)
+                seen = job.source.step(0, ROWS)
                 losses = {
                     "training": held_out_loss(folder, seen, recipe),
                     "held_out": held_out_loss(folder, corpus.held_out, recipe),
