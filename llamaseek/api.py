@@ -393,7 +393,7 @@ def plan(model: str | Path | None = None, *, gpu: str, **options: Any) -> dict[s
     """Memory, GPUs, layout, speed and cost of a model from its config, as `llamaseek plan --json`.
 
     `model` is the name of a published model or a model folder; `options` are those of the command:
-    task, dtype, context, batch, gpus, params, tokens, price, utilisation, checkpointing. Raises
+    task, dtype, context, batch, gpus, params, tokens, price, utilization, checkpointing. Raises
     UserError.
     """
     from inspect import signature

@@ -100,7 +100,7 @@ def write_copy(
 
 def copy_beside(source: Path, folder: Path) -> None:
     """Put into a model folder what the source has beside its weights: tokenizer, chat template,
-    end tokens, licence."""
+    end tokens, license."""
     if is_gguf(source):
         for name, text in tokenizer_texts(read_gguf(source)).items():
             (folder / name).parent.mkdir(exist_ok=True)

@@ -282,7 +282,7 @@ def _fetch(name: str, revision: str, target: Path) -> None:
     try:
         snapshot_download(name, revision=revision, local_dir=target, allow_patterns=PATTERNS)
     except (HTTPError, OSError, ValueError) as error:
-        hint = "; accept its licence on the Hub and run `hf auth login`" if _denied(error) else ""
+        hint = "; accept its license on the Hub and run `hf auth login`" if _denied(error) else ""
         raise UserError(f"{name}: cannot be downloaded ({shorten(str(error))}){hint}") from None
 
 

@@ -25,7 +25,7 @@ def plan(
     params: float = typer.Option(None, help="Number of parameters instead of a model, e.g. 1e12."),
     tokens: float = typer.Option(None, help="Tokens to train on or to generate, e.g. 15.6e12."),
     price: float = typer.Option(None, help="Price of a GPU-hour."),
-    utilisation: float = typer.Option(
+    utilization: float = typer.Option(
         None,
         help="Fraction of the peak rate that is reached.",
         show_default="0.4 training, 0.6 inference",
@@ -48,7 +48,7 @@ def plan(
         "params": params,
         "tokens": tokens,
         "price": price,
-        "utilisation": utilisation,
+        "utilization": utilization,
         "checkpointing": checkpointing,
     }
     found = api.plan(model, gpu=gpu, **options)

@@ -153,13 +153,13 @@ def facts(console: Console, answer: dict[str, Any]) -> None:
     for name, what in TIMES.items():
         if answer[name] > 1e-3 * answer["step_seconds"]:
             parts.append(f"{what} {figures(answer[name])} s")
-    hidden = answer["utilisation_with_sends_hidden"]
+    hidden = answer["utilization_with_sends_hidden"]
     fits = "fits" if answer["fits"] else "does not fit"
     most = max(row["bytes"]["total"] for row in answer["per_rank"]) / GIGA
     lines = {
         "step": f"{figures(answer['step_seconds'])} s: {', '.join(parts)}",
         "speed": f"{answer['tokens_per_second']:,.0f} tokens/s",
-        "utilisation": f"{answer['utilisation']:.1%} of the {answer['dtype']} peak; "
+        "utilization": f"{answer['utilization']:.1%} of the {answer['dtype']} peak; "
         f"{hidden:.1%} if a micro-batch's sends were hidden",
         "memory": f"{figures(most)} GB at most: {fits} {answer['gpu_memory_bytes'] / GIGA:.0f} GB",
     }

@@ -68,8 +68,8 @@ def plan_training(recipe: Recipe, gpu: Gpu, dtype: str) -> Planned:
         "exposed_seconds": step.exposed,
         "optimizer_seconds": step.optimizer,
         "tokens_per_second": step.tokens_per_second,
-        "utilisation": step.utilisation,
-        "utilisation_with_sends_hidden": step.utilisation * step.seconds / step.hidden_seconds,
+        "utilization": step.utilization,
+        "utilization_with_sends_hidden": step.utilization * step.seconds / step.hidden_seconds,
     }
     return Planned(setting, reports, step, answer)
 

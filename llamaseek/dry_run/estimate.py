@@ -4,7 +4,7 @@ A micro-batch takes its products, its attention (half of the keys, where causali
 moves to and from memory, and its sends one after the other, as the training loop runs them. What
 FSDP gathers and scatters goes beside one micro-batch's work, and what is longer shows; gradients
 of replicas are averaged after the last backward. A pipeline of p places takes as many such times as
-it has micro-batches, and p - 1 more, each shorter by the stages a rank. The utilisation is what
+it has micro-batches, and p - 1 more, each shorter by the stages a rank. The utilization is what
 comes out.
 """
 
@@ -54,7 +54,7 @@ class Estimate:
     exposed: float  # seconds of sends once a step that nothing hides
     optimizer: float
     tokens_per_second: float
-    utilisation: float  # of the peak in `dtype`, by the FLOPs that published figures count
+    utilization: float  # of the peak in `dtype`, by the FLOPs that published figures count
     hidden_seconds: float  # a step's, did every send of a micro-batch run beside its work
 
     @property
@@ -86,7 +86,7 @@ def estimate(setting: Setting, reports: list[RankReport], gpu: Gpu, dtype: str) 
         exposed=exposed,
         optimizer=stepping,
         tokens_per_second=tokens / seconds,
-        utilisation=flops / (seconds * layout.gpus * gpu.peak(dtype)),
+        utilization=flops / (seconds * layout.gpus * gpu.peak(dtype)),
         hidden_seconds=passes * working + exposed + stepping,
     )
 

@@ -30,7 +30,7 @@ class Entry:
     long_context: bool = False
     tool_use: bool = False
     release: date | None = None
-    licence: str = "none"
+    license: str = "none"
     published_parameters: int | None = None
 
     @property
@@ -240,7 +240,7 @@ def _pair(
         multilingual=new,
         long_context=new,
         release=release,
-        licence=f"Llama {version} Community",
+        license=f"Llama {version} Community",
         published_parameters=PARAMETERS[size],
     )
     instruct = replace(
@@ -292,7 +292,7 @@ def _guard(
         multilingual=True,
         long_context=True,
         release=release,
-        licence=f"Llama {version} Community",
+        license=f"Llama {version} Community",
         published_parameters=PARAMETERS[size],
     )
 
@@ -306,7 +306,7 @@ def _smollm2() -> Iterator[Entry]:
             repo=f"HuggingFaceTB/SmolLM2-{size}",
             config=config,
             release=date(2024, 11, 1),
-            licence="Apache 2.0",
+            license="Apache 2.0",
             published_parameters=parameters,
         )
         yield base
@@ -329,7 +329,7 @@ def _deepseek() -> list[Entry]:
         multilingual=True,
         long_context=True,
         release=date(2024, 12, 26),
-        licence="DeepSeek Model",
+        license="DeepSeek Model",
         published_parameters=671_000_000_000,
     )
     chat = replace(

@@ -87,9 +87,9 @@ def _answer_count(question: Question) -> dict[str, Any]:
     share = replace(memory, **{k: v / gpus for k, v in vars(memory).items()})
     passes = {"inference": 2, "lora": 4}.get(question.task, 6)
     flops = passes * count
-    rate = gpus * question.gpu.peak(form.rate) * question.utilisation / flops
+    rate = gpus * question.gpu.peak(form.rate) * question.utilization / flops
     tokens = question.batch * (question.context if question.trains else 1)
-    bandwidth = gpus * question.gpu.bandwidth * question.utilisation / weights
+    bandwidth = gpus * question.gpu.bandwidth * question.utilization / weights
     if not question.trains:
         rate = min(rate, question.batch * bandwidth)
     speed = Speed(tokens / rate, rate, "compute" if question.trains else "memory bandwidth")
@@ -126,8 +126,8 @@ def _asked(question: Question) -> dict[str, Any]:
         "context": question.context,
         "batch": question.batch,
         "checkpointing": ("full" if question.checkpoint else "none") if question.trains else None,
-        "utilisation": question.utilisation,
-        "utilisation_is_assumed": question.assumed,
+        "utilization": question.utilization,
+        "utilization_is_assumed": question.assumed,
     }
 
 

@@ -2,7 +2,7 @@
 
 A step takes what its FLOPs take at a stated share of the peak, or what its links must carry,
 whichever is longer; in decoding also what it must read at the same share of the memory's
-bandwidth. Links are a bound from bandwidth alone. A published utilisation has the cost of links,
+bandwidth. Links are a bound from bandwidth alone. A published utilization has the cost of links,
 of idle pipeline stages and of recomputation in it already.
 """
 
@@ -78,14 +78,14 @@ def serving_speed(
     serving: Serving,
     layout: Layout,
     gpu: Gpu,
-    utilisation: float,
+    utilization: float,
 ) -> Speed:
     """One new token for every row, its context full; and how fast prompts are read.
 
     A token passes the stages of a pipeline one after the other.
     """
     rows = -(-serving.rows // layout.data)
-    rate = gpu.peak(form.rate) * utilisation
+    rate = gpu.peak(form.rate) * utilization
     matrices, attention = matrix_flops(config), attention_flops(config, serving.length)
     at_once = layout.tensor * layout.data
     read = read_bytes(config, form, serving.rows, layout)
@@ -94,7 +94,7 @@ def serving_speed(
     sent = 4 * _others(layout.tensor) * rows * config.hidden_size * form.number
     bounds = {
         "compute": serving.rows * (matrices + attention) / (at_once * rate),
-        "memory bandwidth": read / (gpu.bandwidth * utilisation),
+        "memory bandwidth": read / (gpu.bandwidth * utilization),
         "links": sent * config.num_hidden_layers / (gpu.link * LINK_SHARE),
     }
     slowest = max(bounds, key=lambda name: bounds[name])
@@ -177,5 +177,5 @@ def _others(ranks: int) -> float:
 
 
 def _reach(gpu: Gpu, ranks: int) -> float:
-    """Bytes a second between that many neighbours: the link inside a node, else the network."""
+    """Bytes a second between that many neighbors: the link inside a node, else the network."""
     return LINK_SHARE * (gpu.link if ranks <= gpu.node else gpu.network)

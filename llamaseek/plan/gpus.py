@@ -1,7 +1,7 @@
 """Accelerators as data: memory, bandwidth, dense matrix rates, links, and where each is stated.
 
 Bytes and bytes a second are decimal, as data sheets give them. Rates are dense (no 2:4 sparsity),
-accumulated in fp32. `link` is one direction of a GPU's connection to its neighbours in a node of
+accumulated in fp32. `link` is one direction of a GPU's connection to its neighbors in a node of
 `node`; `network` its share of the node's network. Where a sheet states both directions together,
 half is taken.
 """

@@ -217,11 +217,11 @@ class Planner:
         return None
 
     def speed(self, layout: Layout) -> Speed:
-        """How fast `layout` is at the stated utilisation."""
+        """How fast `layout` is at the stated utilization."""
         q = self.question
         if not q.trains:
             serving = self.serving()
-            return serving_speed(self.config, q.form, serving, layout, q.gpu, q.utilisation)
+            return serving_speed(self.config, q.form, serving, layout, q.gpu, q.utilization)
         return training_speed(self._compute(layout), self._links(layout), q.batch * q.context)
 
     def micro_batches(self, layout: Layout) -> int:
@@ -235,7 +235,7 @@ class Planner:
 
     def _compute(self, layout: Layout) -> float:
         q = self.question
-        rate = q.gpu.peak(q.form.rate) * q.utilisation
+        rate = q.gpu.peak(q.form.rate) * q.utilization
         return compute_seconds(self.config, q.task, q.batch, q.context, layout.gpus, rate)
 
     def _links(self, layout: Layout) -> Links:

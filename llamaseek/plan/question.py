@@ -51,7 +51,7 @@ def published_run(config: ModelConfig) -> Run | None:
     return next((run for run in RUNS if _same(find(run.model).config, config)), None)
 
 
-def implied_utilisation(
+def implied_utilization(
     config: ModelConfig, gpu: Gpu, rate: str, tokens: float, context: int, gpu_hours: float
 ) -> float:
     """The share of the peak at which `tokens` take `gpu_hours`: a calibration, not a prediction."""
@@ -66,7 +66,7 @@ def calibration(config: ModelConfig) -> dict[str, object] | None:
         return None
     gpu = find_gpu(run.gpu)
     shares = {
-        rate: implied_utilisation(config, gpu, rate, run.tokens, run.context, run.gpu_hours)
+        rate: implied_utilization(config, gpu, rate, run.tokens, run.context, run.gpu_hours)
         for rate in ("bf16", "fp8")
     }
     return {
@@ -74,8 +74,8 @@ def calibration(config: ModelConfig) -> dict[str, object] | None:
         "tokens": run.tokens,
         "context": run.context,
         "gpu_hours": run.gpu_hours,
-        "utilisation_of_bf16_peak": round(shares["bf16"], 4),
-        "utilisation_of_fp8_peak": round(shares["fp8"], 4),
+        "utilization_of_bf16_peak": round(shares["bf16"], 4),
+        "utilization_of_fp8_peak": round(shares["fp8"], 4),
         "source": run.source,
     }
 
@@ -111,8 +111,8 @@ class Question:
     context: int
     batch: int
     checkpoint: bool
-    utilisation: float
-    assumed: bool  # the utilisation is a default
+    utilization: float
+    assumed: bool  # the utilization is a default
     gpus: int | None = None
     tokens: float | None = None
     price: float | None = None
@@ -135,7 +135,7 @@ def ask(
     params: float | None = None,
     tokens: float | None = None,
     price: float | None = None,
-    utilisation: float | None = None,
+    utilization: float | None = None,
     checkpointing: str = "full",
 ) -> Question:
     """A checked question; UserError names the field, its value and what is allowed."""
@@ -147,8 +147,8 @@ def ask(
     for field, value in {**positive, "tokens": tokens, "price": price}.items():
         if value is not None and not 0 < value < float("inf"):
             raise bad_value(field, value, "a number above 0")
-    if utilisation is not None and not 0 < utilisation <= 1:
-        raise bad_value("utilisation", utilisation, "above 0, up to 1")
+    if utilization is not None and not 0 < utilization <= 1:
+        raise bad_value("utilization", utilization, "above 0, up to 1")
     if (model is None) == (params is None):
         raise UserError("model: give either a model or --params")
     entry = find_or_read(model) if model else None
@@ -169,8 +169,8 @@ def ask(
         context=length,
         batch=batch or ROWS.get(task) or max(STEP_TOKENS // length, 1),
         checkpoint=checkpointing == "full",
-        utilisation=utilisation or _share(task, form),
-        assumed=utilisation is None,
+        utilization=utilization or _share(task, form),
+        assumed=utilization is None,
         gpus=gpus,
         tokens=tokens,
         price=price,

@@ -131,8 +131,8 @@ def _gpus(answer: dict[str, Any]) -> str:
 
 
 def _step(answer: dict[str, Any]) -> str:
-    share = f"{answer['utilisation']:.0%} of the peak"
-    share += " (assumed)" if answer["utilisation_is_assumed"] else ""
+    share = f"{answer['utilization']:.0%} of the peak"
+    share += " (assumed)" if answer["utilization_is_assumed"] else ""
     return f"{seconds(answer['step_seconds'])}, bound by {answer['bound']} at {share}"
 
 
@@ -167,6 +167,6 @@ def _calibration(answer: dict[str, Any]) -> str:
         return ""
     return (
         f"the published {short(found['gpu_hours'])} {found['gpu']} hours for "
-        f"{short(found['tokens'])} tokens are {found['utilisation_of_bf16_peak']:.1%} of the bf16 "
-        f"peak, {found['utilisation_of_fp8_peak']:.1%} of the fp8 peak ({found['source']})"
+        f"{short(found['tokens'])} tokens are {found['utilization_of_bf16_peak']:.1%} of the bf16 "
+        f"peak, {found['utilization_of_fp8_peak']:.1%} of the fp8 peak ({found['source']})"
     )

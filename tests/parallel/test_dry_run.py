@@ -215,7 +215,7 @@ def test_more_micro_batches_hide_the_pipeline() -> None:
     for count in (4, 64):
         tried = setting("llama3", micro_batches=count, pipeline=4)
         found = estimate(tried, runs(tried), gpu, "bf16")
-        shares.append(found.utilisation)
+        shares.append(found.utilization)
         assert found.bubble == pytest.approx(3 * found.slot.seconds)
     assert shares[1] > 1.5 * shares[0]
 
