@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,9 +80,7 @@ def serve(
     except ImportError as error:
         raise UserError(f"serve: {error.name} is missing; pip install 'llamaseek[serve]'") from None
     from llamaseek.engine.leader import answer
-    from llamaseek.engine.open import open_model
     from llamaseek.engine.options import EngineOptions
-    from llamaseek.runtime.device import pick_device
     from llamaseek.serve.options import ServeOptions
     from llamaseek.serve.service import load_served_guard, make_service
 
@@ -110,11 +109,15 @@ def serve(
             service.guard = load_served_guard(guard, device, categories, options, engine)
         run(service)
 
-    def load(group: TensorGroup | None) -> CausalLM:
-        place = pick_device(device, "--device")
-        return open_model(model, device=place, dtype=dtype, group=group)
+    answer(model, device, partial(_load, model, device, dtype), use)
 
-    answer(model, device, load, use)
+
+def _load(model: Path, device: str, dtype: str, group: TensorGroup | None) -> CausalLM:
+    from llamaseek.engine.open import open_model
+    from llamaseek.runtime.device import pick_device
+
+    place = pick_device(device, "--device")
+    return open_model(model, device=place, dtype=dtype, group=group)
 
 
 def _cache_bytes(gb: float) -> int:
