@@ -31,7 +31,7 @@ def wide_console() -> Console:
 
 
 def read_stdin() -> str:
-    """All of standard input; in a terminal it is said that it is waited for."""
+    """All of standard input; in a terminal a prompt says that input is expected."""
     if sys.stdin.isatty():
         print("reading standard input; Ctrl-D at the start of a line ends it", file=sys.stderr)
     return sys.stdin.read()
@@ -59,7 +59,7 @@ def bytes_bar(total: int) -> Iterator[Callable[[int], None]]:
 
 
 def program() -> str:
-    """`llamaseek` where that finds this very program, else the path it was started by."""
+    """`llamaseek` if that is this program on the path, else the path it was started by."""
     started = Path(sys.argv[0])
     found = shutil.which("llamaseek")
     if started.name != "llamaseek" or (found and Path(found).resolve() == started.resolve()):
@@ -69,7 +69,7 @@ def program() -> str:
 
 
 def this_command(extra: str = "") -> str:
-    """The command as it was typed, `extra` added where it is not there yet."""
+    """The command as it was typed, with `extra` added if it is missing."""
     words = [*sys.argv[1:], extra] if extra and extra not in sys.argv else sys.argv[1:]
     return " ".join([program(), *map(shlex.quote, words)])
 

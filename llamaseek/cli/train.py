@@ -1,4 +1,4 @@
-"""The training verbs: a recipe with overrides, into its run folder."""
+"""The training commands: run a recipe with overrides into its run folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DRY_RUN = typer.Option(False, "--dry-run", help="Check the recipe and print it w
 
 
 def verb(stage: str, summary: str) -> Callable[..., None]:
-    """The command of a stage; they differ in nothing but their recipes."""
+    """The command of a stage; all stages share one implementation."""
 
     def command(
         recipe: str = RECIPE,
@@ -62,7 +62,7 @@ reward = verb("reward", "Train a reward model on ranked answers.")
 def run_recipe(
     stage: str, wanted: str, overrides: list[str], asked: list[str], dry_run: bool
 ) -> None:
-    """Everything the verbs share; checks the recipe before anything heavy is imported.
+    """Run a training command; checks the recipe before anything heavy is imported.
 
     `asked` is how to begin: `--resume`, `--auto-resume`, `--overwrite` or nothing.
     """

@@ -1,4 +1,4 @@
-"""`train-plan`: what every rank of a recipe's layout would hold, send and take, without ranks."""
+"""`train-plan`: memory, communication and time of each rank of a recipe's layout."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def train_plan(
 
 
 def show(answer: dict[str, Any]) -> None:
-    """What a rank of each kind holds, what a micro-batch takes it, and the step."""
+    """Print memory and micro-batch time of a rank of each kind, and the step's time."""
     console = wide_console()
     room = max(NARROWEST, min(WIDEST, console.width - NUMBERS))
     layout = answer["layout"]

@@ -55,7 +55,7 @@ _entropy = SystemRandom()
 
 @dataclass
 class ActiveRequest:
-    """A request in the engine's hands."""
+    """A request that the engine is running."""
 
     request: Request
     seed: int

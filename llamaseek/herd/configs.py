@@ -98,7 +98,7 @@ class ModelConfig:
     pad_token_id: int | None = None
     # False runs the same trunk bidirectionally, for masked-language-model training.
     is_causal: bool = True
-    # A reward model: one number a token (`score.weight`) where others have a vocabulary.
+    # A reward model: one number per token (`score.weight`) instead of logits.
     is_reward_model: bool = False
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What one run trains with, and how it ends early."""
+"""The parts of a training run, and its interruption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trained model that a run goes on from."""
+"""The trained model that a run starts from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training rows to look at, exactly as a run would read them; no model is loaded."""
+"""A preview of training rows, exactly as a run reads them; no model is loaded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from llamaseek.train.rollouts.rollout import prompt_order
 
 @dataclass(frozen=True)
 class ShownRow:
-    """A row's documents as stretches of text, and counts of its tokens.
+    """A row's documents as spans of text, and counts of its tokens.
 
     `judged` is what the model's own answer to a prompt will be held against, by column.
     """

@@ -1,4 +1,4 @@
-"""From a post-training recipe to a job: rows, objective, and what is sampled."""
+"""From a post-training recipe to a job: rows, objective and sampling."""
 
 from __future__ import annotations
 

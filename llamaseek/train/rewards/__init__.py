@@ -1,4 +1,4 @@
-"""What an answer is worth: programs that check it, and reward models."""
+"""Rewards of an answer: verifying programs, and reward models."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def last_number(text: str) -> Decimal | None:
 
 
 def pattern(text: str) -> Callable[[str, str], bool]:
-    """A check that finds a regular expression in the answer; UserError where it is none."""
+    """A check for a regular expression in the answer; UserError if it is invalid."""
     try:
         compiled = re.compile(text, re.DOTALL)
     except re.error as error:

@@ -1,4 +1,4 @@
-"""Answers sampled from a model that is being trained, by the project's own engine, in process.
+"""Answers sampled from the model in training, by the package's own engine, in the same process.
 
 The engine computes with the very parameters that the optimizer updates: there is no copy.
 """
@@ -133,7 +133,7 @@ def hash_of(text: str) -> int:
 
 @dataclass(frozen=True)
 class Judged:
-    """Each episode's reward, and what each of the rewards gave it."""
+    """Each episode's total reward, and the value of each reward."""
 
     total: list[float]
     parts: dict[str, list[float]]

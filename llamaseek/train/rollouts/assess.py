@@ -1,4 +1,4 @@
-"""What GRPO and PPO make of judged answers, before the loop learns from them.
+"""Advantages of GRPO and PPO from rewarded answers, before the optimizer steps.
 
 N answers, T time.
 """

@@ -1,4 +1,4 @@
-"""Rollouts: the loop's batches are answers that the model itself just gave, judged.
+"""Rollouts: the loop's batches are answers that the model has just sampled, with rewards.
 
 N answers, T time, G answers a prompt.
 """
@@ -31,7 +31,7 @@ Figures = dict[str, float]
 
 
 class AdvantageEstimator(Protocol):
-    """What an algorithm makes of judged answers."""
+    """An algorithm's batch tensors from rewarded answers."""
 
     def __call__(self, batch: Batch, rewards: Tensor) -> tuple[Batch, Figures]:
         """The batch with what its objective needs, and figures to watch; rewards (N)."""
@@ -47,7 +47,7 @@ class AdvantageEstimator(Protocol):
 
 
 class Rollouts(Source):
-    """A source whose answers are sampled anew every `minibatches` × `epochs` steps."""
+    """A source whose answers are sampled again every `minibatches` × `epochs` steps."""
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ def shuffled(count: int, seed: str) -> Tensor:
 
 
 def prompt_order(count: int, seed: int, epoch: int) -> list[int]:
-    """Which prompt is asked when, in one pass over all of them."""
+    """The order of the prompts in one pass over all of them."""
     return shuffled(count, f"{seed}/prompts/{epoch}").tolist()
 
 

@@ -1,4 +1,4 @@
-"""The index that torch.distributed.checkpoint writes beside its tensors, `.metadata`, read safely.
+"""A safe reader of `.metadata`, the index that torch.distributed.checkpoint writes.
 
 It is a pickle, and a pickle can call anything. Here its names lead to records without behavior,
 never to the classes themselves; what they hold is checked against the files and only then becomes

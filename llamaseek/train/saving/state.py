@@ -1,4 +1,4 @@
-"""A training step on disk: a Hugging Face folder, and `state/` with what resuming needs.
+"""A checkpoint on disk: a Hugging Face folder, and `state/` with the state for resuming.
 
 `state/weights` is written by torch.distributed.checkpoint: every rank its own numbers, under the
 names and in the shapes of the whole model, so that any layout reads what any other has written.
