@@ -19,6 +19,7 @@ from llamaseek.errors import UserError
 from llamaseek.files import check_apart, check_kept, new_folder, read_json_object, write_json
 from llamaseek.herd.folder import read_config
 from llamaseek.models.lazy import Lazy
+from llamaseek.text.templates.stored import ADDITIONAL_FOLDER
 
 # What a model folder holds beside its weights and config; nothing else is copied.
 BESIDE = (
@@ -30,6 +31,15 @@ BESIDE = (
     "generation_config.json",
     "LICENSE",
 )
+
+
+def copy_beside(source: Path, target: Path) -> None:
+    """Copy what a model folder holds beside its weights and config."""
+    for path in (*map(source.joinpath, BESIDE), *source.glob(f"{ADDITIONAL_FOLDER}/*.jinja")):
+        if path.is_file():
+            copy = target / path.relative_to(source)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, copy)
 
 
 class Conversion:
@@ -71,9 +81,7 @@ class Conversion:
         """Write the target, which appears only when it is whole; `watch` counts its bytes."""
         with new_folder(self.target, self.nbytes, overwrite) as folder:
             write_tensors(folder, self.tensors, self.shard_bytes, watch=watch)
-            for name in BESIDE:
-                if (self.source / name).is_file():
-                    shutil.copyfile(self.source / name, folder / name)
+            copy_beside(self.source, folder)
             write_json(folder / "config.json", self.config)
 
 

@@ -12,7 +12,6 @@ N rows, K inputs, G groups of a row.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llamaseek.checkpoints.convert import BESIDE, read_any
+from llamaseek.checkpoints.convert import copy_beside, read_any
 from llamaseek.checkpoints.hf import config_json
 from llamaseek.checkpoints.shards import SHARD_BYTES, OnBytes, write_tensors
 from llamaseek.checkpoints.widen import dequantized
@@ -160,9 +159,7 @@ class Quantization:
         """Write the target, which appears only when it is whole; `watch` counts its bytes."""
         with new_folder(self.target, self.nbytes, overwrite) as folder:
             write_tensors(folder, self.tensors, SHARD_BYTES, watch=watch)
-            for name in BESIDE:
-                if (self.source / name).is_file():
-                    shutil.copyfile(self.source / name, folder / name)
+            copy_beside(self.source, folder)
             write_json(folder / "config.json", self.config)
 
 

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from llamaseek.cli.shared import DEVICE, model_folder
+from llamaseek.cli.shared import (
+    CHAT_TEMPLATE,
+    DEVICE,
+    TEMPLATE_KWARGS,
+    load_tokenizer,
+    model_folder,
+)
 from llamaseek.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,6 +46,8 @@ def chat(
     seed: int = SEED,
     guard: Path = GUARD,
     device: str = DEVICE,
+    chat_template: str = CHAT_TEMPLATE,
+    chat_template_kwargs: str = TEMPLATE_KWARGS,
 ) -> None:
     """Talk to a model; /help lists what can be changed on the way."""
     from llamaseek.cli.conversation import ChatSession
@@ -49,12 +57,11 @@ def chat(
     from llamaseek.engine.request import SamplingParams
     from llamaseek.runtime.device import pick_device
     from llamaseek.safety.guard import load_guard
-    from llamaseek.text.tokenizer import Tokenizer
 
     sampling = SamplingParams(
         temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed, stop=stop
     )
-    tokenizer = Tokenizer.load(model)
+    tokenizer = load_tokenizer(model, chat_template, chat_template_kwargs)
     engine = Engine(load(model, device), tokenizer, EngineOptions(max_num_seqs=1))
     talk = ChatSession(engine, tokenizer, replace(sampling, stop_ids=tokenizer.stop_ids), system)
     talk.guard = load_guard(guard, device=pick_device(device, "--device")) if guard else None

@@ -115,7 +115,7 @@ def stats(folder: Path = typer.Argument(help="The folder of a cleaning run.")) -
 
 @app.command()
 def inspect(recipe: str = RECIPE, overrides: list[str] = OVERRIDES, rows: int = ROWS) -> None:
-    """Print training rows as the model will see them; what is not learnt is dimmed."""
+    """Print training rows as the model will see them; what has a loss is green."""
     from llamaseek.recipe.load import load_recipe
 
     loaded = load_recipe(find_recipe(recipe), overrides or [])
@@ -218,7 +218,7 @@ def print_stages(folder: Path) -> None:
 
 
 def print_rows(console: Console, rows: Iterable[ShownRow], recipe: Recipe) -> None:
-    """Each row with its documents; dimmed what has no loss, and how much that is."""
+    """Each row with its documents: green what has a loss, dimmed the rest, and how much that is."""
     for number, row in enumerate(rows):
         in_loss = f"{row.in_loss} of {row.tokens} tokens learnt"
         padded = f", {row.padding} padding" if row.padding else ""
@@ -228,7 +228,7 @@ def print_rows(console: Console, rows: Iterable[ShownRow], recipe: Recipe) -> No
         for document in row.documents:
             text = Text()
             for stretch in document:
-                text.append(stretch.text, style="" if stretch.in_loss else "dim")
+                text.append(stretch.text, style="green" if stretch.in_loss else "dim")
             console.print(text)
             console.print()
         for column, value in (row.judged or {}).items():
@@ -238,11 +238,11 @@ def print_rows(console: Console, rows: Iterable[ShownRow], recipe: Recipe) -> No
 
 
 def row_notes(recipe: Recipe) -> list[str]:
-    """What the dimming means in this recipe."""
+    """What the colors mean in this recipe."""
     if recipe.stage == "pretrain":
-        return ["Dimmed: a document's first token, which nothing predicts."]
+        return ["Green: what has a loss. Dimmed: a document's first token, which nothing predicts."]
     if recipe.stage == "reward":
-        return ["Best answer first. Dimmed: all but each answer's last token, where its score is."]
+        return ["Best answer first. Green: each answer's last token, where its score is."]
     if recipe.sampling is not None or recipe.stage in ("grpo", "ppo"):
         return ["Prompts: a model answers them during the run; below each, what judges the answer."]
-    return ["Dimmed: read by the model, but without a loss."]
+    return ["Green: what has a loss. Dimmed: what the model only reads."]

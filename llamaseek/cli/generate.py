@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from llamaseek.cli.shared import DEVICE, model_folder, read_stdin
+from llamaseek.cli.shared import (
+    CHAT_TEMPLATE,
+    DEVICE,
+    TEMPLATE_KWARGS,
+    load_tokenizer,
+    model_folder,
+    read_stdin,
+)
 from llamaseek.errors import bad_value
 
 if TYPE_CHECKING:
@@ -49,6 +56,8 @@ def generate(
     speculate: str = SPECULATE,
     draft_tokens: int = DRAFT_TOKENS,
     device: str = DEVICE,
+    chat_template: str = CHAT_TEMPLATE,
+    chat_template_kwargs: str = TEMPLATE_KWARGS,
 ) -> None:
     """Continue a text, streaming; with --chat, answer a message."""
     from llamaseek.engine.engine import Engine
@@ -56,9 +65,8 @@ def generate(
     from llamaseek.engine.open import load
     from llamaseek.engine.options import EngineOptions
     from llamaseek.engine.request import SamplingParams
-    from llamaseek.text.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.load(model)
+    tokenizer = load_tokenizer(model, chat_template, chat_template_kwargs)
     params = SamplingParams(
         temperature=temperature,
         top_p=top_p,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -13,11 +14,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from llamaseek.errors import UserError
+from llamaseek.errors import UserError, bad_value
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from llamaseek.text.tokenizer import Tokenizer
 
 PIPED = 100  # columns where no terminal says how many
 
@@ -77,6 +79,30 @@ def this_command(extra: str = "") -> str:
 
 
 DEVICE = typer.Option("auto", help="cpu, cuda or cuda:1; auto takes the GPU where there is one.")
+
+CHAT_TEMPLATE = typer.Option(
+    None, help="llama3, chatml or a jinja file, in place of the model's own chat template."
+)
+TEMPLATE_KWARGS = typer.Option(
+    None,
+    "--chat-template-kwargs",
+    metavar="JSON",
+    help="What the chat template reads beside the messages, as '{\"thinking\": true}'.",
+)
+
+
+def load_tokenizer(folder: Path, chat_template: str | None, kwargs: str | None) -> Tokenizer:
+    """A folder's tokenizer with the template and the values that a command asks for."""
+    from llamaseek.text.tokenizer import Tokenizer
+
+    try:
+        values = json.loads(kwargs or "{}")
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise bad_value("--chat-template-kwargs", kwargs, "a JSON object")
+    return Tokenizer.load(folder).use_chat_template(chat_template, values)
+
 
 HINTS = {
     "model/config.json": "is a run's folder; its model is {0}/model",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
@@ -15,7 +14,6 @@ from llamaseek.data.mix.corpus import build_corpus
 from llamaseek.data.pack import Example
 from llamaseek.data.rankings import preferences, rankings
 from llamaseek.data.rows import Span, conversations, stretches
-from llamaseek.errors import UserError
 from llamaseek.recipe.schema import Recipe
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.job import Source
@@ -24,6 +22,7 @@ from llamaseek.train.jobs.supervised import read_data, training_part
 from llamaseek.train.monitor import tokenizing
 from llamaseek.train.rollouts.answers import Prompt, read_prompts
 from llamaseek.train.rollouts.rollout import prompt_order
+from llamaseek.train.start import recipe_tokenizer
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def _at_the_scores(batch: Batch) -> Batch:
 
 
 def _prompt_rows(recipe: Recipe, count: int) -> Iterator[ShownRow]:
-    tokenizer = _tokenizer(recipe)
+    tokenizer = recipe_tokenizer(recipe)
     rewards = recipe.sampling.rewards if recipe.sampling else recipe.rollout.rewards
     columns = [one.column for one in rewards]
     prompts = _prompts(recipe, tokenizer)
@@ -111,7 +110,7 @@ def _source(recipe: Recipe) -> tuple[Source, Tokenizer]:
         with tokenizing(recipe.name) as watch:
             corpus = build_corpus(recipe, watch)
         return corpus.rows, corpus.tokenizer
-    tokenizer, length = _tokenizer(recipe), recipe.data.length
+    tokenizer, length = recipe_tokenizer(recipe), recipe.data.length
 
     def pack(rows: Iterable[Row], reader: RowReader, bad: BadRows) -> Batch:
         if recipe.stage == "sft":
@@ -122,10 +121,3 @@ def _source(recipe: Recipe) -> tuple[Source, Tokenizer]:
 
     train = read_data(recipe, pack)[0]
     return Rows(train, recipe.seed), tokenizer
-
-
-def _tokenizer(recipe: Recipe) -> Tokenizer:
-    folder = recipe.tokenizer.path or recipe.model.init_from
-    if not folder:
-        raise UserError("model.init_from: is empty; its folder's tokenizer makes the rows")
-    return Tokenizer.load(Path(folder))
