@@ -114,7 +114,7 @@ class Templated:
         for calls in CALLS:
             taken = self._escaped(messages, contents, calls)
             try:
-                render(taken)
+                check_written(taken, render(taken))
             except UserError as error:
                 refused.append(error)
                 continue
@@ -223,6 +223,16 @@ def check_shown(
             raise UserError(
                 f"messages[{index}].tool_calls: this model's chat template does not write calls"
             )
+
+
+def check_written(messages: Sequence[Message], text: str) -> None:
+    """UserError for a call that is not in the rendered text."""
+    for index, message in enumerate(messages):
+        for call in message.get("tool_calls") or ():
+            if call["function"]["name"] not in text:
+                raise UserError(
+                    f"messages[{index}].tool_calls: this model's chat template leaves out a call"
+                )
 
 
 def _reads(source: str, name: str) -> bool:
