@@ -66,7 +66,7 @@ def machine() -> dict[str, str | int]:
 
 
 def cpu_name() -> str:
-    """The processor's own name where the system tells it."""
+    """The processor's own name if the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -30,8 +30,7 @@ from bench.common import Row, installed, report
 from llamaseek.engine.forward.fused import Fused, Latents, Where, fuse
 from llamaseek.engine.forward.paged import PagedStore, build_cache, bytes_per_token
 from llamaseek.engine.forward.step_layout import lay_out
-from llamaseek.herd import config_from_sizes
-from llamaseek.herd.configs import DeepseekV3Config
+from llamaseek.herd import DeepseekV3Config, config_from_sizes
 from llamaseek.kernels.build import builder
 from llamaseek.models import CausalLM, build_model
 from llamaseek.models.cache import LayerShape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import os
@@ -12,6 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from llamaseek.errors import UserError
+
+GGUF_SUFFIX, GGUF_MAGIC = ".gguf", b"GGUF"
+
+
+def is_gguf(path: str | Path) -> bool:
+    """Whether a path is a GGUF file: by its name, or by the first bytes of a file that exists."""
+    path = Path(path)
+    if path.suffix == GGUF_SUFFIX:
+        return not path.is_dir()
+    try:
+        with path.open("rb") as file:
+            return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -82,15 +97,29 @@ def check_apart(target: Path, source: Path) -> None:
 def check_kept(target: Path, source: Path) -> None:
     """UserError where replacing a folder would remove something of what it is made from."""
     if any(place.is_relative_to(target.resolve()) for place in places(source)):
-        raise UserError(f"{target}: holds {source}, which it is made from")
+        raise UserError(f"{target}: contains {source}, which it is made from")
+
+
+def disk_reason(error: OSError, folder: Path, needed: int = 0) -> str:
+    """Why writing to a folder failed; of a full disk, how many bytes are needed and free.
+
+    Libraries report a write that was cut short in words of their own, so the room is looked at.
+    """
+    free = shutil.disk_usage(folder).free
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT) and free > max(needed, 1 << 16):
+        return error.strerror or str(error)
+    asked = f"{needed / 1e6:,.1f} MB are needed, " if needed else ""
+    return f"No space left on device: {asked}{free / 1e6:,.1f} MB are free in {folder}"
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:
-    """UserError for what may not be replaced: all but model folders, and these unless told."""
+    """Raise UserError unless `folder` is a model folder that may be replaced."""
     if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
         return
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: is there already, and is no model folder to replace")
+        raise UserError(
+            f"{folder}: exists already and is not a model folder, so it is not replaced"
+        )
     if not overwrite:
         raise UserError(f"{folder}: exists and is not empty; --overwrite replaces it")
 
@@ -120,6 +149,7 @@ def new_folder(folder: Path, size: int, overwrite: bool) -> Iterator[Path]:
         os.replace(partial, folder)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
+        reason = disk_reason(error, partial.parent, size)
+        raise UserError(f"{folder}: cannot be written ({reason})") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Any folder that we read → a Hugging Face folder, a few rows of one tensor at a time."""
+"""Any checkpoint that we read → a Hugging Face folder, a few rows of one tensor at a time."""
 
 from __future__ import annotations
 
@@ -10,15 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llamaseek.checkpoints.gguf.read import exact
 from llamaseek.checkpoints.hf import cast_weights, config_json, read_folder
 from llamaseek.checkpoints.meta import is_meta_folder, read_meta
 from llamaseek.checkpoints.peft import merged, read_adapter
 from llamaseek.checkpoints.shards import SHARD_BYTES, OnBytes, write_tensors
 from llamaseek.checkpoints.widen import dequantized, widened
 from llamaseek.errors import UserError
-from llamaseek.files import check_apart, check_kept, new_folder, read_json_object, write_json
+from llamaseek.files import (
+    check_apart,
+    check_kept,
+    is_gguf,
+    new_folder,
+    read_json_object,
+    write_json,
+)
+from llamaseek.gguf_header import read_gguf
 from llamaseek.herd.folder import read_config
 from llamaseek.models.lazy import Lazy
+from llamaseek.text.gguf_tokenizer import tokenizer_texts
 from llamaseek.text.templates.stored import ADDITIONAL_FOLDER
 
 # What a model folder holds beside its weights and config; nothing else is copied.
@@ -31,15 +41,6 @@ BESIDE = (
     "generation_config.json",
     "LICENSE",
 )
-
-
-def copy_beside(source: Path, target: Path) -> None:
-    """Copy what a model folder holds beside its weights and config."""
-    for path in (*map(source.joinpath, BESIDE), *source.glob(f"{ADDITIONAL_FOLDER}/*.jinja")):
-        if path.is_file():
-            copy = target / path.relative_to(source)
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, copy)
 
 
 class Conversion:
@@ -85,11 +86,31 @@ class Conversion:
             write_json(folder / "config.json", self.config)
 
 
+def copy_beside(source: Path, folder: Path) -> None:
+    """Put into a model folder what the source has beside its weights: tokenizer, chat template,
+    end tokens, licence."""
+    if is_gguf(source):
+        for name, text in tokenizer_texts(read_gguf(source)).items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8", newline="\n")
+        return
+    named = (source / ADDITIONAL_FOLDER).glob("*.jinja")
+    for path in (*(source / name for name in BESIDE), *named):
+        if path.is_file():
+            copy = folder / path.relative_to(source)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, copy)
+
+
 def read_any(source: Path) -> tuple[dict[str, Any], dict[str, Lazy]]:
-    """Config (as in `config.json`) and tensors of a Hugging Face folder or of Meta's."""
+    """Config (as in `config.json`) and tensors of a Hugging Face folder, a GGUF file or Meta's
+    folder."""
     if is_meta_folder(source):
-        config, tensors = read_meta(source)
-        return config.to_dict(), tensors
+        meta, tensors = read_meta(source)
+        return meta.to_dict(), tensors
+    if is_gguf(source):
+        config = read_config(source)
+        return config.to_dict(), exact(read_folder(source, config))
     if not source.is_dir():
         raise UserError(f"{source}: no such folder")
     return read_json_object(source / "config.json"), read_folder(source, read_config(source))
@@ -106,7 +127,7 @@ def average_models(folders: Sequence[Path], target: Path) -> None:
     config = read_config(folders[0])
     for folder in folders[1:]:
         if read_config(folder) != config:
-            raise UserError(f"{folder}: is a model of another config than {folders[0]}")
+            raise UserError(f"{folder}: has a different config from {folders[0]}")
     stored = [read_folder(folder, config) for folder in folders]
     tensors = {name: _mean([one[name] for one in stored]) for name in stored[0]}
     target.mkdir(parents=True, exist_ok=True)

@@ -21,10 +21,9 @@ from llamaseek.errors import UserError
 from llamaseek.files import write_json
 from llamaseek.herd import ModelConfig
 from llamaseek.herd.compare import is_second_copy, problems
-from llamaseek.herd.folder import read_config
+from llamaseek.herd.configs import ROUTING_BIAS
+from llamaseek.herd.folder import read_config, stored_tensors
 from llamaseek.herd.formats import PACKED_SHAPE, SCALE
-from llamaseek.herd.header import stored_tensors
-from llamaseek.herd.tensors import ROUTING_BIAS
 from llamaseek.models import CausalLM, build_model
 from llamaseek.models.lazy import Lazy, lazy
 from llamaseek.models.lora import whole_state

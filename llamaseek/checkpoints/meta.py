@@ -19,7 +19,7 @@ from torch import Tensor
 from llamaseek.checkpoints.shards import NAMES
 from llamaseek.errors import UserError, bad_value, shorten
 from llamaseek.files import read_json_object
-from llamaseek.herd import Llama3Config, RopeScaling
+from llamaseek.herd import Llama3Config, ModelConfig, RopeScaling
 from llamaseek.herd.compare import problems
 from llamaseek.herd.header import StoredTensor
 from llamaseek.herd.published import ENTRIES
@@ -84,9 +84,9 @@ def _load(path: Path) -> dict[str, Tensor]:
         found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         reason = shorten(str(error).partition(".")[0])
-        raise UserError(f"{path}: is not a checkpoint of tensors alone ({reason})") from None
+        raise UserError(f"{path}: contains objects other than tensors ({reason})") from None
     if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
-        raise UserError(f"{path}: is not a checkpoint of tensors alone")
+        raise UserError(f"{path}: contains objects other than tensors")
     return found
 
 
@@ -100,8 +100,8 @@ def _config(folder: Path, first: dict[str, Tensor]) -> Llama3Config:
         return replace(config, max_position_embeddings=8192)
     # The file says that frequencies are scaled, not by how much: 32 for the 3.2 models, else 8.
     for entry in ENTRIES.values():
-        if isinstance(entry.config, Llama3Config) and _same_sizes(entry.config, config):
-            return entry.config
+        if _same_sizes(entry.config, config):
+            return replace(config, **{name: getattr(entry.config, name) for name in UNSAID})
     return replace(config, rope_scaling=RopeScaling("llama3", 8.0, 8192))
 
 
@@ -130,20 +130,20 @@ def _sizes(params: dict[str, Any], tied: bool) -> Llama3Config:
     )
 
 
-def _same_sizes(known: Llama3Config, config: Llama3Config) -> bool:
-    """Equal but for scaling, special ids and a head that Meta writes although it is tied."""
-    return (
-        known.rope_scaling is not None
-        and replace(
-            known,
-            rope_scaling=None,
-            tie_word_embeddings=config.tie_word_embeddings,
-            bos_token_id=config.bos_token_id,
-            eos_token_id=config.eos_token_id,
-            pad_token_id=config.pad_token_id,
-        )
-        == config
-    )
+UNSAID = (
+    "rope_scaling",
+    "tie_word_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+"""Fields that Meta's files leave out; a tied head is written all the same."""
+
+
+def _same_sizes(known: ModelConfig, config: Llama3Config) -> bool:
+    """Whether a published config with rotary scaling is `config` but for UNSAID."""
+    same: dict[str, Any] = {name: getattr(config, name) for name in UNSAID}
+    return known.rope_scaling is not None and replace(known, **same) == config
 
 
 def _tensors(config: Llama3Config, ranks: list[dict[str, Tensor]]) -> Iterator[tuple[str, Lazy]]:

@@ -62,7 +62,7 @@ def read_adapter(folder: Path) -> Adapter:
 def _pairs(path: Path, rank: int) -> dict[str, tuple[Tensor, Tensor]]:
     tensors = open_tensors({stored.name: stored for stored in read_header(path)})
     if other := [name for name in tensors if not name.endswith(HALVES)]:
-        raise UserError(f"{path}: holds {other[0]}, which is no matrix of plain LoRA")
+        raise UserError(f"{path}: holds {other[0]}, which is not a LoRA matrix")
     layers = {name.removeprefix(PREFIX).rpartition(".lora_")[0] for name in tensors}
     found = {}
     for layer in sorted(layers):
@@ -88,7 +88,7 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
     layers = dict(model.named_modules())
     for layer in adapter.pairs:
         if not isinstance(layers.get(layer), nn.Linear):
-            raise UserError(f"{folder}: adapts {layer}, which the model does not have as linear")
+            raise UserError(f"{folder}: adapts {layer}, which is not a linear layer of the model")
     adapt(model, list(adapter.pairs), adapter.rank, adapter.alpha)
     _fill(model, adapter, folder)
 

@@ -130,14 +130,14 @@ class Quantization:
         """`bits` 8, 4 or "fp8"; `group` inputs share a scale, 0 is a scale a row; None is 64 in 4
         bits, 0 in 8. In fp8 a block of 128 × 128 does.
 
-        Raises `UserError` for what cannot be done, and for a folder that is quantized already.
+        Raises `UserError` for what cannot be done, and for a folder that is already quantized.
         """
         wanted = checked(str(bits), group)
         check_apart(target, source)
         config, tensors = read_any(source)
         kept = wanted.fp8 and any(name.endswith(SCALE) for name in tensors)
         if kept or any(name.endswith(PACKED) for name in tensors):
-            raise UserError(f"{source}: is quantized already")
+            raise UserError(f"{source}: is already quantized")
         self.source, self.target = source, target
         plain = dequantized(tensors, torch.bfloat16)
         self.before = sum(tensor.nbytes for tensor in plain.values())

@@ -15,8 +15,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from llamaseek.checkpoints.gguf.read import open_placed
 from llamaseek.errors import UserError
 from llamaseek.files import write_json
+from llamaseek.herd.gguf_tensors import GgufStored
 from llamaseek.herd.header import INDEX, SINGLE, StoredTensor
 from llamaseek.models.lazy import Lazy
 
@@ -44,8 +46,10 @@ OnBytes = Callable[[int], object]
 def open_tensors(stored: dict[str, StoredTensor]) -> dict[str, Lazy]:
     """The tensors behind checked headers, mapped from their files, not read into memory."""
     files: dict[Path, Any] = {}
-    found = {}
+    found = open_placed({n: e.placed for n, e in stored.items() if isinstance(e, GgufStored)})
     for name, entry in stored.items():
+        if isinstance(entry, GgufStored):
+            continue
         try:
             if entry.path not in files:
                 files[entry.path] = safe_open(entry.path, framework="pt")
@@ -72,7 +76,7 @@ def write_tensors(
 ) -> None:
     """Write a folder's safetensors files: one called `single`, or numbered shards and an index.
 
-    `watch` is told of the bytes written as they are. Raises OSError where the disk is full or
+    `watch` is called with the number of bytes written. Raises OSError where the disk is full or
     cannot be written.
     """
     shards = _split(tensors, shard_bytes)

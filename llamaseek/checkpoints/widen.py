@@ -17,10 +17,13 @@ from llamaseek.models.quant.packed import WORD
 
 
 def dequantized(tensors: dict[str, Lazy], dtype: torch.dtype) -> dict[str, Lazy]:
-    """Every fp8 matrix as a plain one; its scales leave."""
+    """Every fp8 matrix, and every one of a GGUF file's quantized blocks, as a plain one; scales
+    leave."""
     found = {}
     for name, tensor in tensors.items():
-        if tensor.dtype == torch.float8_e4m3fn:
+        if getattr(tensor, "blocks", None) is not None:
+            found[name] = tensor.cast(dtype)
+        elif tensor.dtype == torch.float8_e4m3fn:
             found[name] = _lazily(name, tensor, tensors[name + SCALE], dtype)
         elif not name.endswith(SCALE):
             found[name] = tensor

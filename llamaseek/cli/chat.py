@@ -23,15 +23,15 @@ from llamaseek.errors import UserError
 if TYPE_CHECKING:
     from llamaseek.cli.conversation import ChatSession
 
-MODEL = typer.Argument(help="A model folder.", callback=model_folder)
+MODEL = typer.Argument(help="The model folder.", callback=model_folder)
 SYSTEM = typer.Option("", help="The system message.")
-TEMPERATURE = typer.Option(0.0, help="0 takes the likeliest token each time.")
-TOP_P = typer.Option(1.0, help="Keep the likeliest tokens up to this much probability.")
-MAX_TOKENS = typer.Option(256, help="The longest answer.")
-STOP = typer.Option([], help="End answers before this text; may be given again.")
-SEED = typer.Option(0, help="For temperatures above 0.")
+TEMPERATURE = typer.Option(0.0, help="Sampling temperature; 0 is greedy decoding.")
+TOP_P = typer.Option(1.0, help="Nucleus sampling: keep the most probable tokens up to this total.")
+MAX_TOKENS = typer.Option(256, help="Maximum number of tokens of an answer.")
+STOP = typer.Option([], help="Stop before this text; can be given several times.")
+SEED = typer.Option(0, help="Random seed for temperatures above 0.")
 GUARD = typer.Option(
-    None, help="The folder of a guard model that judges both sides.", callback=model_folder
+    None, help="Folder of a guard model that checks messages and answers.", callback=model_folder
 )
 HISTORY = Path.home() / ".llamaseek_history"
 
@@ -49,7 +49,7 @@ def chat(
     chat_template: str = CHAT_TEMPLATE,
     chat_template_kwargs: str = TEMPLATE_KWARGS,
 ) -> None:
-    """Talk to a model; /help lists what can be changed on the way."""
+    """Chat with a model in the terminal; /help lists the commands."""
     from llamaseek.cli.conversation import ChatSession
     from llamaseek.engine.engine import Engine
     from llamaseek.engine.open import load

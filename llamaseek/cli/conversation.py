@@ -14,28 +14,28 @@ from llamaseek.text.chat import encode_chat
 from llamaseek.text.tokenizer import Tokenizer
 
 HELP = """\
-/help               this list
+/help               show this list
 /reset              forget the conversation
 /retry              answer the last message again
 /system TEXT        set the system message (alone: remove it), and start anew
-/temperature X      0 takes the likeliest token each time
-/top_p X            keep the likeliest tokens up to this much probability
-/top_k N            keep this many tokens (0: all)
-/max_tokens N       the longest answer
-/seed N             what temperatures above 0 draw from
-/stop TEXT          end answers before TEXT (alone: no such text)
-/settings           show them
+/temperature X      sampling temperature; 0 is greedy decoding
+/top_p X            nucleus sampling: keep the most probable tokens up to this total
+/top_k N            sample from the N most probable tokens (0: all)
+/max_tokens N       maximum number of tokens of an answer
+/seed N             random seed for temperatures above 0
+/stop TEXT          stop answers before TEXT (alone: remove the stop text)
+/settings           show the settings
 /quit               leave (or Ctrl-D)
 Alt-Enter begins a new line; Ctrl-C ends an answer; the up arrow brings back what you typed."""
 
 
 class Quit(Exception):
-    """The user wants to leave."""
+    """The user has asked to quit."""
 
 
 @dataclass
 class ChatSession:
-    """Turns so far and how answers are drawn."""
+    """The turns so far and the sampling settings."""
 
     engine: Engine
     tokenizer: Tokenizer

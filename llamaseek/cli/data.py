@@ -25,16 +25,18 @@ if TYPE_CHECKING:
     from llamaseek.train.jobs.preview import ShownRow
 
 
-RECIPE = typer.Argument(help="A recipe file, or the name of one that ships with llamaseek.")
-OVERRIDES = typer.Argument(None, metavar="[KEY=VALUE]...", help="Overrides, as in out=data/web.")
-WORKERS = typer.Option(0, help="Processes on this machine; 0 takes every core.")
-MACHINE = typer.Option(0, help="Which of the machines this one is, from 0.")
-MACHINES = typer.Option(1, help="How many machines share the run over one folder.")
-OVERWRITE = typer.Option(False, "--overwrite", help="Replace another run in the same folder.")
-DRY_RUN = typer.Option(False, "--dry-run", help="Check the recipe and print it; run nothing.")
-ROWS = typer.Option(3, min=1, help="How many rows to print.")
+RECIPE = typer.Argument(help="A recipe file, or the name of a bundled recipe.")
+OVERRIDES = typer.Argument(
+    None, metavar="[KEY=VALUE]...", help="Overrides of recipe fields, e.g. out=data/web."
+)
+WORKERS = typer.Option(0, help="Worker processes on this machine; 0 uses every core.")
+MACHINE = typer.Option(0, help="Index of this machine, from 0.")
+MACHINES = typer.Option(1, help="Number of machines that share the run through one folder.")
+OVERWRITE = typer.Option(False, "--overwrite", help="Replace an existing run in the same folder.")
+DRY_RUN = typer.Option(False, "--dry-run", help="Check the recipe and print it without running it.")
+ROWS = typer.Option(3, min=1, help="Number of rows to print.")
 
-app = typer.Typer(no_args_is_help=True, help="Clean, judge, mix and look at data.")
+app = typer.Typer(no_args_is_help=True, help="Clean, grade and inspect training data.")
 
 
 @app.command()
@@ -47,7 +49,7 @@ def clean(
     overwrite: bool = OVERWRITE,
     dry_run: bool = DRY_RUN,
 ) -> None:
-    """Filter, deduplicate and decontaminate a corpus; every document that leaves says why."""
+    """Filter, deduplicate and decontaminate a corpus; every removed document has its reason."""
     if machines < 1:
         raise bad_value("--machines", machines, "at least 1")
     if not 0 <= machine < machines:
@@ -77,7 +79,7 @@ def judge(
     workers: int = WORKERS,
     dry_run: bool = DRY_RUN,
 ) -> None:
-    """Let a model grade a sample, train a classifier on the grades, filter the corpus with it."""
+    """Grade a sample with a model, train a classifier on the grades and filter the corpus."""
     from llamaseek.data.quality.recipe import load_quality_recipe
 
     loaded = load_quality_recipe(find_recipe(recipe), overrides or [])
@@ -108,14 +110,14 @@ def judge(
 
 
 @app.command()
-def stats(folder: Path = typer.Argument(help="The folder of a cleaning run.")) -> None:
-    """Write the report page of a cleaning run: lengths, reasons with examples, shares."""
+def stats(folder: Path = typer.Argument(help="Folder of a cleaning run.")) -> None:
+    """Write the report of a cleaning run: lengths, reasons with examples, shares."""
     finish(folder)
 
 
 @app.command()
 def inspect(recipe: str = RECIPE, overrides: list[str] = OVERRIDES, rows: int = ROWS) -> None:
-    """Print training rows as the model will see them; what has a loss is green."""
+    """Print training rows as the model sees them; tokens in the loss are green."""
     from llamaseek.recipe.load import load_recipe
 
     loaded = load_recipe(find_recipe(recipe), overrides or [])
@@ -191,11 +193,11 @@ def grade_bar(name: str) -> Iterator:  # type: ignore[type-arg]
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Ctrl-C says how to go on: what is done is kept."""
+    """Ctrl-C says how to resume: what is done is kept."""
     try:
         yield
     except KeyboardInterrupt:
-        print(f"\nstopped; to go on:\n  {this_command()}", file=sys.stderr)
+        print(f"\nstopped; to resume:\n  {this_command()}", file=sys.stderr)
         sys.exit(130)
 
 
@@ -220,7 +222,7 @@ def print_stages(folder: Path) -> None:
 def print_rows(console: Console, rows: Iterable[ShownRow], recipe: Recipe) -> None:
     """Each row with its documents: green what has a loss, dimmed the rest, and how much that is."""
     for number, row in enumerate(rows):
-        in_loss = f"{row.in_loss} of {row.tokens} tokens learnt"
+        in_loss = f"{row.in_loss} of {row.tokens} tokens in the loss"
         padded = f", {row.padding} padding" if row.padding else ""
         count = f"{len(row.documents)} document{'s' if len(row.documents) > 1 else ''}"
         title = f"row {number}: {count}, {in_loss}{padded} ({recipe.data.length} a row)"

@@ -1,22 +1,32 @@
-"""`convert`: any checkpoint that we read, as a Hugging Face folder."""
+"""`convert` and its relatives: from one checkpoint to another."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from llamaseek.cli.shared import model_folder, wide_console
-from llamaseek.errors import UserError
+from llamaseek.errors import UserError, bad_value
 
-SOURCE = typer.Argument(..., help="A Hugging Face folder, or Meta's with consolidated.*.pth.")
-TARGET = typer.Argument(..., help="The folder to make.")
-OVERWRITE = typer.Option(False, "--overwrite", help="Replace a folder that exists.")
+SOURCE = typer.Argument(
+    ..., help="A Hugging Face folder, a .gguf file, or Meta's folder with consolidated.*.pth."
+)
+TARGET = typer.Argument(..., help="The folder to create, or a file name that ends in .gguf.")
+NEW_FOLDER = typer.Argument(..., help="The folder to create.")
+OVERWRITE = typer.Option(False, "--overwrite", help="Replace an existing folder or file.")
 DTYPES = ("keep", "bfloat16", "float16", "float32")
-DTYPE = typer.Option("keep", help=f"{', '.join(DTYPES)}; keep leaves fp8 blocks as they are.")
-ADAPTER = typer.Option(None, help="A PEFT folder whose LoRA is folded into the weights.")
-SHARD = typer.Option(5.0, help="The largest file, in GB.")
+SHORT = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
+DTYPE = typer.Option(
+    "keep",
+    help=f"{', '.join(DTYPES)}; for a .gguf file keep, f32, f16, bf16, q8_0, q4_0, q4_1, q4_k_m. "
+    "keep leaves fp8 blocks unchanged.",
+)
+ADAPTER = typer.Option(None, help="A PEFT adapter folder to merge into the weights.")
+SHARD = typer.Option(None, help="Maximum size of a weight file in GB.", show_default="5")
+OLLAMA = typer.Option(False, "--modelfile", help="Write an Ollama Modelfile beside the .gguf file.")
 
 
 def convert(
@@ -26,21 +36,33 @@ def convert(
     adapter: Path = ADAPTER,
     shard_gb: float = SHARD,
     overwrite: bool = OVERWRITE,
+    modelfile: bool = OLLAMA,
 ) -> None:
-    """Rewrite a checkpoint in another format, dtype or shard size, or with an adapter merged."""
-    from llamaseek.errors import bad_value
+    """Convert a checkpoint to another format, dtype or shard size, or merge an adapter."""
+    from llamaseek.checkpoints.gguf.convert import is_gguf_target
 
-    if dtype not in DTYPES:
-        raise bad_value("--dtype", dtype, ", ".join(DTYPES))
-    if not 0 < shard_gb < float("inf"):
-        raise bad_value("--shard-gb", shard_gb, "a number above 0")
+    if is_gguf_target(target):
+        _to_gguf(source, target, dtype, adapter, shard_gb, overwrite, modelfile)
+    elif modelfile:
+        raise UserError(f"--modelfile: goes with a .gguf file, not with the folder {target}")
+    else:
+        _to_folder(source, target, dtype, adapter, 5.0 if shard_gb is None else shard_gb, overwrite)
 
+
+def _to_folder(
+    source: Path, target: Path, dtype: str, adapter: Path, shard_gb: float, overwrite: bool
+) -> None:
     import torch
 
     from llamaseek.checkpoints.convert import Conversion
     from llamaseek.cli.shared import bytes_bar
     from llamaseek.plan.text import size
 
+    dtype = SHORT.get(dtype, dtype)
+    if dtype not in DTYPES:
+        raise bad_value("--dtype", dtype, ", ".join(DTYPES) + " for a folder")
+    if not 0 < shard_gb < float("inf"):
+        raise bad_value("--shard-gb", shard_gb, "a number above 0")
     kind = None if dtype == "keep" else getattr(torch, dtype)
     conversion = Conversion(source, target, kind, adapter, int(shard_gb * 1e9))
     with bytes_bar(conversion.nbytes) as written:
@@ -48,13 +70,39 @@ def convert(
     print(f"wrote {target}: {len(conversion.tensors):,} tensors, {size(conversion.nbytes)}")
 
 
+def _to_gguf(
+    source: Path,
+    target: Path,
+    dtype: str,
+    adapter: Path,
+    shard_gb: float | None,
+    overwrite: bool,
+    modelfile: bool,
+) -> None:
+    from llamaseek.checkpoints.gguf.convert import GgufConversion
+    from llamaseek.cli.shared import bytes_bar
+    from llamaseek.plan.text import size
+
+    if shard_gb is not None:
+        raise UserError("--shard-gb: goes with a folder; a .gguf file is one file")
+    asked = {long: short for short, long in SHORT.items()}.get(dtype, dtype)
+    conversion = GgufConversion(source, target, None if asked == "keep" else asked, adapter)
+    with bytes_bar(conversion.nbytes) as written:
+        conversion.run(overwrite, written, modelfile)
+    count = len(conversion.file.planned)
+    print(f"wrote {target}: {count:,} tensors, {size(conversion.nbytes)}")
+    if modelfile:
+        beside = target.with_name("Modelfile")
+        print(f"wrote {beside}: ollama create NAME -f {shlex.quote(str(beside))}")
+
+
 def average(
     target: Path = typer.Argument(help="The folder to write."),
     models: list[Path] = typer.Argument(help="Two or more folders of the same model."),
 ) -> None:
-    """Average the weights of checkpoints of one model, as Llama 3's stages are."""
+    """Average the weights of several checkpoints of one model."""
     if target.exists():
-        raise UserError(f"{target}: is there already; give a new folder")
+        raise UserError(f"{target}: exists already; allowed: a new folder")
     from llamaseek.checkpoints.convert import average_models
     from llamaseek.text.tokenizer import Tokenizer
     from llamaseek.train.saving.run_folder import RunFolder
@@ -72,20 +120,20 @@ def average(
     print(f"model   {target}   (mean of {len(models)})")
 
 
-BITS = typer.Option("8", help="8, 4, or fp8 for GPUs.")
+BITS = typer.Option("8", help="Bits per weight: 8, 4, or fp8 for GPUs.")
 GROUP = typer.Option(
-    None, help="Inputs that share a scale; 0 is a scale a row. 64 in 4 bits, 0 in 8 unless told."
+    None, help="Weights that share a scale. Default: 64 for 4 bits, 0 (whole rows) for 8."
 )
 
 
 def quantize(
     source: Path = SOURCE,
-    target: Path = TARGET,
+    target: Path = NEW_FOLDER,
     bits: str = BITS,
     group: int = GROUP,
     overwrite: bool = OVERWRITE,
 ) -> None:
-    """Store a model's matrices in fewer bits; generate, chat and serve run what it makes."""
+    """Quantize a model's matrices to 8 or 4 bits or fp8, for generate, chat and serve."""
     from llamaseek.checkpoints.quantize import Quantization
     from llamaseek.cli.shared import bytes_bar
     from llamaseek.plan.text import size
@@ -96,12 +144,14 @@ def quantize(
     print(f"wrote {target}: {size(work.nbytes)}, before {size(work.before)}")
 
 
-FOLDER = typer.Argument(..., help="A Hugging Face model folder.", callback=model_folder)
-JSON = typer.Option(False, "--json", help="Print JSON, for programs.")
+FOLDER = typer.Argument(
+    ..., help="A Hugging Face model folder or a .gguf file.", callback=model_folder
+)
+JSON = typer.Option(False, "--json", help="Print JSON.")
 
 
 def inspect(folder: Path = FOLDER, json: bool = JSON) -> None:
-    """A folder's tensors, dtypes and sizes; how it compares with the herd; what does not fit."""
+    """Show a model's tensors, dtypes and sizes, the published model it matches, and problems."""
     from llamaseek.errors import UserError
     from llamaseek.herd.inspection import inspect_folder
 
@@ -114,7 +164,7 @@ def inspect(folder: Path = FOLDER, json: bool = JSON) -> None:
         _print(facts)
     if count := len(facts["problems"]):
         first = facts["problems"][0]["message"]
-        raise UserError(f"{count:,} tensors do not fit config.json, the first: {first}")
+        raise UserError(f"{count:,} tensors do not match the config, the first: {first}")
 
 
 def _print(facts: dict[str, Any]) -> None:
@@ -177,10 +227,12 @@ def _tokenizer(facts: dict[str, Any]) -> str:
     return text + ("" if facts["chat_template"] else "; no chat template")
 
 
-REPO = typer.Argument(..., help="A repository of the Hub, or a name of the herd.")
-TO = typer.Option(None, help="The folder to make; by default models/NAME.")
+REPO = typer.Argument(..., help="A Hub repository, or the name of a published model.")
+TO = typer.Option(None, help="The folder to create. Default: models/NAME.")
 REVISION = typer.Option("main", help="A branch, tag or commit.")
-DRY = typer.Option(False, "--dry-run", help="Say what would be fetched, and fetch nothing.")
+DRY = typer.Option(
+    False, "--dry-run", help="Print what would be downloaded without downloading it."
+)
 
 # Weights as safetensors and what a model needs beside them; never a pickle, never code.
 PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model"]
@@ -189,17 +241,17 @@ PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "t
 def download(
     repo: str = REPO, to: Path = TO, revision: str = REVISION, dry_run: bool = DRY
 ) -> None:
-    """Fetch a model; what an interrupted run fetched is kept and not fetched again."""
+    """Download a model; an interrupted download is resumed."""
     from llamaseek.errors import UserError
     from llamaseek.herd.published import ENTRIES
 
     entry = ENTRIES.get(repo.lower())
     name = entry.repo if entry is not None else repo
     if name is None or name.count("/") != 1:
-        raise UserError(f"{repo!r} is neither OWNER/NAME nor a published model of the herd")
+        raise UserError(f"{repo!r} is neither OWNER/NAME nor the name of a published model")
     target = to or Path("models") / name.split("/")[1]
     if dry_run:
-        print(f"would fetch {name} ({revision}): {', '.join(PATTERNS)} → {target}")
+        print(f"would download {name} ({revision}): {', '.join(PATTERNS)} → {target}")
         return
     _fetch(name, revision, target)
     print(f"wrote {target}\ncheck it: llamaseek inspect {target}")
@@ -215,7 +267,7 @@ def _fetch(name: str, revision: str, target: Path) -> None:
         snapshot_download(name, revision=revision, local_dir=target, allow_patterns=PATTERNS)
     except (HTTPError, OSError, ValueError) as error:
         hint = "; accept its licence on the Hub and run `hf auth login`" if _denied(error) else ""
-        raise UserError(f"{name}: cannot be fetched ({shorten(str(error))}){hint}") from None
+        raise UserError(f"{name}: cannot be downloaded ({shorten(str(error))}){hint}") from None
 
 
 def _denied(error: object) -> bool:

@@ -27,25 +27,25 @@ if TYPE_CHECKING:
     from llamaseek.engine.statistics import Statistics
     from llamaseek.models import CausalLM
 
-MODEL = typer.Argument(help="A model folder.", callback=model_folder)
-CHAT = typer.Option(False, "--chat", help="Answer the prompt as a user's message.")
-TEMPERATURE = typer.Option(0.0, help="0 takes the likeliest token each time.")
-TOP_P = typer.Option(1.0, help="Keep the likeliest tokens up to this much probability.")
-TOP_K = typer.Option(0, help="Keep this many tokens; 0 keeps all.")
-MAX_TOKENS = typer.Option(128, help="Stop after this many tokens.")
-SEED = typer.Option(0, help="For temperatures above 0.")
-STATS = typer.Option(False, "--stats", help="Say afterwards how fast it was, on standard error.")
+MODEL = typer.Argument(help="The model folder.", callback=model_folder)
+CHAT = typer.Option(False, "--chat", help="Treat the prompt as a user's message.")
+TEMPERATURE = typer.Option(0.0, help="Sampling temperature; 0 is greedy decoding.")
+TOP_P = typer.Option(1.0, help="Nucleus sampling: keep the most probable tokens up to this total.")
+TOP_K = typer.Option(0, help="Sample from this many most probable tokens; 0 is all.")
+MAX_TOKENS = typer.Option(128, help="Maximum number of tokens to generate.")
+SEED = typer.Option(0, help="Random seed for temperatures above 0.")
+STATS = typer.Option(False, "--stats", help="Print the speed to standard error afterwards.")
 SPECULATE = typer.Option(
     "none",
-    help="Draft tokens ahead: mtp (DeepSeek-V3's own module), lookup (what the text said before), "
-    "or the folder of a smaller model. The answer stays the same.",
+    help="Speculative decoding: mtp (DeepSeek-V3's own module), lookup (n-grams of the text), "
+    "or the folder of a draft model. The output does not change.",
 )
-DRAFT_TOKENS = typer.Option(1, help="How many tokens to draft ahead.")
+DRAFT_TOKENS = typer.Option(1, help="Number of tokens to draft ahead.")
 
 
 def generate(
     model: Path = MODEL,
-    prompt: str = typer.Argument("-", help="The text to continue; - reads standard input."),
+    prompt: str = typer.Argument("-", help="The prompt; - reads standard input."),
     chat: bool = CHAT,
     temperature: float = TEMPERATURE,
     top_p: float = TOP_P,
@@ -59,7 +59,7 @@ def generate(
     chat_template: str = CHAT_TEMPLATE,
     chat_template_kwargs: str = TEMPLATE_KWARGS,
 ) -> None:
-    """Continue a text, streaming; with --chat, answer a message."""
+    """Generate text from a prompt; with --chat, answer a message."""
     from llamaseek.engine.engine import Engine
     from llamaseek.engine.leader import answer
     from llamaseek.engine.open import load
@@ -117,8 +117,9 @@ def speculation(source: str, depth: int, device: str) -> Speculation:
     methods = [kind for kind in DRAFTERS if kind != "model"]  # that one goes by its folder
     if source in methods:
         return Speculation(kind=source, depth=depth)
-    if not Path(source).is_dir():
-        raise bad_value("--speculate", source, f"{', '.join(methods)} or a model folder")
+    if not Path(source).exists():
+        allowed = f"{', '.join(methods)}, a model folder or a .gguf file"
+        raise bad_value("--speculate", source, allowed)
     draft = load(source, device)
     return Speculation(kind="model", depth=depth, draft_model=draft)
 

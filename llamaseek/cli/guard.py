@@ -16,19 +16,21 @@ if TYPE_CHECKING:
     from llamaseek.safety.guard import Guard
     from llamaseek.text.guard_prompt import Category
 
-MODEL = typer.Argument(help="The folder of a guard model.", callback=model_folder)
+MODEL = typer.Argument(help="Folder of a guard model.", callback=model_folder)
 MESSAGE = typer.Argument(
-    "-", help="A user's message to judge; - reads it, or a conversation in JSON, from stdin."
+    "-", help="The user's message; - reads it, or a conversation in JSON, from standard input."
 )
 CONVERSATION = typer.Option(
-    None, help="A JSON file: a list of messages, or an object that has it as messages."
+    None, help="A JSON file: a list of messages, or an object with the key messages."
 )
-ANSWER = typer.Option(None, help="Judge this answer to the message instead.")
-DROP = typer.Option([], help="Leave a category out, as in S13; may be given again.")
-CATEGORIES = typer.Option(None, help='A JSON file of your own: {"S1": "Violent Crimes", …}.')
+ANSWER = typer.Option(None, help="Judge this answer to the message instead of the message.")
+DROP = typer.Option([], help="Remove a category, e.g. S13; can be given several times.")
+CATEGORIES = typer.Option(
+    None, help='A JSON file with your own categories: {"S1": "Violent Crimes", …}.'
+)
 JSON = typer.Option(False, "--json", help="Print the verdict as JSON.")
 HELD_OUT = typer.Option(
-    None, "--held-out", help="Score the guard on this many generated conversations instead."
+    None, "--held-out", help="Evaluate the guard on this many generated conversations instead."
 )
 
 
@@ -43,7 +45,7 @@ def guard(
     held_out: int | None = HELD_OUT,
     device: str = DEVICE,
 ) -> None:
-    """Judge a conversation's last turn with Llama Guard 3's prompt; exit code 1 is unsafe."""
+    """Classify a conversation's last turn with a Llama Guard model; exit code 1 is unsafe."""
     if held_out is not None and held_out < 1:
         raise bad_value("--held-out", held_out, "a number of at least 1")
     chosen = policy(categories, drop)
@@ -76,7 +78,7 @@ def policy(file: Path | None, dropped: list[str]) -> tuple[Category, ...]:
     known = read_categories(read_json(file.read_text, str(file))) if file else PUBLISHED
     kept = without(known, dropped)
     if not kept:
-        raise UserError("--drop: leaves no category; with none, nothing is unsafe")
+        raise UserError("--drop: removes every category; at least one is needed")
     return kept
 
 
@@ -88,7 +90,7 @@ def read_conversation(message: str, file: Path | None, answer: str | None) -> li
     """
     if file is not None:
         if message != "-":
-            raise UserError("message: give a message or --conversation, one of them")
+            raise UserError("message: give either a message or --conversation")
         messages = listed(read_json(file.read_text, str(file)), str(file))
     else:
         text = read_stdin().rstrip("\n") if message == "-" else message
@@ -100,7 +102,7 @@ def read_conversation(message: str, file: Path | None, answer: str | None) -> li
 
 
 def as_message(role: str, text: str, field: str) -> dict[str, Any]:
-    """A message; UserError where it says nothing."""
+    """A user's message; UserError if it is blank."""
     if not text.strip():
         raise bad_value(field, text, "a text that is not blank")
     return {"role": role, "content": text}
@@ -110,7 +112,9 @@ def listed(data: Any, where: str) -> list[dict[str, Any]]:
     """The list of messages in what a file says."""
     messages = data.get("messages") if isinstance(data, dict) else data
     if not isinstance(messages, list) or not messages:
-        raise UserError(f"{where}: is not a list of messages, nor an object that has one")
+        raise UserError(
+            f"{where}: is neither a list of messages nor an object with the key messages"
+        )
     return messages
 
 
@@ -142,4 +146,4 @@ def show_score(guard: Guard, count: int, as_json: bool) -> None:
     }
     print(f"{'held-out conversations':<32}{score.items}")
     for label, share in shares.items():
-        print(f"{label:<32}" + (f"{share:.1%}" if share is not None else "none to judge"))
+        print(f"{label:<32}" + (f"{share:.1%}" if share is not None else "no examples"))

@@ -13,17 +13,19 @@ if TYPE_CHECKING:
     from llamaseek.herd.show import Node
 
 app = typer.Typer(
-    help="The published models, and what one of them is made of.",
+    help="List the published models, or show the architecture of one.",
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-JSON = typer.Option(False, "--json", help="Print JSON, for programs.")
-DIAGRAM = typer.Option(None, "--diagram", help="Draw the architecture into this SVG file instead.")
+JSON = typer.Option(False, "--json", help="Print JSON.")
+DIAGRAM = typer.Option(
+    None, "--diagram", help="Write a diagram of the architecture to this SVG file instead."
+)
 
 
 @app.callback()
 def herd(context: typer.Context, json: bool = JSON) -> None:
-    """The published models: what each can do, and its size."""
+    """List the published models with their capabilities and sizes."""
     if context.invoked_subcommand is not None:
         return
     from llamaseek.herd.published import ENTRIES
@@ -38,11 +40,11 @@ def herd(context: typer.Context, json: bool = JSON) -> None:
 
 @app.command()
 def show(
-    model: str = typer.Argument(..., help="A name of the herd, or a model folder."),
+    model: str = typer.Argument(..., help="The name of a published model, or a model folder."),
     json: bool = JSON,
     diagram: Path = DIAGRAM,
 ) -> None:
-    """One model's parts, shapes and parameters."""
+    """Show a model's modules, shapes and parameter counts."""
     from llamaseek.errors import bad_value
     from llamaseek.herd.folder import find_or_read
     from llamaseek.herd.show import describe

@@ -28,7 +28,7 @@ from llamaseek.runtime.world import is_first_rank
 PATIENCE = 15.0  # seconds in which torchrun ends the other ranks once the first has spoken
 app = typer.Typer(
     name="llamaseek",
-    help="Llama 3 and DeepSeek-V3, from raw text to a model you can talk to.",
+    help="Train, fine-tune, evaluate and serve Llama 3 and DeepSeek-V3 models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -55,7 +55,7 @@ def options(
         False, "--version", callback=_show_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
-    """Llama 3 and DeepSeek-V3, from raw text to a model you can talk to."""
+    """Train, fine-tune, evaluate and serve Llama 3 and DeepSeek-V3 models."""
 
 
 def main() -> None:

@@ -11,26 +11,32 @@ from llamaseek.cli.shared import wide_console
 
 
 def plan(
-    model: str = typer.Argument(None, help="A name of the herd, or a model folder."),
+    model: str = typer.Argument(None, help="The name of a published model, or a model folder."),
     gpu: str = typer.Option(
         ..., help="h100-80gb, h800, h200, a100, b200, l40s, rtx4090, mi300x, cpu."
     ),
     task: str = typer.Option("inference", help="inference, lora, sft or pretrain."),
     dtype: str = typer.Option("bf16", help="fp32, bf16, fp16, fp8, int8 or int4."),
-    context: int = typer.Option(None, help="Tokens a row.", show_default="8192 or the model's"),
-    batch: int = typer.Option(None, help="Rows at once, or rows a step.", show_default="by task"),
-    gpus: int = typer.Option(None, help="How many GPUs.", show_default="as few as fit"),
-    params: float = typer.Option(None, help="A number of parameters in place of a model: 1e12."),
-    tokens: float = typer.Option(None, help="Tokens to train on, or to write: 15.6e12."),
-    price: float = typer.Option(None, help="What a GPU-hour costs."),
-    utilisation: float = typer.Option(
-        None, help="Share of the peak reached.", show_default="0.4 training, 0.6 inference"
+    context: int = typer.Option(None, help="Tokens per row.", show_default="8192 or the model's"),
+    batch: int = typer.Option(
+        None, help="Batch size: concurrent rows, or rows per training step.", show_default="by task"
     ),
-    checkpointing: str = typer.Option("full", help="Activations: full (recomputed) or none."),
-    json: bool = typer.Option(False, "--json", help="Print JSON, for programs."),
-    plot: Path = typer.Option(None, "--plot", help="Draw memory against GPUs into this file."),
+    gpus: int = typer.Option(None, help="Number of GPUs.", show_default="the fewest that fit"),
+    params: float = typer.Option(None, help="Number of parameters instead of a model, e.g. 1e12."),
+    tokens: float = typer.Option(None, help="Tokens to train on or to generate, e.g. 15.6e12."),
+    price: float = typer.Option(None, help="Price of a GPU-hour."),
+    utilisation: float = typer.Option(
+        None,
+        help="Fraction of the peak rate that is reached.",
+        show_default="0.4 training, 0.6 inference",
+    ),
+    checkpointing: str = typer.Option("full", help="Activation checkpointing: full or none."),
+    json: bool = typer.Option(False, "--json", help="Print JSON."),
+    plot: Path = typer.Option(
+        None, "--plot", help="Plot memory per GPU against the number of GPUs to this file."
+    ),
 ) -> None:
-    """Memory, GPUs, layout, speed and cost of a model, before anything is downloaded."""
+    """Estimate memory, GPUs, layout, speed and cost of a model from its config."""
     from llamaseek.plan.answer import answer
     from llamaseek.plan.question import ask
 

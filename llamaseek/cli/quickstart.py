@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from llamaseek.study.lecture import Sample
 
 FAMILY = typer.Option("llama3", help="llama3 or deepseek_v3.")
-OUT = typer.Option(None, help="The folder; runs/quickstart-FAMILY unless told.")
-OVERWRITE = typer.Option(False, "--overwrite", help="Start again instead of going on.")
-SMOKE = typer.Option(False, "--smoke", help="A rehearsal in seconds; its figures mean nothing.")
+OUT = typer.Option(None, help="The run folder. Default: runs/quickstart-FAMILY.")
+OVERWRITE = typer.Option(False, "--overwrite", help="Start again instead of resuming.")
+SMOKE = typer.Option(False, "--smoke", help="A test run of seconds; its results are meaningless.")
 
 
 def quickstart(
@@ -28,7 +28,7 @@ def quickstart(
     overwrite: bool = OVERWRITE,
     smoke: bool = SMOKE,
 ) -> None:
-    """Pre-train, fine-tune, instruct and align a small model, and see what each stage did."""
+    """Pre-train, fine-tune, instruction-tune and align a small model; compare the stages."""
     from rich.console import Console
 
     from llamaseek.report.model import stage_figures
@@ -51,7 +51,7 @@ def quickstart(
     try:
         figures = run(family, folder, smoke, overwrite, watch)
     except Interrupted as stop:
-        print(f"{stop}; to go on:\n  {this_command()}", file=sys.stderr)
+        print(f"{stop}; to resume:\n  {this_command()}", file=sys.stderr)
         sys.exit(128 + stop.signum)
     page = write_report(folder)
     console.rule(align="left")

@@ -21,34 +21,36 @@ if TYPE_CHECKING:
     from llamaseek.models import CausalLM
     from llamaseek.text.guard_prompt import Category
 
-MODEL = typer.Argument(help="A model folder.", callback=model_folder)
-NAME = typer.Option(None, help="What requests call the model.", show_default="the folder's name")
+MODEL = typer.Argument(help="The model folder.", callback=model_folder)
+NAME = typer.Option(None, help="Model name in requests.", show_default="the folder's name")
 ADAPTER = typer.Option(
-    [], "--adapter", help="NAME=FOLDER: a LoRA in PEFT's format, served under its own name."
+    [], "--adapter", help="NAME=FOLDER: a PEFT LoRA adapter, served under this name."
 )
-HOST = typer.Option("127.0.0.1", help="The address to listen on; only this machine by default.")
-PORT = typer.Option(8000, help="The port; 0 takes a free one.")
+HOST = typer.Option("127.0.0.1", help="Address to listen on.")
+PORT = typer.Option(8000, help="Port to listen on; 0 chooses a free one.")
 API_KEY = typer.Option(
     None,
     envvar="LLAMASEEK_API_KEY",
-    help="Ask clients for this key; the environment keeps it out of process lists.",
+    help="Require this API key; the environment variable keeps it out of process lists.",
 )
-DTYPE = typer.Option("auto", help="fp32 or bf16; auto takes bf16 where the machine has it.")
-CACHE = typer.Option(1.0, "--cache-gb", help="Memory for the cache of running answers.")
-CACHE_DTYPE = typer.Option("auto", help="int8 halves the cache of a bf16 model.")
-RUNNING = typer.Option(64, "--max-num-seqs", help="Answers computed at once.")
-QUEUE = typer.Option(64, "--queue", help="Requests that may wait; more are told to come later.")
-STEP = typer.Option(512, "--max-num-batched-tokens", help="Tokens of one forward.")
-COMPILE = typer.Option(
-    False, "--compile", help="Compile decoding steps for the GPU; takes minutes."
+DTYPE = typer.Option("auto", help="fp32 or bf16; auto uses bf16 if the hardware supports it.")
+CACHE = typer.Option(1.0, "--cache-gb", help="Size of the KV cache in GB.")
+CACHE_DTYPE = typer.Option("auto", help="auto or int8; int8 halves the KV cache of a bf16 model.")
+RUNNING = typer.Option(64, "--max-num-seqs", help="Maximum number of sequences computed at once.")
+QUEUE = typer.Option(64, "--queue", help="Maximum number of waiting requests; more get status 429.")
+STEP = typer.Option(
+    512, "--max-num-batched-tokens", help="Maximum number of tokens per forward pass."
 )
-TIMEOUT = typer.Option(600.0, help="Seconds that a request may take.")
+COMPILE = typer.Option(False, "--compile", help="Compile decoding steps on a GPU; takes minutes.")
+TIMEOUT = typer.Option(600.0, help="Maximum seconds per request.")
 GUARD = typer.Option(
-    None, help="The folder of a guard model that judges both sides of chats.", callback=model_folder
+    None,
+    help="Folder of a guard model that checks messages and answers of chats.",
+    callback=model_folder,
 )
-DROP = typer.Option([], "--guard-drop", help="Leave a category out of its policy, as in S13.")
-CATEGORIES = typer.Option(None, "--guard-categories", help="A JSON file of categories of your own.")
-DRAIN = typer.Option(30.0, help="Seconds that answers may take after a signal to stop.")
+DROP = typer.Option([], "--guard-drop", help="Remove a category from the guard's policy, e.g. S13.")
+CATEGORIES = typer.Option(None, "--guard-categories", help="A JSON file with your own categories.")
+DRAIN = typer.Option(30.0, help="Seconds that running answers may take after a stop signal.")
 
 
 def serve(
@@ -74,7 +76,7 @@ def serve(
     chat_template: str = CHAT_TEMPLATE,
     chat_template_kwargs: str = TEMPLATE_KWARGS,
 ) -> None:
-    """Answer requests of OpenAI's API; Ctrl-C or SIGTERM lets running answers end."""
+    """Serve a model over OpenAI's API; Ctrl-C or SIGTERM shuts down gracefully."""
     try:
         from llamaseek.serve.server import check_address
         from llamaseek.serve.server import serve as run
@@ -127,5 +129,5 @@ def _policy(guard: Path | None, file: Path | None, dropped: list[str]) -> tuple[
 
     for field, given in (("--guard-drop", dropped), ("--guard-categories", file)):
         if given and guard is None:
-            raise UserError(f"{field}: changes the policy of a guard, and no --guard is given")
+            raise UserError(f"{field}: changes the policy of a guard, but --guard is not given")
     return policy(file, dropped)

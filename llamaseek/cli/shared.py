@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from llamaseek.errors import UserError, bad_value
+from llamaseek.files import is_gguf
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,7 +44,7 @@ def read_stdin() -> str:
 
 @contextmanager
 def bytes_bar(total: int) -> Iterator[Callable[[int], None]]:
-    """Told how many bytes are written, it shows how many of `total` are, how fast, how long yet."""
+    """A progress bar of bytes written out of `total`, with speed and remaining time."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -78,7 +79,7 @@ def this_command(extra: str = "") -> str:
     return " ".join([program(), *map(shlex.quote, words)])
 
 
-DEVICE = typer.Option("auto", help="cpu, cuda or cuda:1; auto takes the GPU where there is one.")
+DEVICE = typer.Option("auto", help="cpu, cuda or cuda:1; auto uses the GPU if there is one.")
 
 CHAT_TEMPLATE = typer.Option(
     None, help="llama3, chatml or a jinja file, in place of the model's own chat template."
@@ -113,18 +114,24 @@ HINTS = {
 
 
 def model_folder(path: Path | None) -> Path | None:
-    """A model folder as it was given; UserError for a path that is something else.
+    """A model folder or GGUF file as it was given; UserError for a path that is something else.
 
     What a folder that looks like one lacks is for its readers to say.
     """
-    if path is None or (path / "config.json").is_file():
+    if path is None or (path / "config.json").is_file() or (path.is_file() and is_gguf(path)):
         return path
     if not path.is_dir():
-        raise UserError(f"{path}: no such folder{_download(str(path))}")
+        raise UserError(f"{path}: no such {_wanted(path)}{_download(str(path))}")
     for file, hint in HINTS.items():
         if (path / file).is_file():
             raise UserError(f"{path}: {hint.format(path)}")
     return path
+
+
+def _wanted(path: Path) -> str:
+    if path.is_file():
+        return "folder; it is a file, and not a GGUF one"
+    return "file" if path.suffix == ".gguf" else "folder"
 
 
 def _download(name: str) -> str:

@@ -15,11 +15,11 @@ from llamaseek.errors import UserError, bad_value
 Name = Literal["data-scaling", "size", "mix", "stages", "start", "parallelism"]
 NAME = typer.Argument(help="data-scaling, size, mix, stages, start or parallelism.")
 OVERRIDES = typer.Argument(
-    None, metavar="[KEY=VALUE]...", help="Changes to the study recipe, as in train.steps=500."
+    None, metavar="[KEY=VALUE]...", help="Overrides of the study's recipe, e.g. train.steps=500."
 )
-OUT = typer.Option(None, help="The folder; runs/study-NAME unless told.")
-SEEDS = typer.Option(2, help="How many seeds each training is repeated with.")
-SMOKE = typer.Option(False, "--smoke", help="A rehearsal in seconds; its figures mean nothing.")
+OUT = typer.Option(None, help="The run folder. Default: runs/study-NAME.")
+SEEDS = typer.Option(2, help="Number of seeds that each training is repeated with.")
+SMOKE = typer.Option(False, "--smoke", help="A test run of seconds; its results are meaningless.")
 
 
 def study(
@@ -29,7 +29,7 @@ def study(
     seeds: int = SEEDS,
     smoke: bool = SMOKE,
 ) -> None:
-    """Answer one of the lecture's questions by training small models; minutes and a plot."""
+    """Run one of the lecture's experiments: train small models in minutes and plot the result."""
     if seeds < 1:
         raise bad_value("seeds", seeds, "a number of at least 1")
     from llamaseek.study.answer import answer
@@ -45,7 +45,7 @@ def study(
     try:
         figures = answer(name, settings)
     except Interrupted as stop:
-        print(f"{stop}; to go on:\n  {this_command()}", file=sys.stderr)
+        print(f"{stop}; to resume:\n  {this_command()}", file=sys.stderr)
         sys.exit(128 + stop.signum)
     print(f"{figures['question']}\n{figures['says']}")
     print(f"took     {(time.perf_counter() - started) / 60:.1f} minutes")

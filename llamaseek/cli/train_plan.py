@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-GPU = typer.Option("h100-80gb", help="The accelerator whose memory and rates are taken.")
+GPU = typer.Option("h100-80gb", help="The accelerator whose memory and rates are used.")
 DTYPE = typer.Option(
     None,
-    help="What matrix products run in: bf16 or fp8.",
+    help="Dtype of matrix products: bf16 or fp8.",
     show_default="fp8 with train.float8, else bf16",
 )
-JSON = typer.Option(False, "--json", help="Print JSON, for programs.")
-DRAW = typer.Option(None, "--draw", help="Draw the mesh and one layer's tensors into this file.")
+JSON = typer.Option(False, "--json", help="Print JSON.")
+DRAW = typer.Option(None, "--draw", help="Draw the mesh and the tensors of one layer to this file.")
 GIGA = 1e9
 NUMBERS = 65  # columns of a terminal that a table's numbers take
 WIDEST, NARROWEST = 35, 12  # of what stands before them
@@ -42,7 +42,7 @@ def train_plan(
     json: bool = JSON,
     draw: Path = DRAW,
 ) -> None:
-    """Build a rank of each kind on fake tensors: memory, sends and seconds of a training step."""
+    """Estimate memory, communication and time of a training step, rank by rank."""
     from llamaseek.errors import bad_value
     from llamaseek.plan.gpus import find_gpu
     from llamaseek.recipe.load import find_recipe, load_recipe

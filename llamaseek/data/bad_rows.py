@@ -1,4 +1,4 @@
-"""Rows that cannot be learnt from: an error, or skipped, counted and told."""
+"""Invalid rows: raise an error, or skip them and report the count."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Made = TypeVar("Made")
 
 
 class RowError(UserError):
-    """A row that cannot be learnt from; `reason` is what such rows are counted under."""
+    """An invalid row; `reason` is the name under which such rows are counted."""
 
     def __init__(self, place: str, reason: str, message: str) -> None:
         super().__init__(f"{place}: {message}")

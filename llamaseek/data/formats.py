@@ -1,6 +1,6 @@
 """The row formats that users have, read into one: messages, or a prompt and ranked answers.
 
-A format is told by a row's columns: `messages`; `prompt` and `completion`; `instruction` and
+A format is recognized by a row's columns: `messages`; `prompt` and `completion`; `instruction` and
 `output` (Alpaca); `conversations` (ShareGPT); `chosen` and `rejected`. Sources: TRL's "Dataset
 formats", LLaMA-Factory's `data/README.md`.
 """
@@ -215,8 +215,8 @@ class RowReader:
             messages = messages + as_messages(place, "completion", row["completion"], "assistant")
         else:
             raise UserError(
-                f"{place}: holds pairs of answers (chosen, rejected), which `dpo` and `reward` "
-                "learn from; data.columns {completion: chosen} takes the better one"
+                f"{place}: holds pairs of answers (chosen, rejected), for `dpo` and `reward`; "
+                "data.columns {completion: chosen} uses the better one"
             )
         return Conversation(messages, tools_column(row))
 

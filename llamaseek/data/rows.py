@@ -32,7 +32,7 @@ def conversations(
 ) -> Batch:
     """Conversations packed whole, best fit; loss on the assistant's answers and their ends.
 
-    A row that cannot be learnt from is an error that shows it, or with `bad.skip` is counted.
+    An invalid row is an error that shows it, or is skipped and counted with `bad.skip`.
     """
     reader, bad = reader or RowReader(), bad or BadRows()
     made = bad.keep(rows, lambda place, row: conversation(place, row, tokenizer, length, reader))
@@ -60,7 +60,7 @@ def encode(
     tools: Any = None,
     add_generation_prompt: bool = False,
 ) -> ChatIds:
-    """The chat as ids. Answers whose message says `train: false` are given, not learnt."""
+    """The chat as ids. Answers whose message has `train: false` are not in the loss."""
     plain = [{key: value for key, value in m.items() if key != "train"} for m in messages]
     try:
         spans = not add_generation_prompt
@@ -72,7 +72,7 @@ def encode(
 
 
 def _in_loss(place: str, messages: list[Message]) -> list[bool]:
-    """Whether each assistant message is to be learnt."""
+    """Whether each assistant message is in the loss."""
     in_loss = []
     for index, message in enumerate(messages):
         from_assistant = message.get("role") == "assistant"
@@ -82,14 +82,14 @@ def _in_loss(place: str, messages: list[Message]) -> list[bool]:
             raise RowError(place, "malformed", where)
         if message.get("train") and not from_assistant:
             role = message.get("role")
-            where = f"messages[{index}].train: a {role} turn is never learnt; allowed: false"
+            where = f"messages[{index}].train: a {role} turn is never in the loss; allowed: false"
             raise RowError(place, "malformed", where)
         in_loss += [wanted] if from_assistant else []
     return in_loss
 
 
 def _without(place: str, chat: ChatIds, in_loss: list[bool]) -> ChatIds:
-    """The chat with the answers that are not to be learnt as given.
+    """The chat, with the answers that are not in the loss marked as given.
 
     An answer is a run of tokens up to its end, or up to the next that is given.
     """
@@ -112,14 +112,14 @@ def check_length(place: str, tokens: int, length: int) -> None:
 
 
 def shifted(chat: ChatIds, learn: Callable[[int], bool]) -> list[int]:
-    """Targets: the next token where its kind is to be learnt, else -100."""
+    """Targets: the next token if its kind is in the loss, else -100."""
     pairs = zip(chat.ids[1:], chat.kinds[1:], strict=True)
     return [token if learn(kind) else IGNORE for token, kind in pairs] + [IGNORE]
 
 
 @dataclass(frozen=True)
 class Span:
-    """Text of a row, as the model reads it, and whether it is learnt."""
+    """A span of a row's text as the model reads it, and whether it is in the loss."""
 
     text: str
     in_loss: bool

@@ -8,7 +8,6 @@ from typing import Any
 
 from llamaseek.dry_run.estimate import BESIDE, Estimate, Slot, estimate
 from llamaseek.dry_run.rank import RankReport, Setting, dry_run, kinds
-from llamaseek.herd import DeepseekV3Config
 from llamaseek.plan.gpus import Gpu
 from llamaseek.recipe.schema import Recipe
 from llamaseek.runtime.check import model_config, resolve
@@ -20,9 +19,7 @@ def setting_of(recipe: Recipe) -> Setting:
     config, plan, train = model_config(recipe), recipe.parallel, recipe.train
     share = train.batch // (plan.data * plan.shard)
     rows = min(train.micro_batch or (1 if plan.pipeline > 1 else share), share)
-    depth = 0
-    if train.objective == "multi_token" and isinstance(config, DeepseekV3Config):
-        depth = config.num_nextn_predict_layers
+    depth = config.multi_token_depth if train.objective == "multi_token" else 0
     return Setting(
         config=config,
         plan=plan,

@@ -34,7 +34,7 @@ def whole_weights(part: CausalLM, mesh: Mesh) -> int:
 
 
 def most_stepped(weights: list[Weight], mesh: Mesh) -> int:
-    """Numbers whose moments the fullest rank keeps with ZeRO-1, which deals out whole weights."""
+    """Parameters with moments on the fullest rank under ZeRO-1, which splits by whole weights."""
     zero = Zero(weights, mesh)
     hands = (
         max(sum(w.own.numel() for w in hand) for hand in by_rank) for _, by_rank in zero.by_rank

@@ -35,7 +35,7 @@ from llamaseek.dry_run.held import (
 )
 from llamaseek.dry_run.trace import Movement, TracedWork, counted
 from llamaseek.herd import ModelConfig
-from llamaseek.models import CausalLM, DeepseekV3, build_model
+from llamaseek.models import CausalLM, build_model
 from llamaseek.models.head import Softmax
 from llamaseek.models.loss import counted_cross_entropy_sum, softmax_and_gradient
 from llamaseek.models.moe import add_rows, run_experts
@@ -138,15 +138,13 @@ def kinds(setting: Setting) -> dict[int, list[int]]:
     """
     layout, stages = setting.layout, setting.plan.stages
     config = setting.config
-    dense = getattr(config, "first_k_dense_replace", 0)
-    total = config.num_hidden_layers + getattr(config, "num_nextn_predict_layers", 0)
     each = layout.gpus // layout.pipeline
     found: dict[tuple[object, ...], list[int]] = {}
     for place in range(layout.pipeline):
         held = []
         for stage in range(place, stages, layout.pipeline):
-            layers = stage_layers(total, stages, stage, setting.plan.last_layers)
-            mixtures = sum(layer >= dense for layer in layers)
+            layers = stage_layers(config.layer_count, stages, stage, setting.plan.last_layers)
+            mixtures = sum(config.is_moe_layer(layer) for layer in layers)
             held.append((len(layers), mixtures, stage == 0, stage == stages - 1))
         found.setdefault(tuple(held), []).append(place)
     return {places[0] * each: places for places in found.values()}
@@ -232,6 +230,9 @@ def run(setting: Setting, rank: int, mesh: Mesh, parallel: Parallel) -> RankRepo
     holders: list[PipelinePart] | list[CausalLM] = parallel.stages or parallel.parts
     for holder in holders:
         holder.to_empty(device="cpu")
+    if setting.plan.pipeline == 1:  # else the first and the last stage each hold a table
+        for part in parallel.parts:
+            part.tie()
     report = at_rest(setting, rank, mesh, parallel.parts)
     for holder in holders:
         backward(forward(setting, holder))  # gradients are there from the first micro-batch on
@@ -356,10 +357,9 @@ def loss(setting: Setting, part: CausalLM, batch: Batch) -> Tensor:
     """The model's loss and its multi-token modules'."""
     hidden: Tensor = part(batch.tokens, batch.positions)
     total = head_loss(part, hidden, batch.targets)
-    if isinstance(part, DeepseekV3):
-        for k in range(setting.depth):
-            hidden = part.mtp(k, hidden, batch.tokens, batch.positions)
-            total = total + head_loss(part, hidden, batch.targets)
+    for k in range(setting.depth):
+        hidden = part.mtp(k, hidden, batch.tokens, batch.positions)
+        total = total + head_loss(part, hidden, batch.targets)
     return total
 
 

@@ -94,11 +94,11 @@ def _adapted(model: CausalLM, layer: str, name: str, adapters: Adapters) -> Adap
         return found
     own = layer.rpartition(".")[2]
     if not isinstance(found, nn.Linear) or own == "lm_head":
-        raise UserError(f"adapter {name}: adapts {layer}, which the model does not have as linear")
+        raise UserError(f"adapter {name}: adapts {layer}, which is not a linear layer of the model")
     if own == ABSORBED:
         raise UserError(
-            f"adapter {name}: adapts {layer}, which decoding takes apart; "
-            "fold it in with: llamaseek convert --adapter"
+            f"adapter {name}: adapts {layer}, which decoding splits; "
+            "merge it with: llamaseek convert --adapter"
         )
     made = AdaptedLinear(found, adapters, model.model.norm.weight.dtype)
     model.set_submodule(layer, made)

@@ -106,7 +106,7 @@ class BackgroundEngine:
     def submit(self, requests: Sequence[Request]) -> Stream:
         """Ask for answers, for all of the requests or none.
 
-        UserError for one that can never be answered, or for more than may ever be in hand;
+        UserError for one that can never be answered, or for more than may ever be in flight;
         `QueueFull` where too many are, `EngineDown` after a fault or `stop`.
         """
         if self.fault is not None or self._stopped:
@@ -116,7 +116,7 @@ class BackgroundEngine:
         if len(requests) > self.most:
             raise UserError(f"prompt: has {len(requests)} entries; at most {self.most} may be")
         if len(self._streams) + len(requests) > self.most:
-            raise QueueFull(f"{len(self._streams)} requests are in hand; at most {self.most} may")
+            raise QueueFull(f"{len(self._streams)} requests are in flight; at most {self.most} may")
         stream = Stream(self, requests)
         for request in requests:
             self._streams[request.id] = stream

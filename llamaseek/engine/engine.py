@@ -110,7 +110,7 @@ class Engine:
         group: TensorGroup | None = None,
     ) -> None:
         if model.config.is_reward_model:
-            raise UserError("model: is a reward model, which says nothing")
+            raise UserError("model: is a reward model: it returns scores and cannot generate text")
         self.model, self.tokenizer, self.group = model.eval(), tokenizer, group
         self.grammars = None if tokenizer is None else Grammars(tokenizer)
         self.adapters = Adapters(model, adapters or {})
@@ -162,7 +162,7 @@ class Engine:
             cache = build_cache(shapes, blocks, size, dtype, options.cache_dtype, device)
         except torch.OutOfMemoryError:
             raise UserError(
-                f"cache_bytes: {options.cache_bytes} are not free on {device}"
+                f"cache_bytes: {options.cache_bytes} bytes bytes are not free on {device}"
             ) from None
         graphs = None
         if replayed:
@@ -186,7 +186,7 @@ class Engine:
         self.adapters.check(request.adapter)
         params = request.params
         if self.grammars is None and (params.stop or params.constraint is not None):
-            raise UserError("stop, constraint: need an engine that has a tokenizer")
+            raise UserError("stop, constraint: need an engine with a tokenizer")
         self.scheduler.check(self._limit(request))
         if self.grammars is not None and params.constraint is not None:
             self.grammars.check(params.constraint)
@@ -413,7 +413,7 @@ class Engine:
             self._close(answer, finish, delta)
 
     def _first(self, answer: SequenceState, delta: Delta) -> None:
-        """The prompt is computed: its scores are told, and its other answers share it."""
+        """The prompt is computed: return its log-probabilities, share it with its other answers."""
         self.statistics.cached += answer.cached or 0
         if answer.params.prompt_logprobs is not None:
             delta.prompt_logprobs = answer.prompt_logprobs

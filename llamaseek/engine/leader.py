@@ -1,7 +1,7 @@
 """A model whose shares lie on several ranks: rank 0 schedules and samples, all compute.
 
 Rank 0's engine is the ordinary one. Before each forward, and each reading of the head, its runner
-tells the others what it runs on; they do the same on their shares, with caches of the same blocks.
+sends the others its inputs; they compute the same on their shards, with caches of the same blocks.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from llamaseek.engine.forward.runner import Inputs, Runner, home
 from llamaseek.engine.forward.step_layout import Ints, StepLayout
 from llamaseek.engine.ranks.tensor_group import TensorGroup, joined
 from llamaseek.errors import UserError, bad_value
-from llamaseek.herd.folder import read_config
-from llamaseek.herd.header import stored_tensors
+from llamaseek.herd.folder import read_config, stored_tensors
 from llamaseek.models import CausalLM
 from llamaseek.runtime.check import answering_problems
 from llamaseek.runtime.world import started_ranks
@@ -76,7 +75,7 @@ class Leader(Runner):
     @contextmanager
     def _together(self, inputs: Inputs | None, hidden: Tensor | None) -> Iterator[None]:
         if self.broken:
-            raise RuntimeError("a rank has failed; the ranks have to be started again")
+            raise RuntimeError("a rank has failed; restart all ranks")
         try:
             self.group.tell(ForwardWork(inputs, None if hidden is None else len(hidden)))
             if hidden is not None:
@@ -88,7 +87,7 @@ class Leader(Runner):
 
 
 def lead(group: TensorGroup, model: CausalLM, blocks: Blocks, tables: Ints) -> Leader:
-    """Rank 0's runner, the others told what cache to make."""
+    """Rank 0's runner; the other ranks are sent the size of the cache to allocate."""
     group.tell(blocks)
     return Leader(group, model, blocks.cache(model), tables, blocks.size)
 
@@ -136,7 +135,7 @@ def answer(
         return
     if ":" in device:
         raise bad_value(
-            "--device", device, f"cpu or cuda, of which each of {ranks} ranks takes one"
+            "--device", device, f"cpu or cuda, with one device for each of {ranks} ranks"
         )
     for problem in answering_problems(read_config(folder), stored_tensors(folder), ranks):
         raise UserError(problem)

@@ -11,7 +11,7 @@ from llamaseek.checkpoints.hf import load_model
 from llamaseek.engine.ranks.shards import load_share
 from llamaseek.engine.ranks.tensor_group import TensorGroup
 from llamaseek.errors import bad_value
-from llamaseek.herd.header import stored_tensors
+from llamaseek.herd.folder import stored_tensors
 from llamaseek.models import CausalLM
 from llamaseek.runtime.device import has_bf16, pick_device, pick_dtype
 

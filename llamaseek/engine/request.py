@@ -35,8 +35,8 @@ class SamplingParams:
     `prompt_logprobs` ask for log-probabilities with that many likeliest alternatives; they are
     the model's own, before penalties and temperature. The same `seed` gives the same answer
     whatever else is running; None is a different one each time. `stop_ids` end an answer and are
-    not part of it; `stop` strings likewise, also where they span tokens. `embed` tells the hidden
-    state of the prompt's last token.
+    not part of it; `stop` strings likewise, also where they span tokens. `embed` asks for
+    the hidden state of the prompt's last token.
     Raises UserError, naming the field, for a value that is not allowed.
     """
 
@@ -115,7 +115,7 @@ class Request:
 class Logprob(NamedTuple):
     """One token's log-probability and the likeliest tokens there, likeliest first.
 
-    Both come from one float32 tensor, so that `logprob == top[0][1]` tells a greedy choice.
+    Both come from one float32 tensor, so that `logprob == top[0][1]` identifies a greedy choice.
     """
 
     token: int

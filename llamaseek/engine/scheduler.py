@@ -55,7 +55,7 @@ def root(request: Request) -> bytes:
 
 
 class Scheduler:
-    """First come, first served; a bounded queue; the newest makes way when blocks run out.
+    """First come, first served; a bounded queue; the newest is preempted when blocks run out.
 
     `budget` is the number of tokens a step may compute. `tables` holds, a row an answer, the
     blocks of those that run: (most_running, blocks of the longest answer) int64.
@@ -95,7 +95,7 @@ class Scheduler:
     def add(self, answer: SequenceState) -> None:
         """Queue an answer; `QueueFull` if too many wait."""
         if not self.room:
-            raise QueueFull(f"{len(self.waiting)} requests wait; no more may")
+            raise QueueFull(f"{len(self.waiting)} requests are waiting; the queue is full")
         self.waiting.append(answer)
 
     def add_next(self, answers: Iterable[SequenceState]) -> None:
@@ -112,7 +112,7 @@ class Scheduler:
         preempted = self.preemptions
         for answer in self.running.copy():
             if answer.row < 0:
-                break  # it and all after it have made way
+                break  # it and all after it were preempted
             count = len(answer.tokens) + len(answer.drafts) - answer.computed - answer.waits
             if answer.computed < len(answer.tokens) - 1:
                 count = min(count, prompts_left)

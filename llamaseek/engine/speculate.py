@@ -21,7 +21,7 @@ from llamaseek.engine.request import SequenceState
 from llamaseek.engine.sampler import DRAFTED, distributions, draw, uniforms
 from llamaseek.engine.scheduler import Chunk, Scheduler
 from llamaseek.errors import UserError
-from llamaseek.models import CausalLM, DeepseekV3
+from llamaseek.models import CausalLM
 
 LONGEST, SHORTEST = 3, 2  # words of the text that prompt look-up seeks again
 
@@ -50,7 +50,7 @@ def make_drafter(
     """The drafter that is asked for. UserError where the models do not allow it."""
     model = runner.model
     if wanted.kind == "mtp":
-        if not isinstance(model, DeepseekV3) or not model.config.num_nextn_predict_layers:
+        if not model.config.multi_token_depth:
             raise UserError("speculate: mtp needs a model with a multi-token module")
         return MultiTokenDrafter(runner, scheduler, wanted.depth)
     if wanted.kind == "lookup":

@@ -10,7 +10,7 @@ from llamaseek.text.tokenizer import StreamDecoder, Tokenizer
 class StopStrings:
     """Passes text on up to the first stop string; what may be the beginning of one is held back.
 
-    What `push` and `flush` return, joined, is the text up to there; `stopped` tells whether one
+    What `push` and `flush` return, joined, is the text up to there; `stopped` is whether one
     came.
     """
 

@@ -1,19 +1,26 @@
 """Which models exist: frozen configurations, from tiny study sizes up. No torch import."""
 
 from llamaseek.herd.configs import (
-    DeepseekV3Config,
-    Llama3Config,
+    FAMILIES,
     ModelConfig,
     RopeScaling,
     config_from_dict,
     config_from_sizes,
+    register_config,
 )
+from llamaseek.herd.deepseek_v3 import DeepseekV3Config
+from llamaseek.herd.llama3 import Llama3Config
+
+register_config("llama3", Llama3Config)
+register_config("deepseek_v3", DeepseekV3Config)
 
 __all__ = [
+    "FAMILIES",
     "DeepseekV3Config",
     "Llama3Config",
     "ModelConfig",
     "RopeScaling",
     "config_from_dict",
     "config_from_sizes",
+    "register_config",
 ]

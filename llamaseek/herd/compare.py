@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamaseek.herd.configs import ModelConfig
+from llamaseek.files import is_gguf
+from llamaseek.herd.configs import ModelConfig, Shape
 from llamaseek.herd.formats import (
     FLOATS,
     FP8,
@@ -19,7 +20,7 @@ from llamaseek.herd.formats import (
     scale_shape,
 )
 from llamaseek.herd.header import StoredTensor
-from llamaseek.herd.tensors import Shape, model_tensors
+from llamaseek.herd.tensors import model_tensors
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def problems(
             yield FolderProblem("missing", name, f"{folder}: lacks the tensor {name}")
         elif stored[name].shape != shape:
             yield FolderProblem("shape", name, _shapes(stored[name], shape))
-        elif stored[name].dtype not in FLOATS and not name.endswith(PACKED_SHAPE):
+        elif not stored[name].is_float and not name.endswith(PACKED_SHAPE):
             found = stored[name]
             message = f"{found.path}: {name} is {found.dtype}; allowed: {', '.join(FLOATS)}"
             yield FolderProblem("dtype", name, message)
@@ -103,7 +104,6 @@ def is_second_copy(config: ModelConfig, name: str) -> bool:
 
 
 def _shapes(found: StoredTensor, wanted: Shape) -> str:
-    return (
-        f"{found.path}: {found.name} has shape {list(found.shape)}, "
-        f"config.json asks for {list(wanted)}"
-    )
+    asking = "its metadata" if is_gguf(found.path) else "config.json"
+    shapes = f"has shape {list(found.shape)}, {asking} asks for {list(wanted)}"
+    return f"{found.path}: {found.name} {shapes}"

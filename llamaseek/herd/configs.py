@@ -1,16 +1,37 @@
 """Model configurations under Hugging Face's names, read from and written to `config.json`.
 
-Sources: transformers' `LlamaConfig` and `DeepseekV3Config`; the DeepSeek-V3 report §2 and §4.2.
+`ModelConfig` is what every family shares, and what the rest of the package asks of a family: its
+tensors, experts, cache, rotary width and how it splits over ranks. A family is a subclass in a
+file of its own, known by `register_config`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from llamaseek.errors import UserError, bad_value, unknown_name
+from llamaseek.herd.panels import Box, Panel, gated_panel
 
 SCORING = "ForSequenceClassification"
+ROUTING_BIAS = "e_score_correction_bias"
+"""A buffer of routers: no parameter, and float32 in every folder."""
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LayerRun:
+    """Consecutive layers [start, stop) that hold the same tensors; `note` says of which kind."""
+
+    start: int
+    stop: int
+    note: str = ""
+
+    @property
+    def count(self) -> int:
+        """How many layers there are."""
+        return self.stop - self.start
 
 
 @dataclass(frozen=True)
@@ -49,10 +70,17 @@ class RopeScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What both families share. Sizes are counts; `rope_theta` is the rotary base."""
+    """What every family shares. Sizes are counts; `rope_theta` is the rotary base.
+
+    The methods answer for a dense decoder with SwiGLU; a family overrides those that differ and
+    defines `attention_tensors`, `attention_panel`, `cache_width` and `rotary_width`.
+    """
 
     model_type: ClassVar[str]
     architecture: ClassVar[str]
+    may_be_zero: ClassVar[frozenset[str]] = frozenset()  # integer fields that 0 is allowed in
+    # Whether YaRN's temperature goes into the softmax scale instead of the rotary tables.
+    yarn_scales_softmax: ClassVar[bool] = False
 
     vocab_size: int
     hidden_size: int
@@ -75,19 +103,31 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            value, least = getattr(self, item.name), self._least(item.name)
-            if item.type == "int" and (not isinstance(value, int) or value < least):
+            value, least = getattr(self, item.name), int(item.name not in self.may_be_zero)
+            integer = item.type in (int, "int")
+            if integer and (not isinstance(value, int) or value < least):
                 raise bad_value(f"model.{item.name}", value, f"an integer of at least {least}")
 
-    def _least(self, name: str) -> int:
-        may_be_zero = ("first_k_dense_replace", "num_nextn_predict_layers", "n_shared_experts")
-        return 0 if name in may_be_zero else 1
+    @classmethod
+    def default_sizes(cls, sizes: dict[str, Any]) -> dict[str, Any]:
+        """Field values that follow from `sizes` where they do not give them."""
+        return {}
+
+    @classmethod
+    def default_published(cls, sizes: dict[str, Any]) -> dict[str, Any]:
+        """The same for the `sizes` of a `config.json`, which may leave out more."""
+        return {}
+
+    @property
+    def family(self) -> str:
+        """The name that the config's class is registered under, as in `model.family`."""
+        return next(name for name, kind in FAMILIES.items() if kind is type(self))
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `config.json`, readable by transformers."""
         data = {key: value for key, value in asdict(self).items() if value is not None}
         architecture = self.architecture
-        if data.pop("is_reward_model"):  # transformers tells by the architecture
+        if data.pop("is_reward_model"):  # transformers identifies it by the architecture
             architecture = architecture.replace("ForCausalLM", SCORING)
             data |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
         # transformers 5 keeps the rotary base and its scaling together; older readers want both.
@@ -104,91 +144,143 @@ class ModelConfig:
             **data,
         }
 
-
-@dataclass(frozen=True, kw_only=True)
-class Llama3Config(ModelConfig):
-    """Llama 3, 3.1, 3.2 and 3.3: grouped-query attention and SwiGLU (Llama 3 paper §3.2)."""
-
-    model_type: ClassVar[str] = "llama"
-    architecture: ClassVar[str] = "LlamaForCausalLM"
-
-    num_key_value_heads: int
-    head_dim: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise bad_value(
-                "model.num_key_value_heads",
-                self.num_key_value_heads,
-                f"a divisor of num_attention_heads ({self.num_attention_heads})",
-            )
-        if self.head_dim % 2:
-            raise bad_value("model.head_dim", self.head_dim, "an even number (rotary pairs)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeepseekV3Config(ModelConfig):
-    """DeepSeek-V3: latent attention, mixture of experts, multi-token prediction (report §2)."""
-
-    model_type: ClassVar[str] = "deepseek_v3"
-    architecture: ClassVar[str] = "DeepseekV3ForCausalLM"
-
-    q_lora_rank: int | None = None
-    kv_lora_rank: int
-    qk_nope_head_dim: int
-    qk_rope_head_dim: int
-    v_head_dim: int
-    moe_intermediate_size: int
-    n_routed_experts: int
-    num_experts_per_tok: int
-    n_shared_experts: int = 1
-    n_group: int = 1
-    topk_group: int = 1
-    first_k_dense_replace: int = 1
-    norm_topk_prob: bool = True
-    routed_scaling_factor: float = 2.5
-    num_nextn_predict_layers: int = 0
-    rope_theta: float = 10000.0
-    rms_norm_eps: float = 1e-6
-    rope_interleave: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        experts, groups = self.n_routed_experts, self.n_group
-        if experts % groups:
-            raise bad_value("model.n_group", groups, f"a divisor of n_routed_experts ({experts})")
-        if self.topk_group > groups:
-            raise bad_value("model.topk_group", self.topk_group, f"at most n_group ({groups})")
-        if self.num_experts_per_tok > experts // groups * self.topk_group:
-            raise bad_value(
-                "model.num_experts_per_tok",
-                self.num_experts_per_tok,
-                f"at most the experts of the kept groups ({experts // groups * self.topk_group})",
-            )
-        if self.qk_rope_head_dim % 2:
-            raise bad_value("model.qk_rope_head_dim", self.qk_rope_head_dim, "an even number")
+    # Layers and tensors
 
     @property
-    def qk_head_dim(self) -> int:
-        """Width of a query or key head when expanded."""
-        return self.qk_nope_head_dim + self.qk_rope_head_dim
+    def multi_token_depth(self) -> int:
+        """Multi-token modules behind the main layers, each one more layer in a folder."""
+        return 0
 
-    def to_dict(self) -> dict[str, Any]:
-        data = super().to_dict()
-        data["num_key_value_heads"] = self.num_attention_heads
-        data["head_dim"] = self.qk_rope_head_dim
-        data.update(scoring_func="sigmoid", topk_method="noaux_tc")
-        data.setdefault("q_lora_rank", None)
-        return data
+    def without_multi_token(self) -> Self:
+        """The config without its multi-token modules."""
+        return self
+
+    @property
+    def layer_count(self) -> int:
+        """Layers in a folder: the main ones, then the multi-token modules."""
+        return self.num_hidden_layers + self.multi_token_depth
+
+    def layer_runs(self) -> Iterator[LayerRun]:
+        """All layers in order, consecutive ones of the same kind together."""
+        yield LayerRun(0, self.num_hidden_layers)
+
+    def attention_tensors(self) -> dict[str, Shape]:
+        """Names relative to `model.layers.N.self_attn.`, and shapes; the same in every layer."""
+        raise NotImplementedError
+
+    def feed_forward_tensors(self, layer: int) -> dict[str, Shape]:
+        """Names relative to `model.layers.N.mlp.`, and shapes."""
+        return gated_tensors(self.hidden_size, self.intermediate_size)
+
+    def further_tensors(self, layer: int) -> dict[str, Shape]:
+        """Names relative to `model.layers.N.`: what is neither of these nor one of two norms."""
+        return {}
+
+    # Experts
+
+    @property
+    def num_experts(self) -> int:
+        """Routed experts of a mixture layer; 0 where every layer is dense."""
+        return 0
+
+    @property
+    def experts_per_token(self) -> int:
+        """Routed experts that one token is sent to."""
+        return 0
+
+    @property
+    def expert_width(self) -> int:
+        """Inner width of a routed expert."""
+        return 0
+
+    def is_moe_layer(self, layer: int) -> bool:
+        """Whether the layer routes tokens to experts."""
+        return False
+
+    # Attention
+
+    @property
+    def cache_width(self) -> int:
+        """Numbers that one layer caches a token."""
+        raise NotImplementedError
+
+    @property
+    def rotary_width(self) -> int:
+        """Width of the part of a head that is rotated, an even number."""
+        raise NotImplementedError
+
+    # Tensor parallel
+
+    @property
+    def tensor_parallel_heads(self) -> int:
+        """Heads that a degree of tensor parallel must divide."""
+        return self.num_attention_heads
+
+    def inner_widths(self) -> dict[str, int]:
+        """Inner widths of feed-forwards by the field that holds them."""
+        return {"intermediate_size": self.intermediate_size}
+
+    def tensor_parallel_sizes(self) -> dict[str, int]:
+        """Everything that a degree of tensor parallel must divide, by what it is called."""
+        heads = {"the attention heads": self.tensor_parallel_heads}
+        return heads | self.inner_widths() | {"the vocabulary": self.vocab_size}
+
+    def tensor_shard(self, ranks: int) -> Self:
+        """The config of one of `ranks` equal shards; the vocabulary stays whole."""
+        widths: dict[str, Any] = {name: w // ranks for name, w in self.inner_widths().items()}
+        return replace(self, num_attention_heads=self.num_attention_heads // ranks, **widths)
+
+    # The diagram
+
+    def attention_panel(self) -> Panel:
+        """How attention is computed, drawn."""
+        raise NotImplementedError
+
+    def feed_forward_box(self) -> Box:
+        """The feed-forward within a layer, drawn."""
+        return Box("Feed-forward", f"SwiGLU, {self.intermediate_size:,} wide", "part")
+
+    def feed_forward_panel(self) -> Panel:
+        """How the feed-forward is computed, drawn."""
+        return gated_panel(self.intermediate_size)
+
+    def further_panels(self) -> Iterator[Panel]:
+        """What else the diagram shows."""
+        yield from ()
+
+    def rotary_detail(self) -> str:
+        """The rotary base or its scaling in a few words."""
+        scaling = self.rope_scaling
+        if scaling is None:
+            return f"base {self.rope_theta:g}"
+        return f"{scaling.rope_type} × {scaling.factor:g}"
 
 
-FAMILIES: dict[str, type[ModelConfig]] = {"llama3": Llama3Config, "deepseek_v3": DeepseekV3Config}
-BY_MODEL_TYPE = {family.model_type: family for family in FAMILIES.values()}
+def gated_tensors(width: int, inner: int) -> dict[str, Shape]:
+    """The three matrices of a SwiGLU from `width` to `inner` and back."""
+    return {
+        "gate_proj.weight": (inner, width),
+        "up_proj.weight": (inner, width),
+        "down_proj.weight": (width, inner),
+    }
+
+
+FAMILIES: dict[str, type[ModelConfig]] = {}
+
+
+def register_config(family: str, kind: type[ModelConfig]) -> None:
+    """Make `kind` known as `model.family: {family}` and by its `model_type` in `config.json`.
+
+    Raises UserError where another class has the name or the `model_type` already.
+    """
+    for name, known in FAMILIES.items():
+        if known is not kind and (name == family or known.model_type == kind.model_type):
+            raise UserError(f"model.family: {name} is registered for {known.__name__} already")
+    FAMILIES[family] = kind
 
 
 def config_from_sizes(family: str, sizes: dict[str, Any]) -> ModelConfig:
-    """A config of `family` ("llama3", "deepseek_v3") from field values; unknown keys are errors."""
+    """A config of a registered `family` from field values; unknown keys are errors."""
     if family not in FAMILIES:
         raise unknown_name("model.family", family, list(FAMILIES))
     kind = FAMILIES[family]
@@ -199,8 +291,7 @@ def config_from_sizes(family: str, sizes: dict[str, Any]) -> ModelConfig:
     sizes = dict(sizes)
     if isinstance(sizes.get("rope_scaling"), dict):
         sizes["rope_scaling"] = _rope_scaling(sizes["rope_scaling"])
-    if kind is Llama3Config and not sizes.get("head_dim") and sizes.get("num_attention_heads"):
-        sizes["head_dim"] = sizes.get("hidden_size", 0) // sizes["num_attention_heads"]
+    sizes |= kind.default_sizes(sizes)
     required = [f.name for f in fields(kind) if f.default is MISSING and f.name not in sizes]
     if required:
         raise UserError(f"model.config lacks {', '.join(required)}")
@@ -213,10 +304,11 @@ def config_from_dict(data: dict[str, Any]) -> ModelConfig:
     Raises `UserError` for an unknown `model_type` and for settings this code would run wrongly.
     """
     model_type = data.get("model_type")
-    if model_type not in BY_MODEL_TYPE:
-        raise bad_value("config.json model_type", model_type, " or ".join(BY_MODEL_TYPE))
+    by_type = {kind.model_type: (name, kind) for name, kind in FAMILIES.items()}
+    if model_type not in by_type:
+        raise bad_value("config.json model_type", model_type, " or ".join(by_type))
     _refuse_unsupported(data)
-    kind = BY_MODEL_TYPE[model_type]
+    family, kind = by_type[model_type]
     known = {item.name for item in fields(kind)}
     sizes = {key: value for key, value in data.items() if key in known and value is not None}
     sizes["is_reward_model"] = _is_scoring(data)
@@ -225,10 +317,7 @@ def config_from_dict(data: dict[str, Any]) -> ModelConfig:
     sizes["rope_scaling"] = _rope_scaling(data.get("rope_scaling") or rope)
     if isinstance(sizes.get("eos_token_id"), list):
         sizes["eos_token_id"] = tuple(sizes["eos_token_id"])
-    if kind is Llama3Config:
-        sizes.setdefault("num_key_value_heads", sizes.get("num_attention_heads"))
-    family = next(name for name, known_kind in FAMILIES.items() if known_kind is kind)
-    return config_from_sizes(family, sizes)
+    return config_from_sizes(family, kind.default_published(sizes) | sizes)
 
 
 def _is_scoring(data: dict[str, Any]) -> bool:
@@ -289,7 +378,7 @@ def extended(config: ModelConfig, to: int, rope: str, factor: float | None = Non
         raise bad_value("model.extend.to", to, allowed)
     before = config.rope_scaling
     first = before.original_max_position_embeddings if before else config.max_position_embeddings
-    in_softmax = rope == "yarn" and isinstance(config, DeepseekV3Config)
+    in_softmax = rope == "yarn" and config.yarn_scales_softmax
     scaling = RopeScaling(
         rope_type=rope,
         factor=factor or to / first,

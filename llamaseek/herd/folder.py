@@ -1,26 +1,49 @@
-"""The config of a model folder, or of a model of the herd by name. No torch, no weights."""
+"""What a model's files say of it: config and tensors of a Hugging Face folder or a GGUF file.
+
+Everything that takes a model takes either; this is where they part. No torch, no weights.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from llamaseek.errors import UserError, unknown_name
-from llamaseek.files import read_json_object
-from llamaseek.herd.configs import DeepseekV3Config, ModelConfig, config_from_dict
-from llamaseek.herd.header import stored_names
+from llamaseek.files import is_gguf, read_json_object
+from llamaseek.herd.configs import ModelConfig, config_from_dict
+from llamaseek.herd.header import StoredTensor, folder_tensors, stored_names
 from llamaseek.herd.published import ENTRIES, Entry
 
 
-def read_config(folder: str | Path) -> ModelConfig:
-    """The config of a folder; `UserError` where it is missing, broken or cannot be run."""
-    path = Path(folder) / "config.json"
+def read_config(model: str | Path) -> ModelConfig:
+    """The config of a model folder or GGUF file; `UserError` where it is missing, broken or cannot
+    be run."""
+    if is_gguf(model):
+        from llamaseek.gguf_header import read_gguf
+        from llamaseek.herd.gguf_config import gguf_config
+
+        return gguf_config(read_gguf(model))
+    path = Path(model) / "config.json"
     try:
         config = config_from_dict(read_json_object(path))
     except UserError as error:
         message = str(error)
         raise UserError(message if str(path) in message else f"{path}: {message}") from None
-    return _as_stored(config, Path(folder))
+    return _as_stored(config, Path(model))
+
+
+def stored_tensors(model: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a model folder or GGUF file by its name in the model.
+
+    `UserError` names the file that is missing or broken.
+    """
+    if is_gguf(model):
+        from llamaseek.gguf_header import read_gguf
+        from llamaseek.herd.gguf_config import gguf_config
+        from llamaseek.herd.gguf_tensors import stored_gguf
+
+        header = read_gguf(model)
+        return dict(stored_gguf(header, gguf_config(header)))
+    return folder_tensors(model)
 
 
 def _as_stored(config: ModelConfig, folder: Path) -> ModelConfig:
@@ -29,21 +52,21 @@ def _as_stored(config: ModelConfig, folder: Path) -> ModelConfig:
     transformers leaves the modules out when it saves a DeepSeek-V3, and lets the config say that
     they are there.
     """
-    if not isinstance(config, DeepseekV3Config) or not config.num_nextn_predict_layers:
+    if not config.multi_token_depth:
         return config
     names = stored_names(folder)
     first = f"model.layers.{config.num_hidden_layers}."
     if not names or any(name.startswith(first) for name in names):
         return config
-    return replace(config, num_nextn_predict_layers=0)
+    return config.without_multi_token()
 
 
 def find_or_read(model: str) -> Entry:
-    """The herd's entry called `model`, else one made from the folder `model`."""
+    """The herd's entry called `model`, else one made from the folder or GGUF file `model`."""
     if model.lower() in ENTRIES:
         return ENTRIES[model.lower()]
     folder = Path(model)
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").is_file() or is_gguf(folder):
         return Entry(name=model, title=folder.resolve().name, repo=None, config=read_config(folder))
     if folder.is_dir():
         raise UserError(f"{model}: is a folder without config.json")

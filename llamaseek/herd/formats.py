@@ -6,7 +6,7 @@ compressed-tensors' `pack-quantized` format.
 
 from __future__ import annotations
 
-from llamaseek.herd.tensors import Shape
+from llamaseek.herd.configs import Shape
 
 SCALE = "_scale_inv"
 """Ending of the float32 scales of an fp8 matrix, after the matrix's own name."""

@@ -15,7 +15,8 @@ from typing import Any
 
 from llamaseek.errors import UserError, shorten
 from llamaseek.files import read_json_object
-from llamaseek.herd.tensors import Shape
+from llamaseek.herd.configs import Shape
+from llamaseek.herd.formats import FLOATS
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 LARGEST_HEADER = 100_000_000  # the library's own limit, bytes
@@ -46,12 +47,17 @@ class StoredTensor:
     path: Path
 
     @property
+    def is_float(self) -> bool:
+        """Whether it holds numbers that a model can compute with."""
+        return self.dtype in FLOATS
+
+    @property
     def nbytes(self) -> int:
         """Its size in bytes."""
         return BYTES[self.dtype] * prod(self.shape)
 
 
-def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+def folder_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of a folder by name; `UserError` names the file that is missing or broken."""
     found: dict[str, StoredTensor] = {}
     for path in weight_files(folder):
@@ -80,7 +86,7 @@ def weight_files(folder: Path) -> list[Path]:
 def stored_names(folder: Path) -> set[str]:
     """The names of a folder's tensors; none where it holds no weights.
 
-    Whether the files are sound is for `stored_tensors` to say.
+    Whether the files are sound is for `folder_tensors` to say.
     """
     try:
         if names := set(_weight_map(folder)):
@@ -173,7 +179,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
 
 
 def _check_index(folder: Path, found: dict[str, StoredTensor]) -> None:
-    """Index and shards must tell the same."""
+    """Check that index and shards agree."""
     index = _weight_map(folder)
     for name, shard in index.items():
         if name not in found or found[name].path.name != shard:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from llamaseek.errors import UserError
-from llamaseek.files import read_json_object
+from llamaseek.files import is_gguf, read_json_object
 from llamaseek.herd.compare import is_second_copy, problems
-from llamaseek.herd.configs import ModelConfig
-from llamaseek.herd.folder import read_config
-from llamaseek.herd.header import StoredTensor, stored_tensors
+from llamaseek.herd.configs import ModelConfig, Shape
+from llamaseek.herd.folder import read_config, stored_tensors
+from llamaseek.herd.header import StoredTensor
 from llamaseek.herd.published import ENTRIES
-from llamaseek.herd.tensors import Shape, count_parameters
+from llamaseek.herd.tensors import count_parameters
 
 # What may differ between two folders of one architecture.
 INCIDENTAL = ("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "is_causal")
@@ -39,7 +39,7 @@ def inspect_folder(folder: Path) -> dict[str, Any]:
     Raises `UserError` for a folder whose files are missing or broken; tensors that do not fit the
     config are no error here but are listed.
     """
-    if not folder.is_dir():
+    if not folder.is_dir() and not is_gguf(folder):
         raise UserError(f"{folder}: no such folder")
     config = read_config(folder)
     stored = stored_tensors(folder)
@@ -98,6 +98,8 @@ def groups(stored: dict[str, StoredTensor]) -> list[TensorPattern]:
 
 def tokenizer_facts(folder: Path, config: ModelConfig) -> dict[str, Any]:
     """Which tokenizer files there are, how many ids they define and whether the model has them."""
+    if is_gguf(folder):
+        return _metadata_facts(folder, config)
     facts: dict[str, Any] = {
         "files": [
             name
@@ -111,6 +113,21 @@ def tokenizer_facts(folder: Path, config: ModelConfig) -> dict[str, Any]:
     if "tokenizer.json" in facts["files"]:
         facts["ids"] = _largest_id(folder / "tokenizer.json") + 1
     return facts
+
+
+def _metadata_facts(path: Path, config: ModelConfig) -> dict[str, Any]:
+    """The same of the tokenizer in a GGUF file's metadata."""
+    from llamaseek.gguf_header import read_gguf
+
+    metadata = read_gguf(path).metadata
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    model, pre = (metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+    return {
+        "files": [f"tokenizer.ggml ({model}, {pre})"] if tokens else [],
+        "chat_template": bool(metadata.get("tokenizer.chat_template")),
+        "ids": len(tokens) if isinstance(tokens, list) else None,
+        "vocab_size": config.vocab_size,
+    }
 
 
 def _largest_id(path: Path) -> int:

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from datetime import date
 
 from llamaseek.errors import unknown_name
-from llamaseek.herd.configs import DeepseekV3Config, Llama3Config, ModelConfig, RopeScaling
+from llamaseek.herd.configs import ModelConfig, RopeScaling
+from llamaseek.herd.deepseek_v3 import DeepseekV3Config
+from llamaseek.herd.llama3 import Llama3Config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +33,8 @@ class Entry:
 
     @property
     def family(self) -> str:
-        """`llama3` or `deepseek_v3`."""
-        return "deepseek_v3" if isinstance(self.config, DeepseekV3Config) else "llama3"
+        """`llama3`, `deepseek_v3`, or another that is registered."""
+        return self.config.family
 
     @property
     def context(self) -> int:

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from llamaseek.herd.configs import DeepseekV3Config, ModelConfig
+from llamaseek.herd.configs import ROUTING_BIAS, ModelConfig, Shape
 from llamaseek.herd.published import Entry
 from llamaseek.herd.tensors import (
-    ROUTING_BIAS,
-    Shape,
     cache_numbers_per_token,
     count_parameters,
     layer_tensors,
@@ -49,22 +47,10 @@ def outline(config: ModelConfig) -> Node:
 
 def _layers(config: ModelConfig) -> Iterable[Node]:
     """Runs of layers that are alike."""
-    main = config.num_hidden_layers
-    if not isinstance(config, DeepseekV3Config):
-        yield _run(config, 0, main, "")
-        return
-    dense = min(config.first_k_dense_replace, main)
-    yield from (_run(config, 0, dense, "dense") for _ in range(bool(dense)))
-    yield from (_run(config, dense, main, "mixture of experts") for _ in range(dense < main))
-    extra = config.num_nextn_predict_layers
-    if extra:
-        yield _run(config, main, main + extra, "multi-token prediction, shares embedding and head")
-
-
-def _run(config: ModelConfig, start: int, stop: int, note: str) -> Node:
-    span = str(start) if stop - start == 1 else f"{start}…{stop - 1}"
-    children = _nest(layer_tensors(config, start))
-    return Node(f"model.layers.{span}", stop - start, note=note, children=children)
+    for run in config.layer_runs():
+        span = str(run.start) if run.count == 1 else f"{run.start}…{run.stop - 1}"
+        children = _nest(layer_tensors(config, run.start))
+        yield Node(f"model.layers.{span}", run.count, note=run.note, children=children)
 
 
 def _nest(tensors: dict[str, Shape]) -> tuple[Node, ...]:

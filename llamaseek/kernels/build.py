@@ -52,7 +52,7 @@ class Builder:
                     self.ready = True
                 except Exception as error:  # any failure of a compiler is the same to us
                     self.reason = str(error).strip().splitlines()[0][:200]
-                    log.info("kernels in C++ are not used: %s", self.reason)
+                    log.info("C++ kernels are not used: %s", self.reason)
         return self.ready
 
 

@@ -19,6 +19,7 @@ from torch.library import Library
 from torch.nn import functional as F
 
 from llamaseek.kernels.packed import dequantize_packed
+from llamaseek.kernels.wide import wide_product
 
 SCHEMAS = (
     "linear(Tensor x, Tensor? norm, float eps, Tensor[] weights, Tensor[] scales, int bits, "
@@ -66,7 +67,10 @@ def _times(
 ) -> Tensor:
     """x (M, K) float32 times one weight (N, K), packed ones widened to `dtype`, as float32."""
     if scale is None:
-        return F.linear(x.to(weight.dtype), weight).float()
+        inner = x.to(weight.dtype)
+        return (
+            wide_product(inner, weight) if dtype.itemsize > 2 else F.linear(inner, weight).float()
+        )
     if x.is_cuda and few_on_gpu(len(x), dtype):
         from llamaseek.kernels.packed_few import multiply
 

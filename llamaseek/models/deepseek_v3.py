@@ -111,7 +111,7 @@ class DeepseekV3(CausalLM):
         layer = self.model.layers[index]
         assert isinstance(layer, MultiTokenLayer)
         embedded = self.embed(next_tokens)
-        rotary = self.model.rotary(positions, embedded.dtype)
+        rotary = self.model.rotary(positions)
         mask = None if cache is not None else self.mask(positions)
         return self.run_layer(index, hidden, embedded, rotary, positions, mask, cache)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llamaseek.kernels.wide import wide_product
 from llamaseek.models.layers import widen
 
 
@@ -71,9 +72,10 @@ class Head(nn.Linear):
     def forward(
         self, hidden: Tensor, targets: Tensor | None = None, read: Read | None = None
     ) -> Tensor:
-        """hidden (..., D) → logits (..., V), or what `read` makes of hidden and targets (B, T)."""
+        """hidden (..., D) → logits (..., V) in at least float32, or what `read` makes of hidden and
+        targets (B, T)."""
         if read is None or targets is None:
-            return super().forward(hidden)
+            return wide_product(hidden, self.weight)
         return read(hidden, self.weight, targets)
 
 

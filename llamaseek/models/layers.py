@@ -32,10 +32,12 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., D) → (..., D) in x's dtype; the mean square is taken in float32."""
-        wide = widen(x)
+        """x (..., D) → (..., D) in the narrower of x's and the weight's dtype; the mean square is
+        taken in float32."""
+        wide, weight = widen(x), self.weight
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (wide * scale * self.weight).to(x.dtype)
+        dtype = x.dtype if x.dtype.itemsize <= weight.dtype.itemsize else weight.dtype
+        return (wide * scale * weight).to(dtype)
 
 
 class GatedMLP(nn.Module):

@@ -71,7 +71,7 @@ def add_lora(model: nn.Module, rank: int, alpha: float, targets: Sequence[str]) 
     if rank < 1:
         raise bad_value("lora.rank", rank, "an integer of at least 1")
     if "lm_head" in targets:
-        raise UserError("lora.targets: 'lm_head' cannot be adapted; allowed: the layers' own")
+        raise UserError("lora.targets: 'lm_head' cannot be adapted; allowed: other linear layers")
     linears = {name: m for name, m in model.named_modules() if type(m) in (nn.Linear, NF4Linear)}
     known = sorted({_last(name) for name in linears} - {"lm_head", "score"})
     targets = targets or known

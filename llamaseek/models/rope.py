@@ -88,21 +88,25 @@ class Rotary(torch.nn.Module):
         self.magnitude = rotary_magnitude(config.rope_scaling)
         self.register_buffer("inv_freq", frequencies, persistent=False)
 
-    def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """positions (B, T) → cos, sin, each (B, T, 1, R / 2), angles computed in float32."""
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """positions (B, T) → cos, sin, each (B, T, 1, R / 2), in float32."""
         with torch.autocast(positions.device.type, enabled=False):
             angles = positions[..., None].float() * self.inv_freq
             cos, sin = angles.cos() * self.magnitude, angles.sin() * self.magnitude
-        return cos[:, :, None].to(dtype), sin[:, :, None].to(dtype)
+        return cos[:, :, None], sin[:, :, None]
 
 
 def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn pairs (i, i + R/2), the order Llama's Hugging Face weights use. x (B, T, H, R)."""
+    """Turn pairs (i, i + R/2), the order Llama's Hugging Face weights use. x (B, T, H, R).
+
+    In float32, as Meta's and DeepSeek's code do it; the result is in x's dtype.
+    """
     first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
 def rotate_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn pairs (2i, 2i + 1), the order DeepSeek's weights use. x (B, T, H, R)."""
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
+    turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
+    return turned.flatten(-2).to(x.dtype)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from llamaseek.herd import DeepseekV3Config, ModelConfig
+from llamaseek.herd import ModelConfig
 from llamaseek.models import CausalLM, build_model
 from llamaseek.models.head import Score, one_number
 
@@ -23,9 +23,7 @@ def reward_model(model: CausalLM) -> CausalLM:
     """
     if model.config.is_reward_model:
         return model
-    config: ModelConfig = replace(model.config, is_reward_model=True)
-    if isinstance(config, DeepseekV3Config):
-        config = replace(config, num_nextn_predict_layers=0)
+    config: ModelConfig = replace(model.config.without_multi_token(), is_reward_model=True)
     with torch.device("meta"):
         scorer = build_model(config)
     scorer.model = model.model

@@ -1,4 +1,4 @@
-"""What both families share: embedding, layers, final norm, head.
+"""What all families share: embedding, layers, final norm, head.
 
 B batch, T time, D width, V vocabulary, L layers, E experts.
 """
@@ -15,7 +15,7 @@ from llamaseek.herd import ModelConfig
 from llamaseek.models.attention import document_mask
 from llamaseek.models.cache import Cache, LayerShape
 from llamaseek.models.head import Head, Score
-from llamaseek.models.layers import RMSNorm, matmul_dtype
+from llamaseek.models.layers import RMSNorm, matmul_dtype, widen
 from llamaseek.models.moe import Experts, MoE, Router
 from llamaseek.models.rope import Rotary
 
@@ -62,7 +62,9 @@ class CausalLM(nn.Module):
         """tokens, positions (B, T) int64 → hidden (B, T, D), after the final norm."""
         self.balance_loss = None
         x = self.embed(tokens)
-        rotary = self.model.rotary(positions, x.dtype)
+        if cache is not None:
+            x = widen(x)  # where answers are made, the sum over layers is kept in float32
+        rotary = self.model.rotary(positions)
         mask = None if cache is not None else self.mask(positions)
         for index in range(self.config.num_hidden_layers):
             x = self.run_layer(index, x, rotary, positions, mask, cache)
@@ -74,15 +76,28 @@ class CausalLM(nn.Module):
         x: Tensor = self.model.embed_tokens(tokens)
         return x.to(matmul_dtype(x))
 
+    def mtp(
+        self,
+        k: int,
+        hidden: Tensor,
+        next_tokens: Tensor,
+        positions: Tensor,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Multi-token module `k`, where `config.multi_token_depth` says that there are any."""
+        raise AssertionError("the family has no multi-token modules")
+
     def mask(self, positions: Tensor) -> Tensor | None:
         """Which keys each query sees; None where plain attention is right."""
         return document_mask(positions, self.config.is_causal)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden (..., D) → logits (..., V). UserError for a reward model, which has none."""
+        """hidden (..., D) → logits (..., V) in at least float32, whatever the weights are in: in
+        bf16 the best two of 100,000 are often equal. UserError for a reward model.
+        """
         if self.config.is_reward_model:
-            raise UserError("model: is a reward model, which scores answers and says nothing")
-        out: Tensor = self.lm_head(hidden)
+            raise UserError("model: is a reward model: it returns scores and has no logits")
+        out: Tensor = self.lm_head(widen(hidden))
         return out
 
     def run_layer(self, index: int, x: Tensor, *rest: Any) -> Tensor:

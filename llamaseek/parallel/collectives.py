@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from llamaseek.errors import UserError
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Group = dist.ProcessGroup | None
@@ -126,7 +128,7 @@ def all_to_all(x: Tensor, sent: list[int], received: list[int], group: dist.Proc
 def split_over_ranks(
     items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]
 ) -> list[Result]:
-    """`work` gives a result for each item. Ranks deal the items out, and all get all results."""
+    """`work` gives a result for each item. Items are split over the ranks; all get all results."""
     if not dist.is_initialized():
         return list(work(items))
     rank, world = dist.get_rank(), dist.get_world_size()
@@ -141,3 +143,18 @@ def own_ids(ids: Tensor, rows: int, rank: int) -> tuple[Tensor, Tensor]:
     place = ids - rank * rows
     inside = (place >= 0) & (place < rows)
     return inside, place.masked_fill(~inside, 0)
+
+
+def on_first_rank(work: Callable[[], object]) -> None:
+    """Do something on the first rank alone; every rank raises the `UserError` it ends in."""
+    together, error = dist.is_initialized(), None
+    if not together or dist.get_rank() == 0:
+        try:
+            work()
+        except UserError as failed:
+            error = str(failed)
+    box = [error]
+    if together:
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    if box[0] is not None:
+        raise UserError(box[0])

@@ -85,9 +85,9 @@ class SlicedRotary(Rotary):
 
     slices: Slices
 
-    def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """positions (B, T) → cos, sin, each (B, T / C, 1, R / 2)."""
-        return super().forward(self.slices.own(positions), dtype)
+        return super().forward(self.slices.own(positions))
 
 
 def split_rows(model: CausalLM, slices: Slices) -> None:

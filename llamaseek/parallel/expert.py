@@ -1,6 +1,6 @@
 """Routed experts over ranks: each token's row goes to the ranks of its experts and comes back.
 
-Nothing is dropped: ranks tell each other how many rows come, then send exactly those. Tensor
+Nothing is dropped: ranks exchange the numbers of rows, then send exactly those. Tensor
 ranks split every expert's inner width instead. Router, bias and shared experts are everywhere;
 a router sees its rank's own tokens, so loads and row means are sums over ranks.
 

@@ -126,8 +126,7 @@ def add_balance(balance: Tensor | None) -> Callable[..., None]:
 
 def routes(model: CausalLM) -> bool:
     """Whether any layer of the whole model is a mixture of experts."""
-    config = model.config
-    return getattr(config, "n_routed_experts", 0) > 0
+    return model.config.num_experts > 0
 
 
 def cut(model: CausalLM, plan: ParallelRecipe, mesh: Mesh) -> list[CausalLM]:

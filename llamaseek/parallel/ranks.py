@@ -155,7 +155,7 @@ class ParallelModel:
         if self.mesh is None:
             return mine
         config = self.parts[0].config
-        experts = getattr(config, "n_routed_experts", 0)
+        experts = config.num_experts
         layers = len(self.parts[0].model.layers)
         if not experts:
             return {}

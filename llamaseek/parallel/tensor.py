@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn import functional as F
 
 from llamaseek.errors import UserError
+from llamaseek.kernels.wide import wide_product
 from llamaseek.models import CausalLM
 from llamaseek.models.attention import GroupedQueryAttention, LatentAttention
 from llamaseek.models.head import Head, Read, Score, Softmax
@@ -173,7 +174,7 @@ class SplitHead(Head):
         """As `Head.forward`, for hidden (B, T / C / R, D) and the targets (B, T) of whole rows."""
         hidden, weight = gather(hidden, 1, self.group), local(self.weight)
         if read is None or targets is None:
-            logits = gather_whole(F.linear(hidden, weight), -1, self.group)
+            logits = gather_whole(wide_product(hidden, weight), -1, self.group)
             return self.slices.whole_alike(logits)
         softmax = None if self.group is None else vocabulary_softmax(self.group)
         out = read(hidden, weight, self.slices.own(targets), softmax)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from llamaseek.herd.configs import DeepseekV3Config, Llama3Config, ModelConfig
+from llamaseek.herd import DeepseekV3Config, Llama3Config, ModelConfig
 
 FLOAT, INTEGER = 4, 8
 BLOCK, BLOCKED_LENGTH = 128, 1024  # `models/attention.py` on CPUs

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llamaseek.herd.configs import DeepseekV3Config, ModelConfig
+from llamaseek.herd import DeepseekV3Config, ModelConfig
 from llamaseek.plan.activations import is_mixture
 from llamaseek.plan.formats import GRADIENT, Format
 from llamaseek.plan.gpus import Gpu

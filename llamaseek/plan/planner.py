@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import chain
 from math import ceil
 
-from llamaseek.herd.configs import DeepseekV3Config, Llama3Config, ModelConfig
+from llamaseek.herd import DeepseekV3Config, Llama3Config, ModelConfig
 from llamaseek.plan.activations import BLOCKED_LENGTH, TrainingPass
 from llamaseek.plan.cost import (
     Links,

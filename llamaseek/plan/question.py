@@ -150,7 +150,7 @@ def ask(
     if utilisation is not None and not 0 < utilisation <= 1:
         raise bad_value("utilisation", utilisation, "above 0, up to 1")
     if (model is None) == (params is None):
-        raise UserError("model: give a model or --params, one of them")
+        raise UserError("model: give either a model or --params")
     entry = find_or_read(model) if model else None
     config = entry.config if entry else None
     form, found = find_format(dtype, task), find_gpu(gpu) if isinstance(gpu, str) else gpu

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import groupby
 
-from llamaseek.herd.configs import DeepseekV3Config, Llama3Config, ModelConfig
+from llamaseek.herd import DeepseekV3Config, Llama3Config, ModelConfig
 from llamaseek.plan.activations import FLOAT, is_mixture
 from llamaseek.plan.formats import Format
 from llamaseek.plan.layout import Layout, stage_layers

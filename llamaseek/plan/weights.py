@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
-from llamaseek.herd.configs import DeepseekV3Config, Llama3Config, ModelConfig
+from llamaseek.herd import DeepseekV3Config, Llama3Config, ModelConfig
 from llamaseek.herd.tensors import count_parameters, layer_parts, layer_tensors
 from llamaseek.plan.activations import is_mixture
 

@@ -250,8 +250,8 @@ class ExtendRecipe(Section):
 class ModelRecipe(Section):
     """A new model with the sizes of `config`, or a trained one to start from (`init_from`)."""
 
-    family: Literal["llama3", "deepseek_v3"] = "llama3"
-    """Architecture of a new model."""
+    family: str = "llama3"
+    """Architecture of a new model: `llama3`, `deepseek_v3`, or one that a program registered."""
     config: dict[str, Any] = Field(default_factory=dict)
     """Sizes of a new model by their Hugging Face names, e.g. `{hidden_size: 128}`."""
     init_from: str | None = None

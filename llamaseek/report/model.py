@@ -44,7 +44,7 @@ class StageReport:
 
 @dataclass(frozen=True)
 class Report:
-    """A page: what was made, what each stage changed, how to go on."""
+    """The page of a run: the model, what each stage changed, the next commands."""
 
     title: str
     facts: list[tuple[str, str]]

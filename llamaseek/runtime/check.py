@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from llamaseek.errors import UserError
-from llamaseek.herd import DeepseekV3Config, Llama3Config, ModelConfig, config_from_sizes
+from llamaseek.errors import UserError, unknown_name
+from llamaseek.herd import FAMILIES, ModelConfig, config_from_sizes
 from llamaseek.herd.folder import read_config
 from llamaseek.herd.formats import BLOCK, PACKED
 from llamaseek.plan.layout import Layout
@@ -40,15 +40,10 @@ def float8_problems(recipe: Recipe, config: ModelConfig) -> Iterator[str]:
 
 def _widths(subject: str, config: ModelConfig) -> Iterator[str]:
     """Widths that blocks do not divide: narrow latents are padded, these would cost too much."""
-    names = ["hidden_size", "intermediate_size"]
-    if isinstance(config, DeepseekV3Config):
-        names.append("moe_intermediate_size")
-    for name in names:
-        if getattr(config, name) % BLOCK:
-            yield (
-                f"{subject} needs a multiple of {BLOCK} as model.config.{name}, "
-                f"not {getattr(config, name)}"
-            )
+    widths = {"hidden_size": config.hidden_size} | config.inner_widths()
+    for name, width in widths.items():
+        if width % BLOCK:
+            yield f"{subject} needs a multiple of {BLOCK} as model.config.{name}, not {width}"
 
 
 DEGREES = ("data", "shard", "tensor", "pipeline", "context", "expert")
@@ -59,6 +54,8 @@ def resolve(recipe: Recipe, ranks: int | None) -> Recipe:
 
     Chooses it where the recipe says `auto`; `UserError` for the first thing that cannot be.
     """
+    if recipe.model.family not in FAMILIES:
+        raise unknown_name("model.family", recipe.model.family, list(FAMILIES))
     alone = recipe.parallel == ParallelRecipe() and ranks in (None, 1)
     if alone and recipe.train.float8 == "none":
         return recipe
@@ -113,7 +110,7 @@ def answering_problems(config: ModelConfig, stored: Iterable[str], ranks: int) -
     """What keeps a folder of `stored` tensors from being answered with on several ranks."""
     subject = f"torchrun: {ranks} ranks"
     if config.is_reward_model:
-        yield f"{subject} are not for a reward model, which says nothing"
+        yield f"{subject} are not for a reward model: it scores and cannot generate text"
     if any(name.endswith(PACKED) for name in stored):
         yield f"{subject} are not for weights packed in 4 or 8 bits; allowed: 1"
     yield from tensor_problems(config, ranks, subject)
@@ -121,14 +118,7 @@ def answering_problems(config: ModelConfig, stored: Iterable[str], ranks: int) -
 
 def tensor_problems(config: ModelConfig, degree: int, field: str) -> Iterator[str]:
     """Heads and widths that a degree of tensor parallel does not divide."""
-    if isinstance(config, Llama3Config):
-        heads = {"the key-value heads": config.num_key_value_heads}
-    else:
-        heads = {"the attention heads": config.num_attention_heads}
-    widths = {"intermediate_size": config.intermediate_size, "the vocabulary": config.vocab_size}
-    if isinstance(config, DeepseekV3Config):
-        widths["moe_intermediate_size"] = config.moe_intermediate_size
-    for what, size in {**heads, **widths}.items():
+    for what, size in config.tensor_parallel_sizes().items():
         yield from _divides(field, degree, what, size)
 
 
@@ -140,7 +130,7 @@ def _sizes(config: ModelConfig, plan: ParallelRecipe) -> Iterator[str]:
             f"parallel.pipeline: {plan.stages} stages are more than the model's {layers} layers, "
             "embedding and head"
         )
-    ahead = getattr(config, "num_nextn_predict_layers", 0)
+    ahead = config.multi_token_depth
     if plan.last_layers is not None:
         if plan.pipeline == 1 or not ahead <= plan.last_layers <= layers:
             yield (
@@ -183,10 +173,10 @@ def _experts(config: ModelConfig, plan: ParallelRecipe, layout: Layout) -> Itera
         )
     if plan.expert == 1:
         return
-    if not isinstance(config, DeepseekV3Config):
+    if not config.num_experts:
         yield f"parallel.expert: {plan.expert} needs a model with experts; allowed: 1"
         return
-    yield from _divides("parallel.expert", plan.expert, "the experts", config.n_routed_experts)
+    yield from _divides("parallel.expert", plan.expert, "the experts", config.num_experts)
     yield from _divides("parallel.expert", plan.expert, "data × shard", layout.replicas)
     if plan.expert % plan.shard:
         yield f"parallel.expert: {plan.expert} is not a multiple of parallel.shard ({plan.shard})"

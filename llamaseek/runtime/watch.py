@@ -1,8 +1,9 @@
-"""Notices a run that stands still, and says which rank is where.
+"""Hang detection: ends a run that makes no progress, and prints the place of each rank.
 
-Every rank tells the rendezvous' store each second where it is. When a rank has got nowhere for
-`timeout` seconds, the first one that still answers prints a line for every rank, and all end, so
-that torchrun can start them again. A rank that does not reach the store says that, and ends too.
+Every rank reports its place in the run to the rendezvous store each second. When a rank has made
+no progress for `timeout` seconds, the first one that still answers prints a line for every rank,
+and all exit, so that torchrun can restart them. A rank that cannot reach the store prints that and
+exits too.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Watchdog:
 
     def _run(self) -> None:
         try:
-            self._beat()  # at once: a rank that stops in its first second was heard of
+            self._beat()  # at once: a rank that stops in its first second has reported
             while not self.done.wait(BEAT):
                 self._beat()
                 if time.time() - self.since > self.timeout:
@@ -54,7 +55,7 @@ class Watchdog:
         self.store.set(str(self.rank), f"{time.time()} {self.since} {self.place}")
 
     def _end(self) -> None:
-        """Tell where all ranks are, if the store answers; then this rank ends."""
+        """Print the place of all ranks if the store answers, then exit this rank."""
         teller = threading.Thread(target=self._tell, daemon=True)
         teller.start()
         teller.join(PATIENCE)
@@ -70,11 +71,11 @@ class Watchdog:
             time.sleep(PATIENCE)  # the same as no answer
 
     def _report(self) -> None:
-        """One line a rank, by the first rank that answers."""
+        """Print one line per rank, on the first rank that answers."""
         lines, silent, answers = [], [], []
         for rank in range(self.world):
             if not self.store.check([str(rank)]):
-                lines.append(f"  rank {rank}: was never heard of")
+                lines.append(f"  rank {rank}: never reported (no heartbeat)")
                 silent.append(rank)
                 continue
             seen, since, place = self.store.get(str(rank)).decode().split(" ", 2)

@@ -34,7 +34,9 @@ class Policy:
         self.tokenizer, self.categories = tokenizer, tuple(categories)
         self.unsafe_id = tokenizer.encode("unsafe")[0]
         if self.unsafe_id == tokenizer.encode("safe")[0]:
-            raise UserError("guard: its tokenizer begins safe and unsafe with the same token")
+            raise UserError(
+                "guard: its tokenizer encodes safe and unsafe with the same first token"
+            )
         self.params = SamplingParams(
             max_tokens=MOST_TOKENS, stop_ids=tokenizer.stop_ids, logprobs=MOST_LOGPROBS
         )
@@ -42,7 +44,7 @@ class Policy:
     def request(self, messages: Sequence[Message]) -> Request:
         """What the engine is asked. UserError for messages that no guard can judge."""
         prompt = guard_prompt(messages, self.categories)
-        # A guard's own template would put this prompt together too; ours is told its policy.
+        # A guard's own template builds the same prompt, but with a fixed policy.
         known = START_HEADER in self.tokenizer.specials.values()
         options = ChatOptions(format="llama3" if known else None)
         asked = [{"role": "user", "content": prompt}]

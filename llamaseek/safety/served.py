@@ -121,7 +121,7 @@ class GuardedAnswer:
     held: HeldText[Delta] = field(default_factory=HeldText)
 
     async def clear(self, delta: Delta) -> list[Delta]:
-        """The deltas that may be told by now; none any more once `found` is not safe."""
+        """The deltas that may be sent now; none once `found` is not safe."""
         text = "".join(map(self.decoder.push, delta.tokens))
         due = self.held.add(delta, text + (self.decoder.flush() if delta.finish else ""))
         if due or (delta.finish and self.held.waits):

@@ -63,7 +63,7 @@ class Compiler:
 def _schemas(grammar: str) -> Iterator[Any]:
     """The JSON schemas that a Lark grammar names by `%json`."""
     for found in JSON.finditer(grammar):
-        with contextlib.suppress(ValueError, RecursionError):  # the compiler tells what is wrong
+        with contextlib.suppress(ValueError, RecursionError):  # the compiler reports what is wrong
             yield json.JSONDecoder().raw_decode(grammar, found.end())[0]
 
 

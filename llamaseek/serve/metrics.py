@@ -95,7 +95,7 @@ class _EngineFigures:
             ("output_tokens", "Tokens said.", done.output),
             ("drafted_tokens", "Tokens drafted ahead.", done.drafted),
             ("accepted_tokens", "Of these, accepted.", done.accepted),
-            ("preemptions", "Answers that made way.", scheduler.preemptions),
+            ("preemptions", "Sequences that were preempted.", scheduler.preemptions),
             ("answers_finished", "Answers finished.", done.finished),
             ("answers_failed", "Answers that failed.", done.failed),
             ("requests_cancelled", "Requests dropped.", done.cancelled),

@@ -102,7 +102,7 @@ def make_server(service: Service) -> Server:
 
 
 def serve(service: Service) -> None:
-    """Serve until told to stop; the access log goes to standard error."""
+    """Serve until a stop signal; the access log goes to standard error."""
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("llamaseek.serve").setLevel(logging.INFO)
     asyncio.run(make_server(service).serve())

@@ -151,7 +151,7 @@ def make_service(
     """
     if adapters and group is not None:
         raise UserError(
-            f"--adapter: {adapters[0]} is not for several ranks; fold it in with: "
+            f"--adapter: {adapters[0]} cannot be used on several ranks; merge it with: "
             "llamaseek convert --adapter"
         )
     tokenizer = tokenizer or Tokenizer.load(folder)

@@ -91,7 +91,7 @@ def stage_memory(case: Case, stage: int) -> Memory:
     train, layout = case.recipe.train, case.layout
     length = case.recipe.data.length // layout.context
     run = TrainingPass(train.micro_batch or train.batch, length, 4, blocked=True)
-    depth = getattr(case.config, "num_nextn_predict_layers", 0)
+    depth = case.config.multi_token_depth
     return training_memory(case.config, Training(run, depth=depth), layout, stage)
 
 

@@ -24,7 +24,6 @@ from llamaseek.evals.generated import (
     task_exact_match,
 )
 from llamaseek.files import write_json
-from llamaseek.models import DeepseekV3
 from llamaseek.recipe.load import find_recipe, load_recipe
 from llamaseek.recipe.schema import Recipe
 from llamaseek.runtime.device import count_parameters
@@ -178,7 +177,7 @@ def describe(job: Job, speaker: Generator, items: int, figures: dict[str, Any]) 
     """Sizes, and what only a mixture of experts has: load and accepted second tokens."""
     total, activated = count_parameters(speaker.model)
     figures["parameters"] = total
-    if isinstance(speaker.model, DeepseekV3):
+    if speaker.model.config.multi_token_depth:
         figures["activated_parameters"] = activated
         assert job.held_out is not None
         loads = expert_load(speaker.model, job.held_out)

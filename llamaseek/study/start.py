@@ -22,7 +22,7 @@ CHATS_A_ROW = 4  # that fit into one row of a batch, about
 
 
 def start(settings: Settings) -> Finding:
-    """Emotions recognised in held-out reviews, by start and number of reviews learnt from."""
+    """Accuracy on emotions in held-out reviews, by start and number of training reviews."""
     rows = []
     for seed in settings.seeds:
         for name, model in zip(STARTS, staged(settings.chain, seed), strict=True):
@@ -68,7 +68,7 @@ def sentence(rows: list[dict[str, Any]]) -> str:
 
 def draw(figure: Figure, rows: list[dict[str, Any]]) -> None:
     """Accuracy against the number of reviews, a line a start; each seed a dot."""
-    axis = panel(figure, "reviews learnt from", "emotions recognised")
+    axis = panel(figure, "training reviews", "emotions recognized")
     for colour, name in zip(COLOURS, STARTS, strict=False):
         values = [average(rows, name, reviews) for reviews in REVIEWS]
         axis.plot(REVIEWS, values, color=colour, label=name)

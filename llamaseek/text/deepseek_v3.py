@@ -98,7 +98,7 @@ def _call(call: Call) -> list[Piece]:
 
 
 def _opening(system: str, tools: Sequence[Mapping[str, Any]]) -> list[Piece]:
-    """The system message, and after it what tells the model of its tools."""
+    """The system message, followed by the definitions of the tools."""
     if not tools:
         return [Piece(system)]
     listed = "".join(f"\n{to_json(tool)}" for tool in tools)
@@ -137,7 +137,7 @@ class DeepSeekReader:
         self._among_calls = self._called = False
 
     def read(self, item: str | Control) -> list[Event]:
-        """What this text or control token tells."""
+        """The events of this text or control token."""
         name = item.name if isinstance(item, Control) else None
         text = name if name is not None else str(item)
         if self._call is not None:

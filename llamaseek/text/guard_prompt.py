@@ -1,7 +1,7 @@
 """Llama Guard 3's prompt: a policy of categories, a conversation, and whose last turn is judged.
 
 Sources: the chat template of meta-llama/Llama-Guard-3-8B; the model cards in
-meta-llama/PurpleLlama; `docs/guard.md` tells where published sources differ.
+meta-llama/PurpleLlama; `docs/guard.md` lists where published sources differ.
 """
 
 from __future__ import annotations
@@ -100,9 +100,9 @@ def guard_prompt(messages: Sequence[Message], categories: Sequence[Category] = P
     """
     turns = _spoken(read_messages(messages))
     if not turns:
-        raise UserError("messages: a guard judges a user's or an assistant's; there is none")
+        raise UserError("messages: have no message of a user or an assistant to judge")
     if not categories:
-        raise UserError("categories: at least one is needed; with none, nothing is unsafe")
+        raise UserError("categories: at least one is needed")
     role = turns[-1][0]
     policy = "\n".join(category.text for category in categories)
     dialogue = "\n\n".join(f"{speaker}: {text}" for speaker, text in turns)

@@ -120,7 +120,7 @@ def around(model: Any) -> Any:
 def add_specials(library: Any, names: Sequence[str]) -> None:
     """Adds the special tokens after the vocabulary.
 
-    As in Meta's file, other libraries put begin-of-text before a text unless told not to.
+    As in Meta's file, other libraries put begin-of-text before a text by default.
     """
     library.add_special_tokens([AddedToken(name, normalized=False) for name in names])
     library.post_processor = processors.TemplateProcessing(

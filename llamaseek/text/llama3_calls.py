@@ -1,4 +1,4 @@
-"""How Llama 3 writes calls of tools, and how it is told of them: three forms, all published.
+"""Llama 3's tool calls and tool definitions: three forms, all published.
 
 `models/llama3_1/prompt_format.md` and `models/llama3_2/text_prompt_format.md` of llama-models;
 `json` also as in the chat templates of the checkpoints on Hugging Face.

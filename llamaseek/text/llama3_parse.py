@@ -18,7 +18,7 @@ FUNCTION_TAG = re.compile(r"<function=([^<>{}\s]+)>(\{.*\})(?:</function>)?", re
 BUILT_IN_CALL = re.compile(r"\w+\.call\(")
 QUERY_CALL = re.compile(r'(\w+)\.call\(query="(.*)"\)', re.DOTALL)
 LONGEST_PYTHON = 100_000
-"""Characters: Python's parser may need a great deal of memory for text that is no call."""
+"""Characters: Python's parser may need much memory for text that is not a call."""
 
 
 class LlamaReader:
@@ -35,7 +35,7 @@ class LlamaReader:
         self._tagged = self._flowing = False
 
     def read(self, item: str | Control) -> list[Event]:
-        """What this text or control token tells."""
+        """The events of this text or control token."""
         if isinstance(item, Control) and not self._tagged:
             content, self._held, self._tagged = self._held, "", True
             return text_events(content)

@@ -104,7 +104,7 @@ def _read_ranks(content: bytes) -> dict[bytes, int]:
                 f"line {number}: {shown!r} is not a token in base64 and its rank, as in Meta's file"
             ) from None
         if place != len(ranks) or value in ranks:
-            raise UserError(f"line {number}: rank {place} where rank {len(ranks)} is due")
+            raise UserError(f"line {number}: rank {place}, expected rank {len(ranks)}")
         ranks[value] = place
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:

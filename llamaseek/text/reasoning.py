@@ -50,7 +50,7 @@ class ReasoningReader:
         self._thought = False
 
     def read(self, item: str | Control) -> list[Event]:
-        """What this text or control token tells."""
+        """The events of this text or control token."""
         name = item.name if isinstance(item, Control) else None
         if self._answering:
             return self._answer.read(name if name in TAGS else item)

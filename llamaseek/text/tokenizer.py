@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llamaseek.errors import UserError, bad_value
+from llamaseek.files import is_gguf
 from llamaseek.text import special
 from llamaseek.text.json_backend import Backend, JsonBackend
 from llamaseek.text.llama3_calls import CHAT_TEMPLATE
@@ -85,10 +86,13 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """The tokenizer of a Hugging Face model folder, or of a folder with Meta's own file.
+        """The tokenizer of a Hugging Face model folder, of a folder with Meta's own file, or of a
+        GGUF file.
 
         Raises UserError, naming the file, if it is missing or broken.
         """
+        if is_gguf(folder):
+            return cls(*_read_gguf(Path(folder)))
         place = Path(folder)
         config = _read_config(place / CONFIG_FILE)
         templates = read_templates(place, config or {})
@@ -346,6 +350,23 @@ class StreamDecoder:
     def flush(self) -> str:
         """What is left at the end: U+FFFD if a character never became whole, else nothing."""
         return self._stream.flush()
+
+
+def _read_gguf(
+    path: Path,
+) -> tuple[Backend, dict[str, Any], ChatTemplates, dict[str, Any], list[int]]:
+    """The engine, config, chat templates, generation config and end tokens that a GGUF file's
+    metadata describes."""
+    from llamaseek.gguf_header import read_gguf
+    from llamaseek.text.gguf_tokenizer import tokenizer_files
+
+    files = tokenizer_files(read_gguf(path))
+    try:
+        backend = JsonBackend(files.tokenizer)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    templates = ChatTemplates(files.templates, str(path))
+    return backend, files.config, templates, files.generation, files.generation["eos_token_id"]
 
 
 def _read_meta(folder: Path) -> tuple[Backend, dict[str, Any]]:

@@ -38,7 +38,7 @@ class Sampled(Protocol):
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """What a resumed run needs to go on with the same bits."""
+        """The state that a resumed run needs for bit-exact results."""
         ...
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
@@ -73,7 +73,7 @@ def summary_lines(source: Source) -> list[str]:
 
 
 class Interrupted(Exception):
-    """The run was asked to stop and has saved; `resume` says how to go on."""
+    """The run was asked to stop and has saved; `resume` is the command that continues it."""
 
     def __init__(self, signum: int, step: int) -> None:
         super().__init__(f"stopped after step {step}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -20,6 +21,7 @@ from llamaseek.models import CausalLM
 from llamaseek.models.lora import LoRALinear
 from llamaseek.models.quant.fp8_training import use_float8
 from llamaseek.models.recompute import recompute
+from llamaseek.parallel.collectives import on_first_rank
 from llamaseek.parallel.ranks import ParallelModel
 from llamaseek.recipe.load import save_recipe
 from llamaseek.runtime.device import (
@@ -40,6 +42,7 @@ from llamaseek.train.optimizer import (
     make_optimizer,
     update_routing_bias,
 )
+from llamaseek.train.saving.lock import hold, release
 from llamaseek.train.saving.run_folder import RunFolder
 from llamaseek.train.saving.saver import Adapted, AdaptedParts, Exported, Saver, outline
 from llamaseek.train.saving.state import (
@@ -57,7 +60,12 @@ def train(job: Job, resume: bool = False, on_step: StepHook | None = None) -> Ru
     With `resume` it continues from the newest checkpoint, bit for bit. Raises `Interrupted`
     after saving when SIGINT or SIGTERM came.
     """
-    return Trainer(job).run(resume, on_step)
+    folder = job.recipe.folder
+    on_first_rank(lambda: hold(folder))
+    try:
+        return Trainer(job).run(resume, on_step)
+    finally:
+        release(folder)
 
 
 class Trainer:
@@ -120,11 +128,9 @@ class Trainer:
             self.curves.close()
 
     def _start(self, resume: bool) -> int:
+        on_first_rank(self.folder.create)
         steps = self.folder.saved_steps() if resume else []
-        self.ranks.barrier()
-        if self.ranks.main:
-            self.folder.create()
-        done = self._resume(steps[-1]) if steps else 0
+        done = self._resume(steps) if steps else 0
         if self.ranks.main:
             if not steps:
                 self.folder.clear()
@@ -134,19 +140,41 @@ class Trainer:
         self.ranks.barrier()
         return done
 
-    def _resume(self, step: int) -> int:
-        folder = self.folder.checkpoint(step)
-        if step > self.recipe.steps:
-            allowed = f"at least the {step} that {folder} has done"
+    def _resume(self, steps: list[int]) -> int:
+        """From the newest checkpoint that can be read; those after it are set aside."""
+        if steps[-1] > self.recipe.steps:
+            allowed = f"at least the {steps[-1]} that {self.folder.path} has done"
             raise bad_value("train.steps", self.recipe.steps, allowed)
-        done = load_state(folder, self.ranks, self.optimizer, self.average)
-        if isinstance(self.job.train, Sampled):
-            self.job.train.restore(load_tensors(folder, "source"))
-        if isinstance(self.job.train, Mixed):
-            self.job.train.restore(load_position(folder))
-        if self.ranks.main:
-            self.tokens = self.folder.rewind(done).get("tokens", 0)
-        return done
+        errors: list[str] = []
+        for step in reversed(steps):
+            try:
+                self._restore(self.folder.checkpoint(step))
+            except UserError as error:
+                errors.append(str(error))
+                continue
+            if self.ranks.main:
+                self._set_aside(steps[steps.index(step) + 1 :], errors, step)
+                self.tokens = self.folder.rewind(step).get("tokens", 0)
+            return step
+        raise UserError(errors[0] + ("; nor can any before it be" if len(errors) > 1 else ""))
+
+    def _set_aside(self, broken: list[int], errors: list[str], step: int) -> None:
+        for late, error in zip(reversed(broken), errors, strict=True):
+            kept = self.folder.set_aside(late)
+            print(f"warning: {error}; kept as {kept.name}, going on from {step}", file=sys.stderr)
+
+    def _restore(self, folder: Path) -> None:
+        """The state of a checkpoint; `UserError` on all ranks where one cannot read it."""
+        error = None
+        try:
+            load_state(folder, self.ranks, self.optimizer, self.average)
+            if isinstance(self.job.train, Sampled):
+                self.job.train.restore(load_tensors(folder, "source"))
+            if isinstance(self.job.train, Mixed):
+                self.job.train.restore(load_position(folder))
+        except (UserError, LookupError, TypeError, ValueError) as failed:
+            error = str(failed) if isinstance(failed, UserError) else f"{folder}: {failed!r}"
+        self.ranks.agree(error)
 
     def step(self, step: int) -> dict[str, Any]:
         """One optimizer step: gradients over micro-batches, clip, update. Returns its metrics.

@@ -17,17 +17,17 @@ from llamaseek.data.batch import Batch
 from llamaseek.errors import UserError
 
 WATCHED = ("reward", "accuracy", "margin", "kl", "entropy", "clip_fraction", "length", "no_signal")
-"""Figures that users of post-training watch, by their names in the metrics."""
+"""Metrics of post-training shown in the progress line, by their names."""
 
 
 def log_line(line: dict[str, Any], prefix: str = "") -> str:
-    """Those of the watched figures that a line has, each after a blank."""
+    """The watched metrics that a line has, each after a space."""
     found = ((name, line.get(prefix + name)) for name in WATCHED)
     return "".join(f" {prefix}{name} {value:.3g}" for name, value in found if value is not None)
 
 
 class Progress:
-    """One line that lives while a run does; on a pipe, one plain line an evaluation."""
+    """The progress bar of a run; on a pipe, one plain line per evaluation."""
 
     def __init__(
         self, name: str, steps: int, done: int, flops: float, peak: float, shown: bool = True
@@ -57,19 +57,19 @@ class Progress:
         self.bar.stop()
 
     def say(self, lines: list[str]) -> None:
-        """Lines of their own, above the bar."""
+        """Print lines above the bar."""
         for line in lines:
             self.console.print(line, highlight=False, markup=False)
 
     def update(self, line: dict[str, Any]) -> None:
-        """One step done."""
+        """Show the metrics of a finished step."""
         self.line = line
         rate = line["tokens_per_second"]
         self.rate = rate if self.rate == 0 else 0.9 * self.rate + 0.1 * rate
         self.bar.update(self.task, completed=line["step"], text=self._text())
 
     def evaluated(self, done: int, scores: dict[str, float]) -> None:
-        """An evaluation done; shown in the bar, or printed where there is none."""
+        """Show the scores of an evaluation in the bar, or print them if there is no bar."""
         bits = scores.get("val_bits_per_byte")
         loss = f" val {scores['val_loss']:.3f}" if "val_loss" in scores else ""
         self.validation = loss + (f" ({bits:.3f} bpb)" if bits else "") + log_line(scores, "val_")
@@ -91,7 +91,7 @@ class Progress:
 
 @contextmanager
 def tokenizing(name: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for the texts that a run reads before its first step; nothing on a pipe."""
+    """A progress bar of tokenizing, before the first step; nothing on a pipe."""
     console = Console(stderr=True)
     columns = (
         TextColumn("[bold]{task.description}"),
@@ -110,7 +110,7 @@ def tokenizing(name: str) -> Iterator[Callable[[str, int, int], None]]:
 
 
 class NonFiniteGuard:
-    """Keeps the batches of skipped steps in the run folder, and ends a run after too many."""
+    """Saves the batches of skipped steps in the run folder, and stops a run after too many."""
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder / "skipped", limit
@@ -118,7 +118,7 @@ class NonFiniteGuard:
         self.skipped = 0
 
     def saw(self, step: int, finite: bool, batch: Batch, writes: bool) -> dict[str, Any]:
-        """Heed the outcome of `step` (from 0): figures for its metrics line.
+        """Record the outcome of `step` (from 0) and return its entries of the metrics line.
 
         Raises `UserError` at the limit of steps in a row; the rank that `writes` saves batches.
         """

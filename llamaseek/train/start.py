@@ -10,10 +10,9 @@ from llamaseek.checkpoints.hf import load_model
 from llamaseek.checkpoints.peft import CONFIG as ADAPTER
 from llamaseek.errors import UserError, bad_value
 from llamaseek.herd import ModelConfig
-from llamaseek.herd.folder import read_config
+from llamaseek.herd.configs import ROUTING_BIAS
+from llamaseek.herd.folder import read_config, stored_tensors
 from llamaseek.herd.formats import PACKED
-from llamaseek.herd.header import stored_tensors
-from llamaseek.herd.tensors import ROUTING_BIAS
 from llamaseek.models import CausalLM
 from llamaseek.models.lora import add_lora
 from llamaseek.models.quant.nf4 import quantize_layers
@@ -44,7 +43,7 @@ def recipe_tokenizer(recipe: Recipe) -> Tokenizer:
     """
     folder = recipe.tokenizer.path or recipe.model.init_from
     if not folder:
-        raise UserError("model.init_from: is empty; its folder's tokenizer makes the rows")
+        raise UserError("model.init_from: is empty; the tokenizer in that folder encodes the rows")
     own = recipe.tokenizer
     return Tokenizer.load(folder).use_chat_template(own.chat_template, own.chat_template_kwargs)
 
@@ -59,8 +58,9 @@ def trainable(folder: Path, config: ModelConfig | None = None, mapped: bool = Fa
     stored = stored_tensors(folder)
     if any(name.endswith(PACKED) for name in stored):
         raise UserError(
-            f"model.init_from: {folder} holds weights of 4 or 8 bits, which cannot be trained; "
-            f"allowed: what it was made from, or: llamaseek convert {folder} NEW --dtype bfloat16"
+            f"model.init_from: {folder} holds weights in 4 or 8 bits, which cannot be trained; "
+            "allowed: the model it was quantized from, or: "
+            f"llamaseek convert {folder} NEW --dtype bfloat16"
         )
     if mapped and {t.dtype for n, t in stored.items() if not n.endswith(ROUTING_BIAS)} == {"BF16"}:
         model = load_model(folder, torch.bfloat16, config=config, mapped=True)
@@ -87,7 +87,9 @@ def check_speaks(field: str, folder: str | Path) -> None:
             f"convert BASE NEW --adapter {folder}"
         )
     if read_config(folder).is_reward_model:
-        raise UserError(f"{field}: {folder} is a reward model, which says nothing")
+        raise UserError(
+            f"{field}: {folder} is a reward model: it returns scores and cannot generate text"
+        )
 
 
 def adapt_model(model: CausalLM, lora: LoraRecipe, seed: int) -> None:

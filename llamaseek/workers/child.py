@@ -196,7 +196,7 @@ def limit(kind: int, value: int) -> None:
 
 
 def address_space() -> int:
-    """Bytes of address space in use; 0 where the system does not tell (and does not limit it)."""
+    """Bytes of address space in use; 0 if the system does not report it (and does not limit it)."""
     try:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[0]) * resource.getpagesize()

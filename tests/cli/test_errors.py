@@ -114,7 +114,7 @@ def test_what_is_no_model_folder_says_where_the_model_is(
 
 def test_a_draft_model_that_is_not_there(cli: Cli, model: Path) -> None:
     done = cli("generate", str(model), "a", "--speculate", "nowhere")
-    refused(done, "--speculate: 'nowhere'", "none, mtp, lookup or a model folder")
+    refused(done, "--speculate: 'nowhere'", "none, mtp, lookup, a model folder or a .gguf file")
 
 
 def test_what_serve_cannot_do_is_told_before_a_model_is_loaded(cli: Cli, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_what_serve_cannot_do_is_told_before_a_model_is_loaded(cli: Cli, tmp_pat
         port = str(taken.getsockname()[1])
         refused(cli("serve", folder, "--port", port), f"--port {port}", "already in use")
     refused(cli("serve", folder, "--cache-gb", "nan"), "--cache-gb: nan")
-    refused(cli("serve", folder, "--guard-drop", "S1"), "--guard-drop", "no --guard")
+    refused(cli("serve", folder, "--guard-drop", "S1"), "--guard-drop", "--guard is not given")
 
 
 @pytest.mark.usefixtures("nothing_written")

@@ -84,7 +84,7 @@ def test_chat_behind_a_guard_without_a_verdict_says_nothing(folder: Path) -> Non
         (["Hi", "--drop", "S99"], "category 'S99' is unknown"),
         (["Hi", "--categories", "nowhere.json"], "nowhere.json: cannot be read"),
         (["--conversation", "nowhere.json"], "nowhere.json: cannot be read"),
-        (["Hi", "--conversation", "talk.json"], "message: give a message or --conversation"),
+        (["Hi", "--conversation", "talk.json"], "message: give either a message or --conversation"),
         ([" "], "message: ' ' is not allowed"),
         (["Hi", "--answer", ""], "--answer: '' is not allowed"),
         (["--held-out", "-1"], "--held-out: -1 is not allowed"),

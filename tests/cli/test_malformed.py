@@ -1,4 +1,4 @@
-"""Folders from strangers: each fault is one clear line, exit 2, no code run, nothing written."""
+"""Untrusted folders: each fault is one clear line, exit 2, no code run, nothing written."""
 
 from __future__ import annotations
 

@@ -235,7 +235,10 @@ def test_a_run_takes_away_no_folder_but_its_own(tmp_path: Path) -> None:
     (tmp_path / "documents").mkdir()
     write_rows(tmp_path / "documents" / "a.jsonl", [{"text": "mine"}])
     write_rows(tmp_path / "pages.jsonl", [{"text": "a page"}])
-    for source, said in (("documents", "would take away its source"), ("pages.jsonl", "no run")):
+    for source, said in (
+        ("documents", "would replace its source"),
+        ("pages.jsonl", "not created by a run"),
+    ):
         recipe = CleanRecipe(
             name="r", sources={"web": [str(tmp_path / source)]}, out=str(tmp_path), stages=["c4"]
         )

@@ -106,7 +106,7 @@ def test_a_judge_of_one_opinion_is_refused(source: Path, tmp_path: Path) -> None
         filter_by_judge(
             recipe(source, tmp_path / "b"), lambda texts: [None] * len(texts), CleaningWorkers(1)
         )
-    with pytest.raises(ValueError, match="one of at_least and share"):
+    with pytest.raises(ValueError, match="give either at_least or share"):
         recipe(source, tmp_path, keep={})
 
 

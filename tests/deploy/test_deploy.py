@@ -32,7 +32,7 @@ def faked(place: Path, fakes: dict[str, str]) -> dict[str, str]:
 
 
 def launched(script: Path, place: Path, **environment: str) -> str:
-    """The command line that a script ends in, by a torchrun that only tells."""
+    """The command line that a script ends in, by a torchrun that only prints."""
     env = {**faked(place, FAKES), **environment}
     done = subprocess.run(["bash", str(script), *RECIPE], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -79,7 +79,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     adapters = {"a": read_adapter(tmp_path / "a")}
     with pytest.raises(UserError, match="adapter a: has a matrix of shape"):
         Engine(tiny_model("llama3", hidden_size=64), None, None, adapters)
-    with pytest.raises(UserError, match="does not have as linear"):
+    with pytest.raises(UserError, match="is not a linear layer of the model"):
         Engine(tiny_model("llama3", num_hidden_layers=1), None, None, adapters)
     engine = Engine(tiny_model("llama3"), None, None, adapters)
     with pytest.raises(UserError, match="adapter 'b' is unknown"):

@@ -167,10 +167,10 @@ class TestRefused:
                 Quantization(plain, tmp_path / "new", bits, group)
         with pytest.raises(UserError, match="--group: 64"):
             Quantization(plain, tmp_path / "new", "fp8", 64)
-        with pytest.raises(UserError, match="quantized already"):
+        with pytest.raises(UserError, match="is already quantized"):
             Quantization(folder, tmp_path / "new", 4)
         Quantization(plain, tmp_path / "fp8", "fp8").run()
-        with pytest.raises(UserError, match="quantized already"):
+        with pytest.raises(UserError, match="is already quantized"):
             Quantization(tmp_path / "fp8", tmp_path / "new", "fp8")
         with pytest.raises(UserError, match="--overwrite"):
             Quantization(plain, folder, 4).run()

@@ -14,7 +14,7 @@ ITEMS = held_out(60)
 
 
 class Oracle:
-    """An engine that answers each item as told."""
+    """An engine that gives each item a set answer."""
 
     def __init__(
         self, answer: Callable[[GuardItem], str], items: Sequence[GuardItem] = ITEMS

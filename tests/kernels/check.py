@@ -171,7 +171,7 @@ def check_rotations() -> None:
     """The kernels turn and store as the fallbacks do, which the greedy tests hold to the models."""
     for dtype in (torch.float32, torch.bfloat16):
         qkv, slots = torch.randn(3, 12 * 16, dtype=dtype), torch.tensor([5, 9, 31])
-        cos, sin = torch.rand(3, 8, dtype=dtype), torch.rand(3, 8, dtype=dtype)
+        cos, sin = torch.rand(3, 8), torch.rand(3, 8)
         both = [[torch.zeros(2, 32, 16, dtype=dtype) for _ in range(2)] for _ in range(2)]
         found = KERNELS.rotate_store(qkv, cos, sin, slots, *both[0])
         wanted = ops.rotate_store(qkv, cos, sin, slots, *both[1])

@@ -53,6 +53,6 @@ def test_packed_words(
     words, scales = packed.quantize(torch.randn(outputs, inputs), bits, group)
     x = torch.randn(tokens, inputs).to(dtype)
     found = packed_few.multiply(*(part.to(DEVICE) for part in (x, words, scales)), bits).cpu()
-    wanted = x.double() @ packed.dequantize(words, scales, bits, torch.float64).T
+    wanted = x.double() @ packed.dequantize_packed(words, scales, bits, torch.float64).T
     error = (found - wanted).norm() / wanted.norm()
     assert found.dtype == torch.float32 and error < 1e-6

@@ -135,7 +135,7 @@ def test_an_adapted_embedding_is_told_by_name(tmp_path: Path) -> None:
     base = reference("llama3", tmp_path / "base")
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"])
     peft.get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(UserError, match=r"embed_tokens\..*, which is no matrix of plain LoRA"):
+    with pytest.raises(UserError, match=r"embed_tokens\..*, which is not a LoRA matrix"):
         load_adapter(load_model(tmp_path / "base"), tmp_path / "adapter")
 
 

@@ -311,7 +311,7 @@ class TestMeta:
                 return (Path.touch, (marker,))
 
         torch.save({"tok_embeddings.weight": Evil()}, tmp_path / "meta" / "consolidated.00.pth")
-        with pytest.raises(UserError, match="not a checkpoint of tensors alone"):
+        with pytest.raises(UserError, match="contains objects other than tensors"):
             Conversion(tmp_path / "meta", tmp_path / "out")
         assert not marker.exists()
 

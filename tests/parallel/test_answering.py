@@ -112,7 +112,7 @@ def test_the_tokens_are_one_process_s(family: str, tmp_path: Path) -> None:
 
 
 def member(rank: int) -> TensorGroup:
-    """A rank of two that says nothing."""
+    """A rank of two that sends nothing."""
     group = object.__new__(TensorGroup)
     group.rank, group.size = rank, 2
     return group
@@ -150,7 +150,7 @@ def test_after_a_failed_forward_no_rank_runs(tmp_path: Path) -> None:
     errors = [next(engine.stream(request)).error or "" for _ in range(2)]
     group.lost = False
     errors.append(next(engine.stream(request)).error or "")
-    assert "gone" in errors[0] and all("started again" in error for error in errors[1:]), errors
+    assert "gone" in errors[0] and all("restart all ranks" in error for error in errors[1:]), errors
     assert engine.pool.used == 0
 
 

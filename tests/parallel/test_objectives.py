@@ -38,7 +38,7 @@ CHOSEN = {(kind, "tensor") for kind in KINDS} | {("distill", "pipeline")}
 
 
 def answers() -> Batch:
-    """Rows of which only some later tokens are learnt, none in one row."""
+    """Rows with only some later tokens in the loss, and none in one row."""
     batch = rows().batch
     late = torch.arange(LENGTH).expand_as(batch.targets) > LENGTH // 2
     targets = torch.where(late, batch.targets, IGNORE)

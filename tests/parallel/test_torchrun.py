@@ -1,4 +1,4 @@
-"""The command line under torchrun: the same figures, restarts after kills, a hang that is told."""
+"""The command line under torchrun: the same figures, restarts after kills, a reported hang."""
 
 from __future__ import annotations
 
@@ -194,4 +194,4 @@ def test_a_stop_signal_to_torchrun_saves_in_time(tmp_path: Path) -> None:
     assert time.monotonic() - began < 30  # torchrun kills after 30 s
     (saved,) = (tmp_path / "asked" / "checkpoints").glob("step-*")
     assert (saved / "model.safetensors").is_file(), err
-    assert "to go on:" in err
+    assert "to resume:" in err

@@ -1,4 +1,4 @@
-"""The server as strangers, clients and operators meet it.
+"""The server as untrusted clients, client libraries and operators use it.
 
 What goes wrong with servers elsewhere, and the tests that it does not here. A file is named without
 its `test_`; tests without a file are of `malformed`.
@@ -29,7 +29,7 @@ its `test_`; tests without a file are of `malformed`.
 | 22 special tokens spelled | hostile: no_text_of_a_chat_…, no_name_…, no_prompt_becomes_a_special_token |
 | 23 schemas and expressions that run away | constraints_that_are_refused_in_time, catastrophic_constraints_…; calls: a_schema_that_cannot_hold_a_call_… |
 | 24 the key | hostile: every_route_asks_for_the_key, no_other_header_is_the_key; faults: signals_while_idle_… (logs) |
-| 25 folders from strangers | hostile: a_stranger_s_folder_…, code_in_a_folder_…; tests/cli/test_malformed |
+| 25 untrusted folders | hostile: a_stranger_s_folder_…, code_in_a_folder_…; tests/cli/test_malformed |
 | 26 where it listens | hostile: it_listens_to_this_machine_alone |
 | 27 labels of metrics | hostile: the_labels_of_the_metrics_… |
 """  # noqa: E501

@@ -1,4 +1,4 @@
-"""A server whose model says what a test tells it to, and a tab of the chat page before it."""
+"""A server whose model generates what a test sets, and a tab of the chat page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A guard before and behind the chat route: what it has not cleared is not told."""
+"""A guard before and behind the chat route: text that it has not cleared is not sent."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def chunks(server: Running, messages: list[dict[str, str]], **body: Any) -> list
 
 
 def told(choices: list[dict[str, Any]]) -> str:
-    """Everything a stream told of the answer's text, log-probabilities included."""
+    """Everything a stream sent of the answer's text, log-probabilities included."""
     texts = [choice["delta"].get("content") or "" for choice in choices]
     scored = [
         entry["token"]

@@ -52,7 +52,7 @@ def streamed(client: httpx.Client, messages: list[dict[str, str]], **body: Any) 
 
 
 def check_guarded(client: httpx.Client) -> None:
-    """What is unsafe is told to nobody, on either side; what is safe comes with its verdicts."""
+    """Unsafe text is never sent, on either side; safe text comes with its verdicts."""
     said, last = streamed(client, HELLO)
     assert SAFE.startswith(said) and "frog" in said and last["finish_reason"] == "content_filter"
     assert last["guard"]["input"]["safe"] and not last["guard"]["output"]["safe"]

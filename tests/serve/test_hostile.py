@@ -1,6 +1,6 @@
 """Strangers: texts that spell special tokens, every route without the key, slow and silent clients.
 
-What a folder from a stranger may do is asked of `serve` itself.
+What an untrusted folder may do is tested through `serve` itself.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def torn(folder: Path, fault: str) -> None:
-    """A good folder, made into a stranger's."""
+    """A good folder, made hostile."""
     weights = folder / "model.safetensors"
     if fault == "pickle":
         import torch

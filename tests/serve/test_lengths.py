@@ -131,7 +131,7 @@ def test_a_seed_is_the_same_text_whatever_runs_beside_it(case: Case) -> None:
 
 
 def test_a_cache_that_is_too_small_for_all_answers_all() -> None:
-    """More than the cache holds at once: chats make way for one another and lose nothing."""
+    """More than the cache holds at once: chats preempt one another and lose nothing."""
     bodies = [
         {"messages": [{"role": "user", "content": f"Say {n}"}], "max_tokens": 40, "seed": n,
          "temperature": 1.0, "ignore_eos": True}

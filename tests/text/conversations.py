@@ -63,7 +63,7 @@ def turn(role: str, content: Maker = text) -> Maker:
 
 
 def calling(content: Maker = lambda rng: "", most: int = 1, value: Maker = anything) -> Maker:
-    """An assistant's message with calls, one unless told."""
+    """An assistant's message with calls, one by default."""
     return lambda rng: {
         "role": "assistant",
         "content": content(rng),

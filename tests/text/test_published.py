@@ -154,7 +154,7 @@ def test_saved_it_is_a_folder_that_transformers_reads(llama: Tokenizer, tmp_path
     [
         (b"\x0a\x0e\x0a\x05<unk>\x15\x00", "line 2: .* is not a token in base64 and its rank"),
         (b"QQ== 0\nQg== two\n", "line 2: 'Qg== two' is not a token"),
-        (b"QQ== 0\nQg== 2\n", "line 2: rank 2 where rank 1 is due"),
+        (b"QQ== 0\nQg== 2\n", "line 2: rank 2, expected rank 1"),
         (b"QQ== 0\nQQ== 1\n", "line 2: rank 1"),
         (b"QQ== 0\n", "it has no token for byte 0"),
         (b"", "it has no token for byte 0"),
@@ -193,7 +193,7 @@ def one_line(cli: Cli, *words: str) -> str:
 def test_get_says_what_is_wrong(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "did you mean 'llama3'?" in one_line(cli, "lama3")
     (tmp_path / "tokenizer_config.json").write_text("{}")
-    assert "is there and different" in one_line(cli, "deepseek_v3", "--to", str(tmp_path))
+    assert "exists with different contents" in one_line(cli, "deepseek_v3", "--to", str(tmp_path))
     assert not (tmp_path / "tokenizer.json").exists()
     (tmp_path / "file").write_text("")
     assert "cannot be written" in one_line(cli, "llama3", "--to", str(tmp_path / "file" / "x"))

@@ -208,7 +208,7 @@ def test_a_run_that_is_there_is_not_lost_by_accident(tmp_path: Path) -> None:
     made = recipe(tmp_path)
     train(build_job(made))
     folder = RunFolder(made.folder)
-    with pytest.raises(UserError, match="--resume goes on, --overwrite starts again"):
+    with pytest.raises(UserError, match="--resume continues it, --overwrite starts again"):
         folder.check(resume=False, overwrite=False)
     folder.check(resume=True, overwrite=False)
     folder.check(resume=False, overwrite=True)

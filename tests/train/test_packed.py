@@ -21,7 +21,7 @@ def test_training_from_a_packed_folder_is_refused(bits: str, model: Path, tmp_pa
     packed, wide, fp8 = (tmp_path / name for name in ("packed", "wide", "fp8"))
     Quantization(model, packed, bits, 0).run()
     start = [f"model.init_from={packed}", "data.length=64", f"out={tmp_path / 'run'}"]
-    said = f"^model.init_from: {packed} holds weights of 4 or 8 bits, which cannot be trained; "
+    said = f"^model.init_from: {packed} holds weights in 4 or 8 bits, which cannot be trained; "
     for name, more in (
         ("quickstart-sft", []),
         ("quickstart-sft", ["lora={rank: 4}"]),

@@ -68,7 +68,7 @@ def recipe(folder: Path, family: str = "llama3", **changes: Any) -> Recipe:
         "out": str(folder / "run"),
         "model": {
             "family": family,
-            "config": dict(LLAMA_SIZES if family == "llama3" else DEEPSEEK_SIZES),
+            "config": dict(DEEPSEEK_SIZES if family == "deepseek_v3" else LLAMA_SIZES),
         },
         "tokenizer": {"vocab_size": 400},
         "data": {"sources": [corpus(folder)], "holdout": 0.1, "length": 64},

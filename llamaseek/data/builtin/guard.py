@@ -251,7 +251,7 @@ HARMLESS: tuple[tuple[str, Callable[[Random, Split], Said]], ...] = (
     ("Agent", _refusal),
 )
 FEW = 3
-"""Categories of a short policy: those are learnt first, and then longer ones soon."""
+"""Categories of a short policy: the model learns these first, and longer ones soon after."""
 
 
 def policy_turns(rng: Random, split: Split = "train") -> list[tuple[str, str]]:

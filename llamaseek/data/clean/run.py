@@ -65,9 +65,9 @@ def _check_place(recipe: CleanRecipe) -> None:
     for own in (folder / name for name in REPLACED):
         for source in _read_by(recipe):
             if any(_overlap(place, own.resolve()) for place in places(source)):
-                raise UserError(f"out: {folder} would take away its source {source}")
+                raise UserError(f"out: {folder} would replace its source {source}")
         if own.exists() and not mine:
-            raise UserError(f"out: {own} is there already, and no run made it")
+            raise UserError(f"out: {own} exists already and was not created by a run")
 
 
 def _read_by(recipe: CleanRecipe) -> Iterator[str]:
@@ -95,7 +95,9 @@ def _done(folder: Path, mark: str, overwrite: bool) -> bool:
     if overwrite:
         return False
     if found != mark:
-        raise UserError(f"{folder}: holds another run; --overwrite replaces it, out=… leaves it")
+        raise UserError(
+            f"{folder}: holds another run; --overwrite replaces it, another out=… keeps it"
+        )
     return True
 
 

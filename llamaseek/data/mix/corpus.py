@@ -98,7 +98,7 @@ def _check_budgets(recipe: Recipe, sources: list[TextSource]) -> None:
     needed = train.steps * train.batch * data.length
     allowed = sum(data.budgets[source.name] for source in sources)
     if allowed < needed:
-        raise UserError(f"data.budgets: {allowed:,} tokens in all, but the run reads {needed:,}")
+        raise UserError(f"data.budgets: {allowed:,} tokens in total, but the run reads {needed:,}")
 
 
 # The token stores in the run folder

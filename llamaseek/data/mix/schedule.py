@@ -22,7 +22,7 @@ class Phase:
 
 @dataclass
 class Position:
-    """Where a run stands in its data: enough to go on with the very next token. JSON in and out.
+    """The position of a run in its data, from which the very next token follows. JSON in and out.
 
     `piece` counts a source's pieces over all epochs, `offset` is how much of the next one a row's
     end has already taken. `asked` is what the weights wanted so far, in tokens.

@@ -137,9 +137,9 @@ def _graded(
     kept = [(d, g) for d in documents if (g := grades[d.id]) is not None]
     if len(kept) < FEWEST or len({g for _, g in kept}) < 2:
         raise UserError(
-            f"judge: gave {len(kept)} of {len(documents)} documents a grade, "
-            f"{len({g for _, g in kept})} different ones; a classifier needs at least {FEWEST} "
-            "and two different"
+            f"judge: graded {len(kept)} of {len(documents)} documents, "
+            f"{len({g for _, g in kept})} different grades; a classifier needs at least {FEWEST} "
+            "grades, two of them different"
         )
     return [d for d, _ in kept], [g for _, g in kept]
 

@@ -55,7 +55,7 @@ class KeepRecipe(Section):
     @model_validator(mode="after")
     def _one(self) -> KeepRecipe:
         if (self.at_least is None) == (self.share is None):
-            raise ValueError("give one of at_least and share")
+            raise ValueError("give either at_least or share")
         return self
 
 

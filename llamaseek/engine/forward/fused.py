@@ -10,8 +10,9 @@ V v_head_dim.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from llamaseek.models import CausalLM
 from llamaseek.models.attention import GroupedQueryAttention, LatentAttention
 from llamaseek.models.deepseek_v3 import DeepseekV3Layer, MultiTokenLayer
 from llamaseek.models.head import Head
-from llamaseek.models.layers import GatedMLP, RMSNorm, dense_weight
+from llamaseek.models.layers import GatedMLP, RMSNorm, dense_weight, widen
 from llamaseek.models.llama3 import Llama3Layer
 from llamaseek.models.moe import Experts, MoE
 from llamaseek.models.quant.packed import PackedExperts, PackedLinear
@@ -76,7 +77,7 @@ def weights(*layers: nn.Module) -> Weights:
     else:
         kinds = set()
     if len(kinds) != 1 or 0 in kinds:
-        raise ValueError("layers that no operator takes together")
+        raise ValueError("no fused operator supports these layers")
     group = layers[0].group if isinstance(layers[0], RowParallelLinear) else None
     return Weights(found, scales, kinds.pop(), group)
 
@@ -95,7 +96,7 @@ class FusedStep(Protocol):
 
 @dataclass(frozen=True)
 class Where:
-    """Where the tokens of a step stand: rotary tables (N, R / 2), layout and cache."""
+    """Where the tokens of a step stand: rotary tables (N, R / 2) in float32, layout and cache."""
 
     cos: Tensor
     sin: Tensor
@@ -114,11 +115,11 @@ class GroupedQueries:
     def __call__(self, x: Tensor, where: Where) -> Tensor:
         """See `FusedStep`."""
         keys, values = where.cache.stores[self.index].kept
-        qkv = self.qkv(x, self.norm)
+        qkv = self.qkv(x, self.norm).to(keys.dtype)
         slots = where.layout.slots
         q = torch.ops.llamaseek.rotate_store(qkv, where.cos, where.sin, slots, keys, values)
         seen = where.cache.attend_few(self.index, q, self.scale)
-        return self.out(seen.flatten(1), residual=x)
+        return self.out(seen.flatten(1).to(x.dtype), residual=x)
 
 
 class Latents:
@@ -135,12 +136,13 @@ class Latents:
     def __call__(self, x: Tensor, where: Where) -> Tensor:
         """See `FusedStep`."""
         layer = self.layer
-        both = self.first(x, self.norm)
+        kept = where.cache.stores[layer.layer].kept[0]
+        both = self.first(x, self.norm).to(kept.dtype)
         q, latent = both.tensor_split((-(layer.rank + layer.rope),), dim=1)
         if self.second is not None:
             q = self.second(q, layer.q_a_layernorm)
         q = q.unflatten(1, (layer.heads, -1))
-        w_uk, w_uv = self._parts(x.dtype)
+        w_uk, w_uv = self._parts(kept.dtype)
         absorbed = torch.ops.llamaseek.linear_heads(q[..., : layer.nope], w_uk)
         norm = layer.kv_a_layernorm
         queries = torch.ops.llamaseek.rotate_store_latent(
@@ -152,11 +154,11 @@ class Latents:
             where.cos,
             where.sin,
             where.layout.slots,
-            where.cache.stores[layer.layer].kept[0],
+            kept,
         )
         seen = where.cache.attend_few(layer.layer, queries, layer.scale)
         out = torch.ops.llamaseek.linear_heads(seen, w_uv)
-        return self.out(out.flatten(1), residual=x)
+        return self.out(out.flatten(1).to(x.dtype), residual=x)
 
     def _parts(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """W_UK turned (H, C, P) and W_UV (H, V, C), made again when the weight has changed."""
@@ -209,7 +211,7 @@ class Mixture:
             gate_up = routed.gate_up_proj.flatten(1, 2)
             self.experts = (gate_up, None, routed.down_proj, None, bits, bits)
         else:
-            raise ValueError("experts that no operator takes")
+            raise ValueError("no fused operator supports these experts")
 
     def __call__(self, x: Tensor, where: Where) -> Tensor:
         """See `FusedStep`."""
@@ -239,6 +241,7 @@ class Ahead:
     def __call__(self, hidden: Tensor, embedded: Tensor, where: Where) -> Tensor:
         """Hidden states and the next tokens' embeddings (N, D) → (N, D), ready for the head."""
         layer = self.layer
+        hidden = hidden.to(embedded.dtype)
         both = normalized(embedded, layer.enorm), normalized(hidden, layer.hnorm)
         x = self.joined(torch.cat(both, dim=-1))
         for step in self.steps:
@@ -265,9 +268,9 @@ class Fused:
         return builder().ready
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden (R, D), R up to `layout.FEW` → logits (R, V)."""
+        """hidden (R, D), R up to `layout.FEW` → logits (R, V) in float32."""
         head = self.model.lm_head
-        own = self.head(hidden)
+        own = self.head(hidden.float())
         return head.group.beside(own) if isinstance(head, ParallelLMHead) else own
 
     def __call__(
@@ -278,22 +281,22 @@ class Fused:
         With hidden states `before` (N, D), those of the first multi-token module on them and on the
         tokens that follow.
         """
-        x = self.model.embed(tokens)
-        where = self._where(x.dtype, layout, cache)
+        x = widen(self.model.embed(tokens))  # the sum over layers is kept in float32
+        where, norm = self._where(layout, cache), self.model.model.norm
         if before is not None:
-            return self.ahead[0](before, x, where)
+            return self.ahead[0](before, x, where).to(norm.weight.dtype)
         for step in self.steps:
             x = step(x, where)
-        return normalized(x, self.model.model.norm)
+        return normalized(x, norm).to(norm.weight.dtype)
 
-    def _where(self, dtype: torch.dtype, layout: StepLayout, cache: PagedCache) -> Where:
+    def _where(self, layout: StepLayout, cache: PagedCache) -> Where:
         """The module often follows the model at the same places."""
         if self.where is None or self.where.layout is not layout:
             most = int(layout.lengths.max())
             if self.angles is None or len(self.angles[0]) < most:
                 # Twice as many as needed, so that few steps make them again.
                 positions = torch.arange(2 * most)[None]
-                cos, sin = self.model.model.rotary(positions, dtype)
+                cos, sin = self.model.model.rotary(positions)
                 self.angles = cos[0, :, 0], sin[0, :, 0]
             cos, sin = (table[layout.positions] for table in self.angles)
             self.where = Where(cos, sin, layout, cache)
@@ -310,12 +313,21 @@ def fuse(model: CausalLM) -> Fused | None:
         return None
 
 
+LAYERS = (Llama3Layer.forward, DeepseekV3Layer.forward, MultiTokenLayer.forward)
+ATTENTIONS: dict[Any, Callable[[Any, Any], FusedStep]] = {
+    GroupedQueryAttention.forward: GroupedQueries,
+    LatentAttention.forward: Latents,
+}
+
+
 def _steps(layer: nn.Module) -> tuple[FusedStep, FusedStep]:
-    assert isinstance(layer, (Llama3Layer, DeepseekV3Layer))
-    attention, mlp, after = layer.self_attn, layer.mlp, layer.post_attention_layernorm
-    first: FusedStep = (
-        GroupedQueries(attention, layer.input_layernorm)
-        if isinstance(attention, GroupedQueryAttention)
-        else Latents(attention, layer.input_layernorm)
-    )
+    """A layer's two halves; ValueError where its forward is not one that the operators compute,
+    as in a subclass that computes something else.
+    """
+    attention: Any = layer.self_attn
+    if type(layer).forward not in LAYERS or type(attention).forward not in ATTENTIONS:
+        raise ValueError(f"no operators compute {type(layer).__name__}")
+    mlp: Any = layer.mlp
+    after: Any = layer.post_attention_layernorm
+    first: FusedStep = ATTENTIONS[type(attention).forward](attention, layer.input_layernorm)
     return first, Mixture(mlp, after) if isinstance(mlp, MoE) else Gated(mlp, after)

@@ -19,7 +19,7 @@ from llamaseek.engine.forward.paged import PagedCache
 from llamaseek.engine.forward.step_layout import FEW, Ints, StepLayout, lay_out, sent
 from llamaseek.engine.scheduler import Chunk
 from llamaseek.kernels.build import builder
-from llamaseek.models import CausalLM, DeepseekV3
+from llamaseek.models import CausalLM
 
 
 def home(model: CausalLM) -> tuple[torch.dtype, torch.device]:
@@ -136,7 +136,6 @@ class Runner:
         if self.fused is not None and self._fuses(inputs.tokens):
             hidden = self.fused(tokens, layout, self.cache, before)
         elif before is not None:
-            assert isinstance(self.model, DeepseekV3)
             hidden = self.model.mtp(0, before[None], tokens[None], where, self.cache)[0]
         else:
             hidden = self.model(tokens[None], where, self.cache)[0]

@@ -10,9 +10,7 @@ N tokens, D width, V vocabulary, R ranks.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +19,9 @@ from torch.nn import functional as F
 from llamaseek.checkpoints.hf import SkipInit, materialise, read_folder
 from llamaseek.checkpoints.widen import dequantized
 from llamaseek.engine.ranks.tensor_group import TensorGroup
-from llamaseek.herd import DeepseekV3Config, Llama3Config, ModelConfig
 from llamaseek.herd.folder import read_config
 from llamaseek.herd.formats import BLOCK
+from llamaseek.kernels.wide import wide_product
 from llamaseek.models import CausalLM, build_model
 from llamaseek.models.head import Head, Read
 from llamaseek.models.lazy import Lazy
@@ -47,22 +45,11 @@ def load_share(
     config = read_config(folder)
     tensors = dequantized(read_folder(folder, config), dtype)
     with torch.device("meta"), SkipInit():
-        model = build_model(narrow_config(config, group.size))
+        model = build_model(config.tensor_shard(group.size))
         add_up(model, group)
         model = model.to(dtype)
     mine = {name: own_share(name, tensor, group) for name, tensor in tensors.items()}
     return materialise(model, mine, mapped=True, device=device)
-
-
-def narrow_config(config: ModelConfig, ranks: int) -> ModelConfig:
-    """The config of a rank's share; the vocabulary stays whole, as tokens are."""
-    heads, inner = config.num_attention_heads // ranks, config.intermediate_size // ranks
-    narrow: dict[str, Any] = {"num_attention_heads": heads, "intermediate_size": inner}
-    if isinstance(config, Llama3Config):
-        narrow["num_key_value_heads"] = config.num_key_value_heads // ranks
-    if isinstance(config, DeepseekV3Config):
-        narrow["moe_intermediate_size"] = config.moe_intermediate_size // ranks
-    return replace(config, **narrow)
 
 
 def own_share(name: str, tensor: Lazy, group: TensorGroup) -> Lazy:
@@ -133,7 +120,7 @@ class ParallelLMHead(Head):
         self, hidden: Tensor, targets: Tensor | None = None, read: Read | None = None
     ) -> Tensor:
         """hidden (..., D) → logits (..., V), the same on every rank. There are no losses here."""
-        return self.group.beside(F.linear(hidden, self.weight))
+        return self.group.beside(wide_product(hidden, self.weight))
 
 
 def add_up(model: CausalLM, group: TensorGroup) -> None:

@@ -21,7 +21,7 @@ WAITING = timedelta(days=365)  # between two steps a server may have nothing to 
 
 
 class TensorGroup:
-    """This rank's place among `size` ranks, and what they tell each other. Needs a process group.
+    """This rank among `size` ranks, and their communication. Needs a process group.
 
     Objects go through host memory; tensors stay on their device.
     """
@@ -49,11 +49,11 @@ class TensorGroup:
         return parts
 
     def tell(self, message: object) -> None:
-        """Rank 0's next message to the others."""
+        """Broadcast rank 0's next message to the other ranks."""
         dist.broadcast_object_list([message], src=0, device=torch.device("cpu"))
 
     def receive(self) -> Any:
-        """What rank 0 says next; waits for it. RuntimeError once rank 0 is gone."""
+        """Rank 0's next message; blocks until it arrives. RuntimeError once rank 0 is gone."""
         box: list[Any] = [None]
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]

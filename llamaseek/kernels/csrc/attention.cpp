@@ -121,13 +121,13 @@ Tensor attend(const Tensor& q, const Tensor& keys, const Tensor& values, const T
 
 namespace {
 
-// x and what it turns into, both `width` numbers of one head; cos and sin half as many.
+// x and what it turns into, both `width` numbers of one head; cos and sin half as many, in float32.
 void turn(const void* x, void* out, bool wide, const void* cos, const void* sin, int64_t width,
           bool halves) {
   for (int64_t i = 0; i < width / 2; i++) {
     const int64_t a = halves ? i : 2 * i, b = halves ? i + width / 2 : 2 * i + 1;
     const float first = load(x, wide, a), second = load(x, wide, b);
-    const float c = load(cos, wide, i), s = load(sin, wide, i);
+    const float c = load(cos, true, i), s = load(sin, true, i);
     store(out, wide, a, first * c - second * s);
     store(out, wide, b, second * c + first * s);
   }
@@ -139,6 +139,7 @@ Tensor rotate_store(const Tensor& qkv, const Tensor& cos, const Tensor& sin, con
                     Tensor keys, Tensor values) {
   const int64_t count = qkv.size(0), groups = keys.size(0), width = keys.size(2);
   const int64_t heads = qkv.size(1) / width - 2 * groups, bytes = qkv.element_size();
+  TORCH_CHECK(is_float(cos) && is_float(sin), "rotate_store: angles are in float32");
   const bool wide = is_float(qkv);
   const Tensor row = qkv.contiguous();
   Tensor q = at::empty({count, heads, width}, qkv.options());
@@ -165,6 +166,7 @@ Tensor rotate_store_latent(const Tensor& q, const Tensor& absorbed, const Tensor
                            const Tensor& slots, Tensor kept) {
   const int64_t count = q.size(0), heads = q.size(1), rank = absorbed.size(2);
   const int64_t width = kept.size(2), rope = width - rank, bytes = q.element_size();
+  TORCH_CHECK(is_float(cos) && is_float(sin), "rotate_store_latent: angles are in float32");
   const bool wide = is_float(q);
   Tensor out = at::empty({count, heads, width}, q.options());
   const Prepared::Norm by = norm_of(norm, eps);

@@ -193,7 +193,7 @@ async def constraint_for(service: Service, fields: ChatFields) -> Constraint | N
     call = call_constraint(fields, service.tokenizer)
     wanted = constraint_of(fields.response_format)
     if call is not None and wanted is not None:
-        raise UserError("response_format: cannot be asked for together with calls held to a schema")
+        raise UserError("response_format: cannot be combined with tool calls that follow a schema")
     return await service.compile(call, "tools") or await service.compile(wanted)
 
 

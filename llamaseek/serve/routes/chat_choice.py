@@ -31,7 +31,7 @@ class AnswerReader:
         self._stops, self._reasoning_stops = StopStrings(stops), StopStrings(stops)
 
     def read(self, delta: Delta) -> list[Event]:
-        """What this delta tells."""
+        """The events of this delta."""
         if self._ids is None:
             return [Content(delta.text)] if delta.text else []
         events = [event for token in delta.tokens for event in self._ids.push(token)]
@@ -64,7 +64,7 @@ class AnswerReader:
 
 @dataclass
 class ChatChoice:
-    """What was said so far, and what of it is not told yet."""
+    """The message so far, and the part of it that was not sent yet."""
 
     index: int
     tokenizer: Tokenizer
@@ -92,7 +92,7 @@ class ChatChoice:
             self.finish = "content_filter"
 
     def add(self, delta: Delta) -> None:
-        """More of it."""
+        """Add a delta of the engine."""
         self.scores += delta.logprobs or []
         for event in self.reader.read(delta):
             if isinstance(event, Content):
@@ -113,7 +113,7 @@ class ChatChoice:
 
     @property
     def news(self) -> bool:
-        """Whether there is something to tell."""
+        """Whether there is something to send."""
         return bool(self.content or self.reasoning or self.calls or self.finish is not None)
 
     def message(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ router = APIRouter(route_class=StrictRoute)
 
 @dataclass
 class Choice:
-    """One answer as it grows: what was said since it was last told."""
+    """One answer of a completion: what was generated since the last chunk."""
 
     index: int
     prompt: list[int]
@@ -43,7 +43,7 @@ class Choice:
     generated: int = 0
 
     def add(self, delta: Delta) -> None:
-        """More of it."""
+        """Add a delta of the engine."""
         self.text += delta.text
         self.tokens += delta.tokens
         self.scores += delta.logprobs or []
@@ -51,7 +51,7 @@ class Choice:
         self.generated += len(delta.tokens)
 
     def tell(self, scored: bool) -> dict[str, Any]:
-        """What is new, as the API words it."""
+        """The new part, as a chunk of the API."""
         logprobs = self.logprobs.of(self.tokens, self.scores) if scored else None
         chunk = {
             "index": self.index,
@@ -150,7 +150,7 @@ async def begin(service: Service, fields: CompletionFields) -> CompletionJob:
     """Check everything, then ask the engine."""
     clock = Clock(service.metrics)
     if service.guard is not None:
-        raise ApiError(403, "a guard stands before this model; ask /v1/chat/completions instead")
+        raise ApiError(403, "this model has a guard; use /v1/chat/completions instead")
     adapter = service.adapter(fields.model)
     prompts = prompts_of(fields.prompt, service.options.limits.prompts)
     constraint = await service.compile(constraint_of(fields.response_format))

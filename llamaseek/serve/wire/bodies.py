@@ -66,7 +66,7 @@ def parse(body: bytes, limits: Limits) -> Any:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise ApiError(400, "body: holds half of a surrogate pair", "body") from None
+            raise ApiError(400, "body: contains a lone surrogate", "body") from None
     return value
 
 
@@ -88,7 +88,7 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _finite(number: str) -> float:

@@ -62,14 +62,14 @@ def clean(text: str) -> str:
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """What an exception of ours means to a client; anything unknown is a 500 that tells nothing."""
+    """The API error of an exception; an unknown one is a 500 without details."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, UserError):
         found = FIELD.match(str(error))
         return ApiError(400, str(error), found[1] if found else None)
     if isinstance(error, QueueFull):
-        return ApiError(429, "too many requests wait; try again later", code="queue_full")
+        return ApiError(429, "too many requests are waiting; try again later", code="queue_full")
     if isinstance(error, EngineDown):
         return ApiError(503, str(error), code="unavailable")
     if isinstance(error, TimeoutError):
@@ -91,7 +91,7 @@ def of_validation(error: RequestValidationError) -> ApiError:
         return ApiError(400, f"{param}: is not supported by this server", param, "unsupported")
     if not place:
         kind = "Content-Type: application/json"
-        return ApiError(400, f"body: has to be a JSON object, sent with {kind}", "body")
+        return ApiError(400, f"body: must be a JSON object, sent with {kind}", "body")
     return ApiError(400, f"{param}: {first['msg']}", param)
 
 

@@ -47,7 +47,7 @@ async def deltas_of(
 
 
 def failure(reason: str, held_by: str) -> ApiError:
-    """What a client is told of an answer that failed; constraints' errors are about its own."""
+    """The API error of a failed answer; errors of a constraint name the request's field."""
     if reason.startswith("RuntimeError: constraint"):
         return ApiError(400, reason.removeprefix("RuntimeError: "), held_by)
     if "shutting down" in reason or "engine has failed" in reason:

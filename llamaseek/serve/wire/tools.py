@@ -25,7 +25,7 @@ def shown_tools(fields: ChatFields, tokenizer: Tokenizer, limits: Limits) -> lis
     tools = fields.tools or []
     names = [tool.function.name for tool in tools]
     if not tools and fields.tool_choice not in (None, "none", "auto"):
-        raise UserError("tool_choice: asks for a call, but there are no tools")
+        raise UserError("tool_choice: requires a call, but there are no tools")
     if len(tools) > limits.tools:
         raise UserError(f"tools: {len(tools)} are too many; at most {limits.tools} may be")
     if len(set(names)) < len(names):

@@ -56,5 +56,5 @@ def unused_characters(text: str, count: int) -> list[str]:
     taken = set(text)
     free = list(islice((chr(code) for code in PRIVATE_USE if chr(code) not in taken), count))
     if len(free) < count:
-        raise UserError("messages: they use every private character of Unicode")
+        raise UserError("messages: use every private-use character of Unicode")
     return free

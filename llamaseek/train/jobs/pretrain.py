@@ -12,6 +12,7 @@ from llamaseek.herd import ModelConfig, config_from_sizes
 from llamaseek.herd.configs import extended
 from llamaseek.herd.folder import read_config
 from llamaseek.models import CausalLM, build_model
+from llamaseek.parallel.collectives import on_first_rank
 from llamaseek.recipe.schema import Recipe
 from llamaseek.runtime.check import model_config
 from llamaseek.text.tokenizer import Tokenizer
@@ -19,16 +20,20 @@ from llamaseek.train.job import Job
 from llamaseek.train.jobs.supervised import post_job
 from llamaseek.train.monitor import tokenizing
 from llamaseek.train.objectives.choose import make_objective
+from llamaseek.train.saving.lock import hold, released_on_error
 from llamaseek.train.saving.reads import check_reads
 from llamaseek.train.start import by_layer, check_length, check_speaks, check_vocabulary, trainable
 
 
 def build_job(recipe: Recipe) -> Job:
-    """Everything a run needs; raises `UserError` before anything is written."""
+    """Everything a run needs; raises `UserError` before anything is written.
+
+    Its folder is this process's from here to the end of `train`.
+    """
     check_reads(recipe)
-    if recipe.stage == "pretrain":
-        return _pretrain_job(recipe)
-    return post_job(recipe)
+    on_first_rank(lambda: hold(recipe.folder))
+    with released_on_error(recipe.folder):
+        return _pretrain_job(recipe) if recipe.stage == "pretrain" else post_job(recipe)
 
 
 def _pretrain_job(recipe: Recipe) -> Job:
@@ -39,7 +44,7 @@ def _pretrain_job(recipe: Recipe) -> Job:
         corpus = build_corpus(recipe, watch)
     model = _new_model(recipe, corpus.tokenizer)
     objective = make_objective(recipe, model, corpus.tokenizer)
-    # Masked prediction is of a few tokens, so its loss says nothing of all the text's bytes.
+    # Masked prediction covers few tokens, so its loss is not a measure per byte of text.
     size = 0 if recipe.train.objective == "masked" else corpus.held_out_bytes
     job = Job(recipe, model, corpus.tokenizer, objective, corpus.rows, corpus.held_out, size)
     job.bad_rows = corpus.bad_rows
@@ -47,12 +52,12 @@ def _pretrain_job(recipe: Recipe) -> Job:
 
 
 def _check_model(recipe: Recipe) -> None:
-    """What is wrong with the model that can be told before its text is tokenized."""
+    """Check what can be wrong with the model before its text is tokenized."""
     if recipe.model.init_from:
         check_speaks("model.init_from", recipe.model.init_from)
         config = starting_config(recipe)
     elif recipe.model.extend is not None:
-        raise UserError("model.extend: needs model.init_from, a model whose context it extends")
+        raise UserError("model.extend: needs model.init_from, the model whose context is extended")
     else:
         config = model_config(recipe)
     check_length(recipe, config)

@@ -33,7 +33,7 @@ def grpo_job(recipe: Recipe) -> Job:
     """Group relative policy optimization; there is a reference only where there is a KL to it."""
     _check(recipe)
     if recipe.rollout.samples < 2:
-        raise bad_value("rollout.samples", recipe.rollout.samples, "at least 2, to compare")
+        raise bad_value("rollout.samples", recipe.rollout.samples, "at least 2")
     tokenizer, model = start_from(recipe)
     rollout = recipe.rollout
     objective = GRPO(

@@ -1,4 +1,4 @@
-"""What is learnt: each objective is one short file that names its loss terms and their counts."""
+"""Training objectives: each is one short file that names its loss terms and their counts."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from llamaseek.errors import UserError
-from llamaseek.herd import DeepseekV3Config
 from llamaseek.models import CausalLM
 from llamaseek.models.loss import softmax_and_gradient
 from llamaseek.recipe.schema import Recipe
@@ -24,8 +23,7 @@ def make_objective(recipe: Recipe, model: CausalLM, tokenizer: Tokenizer) -> Obj
     balance = train.balance_weight
     kernel = torch.compile(softmax_and_gradient) if train.compile else softmax_and_gradient
     if train.objective == "multi_token":
-        config = model.config
-        depth = config.num_nextn_predict_layers if isinstance(config, DeepseekV3Config) else 0
+        depth = model.config.multi_token_depth
         if depth == 0:
             allowed = "a deepseek_v3 model with num_nextn_predict_layers of at least 1"
             raise UserError(f"train.objective: multi_token needs {allowed}")

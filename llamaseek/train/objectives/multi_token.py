@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llamaseek.data.batch import IGNORE, Batch
-from llamaseek.models import CausalLM, DeepseekV3
+from llamaseek.models import CausalLM
 from llamaseek.models.loss import Kernel, next_token_loss, softmax_and_gradient
 from llamaseek.train.objectives import Objective, Term, targets_counted
 from llamaseek.train.objectives.next_token import balance_terms
@@ -39,7 +39,6 @@ class MultiToken(Objective):
 
     def terms(self, model: CausalLM, batch: Batch) -> list[Term]:
         """The main loss, one term a depth, and the balance loss of all layers."""
-        assert isinstance(model, DeepseekV3)
         hidden = model(batch.tokens, batch.positions)
         loss = next_token_loss(model.lm_head, hidden, batch.targets, self.kernel)
         terms = [Term("next_token", loss)]

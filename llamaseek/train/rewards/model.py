@@ -30,7 +30,7 @@ class RewardModel:
         if not self.model.config.is_reward_model:
             raise UserError(f"rewards.model: {folder} is not a reward model; `reward` trains one")
         if Tokenizer.load(folder).to_json() != tokenizer.to_json():
-            raise UserError(f"rewards.model: {folder} has another tokenizer than the model")
+            raise UserError(f"rewards.model: {folder} has a different tokenizer from the model's")
         end = turn_end(tokenizer)
         self.end = tokenizer.stop_ids[-1] if end is None else end
 

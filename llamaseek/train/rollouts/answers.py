@@ -77,7 +77,7 @@ class AnswerSampler:
         self, prompts: Sequence[Prompt], samples: int, temperature: float, moment: str
     ) -> list[Episode]:
         """Answers of the model as it is now. `moment` names the weights and seeds the draw. Ranks
-        deal the prompts out among them, and all get all answers.
+        split the prompts among them, and all get all answers.
 
         What the engine kept of other weights' prompts is not used: `moment` salts its prefixes.
         """
@@ -156,7 +156,7 @@ def judge(
 ) -> Judged:
     """The weighted sum of the rewards, and `missing_end` for answers that were cut off.
 
-    Ranks deal the answers out, and all learn from the same reward, also where a program timed out.
+    The answers are split over the ranks, and all train on the same reward, also after a timeout.
     """
     parts = {reward.name: split_over_ranks(episodes, reward.score) for reward in rewards}
     total = [0.0 if episode.finished else missing_end for episode in episodes]

@@ -178,7 +178,7 @@ class LogProbScorer:
         self, model: CausalLM, batch: Batch, function: Callable[[CausalLM, Batch], Tensor]
     ) -> Tensor:
         """`function` of micro-batches, laid together on the CPU, the model in evaluation mode.
-        Ranks deal the micro-batches out among them.
+        The micro-batches are split over the ranks.
         """
         device = model.model.norm.weight.device
         trained = model.training

@@ -40,7 +40,7 @@ class RowSampler:
             check_speaks("sampling.teacher", self.plan.teacher)
             speaker = load_model(self.plan.teacher)
             if Tokenizer.load(self.plan.teacher).to_json() != self.tokenizer.to_json():
-                raise UserError(f"sampling.teacher: {self.plan.teacher} has another tokenizer")
+                raise UserError(f"sampling.teacher: {self.plan.teacher} has a different tokenizer")
             check_vocabulary(speaker, self.tokenizer)
         seed = self.recipe.seed
         self.sampler = AnswerSampler(speaker, self.tokenizer, self.plan.max_tokens, seed)

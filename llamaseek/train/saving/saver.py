@@ -8,7 +8,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
 from llamaseek.checkpoints.hf import from_hf, read_folder, to_hf, write_folder
@@ -30,6 +28,7 @@ from llamaseek.models.lazy import Lazy, lazy
 from llamaseek.parallel.ranks import ParallelModel
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.optimizer import WeightAverage
+from llamaseek.train.saving.index import Reader
 from llamaseek.train.saving.run_folder import RunFolder
 from llamaseek.train.saving.state import (
     AVERAGE,
@@ -51,25 +50,12 @@ def outline(model: CausalLM, dtype: torch.dtype) -> CausalLM:
     return deepcopy(model, memo)
 
 
-class OnceRead(FileSystemReader):
-    """Its index is read once, not anew for each tensor."""
-
-    @cached_property
-    def index(self) -> Metadata:
-        """Which tensors there are, and where."""
-        return super().read_metadata()
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """What `dcp.load` asks for."""
-        return self.index
-
-
 class SavedWeights(dict[str, Tensor]):
     """The tensors of `state/weights`, read when asked for; the latest one is kept."""
 
     def __init__(self, weights: Path, averaged: bool) -> None:
         super().__init__()
-        self.reader = OnceRead(weights)
+        self.reader = Reader(weights)
         self.known = self.reader.index.state_dict_metadata
         self.averaged = averaged
 
@@ -185,7 +171,7 @@ class AdaptedParts:
 
 
 class Saver:
-    """Writes checkpoints. A failed one is told and counted; the run goes on with the last good."""
+    """Writes checkpoints. A failed save is logged and counted; the last good checkpoint stays."""
 
     def __init__(
         self,
@@ -255,7 +241,7 @@ class Saver:
         if self.ranks.main:
             good = self.folder.saved_steps()
             kept = f"step {good[-1]} is the last good one" if good else "there is no good one yet"
-            print(f"warning: {self.error}; the run goes on, {kept}", file=sys.stderr)
+            print(f"warning: {self.error}; the run continues, {kept}", file=sys.stderr)
 
     def _write(self, done: int, tensors: dict[str, Tensor], steps: int, extras: Extras) -> None:
         start = time.monotonic()
@@ -273,13 +259,13 @@ class Saver:
 
         try:
             if self.ranks.main:
-                self.folder.save(target, write)
+                self.folder.save(target, write, stored_bytes(tensors))
                 self.folder.prune(self.keep)
             else:
                 write(self.folder.partial(target))
         except (UserError, OSError) as failed:
             error = str(failed)
-        if self.ranks.main or opened:  # the others have heard of it already
+        if self.ranks.main or opened:  # the other ranks know it already
             error = self._agreed(error)
         self.seconds, self.error = time.monotonic() - start, error
 
@@ -290,6 +276,13 @@ class Saver:
         except UserError as failed:
             return str(failed)
         return None
+
+
+def stored_bytes(tensors: dict[str, Tensor]) -> int:
+    """About what a checkpoint takes: its state, and the model's weights once more as a folder."""
+    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
+    weights = sum(size for name, size in sizes.items() if name.startswith(MODEL))
+    return sum(sizes.values()) + weights
 
 
 def at_hand(tensor: Tensor) -> Tensor:

@@ -19,14 +19,16 @@ import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import CheckpointException, FileSystemWriter
 
 from llamaseek.checkpoints.hf import save_model
-from llamaseek.errors import UserError
+from llamaseek.errors import UserError, shorten
+from llamaseek.files import read_json_object
 from llamaseek.models import CausalLM
 from llamaseek.parallel.ranks import ParallelModel
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.optimizer import NarrowAdamW, WeightAverage, optimizer_tensors
+from llamaseek.train.saving.index import Reader
 
 MODEL, OPTIMIZER, AVERAGE = "model/", "optimizer/", "average/"
 
@@ -117,24 +119,27 @@ def first_reason(error: CheckpointException) -> str:
 
 def load_state(
     folder: Path, ranks: ParallelModel, optimizer: torch.optim.AdamW, average: WeightAverage | None
-) -> int:
-    """Restore model, optimizer and average in place; returns the steps done."""
+) -> None:
+    """Restore model, optimizer and average in place, from the checkpoint `step-N`."""
     state = folder / "state"
     try:
-        progress = json.loads((state / "progress.json").read_text())
-        reader = FileSystemReader(state / "weights")
-        stored = reader.read_metadata().state_dict_metadata
+        progress = read_json_object(state / "progress.json")
+        if f"step-{int(progress['steps_done'])}" != folder.name:
+            raise ValueError(f"it is of step {progress['steps_done']}")
+        average_steps = int(progress["average_steps"])
+        reader = Reader(state / "weights", checked=True)
+        stored = reader.index.state_dict_metadata
         names = [name for name in stored if name.startswith(OPTIMIZER)]
         make_moments(ranks.own, optimizer, [name.removeprefix(OPTIMIZER) for name in names])
         tensors = state_tensors(ranks, optimizer, average)
         with one_process_is_meant():
             dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
-    except (OSError, ValueError, KeyError, RuntimeError, CheckpointException) as error:
-        reason = first_reason(error) if isinstance(error, CheckpointException) else error
-        raise UserError(f"{state}: cannot be resumed from ({reason})") from None
+    except (LookupError, TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise UserError(f"{state}: cannot be resumed from ({shorten(str(error))})") from None
+    except CheckpointException as error:
+        raise UserError(f"{state}: cannot be resumed from ({first_reason(error)})") from None
     if average is not None:
-        average.steps = progress["average_steps"]
-    return int(progress["steps_done"])
+        average.steps = average_steps
 
 
 def make_moments(
@@ -160,17 +165,17 @@ def save_position(folder: Path, state: dict[str, Any]) -> None:
 def load_position(folder: Path) -> dict[str, Any]:
     """What `save_position` wrote."""
     path = folder / "state" / "data.json"
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be resumed from ({error})") from None
+    return read_json_object(path)
 
 
 def save_tensors(folder: Path, name: str, tensors: dict[str, Tensor]) -> None:
     """More of `state/`: what goes with a step beside model and optimizer."""
     if tensors:
         plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        save_file(plain, folder / "state" / f"{name}.safetensors")
+        try:
+            save_file(plain, folder / "state" / f"{name}.safetensors")
+        except SafetensorError as error:
+            raise OSError(None, str(error)) from None
 
 
 def load_tensors(folder: Path, name: str) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from tests.models.shapes import tiny_model
 from tests.train.tiny import recipe
 
 OTHER_TEXT = {
-    "name", "out", "model.config", "train.device", "data.columns",
+    "name", "out", "model.family", "model.config", "train.device", "data.columns",
     "lora.targets", "rollout.rewards.column", "rollout.rewards.pattern",
     "sampling.rewards.column", "sampling.rewards.pattern",
     "data.mix", "data.budgets", "data.phases.mix", "data.rows",
@@ -190,7 +190,7 @@ def test_converting_keeps_what_it_reads(cli: Cli, tmp_path: Path) -> None:
     for folder in (source, target):
         save_model(tiny_model("llama3"), folder)
     (target / "adapter").mkdir()
-    with pytest.raises(UserError, match=f"holds {target}/adapter, which it is made from"):
+    with pytest.raises(UserError, match=f"contains {target}/adapter, which it is made from"):
         Conversion(source, target, adapter=target / "adapter")
     links = tmp_path / "links"
     links.mkdir()
@@ -198,7 +198,7 @@ def test_converting_keeps_what_it_reads(cli: Cli, tmp_path: Path) -> None:
     (links / "model.safetensors").symlink_to(target / "model.safetensors")
     for verb in ("convert", "quantize"):
         result = cli(verb, str(links), str(target), "--overwrite")
-        assert result.code == 2 and f"holds {links}, which it is made from" in result.err
+        assert result.code == 2 and f"contains {links}, which it is made from" in result.err
         result = cli(verb, str(target), str(target), "--overwrite")
         assert result.code == 2 and "it is made from" in result.err
     assert (target / "model.safetensors").is_file()
@@ -224,5 +224,5 @@ def test_cleaning_keeps_what_it_reads(cli: Cli, tmp_path: Path) -> None:
     for sources, stages in cases:
         (tmp_path / "r.yaml").write_text(CLEAN.format(out=out, sources=sources, stages=stages))
         result = cli("data", "clean", str(tmp_path / "r.yaml"), "--overwrite", "--workers", "1")
-        assert result.code == 2 and "would take away its source" in result.err, result.err
+        assert result.code == 2 and "would replace its source" in result.err, result.err
         assert text.is_file()

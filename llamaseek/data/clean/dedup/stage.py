@@ -1,7 +1,7 @@
 """What a stage is that must see the whole corpus: it notes keys, decides, and is applied.
 
 While a shard of documents is written, a `Collector` notes what the decision needs. `Round`s of
-tasks then decide on files, a slice of the keys at a time, and `judge` tells the decision document
+tasks then decide on files, a slice of the keys at a time, and `judge` reports the decision document
 by document. Nothing depends on how many processes share the tasks.
 """
 

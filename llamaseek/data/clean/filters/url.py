@@ -35,7 +35,7 @@ class Url(CleaningStage):
     def _files_exist(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
         for entry in entries:
             if entry.startswith("@") and not Path(entry[1:]).is_file():
-                raise ValueError(f"{entry[1:]} is no file")
+                raise ValueError(f"{entry[1:]} is not a file")
         return entries
 
     def __call__(self, document: Document) -> Document | Reason:
