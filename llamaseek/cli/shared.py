@@ -82,13 +82,13 @@ def this_command(extra: str = "") -> str:
 DEVICE = typer.Option("auto", help="cpu, cuda or cuda:1; auto uses the GPU if there is one.")
 
 CHAT_TEMPLATE = typer.Option(
-    None, help="llama3, chatml or a jinja file, in place of the model's own chat template."
+    None, help="Chat template to use instead of the model's: llama3, chatml or a jinja file."
 )
 TEMPLATE_KWARGS = typer.Option(
     None,
     "--chat-template-kwargs",
     metavar="JSON",
-    help="What the chat template reads beside the messages, as '{\"thinking\": true}'.",
+    help="JSON object of variables for the chat template, e.g. '{\"thinking\": true}'.",
 )
 
 
