@@ -70,7 +70,8 @@ def sizes(family: str, shape: Shape) -> dict[str, Any]:
 
 def ours(case: str, shape: Shape) -> dict[str, float]:
     """Tokens a second of `Trainer.step`, and its share of the peak."""
-    from llamaseek.data.batch import Batch, Rows
+    from llamaseek.data.batch import Batch
+    from llamaseek.data.source import Rows
     from llamaseek.herd import config_from_sizes
     from llamaseek.herd.tensors import count_parameters
     from llamaseek.models import build_model

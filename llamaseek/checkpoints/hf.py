@@ -175,7 +175,7 @@ def materialise(
         size = sum(tensor.nbytes for tensor in model.state_dict().values()) / 1e9
         raise UserError(f"model: its {size:.1f} GB of weights do not fit {device}") from None
     model.tie()
-    # What no checkpoint stores, and what stays float32, is made anew after the empty start.
+    # Buffers that are not stored, and float32 parts, are initialized after the empty start.
     model.model.rotary = Rotary(model.model.rotary.width, model.config).to(device)
     for moe in model.moe_layers().values():
         bias = moe.gate.e_score_correction_bias

@@ -86,7 +86,7 @@ def generate(
 
 
 def say(engine: Engine, text: str, chat: bool, params: SamplingParams, stats: bool) -> None:
-    """Print what the model says to a text, as it comes."""
+    """Print the generated text as a stream."""
     from llamaseek.engine.request import Request
     from llamaseek.text.chat import encode_chat
 
@@ -110,7 +110,7 @@ def say(engine: Engine, text: str, chat: bool, params: SamplingParams, stats: bo
 
 
 def speculation(source: str, depth: int, device: str) -> Speculation:
-    """What `--speculate` asks for; a name that is no method is the folder of a draft model."""
+    """The drafter of `--speculate`; a name that is not a method is a draft model's folder."""
     from llamaseek.engine.open import load
     from llamaseek.engine.options import DRAFTERS, Speculation
 
@@ -125,7 +125,7 @@ def speculation(source: str, depth: int, device: str) -> Speculation:
 
 
 def describe(statistics: Statistics, seconds: float) -> str:
-    """One line: tokens, speed, and how drafts fared."""
+    """One line: tokens, speed, and accepted drafts."""
     parts = [
         f"{statistics.output} tokens in {seconds:.2f} s",
         f"{statistics.output / max(seconds, 1e-9):.1f} a second",

@@ -1,4 +1,4 @@
-"""The command line: one verb a file; a user's mistake is one line on stderr and exit code 2."""
+"""The command line: one command per file; a user error is one line on stderr and exit code 2."""
 
 from __future__ import annotations
 

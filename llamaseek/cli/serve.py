@@ -1,4 +1,4 @@
-"""`serve`: a model behind OpenAI's API."""
+"""`serve`: serve a model over OpenAI's API."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _cache_bytes(gb: float) -> int:
 
 
 def _policy(guard: Path | None, file: Path | None, dropped: list[str]) -> tuple[Category, ...]:
-    """The guard's categories; UserError where they are changed and no guard is there to ask."""
+    """The guard's categories; UserError if they are changed without a guard."""
     from llamaseek.cli.guard import policy
 
     for field, given in (("--guard-drop", dropped), ("--guard-categories", file)):

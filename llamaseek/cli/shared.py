@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from llamaseek.checkpoints.sources import cached
 from llamaseek.errors import UserError, bad_value
 from llamaseek.files import is_gguf
 
@@ -36,7 +37,7 @@ def wide_console() -> Console:
 
 
 def read_stdin() -> str:
-    """All of standard input; in a terminal it is said that it is waited for."""
+    """All of standard input; in a terminal a prompt says that input is expected."""
     if sys.stdin.isatty():
         print("reading standard input; Ctrl-D at the start of a line ends it", file=sys.stderr)
     return sys.stdin.read()
@@ -64,7 +65,7 @@ def bytes_bar(total: int) -> Iterator[Callable[[int], None]]:
 
 
 def program() -> str:
-    """`llamaseek` where that finds this very program, else the path it was started by."""
+    """`llamaseek` if that is this program on the path, else the path it was started by."""
     started = Path(sys.argv[0])
     found = shutil.which("llamaseek")
     if started.name != "llamaseek" or (found and Path(found).resolve() == started.resolve()):
@@ -74,7 +75,7 @@ def program() -> str:
 
 
 def this_command(extra: str = "") -> str:
-    """The command as it was typed, `extra` added where it is not there yet."""
+    """The command as it was typed, with `extra` added if it is missing."""
     words = [*sys.argv[1:], extra] if extra and extra not in sys.argv else sys.argv[1:]
     return " ".join([program(), *map(shlex.quote, words)])
 
@@ -110,16 +111,19 @@ HINTS = {
     "adapter_config.json": "is an adapter; llamaseek convert BASE NEW --adapter {0} folds it in",
     "consolidated.00.pth": "is Meta's; llamaseek convert {0} NEW makes a model folder of it",
 }
-"""What stands where a model folder was asked for, by a file in it, and what to do."""
+"""Hints for a path that is not a model folder, by a file found in it."""
 
 
 def model_folder(path: Path | None) -> Path | None:
-    """A model folder or GGUF file as it was given; UserError for a path that is something else.
+    """The model folder or GGUF file that was given, by path or by the name of a published model.
 
-    What a folder that looks like one lacks is for its readers to say.
+    UserError for a path that is something else, and for a published model that is not on this
+    machine. What a folder that looks like one lacks is for its readers to say.
     """
     if path is None or (path / "config.json").is_file() or (path.is_file() and is_gguf(path)):
         return path
+    if not path.exists() and (found := cached(str(path))):
+        return found
     if not path.is_dir():
         raise UserError(f"{path}: no such {_wanted(path)}{_download(str(path))}")
     for file, hint in HINTS.items():

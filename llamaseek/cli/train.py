@@ -1,4 +1,4 @@
-"""The training verbs: a recipe with overrides, into its run folder."""
+"""The training commands: run a recipe with overrides into its run folder."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 from llamaseek.cli.shared import program, this_command
 from llamaseek.errors import UserError
 from llamaseek.recipe.load import find_recipe, load_recipe
+from llamaseek.recipe.stages import STAGES
 from llamaseek.runtime.check import resolve
 from llamaseek.runtime.world import is_first_rank, started_ranks
 from llamaseek.train.saving.reads import check_reads, check_recipe_file
@@ -29,7 +30,7 @@ DRY_RUN = typer.Option(False, "--dry-run", help="Check the recipe and print it w
 
 
 def verb(stage: str, summary: str) -> Callable[..., None]:
-    """The command of a stage; they differ in nothing but their recipes."""
+    """The command of a stage; all stages share one implementation."""
 
     def command(
         recipe: str = RECIPE,
@@ -62,7 +63,7 @@ reward = verb("reward", "Train a reward model on ranked answers.")
 def run_recipe(
     stage: str, wanted: str, overrides: list[str], asked: list[str], dry_run: bool
 ) -> None:
-    """Everything the verbs share; checks the recipe before anything heavy is imported.
+    """Run a training command; checks the recipe before anything heavy is imported.
 
     `asked` is how to begin: `--resume`, `--auto-resume`, `--overwrite` or nothing.
     """
@@ -113,8 +114,9 @@ def run_recipe(
         return
     report = write_report(folder.path)
     print(f"model   {folder.final}\nreport  {report}")
-    if stage != "reward" and recipe.train.objective != "masked":  # these cannot generate text
-        verb = "generate" if stage == "pretrain" else "chat"
+    kind = STAGES[stage]
+    if kind.generates and recipe.train.objective != "masked":  # these cannot generate text
+        verb = "chat" if kind.chats else "generate"
         print(f"try     {program()} {verb} {folder.final}")
 
 

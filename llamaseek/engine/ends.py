@@ -1,4 +1,4 @@
-"""Where an answer ends: at its last token, a stop token, a stop string, or its grammar's end.
+"""The end of an answer: the last token, a stop token, a stop string, or the end of its grammar.
 
 Token by token, so that drafts which come after an end are no part of the answer.
 """

@@ -54,7 +54,7 @@ _entropy = SystemRandom()
 
 @dataclass
 class ActiveRequest:
-    """A request in the engine's hands."""
+    """A request that the engine is running."""
 
     request: Request
     seed: int
@@ -162,7 +162,7 @@ class Engine:
             cache = build_cache(shapes, blocks, size, dtype, options.cache_dtype, device)
         except torch.OutOfMemoryError:
             raise UserError(
-                f"cache_bytes: {options.cache_bytes} bytes bytes are not free on {device}"
+                f"cache_bytes: {options.cache_bytes} bytes are not free on {device}"
             ) from None
         graphs = None
         if replayed:

@@ -1,4 +1,4 @@
-"""What is asked of the engine, how it is under way, and what comes back."""
+"""Requests to the engine, their state while they run, and their results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How the tokens of an answer are drawn and when it ends.
+    """How the tokens of an answer are sampled and when it ends.
 
     Logits pass through, in this order: repetition penalty (over prompt and answer; Keskar et al.
     2019 §4.1), presence and frequency penalty (over the answer; OpenAI's API reference), logit
@@ -99,7 +99,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A prompt and how to answer it.
+    """A prompt and its sampling parameters.
 
     `salt` keeps prefix sharing among requests of one salt. `adapter` names one of the engine's
     adapters, "" its base; what one has computed is never shared with another.
@@ -113,7 +113,7 @@ class Request:
 
 
 class Logprob(NamedTuple):
-    """One token's log-probability and the likeliest tokens there, likeliest first.
+    """A token's log-probability, and the most probable tokens at its position in order.
 
     Both come from one float32 tensor, so that `logprob == top[0][1]` identifies a greedy choice.
     """
@@ -154,7 +154,7 @@ class Output:
 
 @dataclass(slots=True)
 class Delta:
-    """What one step added to one answer.
+    """The tokens and text that one step added to one answer.
 
     The last one of an answer has a `finish`: stop, length, or error, and then `error`.
     `prompt_logprobs` and `embedding` come once, with the first delta of answer 0.
@@ -173,7 +173,7 @@ class Delta:
 
 @dataclass(slots=True, eq=False)
 class SequenceState:
-    """One answer under way: `computed` cached tokens chase the `tokens` there are.
+    """The state of one running answer: `computed` of its `tokens` are in the cache.
 
     `tokens` is the prompt and what was said so far; `drafts` are guesses at what comes next,
     each with the distribution (V) it was drawn from if it was drawn. `row` is its

@@ -31,7 +31,7 @@ TRIES = 4  # with a second, two and four between them
 
 
 def judge_prompt(rubric: str, text: str, best: int) -> str:
-    """What a judge is asked: the rubric, the text, and for a number alone."""
+    """The judge's prompt: the rubric, the text, and the request for a number only."""
     return f"{rubric.strip()}\n\nText:\n{text.strip()}\n\nAnswer with the grade alone, 0 to {best}."
 
 

@@ -2,7 +2,7 @@
 
 A token is multiplied with every weight that it activates: the chosen experts, a tied table as the
 head, and not the embedding, of which it reads one row. Attention counts all keys, masked or not, as
-published utilisations do. Activations that are computed again are time, not work.
+published utilizations do. Activations that are computed again are time, not work.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from llamaseek.herd import DeepseekV3Config, Llama3Config, ModelConfig
+from llamaseek.herd import ModelConfig
 from llamaseek.herd.tensors import count_parameters, tied
 
 if TYPE_CHECKING:
@@ -36,13 +36,8 @@ def matrix_flops(config: ModelConfig, modules: int = 0) -> int:
 
 def attention_flops(config: ModelConfig, keys: int, modules: int = 0) -> int:
     """FLOPs of one query token's scores and weighted sum over `keys` keys, all layers."""
-    if isinstance(config, DeepseekV3Config):
-        widths = config.qk_head_dim + config.v_head_dim
-    else:
-        assert isinstance(config, Llama3Config)
-        widths = 2 * config.head_dim
     layers = config.num_hidden_layers + modules
-    return ACCUMULATE * layers * config.num_attention_heads * widths * keys
+    return ACCUMULATE * layers * config.num_attention_heads * config.head_widths * keys
 
 
 def training_flops(config: ModelConfig, length: int, modules: int = 0, frozen: bool = False) -> int:

@@ -115,7 +115,7 @@ def _number(text: str) -> Any:
 
 def _one_line(error: ValidationError, kind: type[BaseModel], within: str) -> UserError:
     found = error.errors()
-    # A misspelt key often leaves another one missing; the spelling is what to say.
+    # A misspelled key often leaves another one missing; the spelling is what to say.
     first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
     where = [str(part) for part in first["loc"]]
     key = ".".join([within, *where] if within else where)

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from llamaseek.recipe.stages import STAGES, stage_of
+
 
 class Section(BaseModel):
     """A part of a recipe: unknown keys are errors, as are numbers that are not finite, and nothing
@@ -113,7 +115,7 @@ class RewardRecipe(Section):
     model: str | None = None
     """Folder of a reward model. Required by kind `model`."""
     timeout: float = Field(default=5.0, gt=0)
-    """Seconds that `unit_tests` may run per answer."""
+    """Seconds that `unit_tests`, and the search of `regex`, may run per answer."""
 
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> RewardRecipe:
@@ -229,7 +231,6 @@ ObjectiveName = Literal["next_token", "multi_token", "masked", "sft", "dpo"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 INSTEAD = ("corpora", "mix", "rows")  # the other origins of data, without `data.sources`
-STAGES = {"masked": "pretrain", "sft": "sft", "dpo": "dpo"}
 """The stage that an objective requires, for those that require one."""
 
 
@@ -451,10 +452,15 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _objective_of_its_stage(self) -> Recipe:
         objective = self.train.objective
-        stage = STAGES.get(objective, self.stage)
-        if stage != self.stage:
+        if objective not in STAGES[self.stage].objectives:
+            stage = stage_of(objective)
             raise ValueError(f"train.objective {objective} is for stage {stage}, not {self.stage}")
         return self
+
+    @property
+    def samples(self) -> bool:
+        """Whether rows are prompts alone, answered by a model during the run or before it."""
+        return STAGES[self.stage].rollouts or self.sampling is not None
 
     @property
     def folder(self) -> Path:

@@ -15,7 +15,7 @@ from llamaseek.recipe.schema import TrainRecipe
 
 
 def pick_device(wanted: str, field: str = "train.device") -> torch.device:
-    """`auto` takes the GPU where there is one, `cuda:1` the second of several.
+    """`auto` selects the GPU if there is one, `cuda:1` the second of several.
 
     Raises `UserError`, naming `field`, for a device that this machine lacks.
     """

@@ -28,7 +28,7 @@ MOST_TOKENS = 64  # of a verdict; fourteen codes take fifty
 
 
 class Policy:
-    """How a guard is asked and its answer read, apart from the engine that runs it."""
+    """A guard's prompt and the parser of its answer, independent of the engine that runs it."""
 
     def __init__(self, tokenizer: Tokenizer, categories: Sequence[Category] = PUBLISHED) -> None:
         self.tokenizer, self.categories = tokenizer, tuple(categories)
@@ -42,7 +42,7 @@ class Policy:
         )
 
     def request(self, messages: Sequence[Message]) -> Request:
-        """What the engine is asked. UserError for messages that no guard can judge."""
+        """The request to the engine. Raises UserError for messages that no guard can judge."""
         prompt = guard_prompt(messages, self.categories)
         # A guard's own template builds the same prompt, but with a fixed policy.
         known = START_HEADER in self.tokenizer.specials.values()

@@ -115,8 +115,8 @@ def mean(values: Iterable[float]) -> float:
     return sum(found) / len(found)
 
 
-COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
-MAIN, SECOND = COLOURS[:2]
+COLORS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
+MAIN, SECOND = COLORS[:2]
 STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -150,9 +150,9 @@ def grouped_bars(
 ) -> None:
     """A group of bars for each name, one bar a series, each with its value on top."""
     width = 0.8 / len(series)
-    for number, (colour, (name, values)) in enumerate(zip(COLOURS, series.items(), strict=False)):
+    for number, (color, (name, values)) in enumerate(zip(COLORS, series.items(), strict=False)):
         places = [place + (number - (len(series) - 1) / 2) * width for place in range(len(groups))]
-        bars = axis.bar(places, values, width * 0.92, color=colour, label=name)
+        bars = axis.bar(places, values, width * 0.92, color=color, label=name)
         axis.bar_label(bars, [form.format(value) for value in values], fontsize=7)
     axis.set_xticks(range(len(groups)), groups)
     axis.margins(y=0.15)  # room for the values under the legend

@@ -288,7 +288,7 @@ class Tokenizer:
 
     @cached_property
     def templates(self) -> TemplateRunner:
-        """What renders its chat template, where that is none of the known formats."""
+        """The renderer of its chat template, if the template is not a known format."""
         return TemplateRunner()
 
     def _configured(self, key: str, default: str) -> str:

@@ -24,7 +24,7 @@ from llamaseek.plan.flops import (
 from llamaseek.plan.formats import FORMATS
 from llamaseek.plan.gpus import GPUS
 from llamaseek.plan.layout import Layout
-from llamaseek.plan.question import RUNS, ask, calibration, implied_utilisation
+from llamaseek.plan.question import RUNS, ask, calibration, implied_utilization
 from llamaseek.recipe.load import make_recipe
 from llamaseek.train.loop import Trainer
 from tests.models.shapes import tiny_config
@@ -44,8 +44,8 @@ def test_a_trillion_parameters_in_bf16_take_25_gpus_of_80_gb() -> None:
     assert states["bytes"]["total"] == 16e12 and states["gpus_for_task"] == 223
 
 
-@pytest.mark.parametrize("utilisation", [0.38, 0.41])
-def test_405b_takes_its_published_gpu_hours(utilisation: float) -> None:
+@pytest.mark.parametrize("utilization", [0.38, 0.41])
+def test_405b_takes_its_published_gpu_hours(utilization: float) -> None:
     found = plan(
         "llama-3.1-405b",
         "h100-80gb",
@@ -53,7 +53,7 @@ def test_405b_takes_its_published_gpu_hours(utilisation: float) -> None:
         gpus=16384,
         batch=2048,
         tokens=15.6e12,
-        utilisation=utilisation,
+        utilization=utilization,
     )
     assert found["context"] == 8192 and found["bound"] == "compute"
     assert found["gpu_hours"] == pytest.approx(30.84e6, rel=0.15)
@@ -64,19 +64,19 @@ def test_405b_takes_its_published_gpu_hours(utilisation: float) -> None:
     assert 15.6e12 * found["flops_per_token"] > 1.05 * flops
 
 
-def test_deepseek_v3s_published_hours_calibrate_the_utilisation() -> None:
+def test_deepseek_v3s_published_hours_calibrate_the_utilization() -> None:
     found = plan("deepseek-v3", "h800", "pretrain", dtype="fp8", gpus=2048, batch=15360)
     shares = found["calibration"]
     assert shares["gpu_hours"] == 2.664e6 and shares["tokens"] == 14.8e12
-    assert shares["utilisation_of_bf16_peak"] == pytest.approx(
-        2 * shares["utilisation_of_fp8_peak"], rel=1e-3
+    assert shares["utilization_of_bf16_peak"] == pytest.approx(
+        2 * shares["utilization_of_fp8_peak"], rel=1e-3
     )
     # DeepSeek later reported 43.73% of the bf16 peak, attention counted without its mask
     # (arXiv 2505.09343, table 4), from a measured step.
-    assert shares["utilisation_of_bf16_peak"] == pytest.approx(0.4373, rel=0.05)
+    assert shares["utilization_of_bf16_peak"] == pytest.approx(0.4373, rel=0.05)
     run = next(run for run in RUNS if run.model == "deepseek-v3-base")
     config, gpu = find(run.model).config, GPUS[run.gpu]
-    again = implied_utilisation(config, gpu, "fp8", run.tokens, run.context, run.gpu_hours)
+    again = implied_utilization(config, gpu, "fp8", run.tokens, run.context, run.gpu_hours)
     exact = plan(
         "deepseek-v3-base",
         "h800",
@@ -85,7 +85,7 @@ def test_deepseek_v3s_published_hours_calibrate_the_utilisation() -> None:
         gpus=2048,
         batch=15360,
         tokens=14.8e12,
-        utilisation=again,
+        utilization=again,
     )
     assert exact["gpu_hours"] == pytest.approx(2.664e6, rel=1e-6)
     assert calibration(find("llama-3.1-8b").config) is None

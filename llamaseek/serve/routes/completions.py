@@ -1,4 +1,4 @@
-"""`/v1/completions`: texts or token ids continued, one or many at once."""
+"""`/v1/completions`: continuations of texts or token ids, one or a batch."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Choice:
 
 @dataclass
 class CompletionJob:
-    """One request to this endpoint, under way."""
+    """A running request to this endpoint."""
 
     service: Service
     fields: CompletionFields

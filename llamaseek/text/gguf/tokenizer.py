@@ -286,7 +286,7 @@ def _content(
 def scored_merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     """Every pair of tokens whose text together is a token, the highest score first.
 
-    SentencePiece merges neighbours while what they spell is a token, the best score first and then
+    SentencePiece merges neighbors while what they spell is a token, the best score first and then
     the leftmost; only normal tokens and those a user may write are made by merging.
     """
     kinds = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)
