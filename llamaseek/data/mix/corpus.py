@@ -68,7 +68,9 @@ def build_corpus(recipe: Recipe, watch: Watch | None = None) -> Corpus:
 def _tokenizer(recipe: Recipe, sources: list[TextSource]) -> Tokenizer:
     folder = recipe.tokenizer.path or recipe.model.init_from
     if folder:
-        tokenizer = Tokenizer.load(Path(folder))
+        own = recipe.tokenizer
+        tokenizer = Tokenizer.load(folder)
+        tokenizer.use_chat_template(own.chat_template, own.chat_template_kwargs)
         if recipe.data.fim:
             fim_marks(tokenizer)
         return tokenizer
