@@ -8,7 +8,7 @@ from typing import Any
 
 from llamaseek.errors import UserError, bad_value
 from llamaseek.herd.tensors import cache_numbers_per_token, count_parameters
-from llamaseek.plan.cost import DAY, HOUR, Speed, bubble
+from llamaseek.plan.cost import DAY, HOUR, Speed
 from llamaseek.plan.flops import attention_flops, matrix_flops, task_flops
 from llamaseek.plan.formats import GRADIENT, MASTER
 from llamaseek.plan.layout import Layout
@@ -40,6 +40,8 @@ def _answer_model(question: Question) -> dict[str, Any]:
     alone, speed = planner.memory(Layout()), planner.speed(layout)
     return {
         **_asked(question),
+        "utilization": speed.utilization or question.utilization,
+        "utilization_is_assumed": question.assumed and not question.trains,
         "parameters": count.total,
         "activated_parameters": count.activated,
         "bytes": _bytes(alone),
@@ -62,7 +64,8 @@ def _layout(planner: Planner, layout: Layout) -> dict[str, Any]:
     found: dict[str, Any] = {**layout.to_dict(), "bytes_per_gpu": _bytes(planner.memory(layout))}
     if planner.question.trains:
         micro = planner.micro_batches(layout)
-        found |= {"micro_batches": micro, "bubble": bubble(layout, micro)}
+        waits = planner.question.running.waits(layout.pipeline)
+        found |= {"micro_batches": micro, "bubble": waits / (waits + micro)}
     return found
 
 
@@ -73,6 +76,7 @@ def _bytes(memory: Memory) -> dict[str, int]:
 def _answer_count(question: Question) -> dict[str, Any]:
     """The same for a number of parameters: no cache, no activations, states split evenly."""
     count, form = question.parameters or 0, question.form
+    share_of_peak = question.utilization or 0.0
     weights = count * form.matrix
     memory = Memory(weights=weights)
     if question.task in ("sft", "pretrain"):
@@ -87,9 +91,9 @@ def _answer_count(question: Question) -> dict[str, Any]:
     share = replace(memory, **{k: v / gpus for k, v in vars(memory).items()})
     passes = {"inference": 2, "lora": 4}.get(question.task, 6)
     flops = passes * count
-    rate = gpus * question.gpu.peak(form.rate) * question.utilization / flops
+    rate = gpus * question.gpu.peak(form.rate) * share_of_peak / flops
     tokens = question.batch * (question.context if question.trains else 1)
-    bandwidth = gpus * question.gpu.bandwidth * question.utilization / weights
+    bandwidth = gpus * question.gpu.bandwidth * share_of_peak / weights
     if not question.trains:
         rate = min(rate, question.batch * bandwidth)
     speed = Speed(tokens / rate, rate, "compute" if question.trains else "memory bandwidth")
@@ -125,7 +129,7 @@ def _asked(question: Question) -> dict[str, Any]:
         "dtype": question.form.name,
         "context": question.context,
         "batch": question.batch,
-        "checkpointing": ("full" if question.checkpoint else "none") if question.trains else None,
+        "checkpointing": question.checkpointing if question.trains else None,
         "utilization": question.utilization,
         "utilization_is_assumed": question.assumed,
     }

@@ -12,6 +12,7 @@ from llamaseek.plan.cost import HOUR
 from llamaseek.plan.flops import task_flops
 from llamaseek.plan.formats import Format, find_format
 from llamaseek.plan.gpus import Gpu, find_gpu
+from llamaseek.plan.layout import Running
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,14 @@ _IDS = {"eos_token_id": None}  # base and Instruct differ in nothing else
 
 
 TASKS = ("inference", "lora", "sft", "pretrain")
-CHECKPOINTING = ("full", "none")
+CHECKPOINTING = ("full", "selective", "none")
 CONTEXT = 8192
 STEP_TOKENS = 2**22  # of pre-training: Llama 3 began with 4M tokens a step (§3.4.1)
 ROWS = {"inference": 1, "lora": 16, "sft": 64}
-# Shares of the peak that published work reached: Llama 3 38 to 43% (table 4), DeepSeek-V3 22% of
-# the fp8 peak (`published.py`); gpt-fast 72% of the memory bandwidth when it decodes.
-TRAINING_SHARE, FP8_SHARE, SERVING_SHARE = 0.40, 0.22, 0.60
+# Shares of the peak that whole published runs reached, for a number of parameters without a model:
+# Llama 3 38 to 43% (table 4), DeepSeek-V3 22% of the fp8 peak (`RUNS`); gpt-fast 72% of the memory
+# bandwidth when it decodes.
+RUN_SHARE, FP8_RUN_SHARE, SERVING_SHARE = 0.40, 0.22, 0.60
 
 
 @dataclass(frozen=True)
@@ -111,12 +113,20 @@ class Question:
     context: int
     batch: int
     checkpoint: bool
-    utilization: float
+    utilization: float | None  # None in training: what comes out of counted work
     assumed: bool  # the utilization is a default
     gpus: int | None = None
     tokens: float | None = None
     price: float | None = None
+    selective: bool = False  # recomputation of what is cheap for its size
+    modules: int = 0  # multi-token modules trained
+    running: Running = Running()
     rows: int | None = 1  # of a micro-batch in training; None: as many as a rank has
+
+    @property
+    def checkpointing(self) -> str:
+        """What of the activations is computed again, by the recipe's words."""
+        return "full" if self.checkpoint else "selective" if self.selective else "none"
 
     @property
     def trains(self) -> bool:
@@ -169,8 +179,10 @@ def ask(
         context=length,
         batch=batch or ROWS.get(task) or max(STEP_TOKENS // length, 1),
         checkpoint=checkpointing == "full",
-        utilization=utilization or _share(task, form),
+        selective=checkpointing == "selective",
+        utilization=utilization or (None if config and task != "inference" else _share(task, form)),
         assumed=utilization is None,
+        modules=config.multi_token_depth if config and task == "pretrain" else 0,
         gpus=gpus,
         tokens=tokens,
         price=price,
@@ -188,4 +200,4 @@ def _context(config: ModelConfig | None, task: str) -> int:
 def _share(task: str, form: Format) -> float:
     if task == "inference":
         return SERVING_SHARE
-    return FP8_SHARE if form.rate == "fp8" else TRAINING_SHARE
+    return FP8_RUN_SHARE if form.rate == "fp8" else RUN_SHARE

@@ -67,6 +67,13 @@ def layer_size(config: ModelConfig, layer: int) -> LayerSize:
 
 
 @lru_cache(maxsize=64)
+def largest_matrix(config: ModelConfig, layer: int) -> int:
+    """Parameters of the largest matrix of `layer` that is no routed expert's."""
+    named = layer_tensors(config, layer).items()
+    return max(prod(shape) for name, shape in named if ".experts." not in name)
+
+
+@lru_cache(maxsize=64)
 def adapter_size(config: ModelConfig, layer: int, names: frozenset[str], rank: int) -> int:
     """Parameters that LoRA of `rank` adds to `layer` on the linear layers `names`."""
     return sum(

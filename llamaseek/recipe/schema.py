@@ -115,7 +115,7 @@ class RewardRecipe(Section):
     model: str | None = None
     """Folder of a reward model. Required by kind `model`."""
     timeout: float = Field(default=5.0, gt=0)
-    """Seconds that `unit_tests` may run per answer."""
+    """Seconds that `unit_tests`, and the search of `regex`, may run per answer."""
 
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> RewardRecipe:

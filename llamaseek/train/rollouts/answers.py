@@ -5,6 +5,7 @@ The engine computes with the very parameters that the optimizer updates: there i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -133,10 +134,11 @@ def hash_of(text: str) -> int:
 
 @dataclass(frozen=True)
 class Judged:
-    """Each episode's total reward, and the value of each reward."""
+    """Each episode's total reward, the value of each reward, and how many could not be computed."""
 
     total: list[float]
     parts: dict[str, list[float]]
+    failed: dict[str, int]
 
     def figures(self, rewards: Sequence[Reward], episodes: Sequence[Episode]) -> dict[str, float]:
         """Means to watch: reward, accuracy where a program checks, length, share that ended."""
@@ -146,6 +148,7 @@ class Judged:
                 figures["accuracy"] = mean(self.parts[reward.name])
         if len(rewards) > 1:
             figures |= {f"reward/{name}": mean(values) for name, values in self.parts.items()}
+        figures |= {f"reward/{name}/failed": float(n) for name, n in self.failed.items() if n}
         figures["length"] = mean([len(episode.answer) for episode in episodes])
         figures["finished"] = mean([float(episode.finished) for episode in episodes])
         return figures
@@ -157,13 +160,19 @@ def judge(
     """The weighted sum of the rewards, and `missing_end` for answers that were cut off.
 
     The answers are split over the ranks, and all train on the same reward, also after a timeout.
+    What a reward could not find out (NaN) counts as 0.
     """
-    parts = {reward.name: split_over_ranks(episodes, reward.score) for reward in rewards}
+    given = {reward.name: split_over_ranks(episodes, reward.score) for reward in rewards}
+    failed = {name: sum(map(math.isnan, scores)) for name, scores in given.items()}
+    parts = {
+        name: [0.0 if math.isnan(score) else score for score in scores]
+        for name, scores in given.items()
+    }
     total = [0.0 if episode.finished else missing_end for episode in episodes]
     for reward in rewards:
         scored = parts[reward.name]
         total = [sum_ + reward.weight * one for sum_, one in zip(total, scored, strict=True)]
-    return Judged(total, parts)
+    return Judged(total, parts, failed)
 
 
 def mean(values: Sequence[float]) -> float:
