@@ -78,15 +78,15 @@ def plan(
     if recipe is not None:
         _plan_recipe(recipe, words or [], gpu, dtype, [*given, *(["plot"] if plot else [])], json)
         return
-    from llamaseek.plan.answer import answer
-    from llamaseek.plan.question import ask
+    from llamaseek import api
 
-    question = ask(_model(words or []), gpu, dtype=dtype or "bf16", **given)
-    found = answer(question)
+    model, given = _model(words or []), given | {"dtype": dtype or "bf16"}
+    found = api.plan(model, gpu=gpu, **given)
     if plot is not None:
         from llamaseek.plan.plot import draw
+        from llamaseek.plan.question import ask
 
-        draw(question, found, plot)
+        draw(ask(model, gpu, **given), found, plot)
     if json:
         _print_json(found)
         return
@@ -109,7 +109,8 @@ def _plan_recipe(
     """Plan a recipe's own layout. Its fields say what other options would."""
     from llamaseek.plan.gpus import find_gpu
     from llamaseek.plan.recipe import check_dtype, recipe_answer
-    from llamaseek.recipe.load import find_recipe, load_recipe
+    from llamaseek.recipe.load import load_recipe
+    from llamaseek.recipe.reading import find_recipe
     from llamaseek.runtime.check import model_config, resolve
 
     if given:

@@ -25,7 +25,8 @@ from llamaseek.evals.generated import (
 )
 from llamaseek.files import write_json
 from llamaseek.herd.tensors import count_parameters
-from llamaseek.recipe.load import find_recipe, load_recipe
+from llamaseek.recipe.load import load_recipe
+from llamaseek.recipe.reading import find_recipe
 from llamaseek.recipe.schema import Recipe
 from llamaseek.study.lecture import STAGES, Sample
 from llamaseek.text.tokenizer import Tokenizer
