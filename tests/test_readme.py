@@ -64,5 +64,5 @@ def test_every_llamaseek_command_of_the_readme_runs_in_order(
 
 def test_make_targets_exist_and_make_what_they_say() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in ("quickstart", "test", "lint", "bench"):
+    for target in ("quickstart", "chat", "test", "lint", "bench"):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)

@@ -28,7 +28,7 @@ from llamaseek.files import (
 from llamaseek.gguf_header import read_gguf
 from llamaseek.herd.folder import read_config
 from llamaseek.models.lazy import Lazy
-from llamaseek.text.gguf_tokenizer import tokenizer_texts
+from llamaseek.text.gguf.tokenizer import tokenizer_texts
 from llamaseek.text.templates.stored import ADDITIONAL_FOLDER
 
 # What a model folder holds beside its weights and config; nothing else is copied.
@@ -81,14 +81,26 @@ class Conversion:
     def run(self, overwrite: bool = False, watch: OnBytes = lambda written: None) -> None:
         """Write the target, which appears only when it is whole; `watch` counts its bytes."""
         with new_folder(self.target, self.nbytes, overwrite) as folder:
-            write_tensors(folder, self.tensors, self.shard_bytes, watch=watch)
-            copy_beside(self.source, folder)
-            write_json(folder / "config.json", self.config)
+            write_copy(folder, self.source, self.config, self.tensors, self.shard_bytes, watch)
+
+
+def write_copy(
+    folder: Path,
+    source: Path,
+    config: dict[str, Any],
+    tensors: dict[str, Lazy],
+    shard_bytes: int,
+    watch: OnBytes,
+) -> None:
+    """Write `tensors` and `config` as a model folder, beside the other files of `source`."""
+    write_tensors(folder, tensors, shard_bytes, watch=watch)
+    copy_beside(source, folder)
+    write_json(folder / "config.json", config)
 
 
 def copy_beside(source: Path, folder: Path) -> None:
     """Put into a model folder what the source has beside its weights: tokenizer, chat template,
-    end tokens, licence."""
+    end tokens, license."""
     if is_gguf(source):
         for name, text in tokenizer_texts(read_gguf(source)).items():
             (folder / name).parent.mkdir(exist_ok=True)

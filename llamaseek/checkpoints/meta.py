@@ -1,7 +1,7 @@
 """Meta's own folders: `params.json` and `consolidated.NN.pth`, one a model-parallel rank.
 
 Layout from meta-llama/llama-models `models/llama3/model.py`: column-parallel matrices are cut by
-rows, row-parallel ones by columns, norms are in every file. Meta rotates neighbouring pairs where
+rows, row-parallel ones by columns, norms are in every file. Meta rotates neighboring pairs where
 Hugging Face rotates halves, so the rows of each query and key head change their order.
 """
 

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llamaseek.checkpoints.convert import copy_beside, read_any
+from llamaseek.checkpoints.convert import read_any, write_copy
 from llamaseek.checkpoints.hf import config_json
-from llamaseek.checkpoints.shards import SHARD_BYTES, OnBytes, write_tensors
+from llamaseek.checkpoints.shards import SHARD_BYTES, OnBytes
 from llamaseek.checkpoints.widen import dequantized
 from llamaseek.errors import UserError, bad_value
-from llamaseek.files import check_apart, new_folder, write_json
+from llamaseek.files import check_apart, new_folder
 from llamaseek.herd.formats import (
     BLOCK,
     GROUPS,
@@ -158,9 +158,7 @@ class Quantization:
     def run(self, overwrite: bool = False, watch: OnBytes = lambda written: None) -> None:
         """Write the target, which appears only when it is whole; `watch` counts its bytes."""
         with new_folder(self.target, self.nbytes, overwrite) as folder:
-            write_tensors(folder, self.tensors, SHARD_BYTES, watch=watch)
-            copy_beside(self.source, folder)
-            write_json(folder / "config.json", self.config)
+            write_copy(folder, self.source, self.config, self.tensors, SHARD_BYTES, watch)
 
 
 def checked(bits: str, group: int | None) -> Plan:

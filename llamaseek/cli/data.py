@@ -17,7 +17,7 @@ from rich.text import Text
 
 from llamaseek.cli.shared import program, this_command
 from llamaseek.errors import bad_value
-from llamaseek.recipe.load import find_recipe
+from llamaseek.recipe.reading import find_recipe
 from llamaseek.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def cores() -> int:
 
 @contextmanager
 def step_bar(name: str) -> Iterator[OnStep]:
-    """The step that is running and for how long; on a pipe a line a step."""
+    """A progress bar of the running step and its time; on a pipe one line per step."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -202,7 +202,7 @@ def stoppable() -> Iterator[None]:
 
 
 def print_stages(folder: Path) -> None:
-    """A line a stage: what came in, what left and by which rule most."""
+    """Print one line per stage: documents in, documents removed, the most frequent rule."""
     from llamaseek.report.data_page import stage_views
 
     stats = json.loads((folder / "stats.json").read_text())
@@ -220,7 +220,7 @@ def print_stages(folder: Path) -> None:
 
 
 def print_rows(console: Console, rows: Iterable[ShownRow], recipe: Recipe) -> None:
-    """Each row with its documents; dimmed what has no loss, and how much that is."""
+    """Print each row with its documents; tokens outside the loss are dimmed and counted."""
     for number, row in enumerate(rows):
         in_loss = f"{row.in_loss} of {row.tokens} tokens in the loss"
         padded = f", {row.padding} padding" if row.padding else ""
@@ -240,11 +240,11 @@ def print_rows(console: Console, rows: Iterable[ShownRow], recipe: Recipe) -> No
 
 
 def row_notes(recipe: Recipe) -> list[str]:
-    """What the dimming means in this recipe."""
+    """The legend of the dimming in this recipe."""
     if recipe.stage == "pretrain":
         return ["Dimmed: a document's first token, which nothing predicts."]
     if recipe.stage == "reward":
         return ["Best answer first. Dimmed: all but each answer's last token, where its score is."]
-    if recipe.sampling is not None or recipe.stage in ("grpo", "ppo"):
+    if recipe.samples:
         return ["Prompts: a model answers them during the run; below each, what judges the answer."]
     return ["Dimmed: read by the model, but without a loss."]

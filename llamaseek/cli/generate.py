@@ -53,19 +53,18 @@ def generate(
     """Generate text from a prompt; with --chat, answer a message."""
     from llamaseek.engine.engine import Engine
     from llamaseek.engine.leader import answer
-    from llamaseek.engine.open import load
+    from llamaseek.engine.open import open_model, open_tokenizer
     from llamaseek.engine.options import EngineOptions
     from llamaseek.engine.request import SamplingParams
-    from llamaseek.text.tokenizer import Tokenizer
+    from llamaseek.runtime.device import pick_device
 
-    tokenizer = Tokenizer.load(model)
+    tokenizer = open_tokenizer(model)
     params = SamplingParams(
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
         max_tokens=max_tokens,
         seed=seed,
-        stop_ids=tokenizer.stop_ids,
     )
 
     def use(loaded: CausalLM, group: TensorGroup | None) -> None:
@@ -74,11 +73,14 @@ def generate(
         engine = Engine(loaded, tokenizer, options, group=group)
         say(engine, read_stdin() if prompt == "-" else prompt, chat, params, stats)
 
-    answer(model, device, lambda group: load(model, device, group), use)
+    def load(group: TensorGroup | None) -> CausalLM:
+        return open_model(model, device=pick_device(device, "--device"), group=group)
+
+    answer(model, device, load, use)
 
 
 def say(engine: Engine, text: str, chat: bool, params: SamplingParams, stats: bool) -> None:
-    """Print what the model says to a text, as it comes."""
+    """Print the generated text as a stream."""
     from llamaseek.engine.request import Request
     from llamaseek.text.chat import encode_chat
 
@@ -102,8 +104,8 @@ def say(engine: Engine, text: str, chat: bool, params: SamplingParams, stats: bo
 
 
 def speculation(source: str, depth: int, device: str) -> Speculation:
-    """What `--speculate` asks for; a name that is no method is the folder of a draft model."""
-    from llamaseek.engine.open import load
+    """The drafter of `--speculate`; a name that is not a method is a draft model's folder."""
+    from llamaseek.engine.open import open_model
     from llamaseek.engine.options import DRAFTERS, Speculation
 
     methods = [kind for kind in DRAFTERS if kind != "model"]  # that one goes by its folder
@@ -112,12 +114,12 @@ def speculation(source: str, depth: int, device: str) -> Speculation:
     if not Path(source).exists():
         allowed = f"{', '.join(methods)}, a model folder or a .gguf file"
         raise bad_value("--speculate", source, allowed)
-    draft = load(source, device)
+    draft = open_model(source, device=device)
     return Speculation(kind="model", depth=depth, draft_model=draft)
 
 
 def describe(statistics: Statistics, seconds: float) -> str:
-    """One line: tokens, speed, and how drafts fared."""
+    """One line: tokens, speed, and accepted drafts."""
     parts = [
         f"{statistics.output} tokens in {seconds:.2f} s",
         f"{statistics.output / max(seconds, 1e-9):.1f} a second",

@@ -72,7 +72,7 @@ def guard(
 
 
 def policy(file: Path | None, dropped: list[str]) -> tuple[Category, ...]:
-    """The published categories or those of a file, but the dropped ones."""
+    """The published categories or those of a file, without the dropped ones."""
     from llamaseek.text.guard_prompt import PUBLISHED, read_categories, without
 
     known = read_categories(read_json(file.read_text, str(file))) if file else PUBLISHED
@@ -109,7 +109,7 @@ def as_message(role: str, text: str, field: str) -> dict[str, Any]:
 
 
 def listed(data: Any, where: str) -> list[dict[str, Any]]:
-    """The list of messages in what a file says."""
+    """The list of messages of a parsed file."""
     messages = data.get("messages") if isinstance(data, dict) else data
     if not isinstance(messages, list) or not messages:
         raise UserError(
@@ -119,7 +119,7 @@ def listed(data: Any, where: str) -> list[dict[str, Any]]:
 
 
 def read_json(read: Any, where: str) -> Any:
-    """What a JSON text says; UserError, naming the file, where it cannot be read."""
+    """Parse a JSON file; raises UserError with its name if it cannot be read."""
     try:
         return json.loads(read())
     except OSError as error:
@@ -129,7 +129,7 @@ def read_json(read: Any, where: str) -> Any:
 
 
 def show_score(guard: Guard, count: int, as_json: bool) -> None:
-    """Print how often the guard is right on held-out conversations, each by its own policy."""
+    """Print the guard's accuracy on held-out conversations, each with its own policy."""
     from dataclasses import asdict
 
     from llamaseek.evals.guard import held_out, score_guard

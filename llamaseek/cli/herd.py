@@ -110,7 +110,7 @@ def _print_model(entry: Any) -> None:
         "head chooses among": f"{facts['classes']:,} classes",
         "cache a token": f"{facts['cache_bytes_per_token']:,} bytes in bf16",
         "context": f"{facts['context']:,} tokens",
-        "release, licence": f"{facts['release'] or '-'}, {facts['licence']}",
+        "release, license": f"{facts['release'] or '-'}, {facts['license']}",
     }
     for label, value in lines.items():
         if not (label == "multi-token module" and not facts["multi_token_parameters"]):

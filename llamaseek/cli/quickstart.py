@@ -1,4 +1,4 @@
-"""`quickstart`: the lecture from raw text to a model you can talk to, with what each stage did."""
+"""`quickstart`: train a small model through all stages, and show the effect of each."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def quickstart(
 
 
 def show_figures(console: Console, figures: list[Figure]) -> None:
-    """Before and after, one line a figure."""
+    """Print each metric before and after, one line per metric."""
     from rich.table import Table
 
     table = Table("held-out items", "before", "after", box=None, padding=(0, 3, 0, 0))
@@ -75,7 +75,7 @@ def show_figures(console: Console, figures: list[Figure]) -> None:
 
 
 def show_samples(console: Console, samples: list[Sample]) -> None:
-    """What the model said before and after to the lecture's examples."""
+    """Print the model's answers to the lecture's examples before and after each stage."""
     from rich.table import Table
     from rich.text import Text
 

@@ -1,7 +1,8 @@
-"""`serve`: a model behind OpenAI's API."""
+"""`serve`: serve a model over OpenAI's API."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,11 @@ API_KEY = typer.Option(
     envvar="LLAMASEEK_API_KEY",
     help="Require this API key; the environment variable keeps it out of process lists.",
 )
-DTYPE = typer.Option("auto", help="fp32 or bf16; auto uses bf16 if the hardware supports it.")
+DTYPE = typer.Option(
+    "auto",
+    help="fp32 or bf16; auto is bf16 if the weights are stored in 16 bits or fewer and the "
+    "hardware supports it, else fp32.",
+)
 CACHE = typer.Option(1.0, "--cache-gb", help="Size of the KV cache in GB.")
 CACHE_DTYPE = typer.Option("auto", help="auto or int8; int8 halves the KV cache of a bf16 model.")
 RUNNING = typer.Option(64, "--max-num-seqs", help="Maximum number of sequences computed at once.")
@@ -75,7 +80,6 @@ def serve(
     except ImportError as error:
         raise UserError(f"serve: {error.name} is missing; pip install 'llamaseek[serve]'") from None
     from llamaseek.engine.leader import answer
-    from llamaseek.engine.open import load_weights
     from llamaseek.engine.options import EngineOptions
     from llamaseek.serve.options import ServeOptions
     from llamaseek.serve.service import load_served_guard, make_service
@@ -105,7 +109,15 @@ def serve(
             service.guard = load_served_guard(guard, device, categories, options, engine)
         run(service)
 
-    answer(model, device, lambda group: load_weights(model, device, dtype, group), use)
+    answer(model, device, partial(_load, model, device, dtype), use)
+
+
+def _load(model: Path, device: str, dtype: str, group: TensorGroup | None) -> CausalLM:
+    from llamaseek.engine.open import open_model
+    from llamaseek.runtime.device import pick_device
+
+    place = pick_device(device, "--device")
+    return open_model(model, device=place, dtype=dtype, group=group)
 
 
 def _cache_bytes(gb: float) -> int:
@@ -115,7 +127,7 @@ def _cache_bytes(gb: float) -> int:
 
 
 def _policy(guard: Path | None, file: Path | None, dropped: list[str]) -> tuple[Category, ...]:
-    """The guard's categories; UserError where they are changed and no guard is there to ask."""
+    """The guard's categories; UserError if they are changed without a guard."""
     from llamaseek.cli.guard import policy
 
     for field, given in (("--guard-drop", dropped), ("--guard-categories", file)):

@@ -13,9 +13,6 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from llamaseek.errors import UserError
-from llamaseek.files import is_gguf
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -34,7 +31,7 @@ def wide_console() -> Console:
 
 
 def read_stdin() -> str:
-    """All of standard input; in a terminal it is said that it is waited for."""
+    """All of standard input; in a terminal a prompt says that input is expected."""
     if sys.stdin.isatty():
         print("reading standard input; Ctrl-D at the start of a line ends it", file=sys.stderr)
     return sys.stdin.read()
@@ -62,7 +59,7 @@ def bytes_bar(total: int) -> Iterator[Callable[[int], None]]:
 
 
 def program() -> str:
-    """`llamaseek` where that finds this very program, else the path it was started by."""
+    """`llamaseek` if that is this program on the path, else the path it was started by."""
     started = Path(sys.argv[0])
     found = shutil.which("llamaseek")
     if started.name != "llamaseek" or (found and Path(found).resolve() == started.resolve()):
@@ -72,44 +69,21 @@ def program() -> str:
 
 
 def this_command(extra: str = "") -> str:
-    """The command as it was typed, `extra` added where it is not there yet."""
+    """The command as it was typed, with `extra` added if it is missing."""
     words = [*sys.argv[1:], extra] if extra and extra not in sys.argv else sys.argv[1:]
     return " ".join([program(), *map(shlex.quote, words)])
 
 
 DEVICE = typer.Option("auto", help="cpu, cuda or cuda:1; auto uses the GPU if there is one.")
 
-HINTS = {
-    "model/config.json": "is a run's folder; its model is {0}/model",
-    "adapter_config.json": "is an adapter; llamaseek convert BASE NEW --adapter {0} folds it in",
-    "consolidated.00.pth": "is Meta's; llamaseek convert {0} NEW makes a model folder of it",
-}
-"""What stands where a model folder was asked for, by a file in it, and what to do."""
-
 
 def model_folder(path: Path | None) -> Path | None:
-    """A model folder or GGUF file as it was given; UserError for a path that is something else.
+    """The model folder or GGUF file that was given, by path or by the name of a published model.
 
-    What a folder that looks like one lacks is for its readers to say.
+    UserError as `find_source` raises it.
     """
-    if path is None or (path / "config.json").is_file() or (path.is_file() and is_gguf(path)):
-        return path
-    if not path.is_dir():
-        raise UserError(f"{path}: no such {_wanted(path)}{_download(str(path))}")
-    for file, hint in HINTS.items():
-        if (path / file).is_file():
-            raise UserError(f"{path}: {hint.format(path)}")
+    if path is not None:
+        from llamaseek.checkpoints.sources import find_source
+
+        return find_source(path)
     return path
-
-
-def _wanted(path: Path) -> str:
-    if path.is_file():
-        return "folder; it is a file, and not a GGUF one"
-    return "file" if path.suffix == ".gguf" else "folder"
-
-
-def _download(name: str) -> str:
-    from llamaseek.herd.published import ENTRIES
-
-    entry = ENTRIES.get(name.lower())
-    return f"; llamaseek download {name} fetches it" if entry and entry.repo else ""

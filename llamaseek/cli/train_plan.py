@@ -1,4 +1,4 @@
-"""`train-plan`: what every rank of a recipe's layout would hold, send and take, without ranks."""
+"""`train-plan`: memory, communication and time of each rank of a recipe's layout."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def train_plan(
     """Estimate memory, communication and time of a training step, rank by rank."""
     from llamaseek.errors import bad_value
     from llamaseek.plan.gpus import find_gpu
-    from llamaseek.recipe.load import find_recipe, load_recipe
+    from llamaseek.recipe.load import load_recipe
+    from llamaseek.recipe.reading import find_recipe
 
     if dtype not in (None, "bf16", "fp8"):
         raise bad_value("dtype", dtype, "bf16 or fp8")
@@ -74,7 +75,7 @@ def train_plan(
 
 
 def show(answer: dict[str, Any]) -> None:
-    """What a rank of each kind holds, what a micro-batch takes it, and the step."""
+    """Print memory and micro-batch time of a rank of each kind, and the step's time."""
     console = wide_console()
     room = max(NARROWEST, min(WIDEST, console.width - NUMBERS))
     layout = answer["layout"]
@@ -152,13 +153,13 @@ def facts(console: Console, answer: dict[str, Any]) -> None:
     for name, what in TIMES.items():
         if answer[name] > 1e-3 * answer["step_seconds"]:
             parts.append(f"{what} {figures(answer[name])} s")
-    hidden = answer["utilisation_with_sends_hidden"]
+    hidden = answer["utilization_with_sends_hidden"]
     fits = "fits" if answer["fits"] else "does not fit"
     most = max(row["bytes"]["total"] for row in answer["per_rank"]) / GIGA
     lines = {
         "step": f"{figures(answer['step_seconds'])} s: {', '.join(parts)}",
         "speed": f"{answer['tokens_per_second']:,.0f} tokens/s",
-        "utilisation": f"{answer['utilisation']:.1%} of the {answer['dtype']} peak; "
+        "utilization": f"{answer['utilization']:.1%} of the {answer['dtype']} peak; "
         f"{hidden:.1%} if a micro-batch's sends were hidden",
         "memory": f"{figures(most)} GB at most: {fits} {answer['gpu_memory_bytes'] / GIGA:.0f} GB",
     }

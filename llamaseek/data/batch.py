@@ -42,34 +42,3 @@ class Batch:
         extra = {name: tensor.to(device) for name, tensor in self.extra.items()}
         tokens, positions = self.tokens.to(device), self.positions.to(device)
         return Batch(tokens, positions, self.targets.to(device), extra)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A packed data set in memory, and the order a run reads it in."""
-
-    batch: Batch
-    seed: int
-
-    def __len__(self) -> int:
-        return int(self.batch.tokens.shape[0])
-
-    @property
-    def length(self) -> int:
-        """Tokens a row."""
-        return int(self.batch.tokens.shape[1])
-
-    def step(self, step: int, rows: int) -> Batch:
-        """The rows of one training step, a function of seed and step alone.
-
-        Every epoch is another shuffle; a step may end one epoch and begin the next.
-        """
-        first = step * rows
-        epochs = range(first // len(self), (first + rows - 1) // len(self) + 1)
-        order = torch.cat([self._order(epoch) for epoch in epochs])
-        start = first - epochs.start * len(self)
-        return self.batch.select(order[start : start + rows])
-
-    def _order(self, epoch: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return torch.randperm(len(self), generator=generator)

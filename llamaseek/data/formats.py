@@ -148,7 +148,7 @@ class RowReader:
         return conversation
 
     def prompt(self, place: str, row: dict[str, Any]) -> Conversation:
-        """A conversation to be answered: what stands before its last answer, if it has one."""
+        """A conversation to be answered: everything before its last answer, if it has one."""
         row = self.mapped(place, row)
         if "prompt" in row:
             return Conversation(
@@ -165,7 +165,7 @@ class RowReader:
         return Conversation(messages, conversation.tools)
 
     def ranking(self, place: str, row: dict[str, Any]) -> Ranking:
-        """A prompt with a chosen and a rejected answer, and an edited one where there is one."""
+        """A prompt with a chosen and a rejected answer, and an edited one if there is one."""
         row = self.mapped(place, row)
         for key in COLUMNS["preference"]:
             if row.get(key) is None:

@@ -6,9 +6,11 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llamaseek.dry_run.estimate import BESIDE, Estimate, Slot, estimate
+from llamaseek.dry_run.estimate import BESIDE, estimate
 from llamaseek.dry_run.rank import RankReport, Setting, dry_run, kinds
+from llamaseek.plan.flops import trained_modules, training_flops
 from llamaseek.plan.gpus import Gpu
+from llamaseek.plan.step import Slot, Step
 from llamaseek.recipe.schema import Recipe
 from llamaseek.runtime.check import model_config, resolve
 
@@ -19,7 +21,6 @@ def setting_of(recipe: Recipe) -> Setting:
     config, plan, train = model_config(recipe), recipe.parallel, recipe.train
     share = train.batch // (plan.data * plan.shard)
     rows = min(train.micro_batch or (1 if plan.pipeline > 1 else share), share)
-    depth = config.multi_token_depth if train.objective == "multi_token" else 0
     return Setting(
         config=config,
         plan=plan,
@@ -27,7 +28,7 @@ def setting_of(recipe: Recipe) -> Setting:
         rows=rows,
         micro_batches=share // rows,
         checkpoint=train.checkpoint_activations,
-        depth=depth,
+        depth=trained_modules(recipe, config),
         compile=train.compile,
         moment=2 if train.moments == "bf16" else 4,
     )
@@ -39,7 +40,7 @@ class Planned:
 
     setting: Setting
     reports: list[RankReport]
-    step: Estimate
+    step: Step
     answer: dict[str, Any]
 
 
@@ -50,6 +51,9 @@ def plan_training(recipe: Recipe, gpu: Gpu, dtype: str) -> Planned:
     reports = [dry_run(setting, rank) for rank in places]
     step = estimate(setting, reports, gpu, dtype)
     memory = max(report.total for report in reports)
+    tokens = setting.rows * setting.micro_batches * setting.layout.replicas * setting.length
+    flops = tokens * training_flops(setting.config, setting.length, setting.depth)
+    share = flops / (step.seconds * setting.layout.gpus * gpu.peak(dtype))
     answer = {
         "recipe": recipe.name,
         "gpu": gpu.name,
@@ -67,9 +71,9 @@ def plan_training(recipe: Recipe, gpu: Gpu, dtype: str) -> Planned:
         "idle_seconds": step.bubble,
         "exposed_seconds": step.exposed,
         "optimizer_seconds": step.optimizer,
-        "tokens_per_second": step.tokens_per_second,
-        "utilisation": step.utilisation,
-        "utilisation_with_sends_hidden": step.utilisation * step.seconds / step.hidden_seconds,
+        "tokens_per_second": tokens / step.seconds,
+        "utilization": share,
+        "utilization_with_sends_hidden": share * step.seconds / step.hidden_seconds,
     }
     return Planned(setting, reports, step, answer)
 

@@ -16,7 +16,7 @@ from llamaseek.parallel.mesh import DIMS
 from llamaseek.pictures import BLUE, GREEN, GREY, PURPLE, SKY, VERMILION, save
 from llamaseek.plan.layout import Layout
 
-COLOURS = {
+COLORS = {
     "pipeline": PURPLE,
     "data": GREY,
     "shard": GREEN,
@@ -46,8 +46,8 @@ def _mesh(axis: Axes, setting: Setting, rank: int) -> None:
     for row, (name, size, place) in enumerate(rows):
         shown = min(size, MOST)
         for square in range(shown):
-            box = Rectangle((square, -row), 0.8, 0.6, edgecolor=COLOURS[name])
-            box.set_facecolor(COLOURS[name] if square == min(place, shown - 1) else "none")
+            box = Rectangle((square, -row), 0.8, 0.6, edgecolor=COLORS[name])
+            box.set_facecolor(COLORS[name] if square == min(place, shown - 1) else "none")
             axis.add_patch(box)
         more = " …" if size > MOST else ""
         axis.text(-0.4, -row + 0.3, f"{name} {size}", ha="right", va="center")
@@ -59,7 +59,7 @@ def _mesh(axis: Axes, setting: Setting, rank: int) -> None:
 
 
 def _places(layout: Layout, rank: int) -> Iterator[tuple[str, int, int]]:
-    """Dimensions from the outermost to neighbours, their sizes, and the rank's place in each."""
+    """Dimensions from the outermost to neighbors, their sizes, and the rank's place in each."""
     inner = layout.gpus
     for name in DIMS:
         size = getattr(layout, name)
@@ -76,9 +76,9 @@ def _tensors(axis: Axes, setting: Setting, report: RankReport) -> None:
     for row, tensor in enumerate(matrices):
         dims = [dim for dim in tensor.dims if getattr(setting.layout, dim) > 1]
         axis.add_patch(Rectangle((0, -row), 1, 0.7, fill=False, edgecolor=GREY))
-        colour = COLOURS[dims[0]] if dims else "#444444"
+        color = COLORS[dims[0]] if dims else "#444444"
         width = tensor.held / tensor.whole
-        axis.add_patch(Rectangle((0, -row), max(width, 0.004), 0.7, color=colour))
+        axis.add_patch(Rectangle((0, -row), max(width, 0.004), 0.7, color=color))
         axis.text(-0.02, -row + 0.35, tensor.name, ha="right", va="center")
         how = f"{short(tensor.held)} of {short(tensor.whole)}, by {' and '.join(dims)}"
         text = how if dims else f"{short(tensor.whole)}, whole"

@@ -1,154 +1,64 @@
-"""How long a step takes: each rank's counted work at published rates, nothing assumed of the whole.
-
-A micro-batch takes its products, its attention (half of the keys, where causality says so), what it
-moves to and from memory, and its sends one after the other, as the training loop runs them. What
-FSDP gathers and scatters goes beside one micro-batch's work, and what is longer shows; gradients
-of replicas are averaged after the last backward. A pipeline of p places takes as many such times as
-it has micro-batches, and p - 1 more, each shorter by the stages a rank. The utilisation is what
-comes out.
-"""
+"""A traced rank's work, for the formula of a step's time (`plan/step.py`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-
-from llamaseek.dry_run.rank import RankReport, Setting
-from llamaseek.dry_run.trace import TracedWork
-from llamaseek.plan.gpus import Gpu, Rates, rates_of
-from llamaseek.plan.weights import training_flops
+from llamaseek.dry_run.rank import Part, RankReport, Setting
+from llamaseek.plan.gpus import Gpu, rates_of
+from llamaseek.plan.layout import running_of
+from llamaseek.plan.step import Step, Work, step_time, total
+from llamaseek.recipe.schema import ParallelRecipe
 
 BESIDE = ("data", "shard")  # dimensions whose sends in a micro-batch are FSDP's
 
 
-@dataclass(frozen=True)
-class Slot:
-    """Seconds that one micro-batch takes on all parts of a rank."""
-
-    products: float
-    attention: float
-    memory: float
-    sends: float
-
-    @property
-    def seconds(self) -> float:
-        """One after the other."""
-        return self.products + self.attention + self.memory + self.sends
-
-    def __add__(self, other: Slot) -> Slot:
-        return Slot(
-            self.products + other.products,
-            self.attention + other.attention,
-            self.memory + other.memory,
-            self.sends + other.sends,
-        )
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """One step of all ranks together."""
-
-    seconds: float
-    slots: list[Slot]  # a micro-batch on each kind of rank
-    bubble: float  # seconds that the slowest rank waits for the pipeline
-    exposed: float  # seconds of sends once a step that nothing hides
-    optimizer: float
-    tokens_per_second: float
-    utilisation: float  # of the peak in `dtype`, by the FLOPs that published figures count
-    hidden_seconds: float  # a step's, did every send of a micro-batch run beside its work
-
-    @property
-    def slot(self) -> Slot:
-        """The slowest rank's, whose pace the others keep."""
-        return max(self.slots, key=lambda slot: slot.seconds)
-
-
-def estimate(setting: Setting, reports: list[RankReport], gpu: Gpu, dtype: str) -> Estimate:
+def estimate(setting: Setting, reports: list[RankReport], gpu: Gpu, dtype: str) -> Step:
     """The step that the slowest of the ranks makes."""
-    rates, layout, plan = rates_of(gpu, dtype), setting.layout, setting.plan
-    slots = [rank_slot(setting, report, rates) for report in reports]
-    slowest = max(slot.seconds for slot in slots)
-    working = max(slot.seconds - slot.sends for slot in slots)
-    waits = (plan.pipeline - 1) / (plan.stages // plan.pipeline)  # in micro-batches
-    if plan.schedule == "zero_bubble" and plan.pipeline > 1:
-        waits /= 3  # weights' gradients fill the rest (Qi et al. 2023, ZB-H1)
-    passes = setting.micro_batches + waits
-    exposed = max(exposed_seconds(report, rates, slowest) for report in reports)
-    stepping = max(step_bytes(setting, report) for report in reports) / rates.memory
-    seconds = passes * slowest + exposed + stepping
-    rows = setting.rows * setting.micro_batches * layout.replicas
-    tokens = rows * setting.length
-    flops = tokens * training_flops(setting.config, "pretrain", setting.length)
-    return Estimate(
-        seconds=seconds,
-        slots=slots,
-        bubble=waits * slowest,
-        exposed=exposed,
-        optimizer=stepping,
-        tokens_per_second=tokens / seconds,
-        utilisation=flops / (seconds * layout.gpus * gpu.peak(dtype)),
-        hidden_seconds=passes * working + exposed + stepping,
-    )
+    works = [rank_work(setting, report) for report in reports]
+    running = running_of(setting.plan)
+    return step_time(works, setting.layout, running, setting.micro_batches, rates_of(gpu, dtype))
 
 
-def works(report: RankReport) -> Iterable[TracedWork]:
-    """Forward and backward of every part."""
-    return (part.forward + part.backward for part in report.parts)
+def rank_work(setting: Setting, report: RankReport) -> Work:
+    """What was traced of a rank."""
+    parts = [part_work(setting, report, part) for part in report.parts]
+    once = Work(averaged=report.averaged, stepped=step_bytes(setting, report))
+    return total((part, 1) for part in [*parts, once])
 
 
-def rank_slot(setting: Setting, report: RankReport, rates: Rates) -> Slot:
-    """A micro-batch through all parts of a rank."""
-    slots = (slot(setting, report, rates, work) for work in works(report))
-    return sum(slots, Slot(0.0, 0.0, 0.0, 0.0))
-
-
-def slot(setting: Setting, report: RankReport, rates: Rates, work: TracedWork) -> Slot:
+def part_work(setting: Setting, report: RankReport, part: Part) -> Work:
     """A micro-batch of one part; what it passes to the next stage is sent both ways."""
+    plan, work = setting.plan, part.forward + part.backward
     # Of all keys half are seen. A split row's chunks are counted to their ends, 1 / 2C more.
-    split = 2 * setting.plan.context
-    causal = split / (split + 1) if setting.plan.context > 1 else 0.5
-    sends = sum(
-        send_seconds(setting, report.groups.get(group, ""), size, rates)
-        for group, size in work.sent.items()
-        if report.groups.get(group) not in BESIDE
+    split = 2 * plan.context
+    causal = split / (split + 1) if plan.context > 1 else 0.5
+    sent: dict[str, float] = {}
+    for group, size in work.sent.items():
+        name = report.groups.get(group, "other")
+        if name not in BESIDE:
+            sent[name] = sent.get(name, 0.0) + size
+    if plan.pipeline > 1:
+        share = setting.length // (plan.context * plan.tensor)
+        sent["pipeline"] = 2 * 2 * setting.rows * share * setting.config.hidden_size
+    forward, backward = (beside(report, half.sent) for half in (part.forward, part.backward))
+    again = gathered_again(plan) * forward
+    return Work(
+        product_flops=work.product_flops,
+        attention_flops=causal * work.attention_flops,
+        moved=work.moved,
+        sent=sent,
+        gathered=forward + again,
+        scattered=backward - again,
     )
-    if setting.plan.pipeline > 1:
-        share = setting.length // (setting.plan.context * setting.plan.tensor)
-        sends += 2 * 2 * setting.rows * share * setting.config.hidden_size / rates.network
-    return Slot(
-        products=work.product_flops / rates.products,
-        attention=causal * work.attention_flops / rates.attention,
-        memory=work.moved / rates.memory,
-        sends=sends,
-    )
 
 
-def send_seconds(setting: Setting, name: str, size: float, rates: Rates) -> float:
-    """Seconds that a rank's `size` bytes to its group take. Tensor ranks stand closest, then
-    context ranks, then those that share experts.
-    """
-    layout = setting.layout
-    near = {"tensor": 1, "context": layout.tensor, "expert": layout.tensor * layout.context}
-    ranks = getattr(layout, name, layout.gpus)
-    inside = rates.node // near.get(name, rates.node)  # ranks of the group in a node
-    if ranks <= inside:
-        return size / rates.link
-    if name != "expert":
-        return size / rates.network
-    # An exchange goes to all ranks alike, over both at once.
-    away = (ranks - max(inside, 1)) / (ranks - 1)
-    return max(size * away / rates.network, size * (1 - away) / rates.link)
+def gathered_again(plan: ParallelRecipe) -> bool:
+    """Whether the backward pass gathers weights as the forward pass does."""
+    return plan.shard > 1 and plan.pipeline == 1 and plan.reshard
 
 
-def exposed_seconds(report: RankReport, rates: Rates, slot: float) -> float:
-    """What FSDP sends beyond one micro-batch's time, and averaging of gradients."""
-    sent = sum(
-        size
-        for work in works(report)
-        for group, size in work.sent.items()
-        if report.groups.get(group) in BESIDE
-    )
-    return max(sent / rates.network - slot, 0.0) + report.averaged / rates.network
+def beside(report: RankReport, sent: dict[str, int]) -> float:
+    """Bytes that FSDP sends."""
+    return sum(size for group, size in sent.items() if report.groups.get(group) in BESIDE)
 
 
 def step_bytes(setting: Setting, report: RankReport) -> float:

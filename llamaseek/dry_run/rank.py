@@ -49,7 +49,7 @@ from llamaseek.parallel.pipeline import PipelinePart, routes
 from llamaseek.parallel.ranks import layout_of
 from llamaseek.parallel.tensor import local
 from llamaseek.parallel.weights import weights_of
-from llamaseek.plan.layout import Layout, stage_layers
+from llamaseek.plan.layout import Layout, running_of, stage_layers
 from llamaseek.recipe.schema import ParallelRecipe, Recomputed
 
 
@@ -258,24 +258,12 @@ def at_rest(setting: Setting, rank: int, mesh: Mesh, parts: list[CausalLM]) -> R
         optimizer=2 * setting.moment * (most_stepped(weights, mesh) if plan.zero else numbers),
         gathered=whole + added,
         averaged=averaged(weights, plan.zero),
-        in_flight=in_flight(setting, place),
+        in_flight=running_of(plan).in_flight(plan.pipeline, place, setting.micro_batches),
         stride=min(plan.pipeline, setting.micro_batches),
         micro_batches=setting.micro_batches,
         groups=group_names(mesh),
         tensors=first_layer(parts[0]),
     )
-
-
-def in_flight(setting: Setting, place: int) -> int:
-    """Forwards that wait for their backward at once on a pipeline place (Narayanan et al. 2021)."""
-    plan = setting.plan
-    each = plan.stages // plan.pipeline
-    most = setting.micro_batches * each
-    if plan.pipeline == 1:
-        return 1
-    if each == 1:
-        return min(plan.pipeline - place, most)
-    return min((each - 1) * plan.pipeline + 2 * (plan.pipeline - 1 - place) + 1, most)
 
 
 def run_part(setting: Setting, holder: PipelinePart | CausalLM, mesh: Mesh) -> Part:

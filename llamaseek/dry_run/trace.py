@@ -112,7 +112,7 @@ class Movement:
 
 
 def fuses(func: Any) -> bool:
-    """Whether torch.compile makes one kernel of it and its neighbours."""
+    """Whether torch.compile makes one kernel of it and its neighbors."""
     if func._schema.is_mutable:
         return False
     return torch.Tag.pointwise in func.tags or func._overloadpacket in FUSED | CONSTANT

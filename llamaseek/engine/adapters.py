@@ -1,4 +1,4 @@
-"""Several LoRA adapters beside one base: each row of a step goes through its own.
+"""Several LoRA adapters on one base model: each row of a step uses its own.
 
 The base's product is made once for all rows; each adapter adds its own low-rank product to the
 rows that ask for it (as in S-LoRA, Sheng et al. 2023 §4, with a product an adapter).
@@ -27,7 +27,7 @@ Rows = slice | Tensor
 
 
 class Adapters:
-    """The adapters of a model by name, and which rows of the step under way want which."""
+    """The adapters of a model by name, and the adapter of each row of the current step."""
 
     def __init__(self, model: CausalLM, adapters: Mapping[str, Adapter]) -> None:
         """Changes the model in place. UserError for an adapter that does not fit it."""
@@ -38,7 +38,7 @@ class Adapters:
                 _adapted(model, layer, name, self).add(name, a, b, adapter.scaling)
 
     def check(self, name: str) -> None:
-        """UserError for a name that is none of them; "" is the base."""
+        """Raise UserError for an unknown adapter; "" is the base model."""
         if name and name not in self.names:
             raise unknown_name("adapter", name, sorted(self.names))
 
@@ -58,7 +58,7 @@ class Adapters:
 
 
 class AdaptedLinear(nn.Module):
-    """A linear layer of any kind, and low-rank products for those rows that ask for one."""
+    """A linear layer of any kind, and low-rank products for rows with an adapter."""
 
     def __init__(self, base: nn.Linear, adapters: Adapters, dtype: torch.dtype) -> None:
         super().__init__()

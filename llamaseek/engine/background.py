@@ -1,4 +1,4 @@
-"""The engine in a thread of its own; what comes of a request, as an async stream.
+"""The engine in a separate thread; the results of a request are an async stream.
 
 One event loop asks; the thread steps the engine while there is work. Between two steps it takes
 on what was asked for and drops what was cancelled, so a cancelled request's blocks are free
@@ -19,11 +19,11 @@ from llamaseek.errors import UserError
 
 
 class EngineDown(Exception):
-    """The engine takes no requests: it was stopped, or broke."""
+    """The engine accepts no requests: it was stopped or has failed."""
 
 
 class Stream:
-    """What comes of some requests asked together; iterate for lists of deltas.
+    """The results of requests that were submitted together; iterate for lists of deltas.
 
     Ends after the last delta of the last answer. `close` drops what is not finished. A reader
     that is slower than the engine finds more in each list; an answer's length bounds it.

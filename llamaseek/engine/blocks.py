@@ -1,4 +1,4 @@
-"""Which blocks of the cache are in use, by how many, and which hold what may be shared.
+"""Cache blocks: how many sequences use each, and which have contents that can be shared.
 
 A block holds the cached numbers of `size` consecutive tokens. What it holds depends on all tokens
 up to its end, so its key is the hash of its own tokens chained to the key of the block before.

@@ -1,4 +1,4 @@
-"""Answers that fit a JSON schema, a regular expression or a grammar, whatever the model prefers.
+"""Constrained decoding: answers that conform to a JSON schema, regular expression or grammar.
 
 Through llguidance rather than xgrammar: it makes each step's mask when it is needed, so a large
 schema costs no compile time before the first token; and it depends on nothing, where xgrammar

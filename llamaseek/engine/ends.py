@@ -1,4 +1,4 @@
-"""Where an answer ends: at its last token, a stop token, a stop string, or its grammar's end.
+"""The end of an answer: the last token, a stop token, a stop string, or the end of its grammar.
 
 Token by token, so that drafts which come after an end are no part of the answer.
 """
@@ -30,7 +30,7 @@ def _append_one(answer: SequenceState, token: int, delta: Delta) -> str | None:
     tokens, text, matcher = answer.tokens, answer.text, answer.matcher
     if len(tokens) >= answer.limit:  # only the prompt was to be read
         return "length"
-    if token in answer.params.stop_ids:
+    if token in answer.stop_token_ids:
         answer.stop_id = token
         return "stop"
     tokens.append(token)

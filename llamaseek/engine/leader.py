@@ -1,4 +1,4 @@
-"""A model whose shares lie on several ranks: rank 0 schedules and samples, all compute.
+"""A model that is split over ranks: rank 0 schedules and samples, all ranks compute.
 
 Rank 0's engine is the ordinary one. Before each forward, and each reading of the head, its runner
 sends the others its inputs; they compute the same on their shards, with caches of the same blocks.
@@ -29,7 +29,7 @@ from llamaseek.runtime.world import started_ranks
 
 @dataclass(frozen=True)
 class Blocks:
-    """The cache that every rank makes: `count` blocks of `size` tokens."""
+    """The cache that every rank allocates: `count` blocks of `size` tokens."""
 
     count: int
     size: int

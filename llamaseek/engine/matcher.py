@@ -1,4 +1,4 @@
-"""Answers under way through a grammar: which tokens may come next, within a budget.
+"""The grammar state of running answers: which tokens are allowed next, within a time budget.
 
 A request's grammar is in a worker process (`llamaseek.workers.grammar`), which computes masks
 beside the model's steps. Nothing here waits for it: the engine looks whether masks have come.
@@ -26,7 +26,7 @@ POLITE = 0.1  # seconds after which a mask is computed when nothing else runs
 
 
 class Matcher:
-    """How far one answer is through its grammar, and the mask of what may come next.
+    """The state of one answer in its grammar, and the mask of the tokens allowed next.
 
     `ready` says whether the mask is there; `ended` that nothing may follow; `failure` why the
     answer cannot go on.
@@ -53,7 +53,7 @@ class Matcher:
         self._session.advance(self, token)
 
     def receive(self, reply: Message) -> None:
-        """The mask has come, or why there is none."""
+        """The mask has arrived, or the error why there is none."""
         self.slow = time.monotonic() - self.asked > PATIENCE
         if "failed" in reply.value:
             self.failure = shorten(str(reply.value["failed"]))
@@ -98,7 +98,7 @@ class Session:
         return found
 
     def advance(self, matcher: Matcher, token: int) -> None:
-        """An answer goes on by a token."""
+        """Advance an answer by one token."""
         self._tokens += 1
         self._send({"answer": matcher.number, "token": token})
 

@@ -1,4 +1,4 @@
-"""What an engine may use: memory, tokens a step, requests at once."""
+"""Options of an engine: memory, tokens per step, concurrent sequences."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DRAFTERS = ("none", "mtp", "lookup", "model")
 
 @dataclass(frozen=True, kw_only=True)
 class Speculation:
-    """Where drafts come from, and how many tokens ahead.
+    """The source of drafts, and the number of draft tokens.
 
     `mtp` is the model's own multi-token module (DeepSeek-V3), `lookup` finds the last words
     earlier in the text, `model` asks a smaller model of the same vocabulary, `draft_model`.
@@ -41,7 +41,7 @@ class Speculation:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """The knobs of an engine.
+    """Options of an engine.
 
     `cache_bytes` bounds the cache, of which no more is made than `max_num_seqs` answers of full
     length could fill. `max_num_batched_tokens` bounds the tokens of one forward: more makes

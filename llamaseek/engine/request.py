@@ -1,4 +1,4 @@
-"""What is asked of the engine, how it is under way, and what comes back."""
+"""Requests to the engine, their state while they run, and their results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How the tokens of an answer are drawn and when it ends.
+    """How the tokens of an answer are sampled and when it ends.
 
     Logits pass through, in this order: repetition penalty (over prompt and answer; Keskar et al.
     2019 §4.1), presence and frequency penalty (over the answer; OpenAI's API reference), logit
@@ -34,9 +34,10 @@ class SamplingParams:
     `max_tokens` None runs to the end of the context; 0 only reads the prompt. `logprobs` and
     `prompt_logprobs` ask for log-probabilities with that many likeliest alternatives; they are
     the model's own, before penalties and temperature. The same `seed` gives the same answer
-    whatever else is running; None is a different one each time. `stop_ids` end an answer and are
-    not part of it; `stop` strings likewise, also where they span tokens. `embed` asks for
-    the hidden state of the prompt's last token.
+    whatever else is running; None is a different one each time. An answer ends at the
+    model's own end tokens, unless `ignore_eos`, and at `stop_token_ids`, which are not part of it;
+    `stop` strings likewise, also where they span tokens. Without `detokenize` an answer has tokens
+    and no text. `embed` asks for the hidden state of the prompt's last token.
     Raises UserError, naming the field, for a value that is not allowed.
     """
 
@@ -50,8 +51,10 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     max_tokens: int | None = 128
-    stop_ids: Sequence[int] = ()
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
     stop: Sequence[str] = ()
+    detokenize: bool = True
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     n: int = 1
@@ -74,6 +77,8 @@ class SamplingParams:
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _whole(name, getattr(self, name), 0, MOST_LOGPROBS)
+        for token in self.stop_token_ids:
+            _whole("stop_token_ids", token, 0, 2**31)
         for token, bias in self.logit_bias.items():
             _whole("logit_bias", token, 0, 2**31)
             _number(f"logit_bias[{token}]", bias, -100, 100)
@@ -99,7 +104,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A prompt and how to answer it.
+    """A prompt and its sampling parameters.
 
     `salt` keeps prefix sharing among requests of one salt. `adapter` names one of the engine's
     adapters, "" its base; what one has computed is never shared with another.
@@ -113,7 +118,7 @@ class Request:
 
 
 class Logprob(NamedTuple):
-    """One token's log-probability and the likeliest tokens there, likeliest first.
+    """A token's log-probability, and the most probable tokens at its position in order.
 
     Both come from one float32 tensor, so that `logprob == top[0][1]` identifies a greedy choice.
     """
@@ -139,7 +144,8 @@ class Completion:
 class Output:
     """All answers to one request, in order of their index.
 
-    `prompt_logprobs` has an entry a prompt token, the first of them None. `cached` counts prompt
+    `prompt_logprobs` has an entry a prompt token, the first of them None; `embedding` is the (D)
+    hidden state that was asked for. `cached` counts prompt
     tokens that came from shared blocks. Times are `time.monotonic()` seconds.
     """
 
@@ -150,11 +156,12 @@ class Output:
     arrived: float
     first_token: float | None
     finished: float
+    embedding: list[float] | None = None
 
 
 @dataclass(slots=True)
 class Delta:
-    """What one step added to one answer.
+    """The tokens and text that one step added to one answer.
 
     The last one of an answer has a `finish`: stop, length, or error, and then `error`.
     `prompt_logprobs` and `embedding` come once, with the first delta of answer 0.
@@ -173,7 +180,7 @@ class Delta:
 
 @dataclass(slots=True, eq=False)
 class SequenceState:
-    """One answer under way: `computed` cached tokens chase the `tokens` there are.
+    """The state of one running answer: `computed` of its `tokens` are in the cache.
 
     `tokens` is the prompt and what was said so far; `drafts` are guesses at what comes next,
     each with the distribution (V) it was drawn from if it was drawn. `row` is its
@@ -185,6 +192,7 @@ class SequenceState:
     seed: int
     limit: int  # tokens it may have, prompt included
     tokens: list[int]
+    stop_token_ids: frozenset[int] = frozenset()  # the request's, and the model's end tokens
     computed: int = 0
     cached: int | None = None  # tokens found in shared blocks when it first ran
     row: int = -1
@@ -200,6 +208,7 @@ class SequenceState:
     prompt_logprobs: list[Logprob | None] = field(default_factory=list)
     arrived: float = 0.0
     first_token: float | None = None
+    embedding: list[float] | None = None
     finish: str | None = None
     stop_id: int | None = None
     error: Exception | None = None

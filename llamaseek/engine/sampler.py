@@ -25,7 +25,7 @@ DRAWN, ACCEPTED, DRAFTED = range(3)  # what a random number is for
 def uniforms(seeds: Sequence[int], places: Sequence[int], purpose: int) -> NDArray[np.float32]:
     """A number in [0, 1) for each seed and place, float32 of shape (R).
 
-    splitmix64's finaliser (Steele et al. 2014) over the seed, then over the place.
+    splitmix64's finalizer (Steele et al. 2014) over the seed, then over the place.
     """
     with np.errstate(over="ignore"):
         mixed = _mix(np.asarray(seeds, np.uint64) + np.uint64(purpose) * _GOLDEN)
@@ -176,7 +176,7 @@ def decide(logits: Tensor, answers: Sequence[SequenceState]) -> list[list[int]]:
 def _fail_unsound(most: Tensor, answers: Sequence[SequenceState]) -> None:
     """End answers whose logits are no numbers; `most` (R) is the largest of each row.
 
-    What is drawn from such a row may be no token at all, and would break its neighbours' step.
+    What is drawn from such a row may be no token at all, and would break its neighbors' step.
     """
     unsound, start = most.isnan().tolist(), 0
     for answer in answers:

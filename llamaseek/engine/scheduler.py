@@ -1,4 +1,4 @@
-"""Who runs in the next step, on how many tokens, in which blocks.
+"""The scheduler: which sequences run in the next step, on how many tokens, in which blocks.
 
 There are no phases. Every answer has computed tokens that chase its tokens; a step moves each
 running answer on by a chunk, all chunks within one budget of tokens. A prompt read in pieces, a
@@ -22,12 +22,12 @@ from llamaseek.errors import UserError
 
 
 class QueueFull(Exception):
-    """As many requests wait as may; ask again later."""
+    """The queue is full; retry later."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One answer's share of a step: `count` tokens and drafts from place `start` on."""
+    """One sequence's part of a step: `count` tokens and drafts from place `start` on."""
 
     answer: SequenceState
     start: int

@@ -1,4 +1,4 @@
-"""Drafts: guesses at the next tokens, which the model then judges in one forward.
+"""Speculative decoding: drafts of the next tokens, which the model verifies in one forward pass.
 
 What is kept is decided in `sampler.decide`; wherever drafts come from, greedy answers are the
 same tokens and drawn ones have the same distribution as without.
@@ -27,7 +27,7 @@ LONGEST, SHORTEST = 3, 2  # words of the text that prompt look-up seeks again
 
 
 class Drafter(Protocol):
-    """Where drafts come from."""
+    """A source of drafts."""
 
     def propose(self, plan: Sequence[Chunk], hidden: Tensor, layout: StepLayout) -> None:
         """After a step over `plan` with outcome hidden (N, D): set its answers' drafts."""
@@ -35,7 +35,7 @@ class Drafter(Protocol):
 
 
 class NoDrafter:
-    """Plain decoding."""
+    """Decoding without drafts."""
 
     def propose(self, plan: Sequence[Chunk], hidden: Tensor, layout: StepLayout) -> None:
         """See `Drafter.propose`."""
@@ -47,7 +47,7 @@ def make_drafter(
     scheduler: Scheduler,
     make_runner: Callable[[CausalLM], Runner],
 ) -> Drafter:
-    """The drafter that is asked for. UserError where the models do not allow it."""
+    """The requested drafter. Raises UserError if the models do not allow it."""
     model = runner.model
     if wanted.kind == "mtp":
         if not model.config.multi_token_depth:
@@ -200,7 +200,7 @@ class ModelDrafter:
 
 
 class LookupDrafter:
-    """What followed the last few tokens where they stood before in prompt or answer."""
+    """N-gram look-up: drafts what followed an earlier occurrence of the last tokens."""
 
     def __init__(self, depth: int) -> None:
         self.depth = depth

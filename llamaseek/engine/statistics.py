@@ -1,4 +1,4 @@
-"""What an engine has done so far."""
+"""Statistics of an engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text from tokens as they come: whole characters only, and nothing of a stop string."""
+"""Incremental detokenization: whole characters only, and nothing of a stop string."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class ModelConfig:
     """What every family shares. Sizes are counts; `rope_theta` is the rotary base.
 
     The methods answer for a dense decoder with SwiGLU; a family overrides those that differ and
-    defines `attention_tensors`, `attention_panel`, `cache_width` and `rotary_width`.
+    defines `attention_tensors`, `attention_panel`, `cache_width`, `rotary_width` and `head_widths`.
     """
 
     model_type: ClassVar[str]
@@ -98,7 +98,7 @@ class ModelConfig:
     pad_token_id: int | None = None
     # False runs the same trunk bidirectionally, for masked-language-model training.
     is_causal: bool = True
-    # A reward model: one number a token (`score.weight`) where others have a vocabulary.
+    # A reward model: one number per token (`score.weight`) instead of logits.
     is_reward_model: bool = False
 
     def __post_init__(self) -> None:
@@ -207,6 +207,11 @@ class ModelConfig:
     @property
     def rotary_width(self) -> int:
         """Width of the part of a head that is rotated, an even number."""
+        raise NotImplementedError
+
+    @property
+    def head_widths(self) -> int:
+        """Numbers of a key and of a value of one query head, as attention multiplies with them."""
         raise NotImplementedError
 
     # Tensor parallel

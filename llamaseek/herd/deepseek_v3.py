@@ -121,6 +121,10 @@ class DeepseekV3Config(ModelConfig):
     def rotary_width(self) -> int:
         return self.qk_rope_head_dim
 
+    @property
+    def head_widths(self) -> int:
+        return self.qk_head_dim + self.v_head_dim
+
     def inner_widths(self) -> dict[str, int]:
         return super().inner_widths() | {"moe_intermediate_size": self.moe_intermediate_size}
 

@@ -60,6 +60,10 @@ class Llama3Config(ModelConfig):
         return self.head_dim
 
     @property
+    def head_widths(self) -> int:
+        return 2 * self.head_dim
+
+    @property
     def tensor_parallel_heads(self) -> int:
         return self.num_key_value_heads
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Box:
-    """One operation. `kind` picks its colour: linear, norm, op, cache or part."""
+    """One operation. `kind` picks its color: linear, norm, op, cache or part."""
 
     title: str
     detail: str = ""

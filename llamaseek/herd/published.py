@@ -1,11 +1,13 @@
 """The herd: the published models, their sizes and what they can do.
 
 Sources: each model's `config.json` and card; The Llama 3 Herd of Models tables 1 and 3; the
-DeepSeek-V3 report §4.2 and its README_WEIGHTS.md.
+DeepSeek-V3 report §4.2 and its README_WEIGHTS.md; SmolLM2 (Ben Allal et al. 2025), a Llama that is
+small enough for a laptop.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import date
 
@@ -28,7 +30,7 @@ class Entry:
     long_context: bool = False
     tool_use: bool = False
     release: date | None = None
-    licence: str = "none"
+    license: str = "none"
     published_parameters: int | None = None
 
     @property
@@ -82,6 +84,48 @@ LLAMA_31_70B = _longer(LLAMA_70B, 8.0)
 LLAMA_31_405B = _longer(_llama(16384, 126, 128, 53248), 8.0)
 LLAMA_32_1B = replace(_longer(_llama(2048, 16, 32, 8192), 32.0), tie_word_embeddings=True)
 LLAMA_32_3B = replace(_longer(_llama(3072, 28, 24, 8192), 32.0), tie_word_embeddings=True)
+
+SMOLLM2 = Llama3Config(
+    vocab_size=49152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    head_dim=64,
+    max_position_embeddings=8192,
+    rope_theta=100_000.0,
+    tie_word_embeddings=True,
+    bos_token_id=0,
+    eos_token_id=0,
+)
+SMOLLM2_SIZES = {
+    "135M": (SMOLLM2, 134_515_008),
+    "360M": (
+        replace(
+            SMOLLM2,
+            hidden_size=960,
+            intermediate_size=2560,
+            num_hidden_layers=32,
+            num_attention_heads=15,
+            num_key_value_heads=5,
+        ),
+        361_821_120,
+    ),
+    "1.7B": (
+        replace(
+            SMOLLM2,
+            hidden_size=2048,
+            intermediate_size=8192,
+            num_hidden_layers=24,
+            num_attention_heads=32,
+            num_key_value_heads=32,
+            rope_theta=130_000.0,
+        ),
+        1_711_376_384,
+    ),
+}
+"""Sizes by name, with the parameters that the Hub counts."""
 
 DEEPSEEK_V3 = DeepseekV3Config(
     vocab_size=129280,
@@ -196,7 +240,7 @@ def _pair(
         multilingual=new,
         long_context=new,
         release=release,
-        licence=f"Llama {version} Community",
+        license=f"Llama {version} Community",
         published_parameters=PARAMETERS[size],
     )
     instruct = replace(
@@ -229,6 +273,7 @@ def _entries() -> list[Entry]:
         _pair("3.3", "70B", LLAMA_31_70B, date(2024, 12, 6), tools)[1],
         _guard("3.1", "8B", LLAMA_31_8B, july, tools),
         _guard("3.2", "1B", LLAMA_32_1B, september, tools),
+        *_smollm2(),
         *_deepseek(),
         *_study(),
     ]
@@ -247,9 +292,32 @@ def _guard(
         multilingual=True,
         long_context=True,
         release=release,
-        licence=f"Llama {version} Community",
+        license=f"Llama {version} Community",
         published_parameters=PARAMETERS[size],
     )
+
+
+def _smollm2() -> Iterator[Entry]:
+    """SmolLM2: base and Instruct models of three sizes, of Llama's architecture."""
+    for size, (config, parameters) in SMOLLM2_SIZES.items():
+        base = Entry(
+            name=f"smollm2-{size.lower()}",
+            title=f"SmolLM2 {size}",
+            repo=f"HuggingFaceTB/SmolLM2-{size}",
+            config=config,
+            release=date(2024, 11, 1),
+            license="Apache 2.0",
+            published_parameters=parameters,
+        )
+        yield base
+        yield replace(
+            base,
+            name=f"{base.name}-instruct",
+            title=f"{base.title} Instruct",
+            repo=f"{base.repo}-Instruct",
+            config=replace(config, bos_token_id=1, eos_token_id=2, pad_token_id=2),
+            fine_tuned=True,
+        )
 
 
 def _deepseek() -> list[Entry]:
@@ -261,7 +329,7 @@ def _deepseek() -> list[Entry]:
         multilingual=True,
         long_context=True,
         release=date(2024, 12, 26),
-        licence="DeepSeek Model",
+        license="DeepSeek Model",
         published_parameters=671_000_000_000,
     )
     chat = replace(

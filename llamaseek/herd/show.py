@@ -102,7 +102,7 @@ def describe(entry: Entry) -> dict[str, Any]:
         "long_context": entry.long_context,
         "tool_use": entry.tool_use,
         "release": entry.release.isoformat() if entry.release else None,
-        "licence": entry.licence,
+        "license": entry.license,
         "config": entry.config.to_dict(),
     }
 

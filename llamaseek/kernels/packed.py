@@ -30,8 +30,8 @@ def unpack(words: Tensor, bits: int) -> Tensor:
 
 def dequantize_packed(words: Tensor, scales: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
     """words (..., N, W), scales (..., N, G) → weights (..., N, K) in `dtype`."""
-    centred = unpack(words, bits).to(torch.float32) - 2 ** (bits - 1)
-    groups = centred.unflatten(-1, (scales.shape[-1], -1))
+    centered = unpack(words, bits).to(torch.float32) - 2 ** (bits - 1)
+    groups = centered.unflatten(-1, (scales.shape[-1], -1))
     return (groups * scales.float()[..., None]).flatten(-2).to(dtype)
 
 

@@ -54,7 +54,7 @@ def places(
 
 @triton.jit
 def more(scores: tl.tensor, most: tl.tensor, total: tl.tensor) -> tl.tuple:
-    """Softmax goes on by scores (heads, STEP): weights, what to shrink the past by, most, total."""
+    """Continue softmax: scores (heads, STEP): weights, what to shrink the past by, most, total."""
     now = tl.maximum(most, tl.max(scores, 1))
     shrink = tl.exp(most - now)
     weights = tl.exp(scores - now[:, None])

@@ -29,7 +29,7 @@ def register_family(
 
 
 def build_model(config: ModelConfig) -> CausalLM:
-    """A freshly initialised model of the config's family."""
+    """A freshly initialized model of the config's family."""
     return MODELS[type(config)](config)
 
 

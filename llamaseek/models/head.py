@@ -59,7 +59,7 @@ class Read(Protocol):
     def __call__(
         self, hidden: Tensor, weight: Tensor, targets: Tensor, softmax: Softmax | None = None
     ) -> Tensor:
-        """The sum, or one number a token."""
+        """The sum, or one number per token."""
         ...
 
 
@@ -80,7 +80,7 @@ class Head(nn.Linear):
 
 
 class Score(nn.Linear):
-    """D → one number a token without bias, for rewards."""
+    """D → one number per token without bias, for rewards."""
 
     def __init__(self, width: int, device: torch.device | None = None) -> None:
         super().__init__(width, 1, bias=False, device=device)

@@ -15,7 +15,7 @@ from llamaseek.models.trunk import CausalLM, Trunk
 
 
 class Llama3Layer(nn.Module):
-    """Attention, then feed-forward, each on a normalised copy and added back."""
+    """Attention, then feed-forward, each on a normalized copy and added back."""
 
     def __init__(self, config: Llama3Config, layer: int) -> None:
         super().__init__()

@@ -184,7 +184,7 @@ def sequence_balance(
 ) -> Tensor:
     """The sequence-wise balance loss before its factor alpha (eq. 17-20): (B, T, E) → (B).
 
-    f counts the top K by score without the bias; P is the mean normalised score.
+    f counts the top K by score without the bias; P is the mean normalized score.
     """
     experts = scores.shape[-1]
     picked = torch.zeros_like(scores).scatter(-1, scores.detach().topk(top_k, -1).indices, 1.0)

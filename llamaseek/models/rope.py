@@ -69,7 +69,7 @@ def rotary_magnitude(scaling: RopeScaling | None) -> float:
 
 
 def softmax_scale(width: int, scaling: RopeScaling | None) -> float:
-    """1 / sqrt(width), times YaRN's mscale squared where it is asked for (mscale_all_dim)."""
+    """1 / sqrt(width), times YaRN's mscale squared if the config has mscale_all_dim."""
     scale = width**-0.5
     if scaling is not None and scaling.rope_type == "yarn" and scaling.mscale_all_dim:
         scale *= yarn_mscale(scaling.factor, scaling.mscale_all_dim) ** 2

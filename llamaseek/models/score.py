@@ -1,4 +1,4 @@
-"""Models that give one number a token instead of a vocabulary's: rewards and values.
+"""Models that return one number per token instead of logits: rewards and values.
 
 B batch, T time, D width.
 """

@@ -54,7 +54,7 @@ class CausalLM(nn.Module):
         return self.config.tie_word_embeddings and not self.config.is_reward_model
 
     def tie(self) -> None:
-        """Share embedding and head where the config says so; again after moving off `meta`."""
+        """Tie embedding and head if the config says so; call it again after moving off `meta`."""
         if self.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
 

@@ -79,7 +79,7 @@ def gather(x: Tensor, dim: int, group: Group) -> Tensor:
 
 
 def gather_whole(x: Tensor, dim: int, group: Group) -> Tensor:
-    """The same where all ranks go on alike: each keeps its own slice of the gradient."""
+    """The same if all ranks continue equally: each keeps its own slice of the gradient."""
     return x if group is None else _Gather.apply(x, dim, group, False)  # type: ignore[no-any-return]
 
 
@@ -89,7 +89,7 @@ def scatter(x: Tensor, dim: int, group: Group) -> Tensor:
 
 
 def sum_whole(x: Tensor, group: Group) -> Tensor:
-    """The sum over ranks, which all go on with alike."""
+    """The sum over ranks, with which all ranks continue equally."""
     return x if group is None else _SumWhole.apply(x, group)  # type: ignore[no-any-return]
 
 

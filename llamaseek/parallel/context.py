@@ -45,7 +45,7 @@ class Slices:
         return gather(x, 1, self.group)[:, self._places(x)]
 
     def whole_alike(self, x: Tensor) -> Tensor:
-        """The same where all ranks go on alike."""
+        """The same if all ranks continue equally."""
         if self.group is None:
             return x
         return gather_whole(x, 1, self.group)[:, self._places(x)]

@@ -1,6 +1,6 @@
 """The ranks of a run, laid out by the plan's degrees, and the groups they talk in.
 
-Tensor ranks are neighbours, then context, shard, data and pipeline: what talks most stands
+Tensor ranks are neighbors, then context, shard, data and pipeline: what talks most stands
 closest. Experts are spread over the data and shard ranks together.
 """
 

@@ -17,7 +17,7 @@ from llamaseek.parallel.apply import Parallel, parallelize
 from llamaseek.parallel.mesh import Mesh
 from llamaseek.parallel.pipeline import LossOf, Pipeline
 from llamaseek.parallel.weights import Zero, add_replicas, own_gradients, squared_norm, weights_of
-from llamaseek.plan.layout import Layout
+from llamaseek.plan.layout import DEGREES, Layout
 from llamaseek.recipe.schema import ParallelRecipe
 
 PLACES = ("ends",)  # of what objectives add: columns of a row, -1 where there is none
@@ -25,8 +25,7 @@ PLACES = ("ends",)  # of what objectives add: columns of a row, -1 where there i
 
 def layout_of(plan: ParallelRecipe) -> Layout:
     """The plan's degrees as the planner's layout."""
-    degrees = ("data", "shard", "tensor", "pipeline", "context", "expert")
-    return Layout(**{name: getattr(plan, name) for name in degrees})
+    return Layout(**{name: getattr(plan, name) for name in DEGREES})
 
 
 class ParallelModel:

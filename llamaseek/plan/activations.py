@@ -34,6 +34,8 @@ class TrainingPass:
     rank: int = 0
     tensor: int = 1
     context: int = 1
+    expert: int = 1
+    fp8_dispatch: bool = False
 
     @property
     def tokens(self) -> int:
@@ -77,6 +79,32 @@ def layer_saved(config: ModelConfig, layer: int, run: TrainingPass) -> float:
     if layer >= config.num_hidden_layers:
         token += (2 * run.norm(width) + run.kept(2 * width, "eh_proj")) / ranks
     return token * run.tokens + attention_core(config, run)
+
+
+def selectively_kept(config: ModelConfig, layer: int, run: TrainingPass) -> float:
+    """Bytes that "selective" recomputation keeps of a layer beside its input: what products and
+    attention kernels give, what ranks sent, and neither latent attention's up-projections nor
+    experts' products (`models/recompute.py`). The last product's result is needed by nothing.
+    """
+    heads = config.num_attention_heads / run.tensor
+    width, mixture = config.hidden_size / run.tensor, is_mixture(config, layer)
+    if isinstance(config, DeepseekV3Config):
+        latents = (config.q_lora_rank or 0) + config.kv_lora_rank + config.qk_rope_head_dim
+        queries = config.qk_head_dim * heads
+        token = run.number * (latents / run.tensor + queries + width)
+    else:
+        assert isinstance(config, Llama3Config)
+        queries = config.head_dim * heads
+        keys = config.num_key_value_heads / run.tensor * config.head_dim
+        token = run.number * (2 * queries + 2 * keys + width)
+    token += FLOAT * heads
+    if not mixture:
+        return run.tokens * (token + run.number * 2 * config.intermediate_size / run.tensor)
+    assert isinstance(config, DeepseekV3Config)
+    inner = config.moe_intermediate_size * config.n_shared_experts
+    token += FLOAT * config.n_routed_experts / run.tensor + run.number * 2 * inner / run.tensor
+    sent = (1 + FLOAT / 128 if run.fp8_dispatch else run.number) * (run.expert > 1)
+    return run.tokens * (token + sent * config.num_experts_per_tok * width)
 
 
 def attention_core(config: ModelConfig, run: TrainingPass) -> float:

@@ -7,16 +7,15 @@ from math import ceil
 from typing import Any
 
 from llamaseek.errors import UserError, bad_value
-from llamaseek.herd.configs import ModelConfig
 from llamaseek.herd.tensors import cache_numbers_per_token, count_parameters
-from llamaseek.plan.cost import DAY, HOUR, Speed, bubble
+from llamaseek.plan.cost import DAY, HOUR, Speed
+from llamaseek.plan.flops import attention_flops, matrix_flops, task_flops
 from llamaseek.plan.formats import GRADIENT, MASTER
 from llamaseek.plan.layout import Layout
 from llamaseek.plan.memory import Memory, training_memory
 from llamaseek.plan.planner import USABLE, Planner
 from llamaseek.plan.question import Question, calibration
 from llamaseek.plan.serving import weight_bytes
-from llamaseek.plan.weights import attention_flops, matrix_flops, training_flops
 
 
 def answer(question: Question) -> dict[str, Any]:
@@ -41,6 +40,8 @@ def _answer_model(question: Question) -> dict[str, Any]:
     alone, speed = planner.memory(Layout()), planner.speed(layout)
     return {
         **_asked(question),
+        "utilization": speed.utilization or question.utilization,
+        "utilization_is_assumed": question.assumed and not question.trains,
         "parameters": count.total,
         "activated_parameters": count.activated,
         "bytes": _bytes(alone),
@@ -51,7 +52,7 @@ def _answer_model(question: Question) -> dict[str, Any]:
         "gpus_for_task": needed,
         "gpus": gpus,
         "layout": _layout(planner, layout),
-        "flops_per_token": _flops(question, config),
+        "flops_per_token": flops_per_token(question),
         **_speed(speed),
         **_bill(question, gpus, speed),
         "calibration": calibration(config) if question.task == "pretrain" else None,
@@ -63,7 +64,8 @@ def _layout(planner: Planner, layout: Layout) -> dict[str, Any]:
     found: dict[str, Any] = {**layout.to_dict(), "bytes_per_gpu": _bytes(planner.memory(layout))}
     if planner.question.trains:
         micro = planner.micro_batches(layout)
-        found |= {"micro_batches": micro, "bubble": bubble(layout, micro)}
+        waits = planner.question.running.waits(layout.pipeline)
+        found |= {"micro_batches": micro, "bubble": waits / (waits + micro)}
     return found
 
 
@@ -74,6 +76,7 @@ def _bytes(memory: Memory) -> dict[str, int]:
 def _answer_count(question: Question) -> dict[str, Any]:
     """The same for a number of parameters: no cache, no activations, states split evenly."""
     count, form = question.parameters or 0, question.form
+    share_of_peak = question.utilization or 0.0
     weights = count * form.matrix
     memory = Memory(weights=weights)
     if question.task in ("sft", "pretrain"):
@@ -88,9 +91,9 @@ def _answer_count(question: Question) -> dict[str, Any]:
     share = replace(memory, **{k: v / gpus for k, v in vars(memory).items()})
     passes = {"inference": 2, "lora": 4}.get(question.task, 6)
     flops = passes * count
-    rate = gpus * question.gpu.peak(form.rate) * question.utilisation / flops
+    rate = gpus * question.gpu.peak(form.rate) * share_of_peak / flops
     tokens = question.batch * (question.context if question.trains else 1)
-    bandwidth = gpus * question.gpu.bandwidth * question.utilisation / weights
+    bandwidth = gpus * question.gpu.bandwidth * share_of_peak / weights
     if not question.trains:
         rate = min(rate, question.batch * bandwidth)
     speed = Speed(tokens / rate, rate, "compute" if question.trains else "memory bandwidth")
@@ -126,9 +129,9 @@ def _asked(question: Question) -> dict[str, Any]:
         "dtype": question.form.name,
         "context": question.context,
         "batch": question.batch,
-        "checkpointing": ("full" if question.checkpoint else "none") if question.trains else None,
-        "utilisation": question.utilisation,
-        "utilisation_is_assumed": question.assumed,
+        "checkpointing": question.checkpointing if question.trains else None,
+        "utilization": question.utilization,
+        "utilization_is_assumed": question.assumed,
     }
 
 
@@ -145,9 +148,12 @@ def _activations(planner: Planner) -> dict[str, int] | None:
     }
 
 
-def _flops(question: Question, config: ModelConfig) -> int:
+def flops_per_token(question: Question) -> int:
+    """FLOPs of a token's forward pass with a full context, or of training it."""
+    config = question.config
+    assert config is not None
     if question.trains:
-        return training_flops(config, question.task, question.context)
+        return task_flops(config, question.task, question.context)
     return matrix_flops(config) + attention_flops(config, question.context)
 
 

@@ -1,7 +1,7 @@
 """Accelerators as data: memory, bandwidth, dense matrix rates, links, and where each is stated.
 
 Bytes and bytes a second are decimal, as data sheets give them. Rates are dense (no 2:4 sparsity),
-accumulated in fp32. `link` is one direction of a GPU's connection to its neighbours in a node of
+accumulated in fp32. `link` is one direction of a GPU's connection to its neighbors in a node of
 `node`; `network` its share of the node's network. Where a sheet states both directions together,
 half is taken.
 """
@@ -222,11 +222,13 @@ class Rates:
 
 
 def rates_of(gpu: Gpu, dtype: str) -> Rates:
-    """The measured rates of `gpu` for products in "bf16" or "fp8"; attention is in bf16."""
+    """The measured rates of `gpu` for products in "bf16", "fp8" or "fp32"; attention is in bf16
+    beside both narrow ones.
+    """
     share = FP8_SHARE if dtype == "fp8" else BF16_SHARE
     return Rates(
         products=share * gpu.peak(dtype),
-        attention=ATTENTION_SHARE * gpu.bf16,
+        attention=ATTENTION_SHARE * (gpu.fp32 if dtype == "fp32" else gpu.bf16),
         memory=MEMORY_SHARE * gpu.bandwidth,
         link=LINK_SHARE * gpu.link,
         network=NETWORK_SHARE * gpu.network,

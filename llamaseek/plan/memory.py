@@ -16,11 +16,12 @@ from llamaseek.plan.activations import (
     TrainingPass,
     layer_saved,
     rotary_tables,
+    selectively_kept,
     widest_gradient,
 )
 from llamaseek.plan.formats import GRADIENT, MASTER
-from llamaseek.plan.layout import Layout, stage_layers
-from llamaseek.plan.weights import adapter_size, kind, layer_size, table_size
+from llamaseek.plan.layout import Layout, Running, stage_layers
+from llamaseek.plan.weights import adapter_size, kind, largest_matrix, layer_size, table_size
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Training:
 
     `stored` bytes of a weight, `moments` of optimizer state a trained parameter; `chunk` logits
     the loss makes at a time; `accumulate` whether gradients of earlier micro-batches are there
-    already; `depth` multi-token modules trained along.
+    already; `depth` multi-token modules trained along. `checkpoint` computes whole layers again,
+    `selective` what is cheap for its size (`models/recompute.py`).
     """
 
     run: TrainingPass
@@ -61,6 +63,12 @@ class Training:
     accumulate: bool = True
     chunk: int = 2**27
     depth: int = 0
+    selective: bool = False
+
+    @property
+    def again(self) -> bool:
+        """Whether anything is computed again."""
+        return self.checkpoint or self.selective
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,8 @@ class LayerGroup:
     parameters: float
     adapters: float
     whole: float
+    routed: float  # of the parameters, those of routed experts
+    matrix: int  # parameters of the largest plain matrix, whole
     saved: float  # for backward, when nothing is recomputed
     held: float  # from forward to backward, as it is trained
     copies: float  # of weights in the products' dtype
@@ -80,6 +90,7 @@ class LayerGroup:
     gradient: float
     entering: float  # gradients in flight when its backward pass begins, and when it ends
     leaving: float
+    made_again: float  # activations that the backward pass computes
 
 
 def training_memory(
@@ -88,9 +99,16 @@ def training_memory(
     layout: Layout = Layout(),
     stage: int = 0,
     micro_batches: int = 1,
+    running: Running = Running(),
 ) -> Memory:
-    """The fullest moment of a step on one rank of `stage`; the parts sum to it."""
-    layers = stage_layers(config.num_hidden_layers + training.depth, layout.pipeline, stage)
+    """The fullest moment of a step on one rank of the pipeline place `stage`; the parts sum to it.
+
+    A rank of several stages holds all their layers; a micro-batch goes through one at a time.
+    """
+    each = running.stages_per_rank
+    count, stages = config.num_hidden_layers + training.depth, layout.pipeline * each
+    mine = range(stage, stages, layout.pipeline)
+    layers = [n for s in mine for n in stage_layers(count, stages, s, running.last_layers)]
     stretches = [
         stretch(config, training, layout, layer, len(list(like)))
         for layer, like in groupby(kind(config, layer) for layer in layers)
@@ -106,13 +124,19 @@ def training_memory(
     trained = owned if training.run.adapters is None else adapters
     step = _Step(config, training, layout, stretches, first, last)
     moment = max(step.moments(), key=lambda m: m.total - m.gradients * training.accumulate)
-    in_flight = min(layout.pipeline - stage, micro_batches)
+    in_flight = running.in_flight(layout.pipeline, stage, micro_batches)
+    # A micro-batch is in one stage at a time, whose output lives until its backward pass.
+    kept = step.layers_held / each + rotary_tables(config, training.run)
+    inside = moment.activations - step.held + kept
+    if layout.pipeline > 1:
+        kept += training.run.number * config.hidden_size * training.run.tokens / layout.tensor
     return Memory(
         weights=owned * training.stored + adapters * MASTER,
         gradients=GRADIENT * trained if training.accumulate else moment.gradients,
-        optimizer=training.moments * trained,
-        activations=moment.activations + (in_flight - 1) * step.held,
-        working=moment.working + _gathered(training, layout, stretches),
+        optimizer=training.moments
+        * _stepped(config, trained, stretches, layout, running, first or last),
+        activations=inside + (in_flight - 1) * kept,
+        working=moment.working + _gathered(training, layout, stretches, micro_batches),
     )
 
 
@@ -121,7 +145,7 @@ def stretch(
 ) -> LayerGroup:
     """`count` layers like `layer`."""
     run, size, tensor = training.run, layer_size(config, layer), layout.tensor
-    split = replace(run, tensor=tensor, context=layout.context)
+    split = replace(run, tensor=tensor, context=layout.context, expert=layout.expert)
     share = tensor * layout.expert
     plain = size.whole + (size.plain - size.whole) / tensor
     owned = plain / layout.shard
@@ -140,10 +164,13 @@ def stretch(
         adapters=adapters,
         whole=plain + size.routed / share,
         saved=saved,
-        held=entry if training.checkpoint else saved,
+        held=_held(config, training, layer, split, saved),
+        routed=size.routed / (tensor * max(layout.shard, layout.expert)),
         copies=cast * (size.matrices / tensor + size.routed / share),
         cached=cast * full * size.matrices / tensor,
         gradient=GRADIENT * (owned if full else adapters),
+        matrix=largest_matrix(config, layer),
+        made_again=saved - selectively_kept(config, layer, split) * training.selective,
         entering=widest_gradient(config, layer, run) / tensor
         + full * (narrow + GRADIENT) * size.last / share,
         leaving=entry + full * 2 * narrow * size.largest / share,
@@ -164,12 +191,16 @@ class _Step:
     @property
     def held(self) -> float:
         """What a micro-batch waiting for its backward pass holds."""
-        tables = rotary_tables(self.config, self.training.run)
-        return sum(s.count * s.held for s in self.stretches) + tables
+        return self.layers_held + rotary_tables(self.config, self.training.run)
+
+    @property
+    def layers_held(self) -> float:
+        """Of that, the layers' share."""
+        return sum(s.count * s.held for s in self.stretches)
 
     def moments(self) -> Iterator[Memory]:
         """Gradients made, activations kept and working memory at each moment."""
-        again = self.training.checkpoint
+        again = self.training.again
         full = self.training.run.adapters is None
         table = full * GRADIENT * table_size(self.config) / (self.layout.tensor * self.layout.shard)
         if self.last:
@@ -181,11 +212,11 @@ class _Step:
         made = table * self.last * (1 + again_read)
         for s in reversed(self.stretches):
             for before in {0, s.count - 1}:  # most activations kept, most gradients made
-                inside = kept - before * s.held + again * s.saved
+                inside = kept - before * s.held + again * s.made_again
                 copied = s.copies if again else copies - before * s.copies
                 done = made + before * s.gradient
                 yield Memory(gradients=done, activations=inside, working=s.entering + copied)
-                after = inside - s.held - again * s.saved
+                after = inside - s.held - again * s.made_again
                 yield Memory(gradients=done + s.gradient, activations=after, working=s.leaving)
             kept, copies = kept - s.count * s.held, copies - s.count * s.copies
             made += s.count * s.gradient
@@ -194,7 +225,7 @@ class _Step:
 
     def _loss(self) -> Memory:
         """Logits chunk by chunk; the gradients of the head and of the hidden states are made."""
-        run, again, share = self.training.run, self.training.checkpoint, self.layout.tensor
+        run, again, share = self.training.run, self.training.again, self.layout.tensor
         number, narrow = run.number, run.number < FLOAT
         hidden = number * self.config.hidden_size * run.tokens / share
         table = table_size(self.config) / share
@@ -220,14 +251,47 @@ class _Step:
         return Memory(gradients=made + table, working=rows)
 
 
-def _gathered(training: Training, layout: Layout, stretches: list[LayerGroup]) -> float:
+def _held(
+    config: ModelConfig, training: Training, layer: int, run: TrainingPass, saved: float
+) -> float:
+    """Bytes of a layer from its forward to its backward, as it is trained."""
+    entry = run.number * config.hidden_size * run.tokens / run.tensor
+    if training.selective:
+        return entry + selectively_kept(config, layer, run)
+    return entry if training.checkpoint else saved
+
+
+def _stepped(
+    config: ModelConfig,
+    trained: float,
+    stretches: list[LayerGroup],
+    layout: Layout,
+    running: Running,
+    table: bool,
+) -> float:
+    """Parameters whose moments the fullest rank keeps: ZeRO-1 spreads whole weights over the ranks
+    that hold the same, which are fewer for the experts; one rank has the largest, a table if any.
+    """
+    if not running.zero:
+        return trained
+    routed = sum(s.count * s.routed for s in stretches)
+    largest = table_size(config) if table else max(s.matrix for s in stretches)
+    plain = max((trained - routed) / layout.data, largest / layout.tensor)
+    return plain + routed * layout.expert / layout.replicas
+
+
+def _gathered(
+    training: Training, layout: Layout, stretches: list[LayerGroup], micro_batches: int
+) -> float:
     """What FSDP gathers: the layer at work and the next, and a layer's gradients before they are
-    scattered. Under a pipeline it keeps the whole stage's weights for a step (Llama 3 §3.3.2).
+    scattered. A pipeline keeps its weights for a step (Llama 3 §3.3.2), and their gradients, which
+    micro-batches add up.
     """
     if layout.shard == 1:
         return 0
     largest = max(s.whole for s in stretches)
     stage = sum(s.count * s.whole for s in stretches)
     weights = stage if layout.pipeline > 1 else min(2 * largest, stage)
-    gradients = GRADIENT * largest * (training.run.adapters is None)
+    added = stage if layout.pipeline > 1 and micro_batches > 1 else largest
+    gradients = GRADIENT * added * (training.run.adapters is None)
     return training.run.number * weights + gradients

@@ -10,22 +10,17 @@ from math import ceil
 
 from llamaseek.herd import DeepseekV3Config, Llama3Config, ModelConfig
 from llamaseek.plan.activations import BLOCKED_LENGTH, TrainingPass
-from llamaseek.plan.cost import (
-    Links,
-    Speed,
-    bubble,
-    compute_seconds,
-    link_seconds,
-    serving_speed,
-    training_speed,
-)
+from llamaseek.plan.cost import Speed, serving_speed, training_speed
+from llamaseek.plan.flops import training_flops
 from llamaseek.plan.formats import MASTER
-from llamaseek.plan.gpus import Gpu
+from llamaseek.plan.gpus import Gpu, rates_of
 from llamaseek.plan.layout import Layout
 from llamaseek.plan.memory import Memory, Training, training_memory
-from llamaseek.plan.question import Question
+from llamaseek.plan.question import SERVING_SHARE, Question
 from llamaseek.plan.serving import STEP_TOKENS, Serving, serving_memory
+from llamaseek.plan.step import Step, step_time
 from llamaseek.plan.weights import linear_names
+from llamaseek.plan.work import place_works
 
 USABLE = 0.9  # of a GPU's memory: the rest is the driver's, the allocator's and the collectives'
 LONG = 32768  # tokens a row from which rows are split over GPUs
@@ -144,9 +139,6 @@ class Planner:
         """What one rank does with a micro-batch."""
         q, cpu = self.question, self.question.gpu.name == "cpu"
         lora = q.task == "lora"
-        depth = 0
-        if q.task == "pretrain" and isinstance(self.config, DeepseekV3Config):
-            depth = self.config.num_nextn_predict_layers
         run = TrainingPass(
             rows=self.rows(layout),
             length=ceil(q.context / layout.context),
@@ -154,6 +146,7 @@ class Planner:
             blocked=cpu and q.context <= BLOCKED_LENGTH,
             adapters=linear_names(self.config) if lora else None,
             rank=LORA_RANK if lora else 0,
+            fp8_dispatch=q.running.fp8_dispatch,
         )
         return Training(
             run,
@@ -161,7 +154,8 @@ class Planner:
             moments=q.form.moments or 8,
             checkpoint=q.checkpoint if checkpoint is None else checkpoint,
             chunk=CHUNK[cpu],
-            depth=depth,
+            depth=q.modules,
+            selective=q.selective and checkpoint is None,
         )
 
     def serving(self) -> Serving:
@@ -174,11 +168,14 @@ class Planner:
         """Bytes on the fullest rank."""
         if not self.question.trains:
             return serving_memory(self.config, self.question.form, self.serving(), layout)
-        training = self.training(layout)
+        q, training = self.question, self.training(layout)
         rows = self.micro_batches(layout)
         stages = {0, min(1, layout.pipeline - 1), layout.pipeline - 1}
         return max(
-            (training_memory(self.config, training, layout, stage, rows) for stage in stages),
+            (
+                training_memory(self.config, training, layout, stage, rows, q.running)
+                for stage in stages
+            ),
             key=lambda m: m.total,
         )
 
@@ -196,12 +193,11 @@ class Planner:
     def fastest(
         self, gpus: int, runs: Callable[[Layout], bool] = lambda layout: True
     ) -> Layout | None:
-        """The layout of `gpus` that `runs` and fits, is fastest, and loses least to links and idle
-        stages.
-        """
+        """The layout of `gpus` that `runs`, fits and is fastest."""
 
-        def seconds(layout: Layout) -> tuple[float, float]:
-            return self.speed(layout).step_seconds, self._lost(layout)
+        def seconds(layout: Layout) -> tuple[float, ...]:
+            step = self.step(layout).seconds if self.question.trains else 0.0
+            return (step or self.speed(layout).step_seconds,)
 
         layouts = (layout for layout in self.layouts(gpus) if runs(layout))
         return best(layouts, self.fits, seconds)
@@ -217,12 +213,16 @@ class Planner:
         return None
 
     def speed(self, layout: Layout) -> Speed:
-        """How fast `layout` is at the stated utilisation."""
+        """How fast `layout` is at the stated utilization."""
         q = self.question
         if not q.trains:
             serving = self.serving()
-            return serving_speed(self.config, q.form, serving, layout, q.gpu, q.utilisation)
-        return training_speed(self._compute(layout), self._links(layout), q.batch * q.context)
+            share = q.utilization or SERVING_SHARE
+            return serving_speed(self.config, q.form, serving, layout, q.gpu, share)
+        peak = layout.gpus * q.gpu.peak(q.form.rate)
+        return training_speed(
+            self.step(layout), self.flops / peak, q.batch * q.context, q.utilization
+        )
 
     def micro_batches(self, layout: Layout) -> int:
         """Forward and backward passes a step, on each rank."""
@@ -233,18 +233,16 @@ class Planner:
         share = max(self.question.batch // layout.replicas, 1)
         return min(self.question.rows or (share if layout.pipeline == 1 else 1), share)
 
-    def _compute(self, layout: Layout) -> float:
+    def step(self, layout: Layout) -> Step:
+        """A training step of `layout`, at measured rates."""
+        q, training = self.question, self.training(layout)
+        works = place_works(self.config, training, layout, q.running)
+        rates = rates_of(q.gpu, q.form.rate)
+        return step_time(works, layout, q.running, self.micro_batches(layout), rates)
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of a training step."""
         q = self.question
-        rate = q.gpu.peak(q.form.rate) * q.utilisation
-        return compute_seconds(self.config, q.task, q.batch, q.context, layout.gpus, rate)
-
-    def _links(self, layout: Layout) -> Links:
-        micro = self.micro_batches(layout)
-        return link_seconds(self.config, self.training(layout), layout, self.question.gpu, micro)
-
-    def _lost(self, layout: Layout) -> float:
-        """What a layout adds to a step's products: waiting for links, and idle stages."""
-        if not self.question.trains:
-            return 0
-        idle = bubble(layout, self.micro_batches(layout)) * self._compute(layout)
-        return self._links(layout).exposed + idle
+        each = training_flops(self.config, q.context, q.modules, q.task == "lora")
+        return q.batch * q.context * each

@@ -17,7 +17,7 @@ from llamaseek.plan.question import Question
 from llamaseek.plan.text import size, title
 
 # Light and dark alternate.
-COLOURS = {
+COLORS = {
     "weights": BLUE,
     "gradients": YELLOW,
     "optimizer": VERMILION,
@@ -63,11 +63,11 @@ def _bars(axis: Axes, found: dict[int, Memory], memory: float) -> None:
     top = 1.6 * memory / GIGA
     places = range(len(found))
     below = [0.0] * len(found)
-    for part, colour in COLOURS.items():
+    for part, color in COLORS.items():
         heights = [memory_.to_dict()[part] / GIGA for memory_ in found.values()]
         if any(heights):
             label = LABELS.get(part, part)
-            axis.bar(places, heights, 0.7, below, color=colour, label=label)
+            axis.bar(places, heights, 0.7, below, color=color, label=label)
             below = [low + height for low, height in zip(below, heights, strict=True)]
     for place, height in zip(places, below, strict=True):
         # A bar that leaves the picture says at its edge how high it is.

@@ -1,4 +1,4 @@
-"""What is asked of the planner: checked, with a default for whatever was left open."""
+"""A question to the planner, validated, with defaults for fields that are not given."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from llamaseek.herd.configs import ModelConfig
 from llamaseek.herd.folder import find_or_read
 from llamaseek.herd.published import find
 from llamaseek.plan.cost import HOUR
+from llamaseek.plan.flops import task_flops
 from llamaseek.plan.formats import Format, find_format
 from llamaseek.plan.gpus import Gpu, find_gpu
-from llamaseek.plan.weights import training_flops
+from llamaseek.plan.layout import Running
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,11 @@ def published_run(config: ModelConfig) -> Run | None:
     return next((run for run in RUNS if _same(find(run.model).config, config)), None)
 
 
-def implied_utilisation(
+def implied_utilization(
     config: ModelConfig, gpu: Gpu, rate: str, tokens: float, context: int, gpu_hours: float
 ) -> float:
     """The share of the peak at which `tokens` take `gpu_hours`: a calibration, not a prediction."""
-    flops = tokens * training_flops(config, "pretrain", context)
+    flops = tokens * task_flops(config, "pretrain", context)
     return flops / (gpu_hours * HOUR * gpu.peak(rate))
 
 
@@ -66,7 +67,7 @@ def calibration(config: ModelConfig) -> dict[str, object] | None:
         return None
     gpu = find_gpu(run.gpu)
     shares = {
-        rate: implied_utilisation(config, gpu, rate, run.tokens, run.context, run.gpu_hours)
+        rate: implied_utilization(config, gpu, rate, run.tokens, run.context, run.gpu_hours)
         for rate in ("bf16", "fp8")
     }
     return {
@@ -74,8 +75,8 @@ def calibration(config: ModelConfig) -> dict[str, object] | None:
         "tokens": run.tokens,
         "context": run.context,
         "gpu_hours": run.gpu_hours,
-        "utilisation_of_bf16_peak": round(shares["bf16"], 4),
-        "utilisation_of_fp8_peak": round(shares["fp8"], 4),
+        "utilization_of_bf16_peak": round(shares["bf16"], 4),
+        "utilization_of_fp8_peak": round(shares["fp8"], 4),
         "source": run.source,
     }
 
@@ -88,13 +89,14 @@ _IDS = {"eos_token_id": None}  # base and Instruct differ in nothing else
 
 
 TASKS = ("inference", "lora", "sft", "pretrain")
-CHECKPOINTING = ("full", "none")
+CHECKPOINTING = ("full", "selective", "none")
 CONTEXT = 8192
 STEP_TOKENS = 2**22  # of pre-training: Llama 3 began with 4M tokens a step (§3.4.1)
 ROWS = {"inference": 1, "lora": 16, "sft": 64}
-# Shares of the peak that published work reached: Llama 3 38 to 43% (table 4), DeepSeek-V3 22% of
-# the fp8 peak (`published.py`); gpt-fast 72% of the memory bandwidth when it decodes.
-TRAINING_SHARE, FP8_SHARE, SERVING_SHARE = 0.40, 0.22, 0.60
+# Shares of the peak that whole published runs reached, for a number of parameters without a model:
+# Llama 3 38 to 43% (table 4), DeepSeek-V3 22% of the fp8 peak (`RUNS`); gpt-fast 72% of the memory
+# bandwidth when it decodes.
+RUN_SHARE, FP8_RUN_SHARE, SERVING_SHARE = 0.40, 0.22, 0.60
 
 
 @dataclass(frozen=True)
@@ -111,12 +113,20 @@ class Question:
     context: int
     batch: int
     checkpoint: bool
-    utilisation: float
-    assumed: bool  # the utilisation is a default
+    utilization: float | None  # None in training: what comes out of counted work
+    assumed: bool  # the utilization is a default
     gpus: int | None = None
     tokens: float | None = None
     price: float | None = None
+    selective: bool = False  # recomputation of what is cheap for its size
+    modules: int = 0  # multi-token modules trained
+    running: Running = Running()
     rows: int | None = 1  # of a micro-batch in training; None: as many as a rank has
+
+    @property
+    def checkpointing(self) -> str:
+        """What of the activations is computed again, by the recipe's words."""
+        return "full" if self.checkpoint else "selective" if self.selective else "none"
 
     @property
     def trains(self) -> bool:
@@ -135,7 +145,7 @@ def ask(
     params: float | None = None,
     tokens: float | None = None,
     price: float | None = None,
-    utilisation: float | None = None,
+    utilization: float | None = None,
     checkpointing: str = "full",
 ) -> Question:
     """A checked question; UserError names the field, its value and what is allowed."""
@@ -147,8 +157,8 @@ def ask(
     for field, value in {**positive, "tokens": tokens, "price": price}.items():
         if value is not None and not 0 < value < float("inf"):
             raise bad_value(field, value, "a number above 0")
-    if utilisation is not None and not 0 < utilisation <= 1:
-        raise bad_value("utilisation", utilisation, "above 0, up to 1")
+    if utilization is not None and not 0 < utilization <= 1:
+        raise bad_value("utilization", utilization, "above 0, up to 1")
     if (model is None) == (params is None):
         raise UserError("model: give either a model or --params")
     entry = find_or_read(model) if model else None
@@ -169,8 +179,10 @@ def ask(
         context=length,
         batch=batch or ROWS.get(task) or max(STEP_TOKENS // length, 1),
         checkpoint=checkpointing == "full",
-        utilisation=utilisation or _share(task, form),
-        assumed=utilisation is None,
+        selective=checkpointing == "selective",
+        utilization=utilization or (None if config and task != "inference" else _share(task, form)),
+        assumed=utilization is None,
+        modules=config.multi_token_depth if config and task == "pretrain" else 0,
         gpus=gpus,
         tokens=tokens,
         price=price,
@@ -188,4 +200,4 @@ def _context(config: ModelConfig | None, task: str) -> int:
 def _share(task: str, form: Format) -> float:
     if task == "inference":
         return SERVING_SHARE
-    return FP8_SHARE if form.rate == "fp8" else TRAINING_SHARE
+    return FP8_RUN_SHARE if form.rate == "fp8" else RUN_SHARE

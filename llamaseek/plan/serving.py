@@ -107,6 +107,5 @@ def _feed_forward(config: ModelConfig, layer: int) -> int:
     """Numbers a token of the gated product, or of the experts' inner and outer ones."""
     if not is_mixture(config, layer):
         return 3 * config.intermediate_size
-    assert isinstance(config, DeepseekV3Config)
-    expert = 3 * config.moe_intermediate_size + config.hidden_size
-    return config.num_experts_per_tok * expert + 2 * config.hidden_size
+    expert = 3 * config.expert_width + config.hidden_size
+    return config.experts_per_token * expert + 2 * config.hidden_size

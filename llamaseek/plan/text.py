@@ -130,9 +130,33 @@ def _gpus(answer: dict[str, Any]) -> str:
     )
 
 
+def recipe_lines(answer: dict[str, Any]) -> list[tuple[str, str]]:
+    """Label and value of all that is said of a recipe's own layout, memory apart."""
+    times = answer["micro_batch_seconds"]
+    parts = ", ".join(f"{name} {seconds(value)}" for name, value in times.items())
+    once = {"pipeline idle": "idle", "sent once": "exposed", "optimizer": "optimizer"}
+    found = [(what, answer[f"{name}_seconds"]) for what, name in once.items()]
+    shown = [f"{what} {seconds(value)}" for what, value in found if value > 1e-3 * _whole(answer)]
+    passes = f"{answer['micro_batches']:,} × {seconds(sum(times.values()))}"
+    room = size(answer["gpu_memory"])
+    return [
+        ("parameters", _parameters(answer)),
+        ("layout", layout(answer)),
+        ("memory", f"{'fits' if answer['fits'] else 'does not fit'} {room} of {answer['gpu']}"),
+        ("micro-batch", parts),
+        ("step", f"{seconds(_whole(answer))}: " + ", ".join([passes, *shown])),
+        ("speed", f"{short(answer['tokens_per_second'])} tokens/s"),
+        ("utilization", f"{answer['utilization']:.1%} of the {answer['dtype']} peak"),
+    ]
+
+
+def _whole(answer: dict[str, Any]) -> float:
+    return float(answer["step_seconds"])
+
+
 def _step(answer: dict[str, Any]) -> str:
-    share = f"{answer['utilisation']:.0%} of the peak"
-    share += " (assumed)" if answer["utilisation_is_assumed"] else ""
+    share = f"{answer['utilization']:.0%} of the peak"
+    share += " (assumed)" if answer["utilization_is_assumed"] else ""
     return f"{seconds(answer['step_seconds'])}, bound by {answer['bound']} at {share}"
 
 
@@ -167,6 +191,6 @@ def _calibration(answer: dict[str, Any]) -> str:
         return ""
     return (
         f"the published {short(found['gpu_hours'])} {found['gpu']} hours for "
-        f"{short(found['tokens'])} tokens are {found['utilisation_of_bf16_peak']:.1%} of the bf16 "
-        f"peak, {found['utilisation_of_fp8_peak']:.1%} of the fp8 peak ({found['source']})"
+        f"{short(found['tokens'])} tokens are {found['utilization_of_bf16_peak']:.1%} of the bf16 "
+        f"peak, {found['utilization_of_fp8_peak']:.1%} of the fp8 peak ({found['source']})"
     )

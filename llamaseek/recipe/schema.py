@@ -7,6 +7,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from llamaseek.recipe.reading import (
+    Overrides,
+    apply_override,
+    as_words,
+    find_recipe,
+    read_mapping,
+    validated,
+)
+from llamaseek.recipe.stages import STAGES, stage_of
+
 
 class Section(BaseModel):
     """A part of a recipe: unknown keys are errors, as are numbers that are not finite, and nothing
@@ -113,7 +123,7 @@ class RewardRecipe(Section):
     model: str | None = None
     """Folder of a reward model. Required by kind `model`."""
     timeout: float = Field(default=5.0, gt=0)
-    """Seconds that `unit_tests` may run per answer."""
+    """Seconds that `unit_tests`, and the search of `regex`, may run per answer."""
 
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> RewardRecipe:
@@ -229,7 +239,6 @@ ObjectiveName = Literal["next_token", "multi_token", "masked", "sft", "dpo"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 INSTEAD = ("corpora", "mix", "rows")  # the other origins of data, without `data.sources`
-STAGES = {"masked": "pretrain", "sft": "sft", "dpo": "dpo"}
 """The stage that an objective requires, for those that require one."""
 
 
@@ -409,6 +418,17 @@ class TrainRecipe(Section):
     """Weight of the NLL of the chosen answer."""
 
 
+def with_sources(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """A recipe's plain data, where overrides that give `data.sources` replace its other origins."""
+    given = {".".join(override.partition("=")[0].split(".")[:2]) for override in overrides}
+    section = data.get("data")
+    if "data.sources" in given and isinstance(section, dict) and section.get("sources"):
+        for name in INSTEAD:
+            if f"data.{name}" not in given:
+                section.pop(name, None)
+    return data
+
+
 class Recipe(Section):
     """One training run. `out` is its run folder."""
 
@@ -446,10 +466,33 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _objective_of_its_stage(self) -> Recipe:
         objective = self.train.objective
-        stage = STAGES.get(objective, self.stage)
-        if stage != self.stage:
+        if objective not in STAGES[self.stage].objectives:
+            stage = stage_of(objective)
             raise ValueError(f"train.objective {objective} is for stage {stage}, not {self.stage}")
         return self
+
+    @classmethod
+    def load(cls, source: str | Path, overrides: Overrides = ()) -> Recipe:
+        """A recipe file, or the bundled recipe of a name, with overrides.
+
+        Overrides are dotted keys with values, `{"train.steps": 200}`, or texts `"train.steps=200"`.
+        Raises UserError, naming the key, its value and what is allowed.
+        """
+        words = as_words(overrides)
+        data = read_mapping(find_recipe(str(source)), words)
+        return validated(cls, with_sources(data, words))
+
+    def with_overrides(self, overrides: Overrides) -> Recipe:
+        """This recipe with other values. Raises UserError as `load` does."""
+        words, data = as_words(overrides), self.model_dump(mode="json")
+        for word in words:
+            apply_override(data, word)
+        return validated(type(self), with_sources(data, words))
+
+    @property
+    def samples(self) -> bool:
+        """Whether rows are prompts alone, answered by a model during the run or before it."""
+        return STAGES[self.stage].rollouts or self.sampling is not None
 
     @property
     def folder(self) -> Path:

@@ -131,7 +131,7 @@ def headline(figures: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def read_json(path: Path, default: Any) -> Any:
-    """A JSON file, or `default` where there is none."""
+    """A JSON file's contents, or `default` if there is no file."""
     if not path.is_file():
         return default
     try:

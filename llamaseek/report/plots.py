@@ -1,4 +1,4 @@
-"""Curves and bars as SVG that takes the page's text colour, so they suit light and dark."""
+"""Curves and bars as SVG that takes the page's text color, so they suit light and dark."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-INK = "#010203"  # stands for the page's text colour until the SVG is written
+INK = "#010203"  # stands for the page's text color until the SVG is written
 MAIN, SECOND = "#3b82f6", "#f59e0b"
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 STYLE: Any = {
@@ -130,12 +130,12 @@ def length_bars(before: dict[str, int], after: dict[str, int]) -> str:
         figure, axis = plt.subplots(figsize=(10.5, 2.4))
         powers = sorted(map(int, {*before, *after}))
         places = range(powers[0], powers[-1] + 1) if powers else range(0)
-        for shift, counts, colour, name in (
+        for shift, counts, color, name in (
             (-0.2, before, SECOND, "read"),
             (0.2, after, MAIN, "kept"),
         ):
             heights = [counts.get(str(power), 0) for power in places]
-            axis.bar([power + shift for power in places], heights, 0.4, color=colour, label=name)
+            axis.bar([power + shift for power in places], heights, 0.4, color=color, label=name)
         axis.set_xticks(list(places), [f"{2**power:,}" for power in places])
         axis.set_xlabel("characters, at least")
         axis.set_title("documents by length")

@@ -11,7 +11,7 @@ from llamaseek.herd import ModelConfig
 from llamaseek.plan.gpus import GPUS, Gpu, find_gpu, found_gpu, this_cpu
 from llamaseek.plan.layout import Layout
 from llamaseek.plan.planner import Planner
-from llamaseek.plan.question import Question, ask
+from llamaseek.plan.recipe import question_of
 from llamaseek.recipe.schema import ParallelRecipe, Recipe
 from llamaseek.runtime.world import local_ranks
 
@@ -41,24 +41,6 @@ def choose(
         allowed = f"degrees of your own: none fits {ranks} of {question.gpu.title}"
         raise bad_value("parallel", "auto", allowed)
     return plan(best)
-
-
-def question_of(recipe: Recipe, config: ModelConfig, gpu: Gpu) -> Question:
-    """What the recipe asks of the planner."""
-    train = recipe.train
-    task = "pretrain" if recipe.stage == "pretrain" else "sft"
-    narrow = train.precision == "bf16" or (train.precision == "auto" and gpu.name != "cpu")
-    question = ask(
-        None,
-        gpu,
-        "lora" if recipe.lora is not None else task,
-        "bf16" if narrow else "fp32",
-        params=1,
-        context=recipe.data.length,
-        batch=train.batch,
-        checkpointing="full" if train.checkpoint_activations == "full" else "none",
-    )
-    return replace(question, config=config, parameters=None, rows=train.micro_batch)
 
 
 def gpu_of(device: str, ranks: int) -> Gpu:

@@ -9,9 +9,11 @@ from llamaseek.errors import UserError, unknown_name
 from llamaseek.herd import FAMILIES, ModelConfig, config_from_sizes
 from llamaseek.herd.folder import read_config
 from llamaseek.herd.formats import BLOCK, PACKED
-from llamaseek.plan.layout import Layout
+from llamaseek.plan.layout import DEGREES, Layout
 from llamaseek.recipe.schema import ParallelRecipe, Recipe
+from llamaseek.recipe.stages import STAGES
 from llamaseek.runtime.auto import choose
+from llamaseek.runtime.world import started_ranks
 
 TORCHAO = ("tensorwise", "rowwise")
 
@@ -28,7 +30,7 @@ def float8_problems(recipe: Recipe, config: ModelConfig) -> Iterator[str]:
         yield f"{subject} is not for train.precision {train.precision}; allowed: auto, bf16"
     if recipe.lora is not None:
         yield f"{subject} is not for adapters, whose base is not trained; allowed: none"
-    if recipe.stage in ("grpo", "ppo"):
+    if STAGES[recipe.stage].rollouts:
         yield f"{subject} is not for {recipe.stage}, whose engine reads plain weights; use none"
     if recipe.parallel.tensor > 1:
         yield (
@@ -44,9 +46,6 @@ def _widths(subject: str, config: ModelConfig) -> Iterator[str]:
     for name, width in widths.items():
         if width % BLOCK:
             yield f"{subject} needs a multiple of {BLOCK} as model.config.{name}, not {width}"
-
-
-DEGREES = ("data", "shard", "tensor", "pipeline", "context", "expert")
 
 
 def resolve(recipe: Recipe, ranks: int | None) -> Recipe:
@@ -71,6 +70,16 @@ def resolve(recipe: Recipe, ranks: int | None) -> Recipe:
     for problem in problems(recipe, config, ranks):
         raise UserError(problem)
     return recipe
+
+
+def check_started(recipe: Recipe, wanted: str) -> None:
+    """UserError where one process was started for a recipe, `wanted` by its user, of several."""
+    ranks = recipe.parallel.ranks
+    if ranks > 1 and started_ranks() is None:
+        raise UserError(
+            f"parallel: is for {ranks} ranks, but one process was started; allowed: "
+            f"torchrun --nproc-per-node {ranks} -m llamaseek {recipe.stage} {wanted}"
+        )
 
 
 def model_config(recipe: Recipe) -> ModelConfig:
@@ -192,7 +201,7 @@ def _combinations(recipe: Recipe, plan: ParallelRecipe) -> Iterator[str]:
     if plan.offload and plan.shard == 1:
         yield "parallel.offload: true needs parallel.shard above 1: only sharded weights move"
     beyond = [name for name in splits if name != "shard"]
-    if beyond and (recipe.stage in ("grpo", "ppo") or recipe.sampling is not None):
+    if beyond and recipe.samples:
         what = "sampling" if recipe.sampling is not None else recipe.stage
         yield (
             f"parallel.{beyond[0]}: above 1 is not for {what}, whose engine answers from whole "

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 BEAT = 1.0
 PATIENCE = 5.0  # seconds in which the store must answer
-HUNG = 75  # the exit code of a rank that ends because the run stands still
+HUNG = 75  # the exit code of a rank that exits because the run hangs
 
 
 class Watchdog:

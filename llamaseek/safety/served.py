@@ -1,4 +1,4 @@
-"""A guard beside the served model: it judges what is asked, and what is answered as it comes.
+"""A guard of a served model: it judges messages, and answers while they are generated.
 
 This fails closed. A guard that is stopped, broken, late, or answers anything but a verdict
 lets nothing pass. Its engine has a thread of its own, so that both models work at once.
@@ -108,7 +108,7 @@ class ServedGuard:
 
 @dataclass
 class GuardedAnswer:
-    """Holds one answer back until the guard has cleared what it says so far.
+    """Buffers an answer until the guard has judged its text so far as safe.
 
     All that the model says is judged as it says it, whatever is then made of it: calls of tools,
     and text that a stop string may cut off, too.

@@ -21,7 +21,7 @@ LONGEST = 400  # characters that wait without the end of a sentence
 
 @dataclass
 class HeldText(Generic[T]):
-    """What was said so far, and what of it (each part with its text) waits to be cleared.
+    """The answer so far, and the parts of it (with their text) that wait for a verdict.
 
     A piece is due at the end of a sentence or line, and at LONGEST characters without one.
     """

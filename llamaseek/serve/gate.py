@@ -1,4 +1,4 @@
-"""What stands before the routes: the key, and the access log.
+"""Middleware of the routes: the API key and the access log.
 
 A line a request: method, route, status, time. No address, no body, no key, nothing users wrote.
 """

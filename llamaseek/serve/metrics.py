@@ -1,4 +1,4 @@
-"""Prometheus figures. Labels are routes and kinds, never anything a user wrote."""
+"""Prometheus metrics. Labels are routes and kinds, never user text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5
 
 
 class Metrics:
-    """What is counted on the way, and what is read from the engine when asked."""
+    """Counters of the server, and values that are read from the engine at each scrape."""
 
     def __init__(self, background: BackgroundEngine) -> None:
         self.registry = registry = CollectorRegistry()

@@ -1,4 +1,4 @@
-"""What the server allows: where it listens, who may ask, and how much."""
+"""Options of the server: address, API key, and limits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MEGABYTE = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The most that one request, or all together, may ask for."""
+    """Limits of one request, and of all requests together."""
 
     body_bytes: int = 4 * MEGABYTE
     json_depth: int = 64

@@ -1,4 +1,4 @@
-"""uvicorn around the app, and an orderly end.
+"""Runs the app in uvicorn, with a graceful shutdown.
 
 The first SIGTERM or SIGINT: no new connections, `/ready` says so, answers under way go on for
 `drain` seconds; what is then left ends with an error event. A second one ends all at once.
@@ -34,7 +34,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Take SIGTERM and SIGINT while serving; afterwards the process goes on to exit 0."""
+        """Take SIGTERM and SIGINT while serving; afterwards the process exits with code 0."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

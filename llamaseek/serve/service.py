@@ -176,7 +176,7 @@ def load_served_guard(
     options: ServeOptions,
     engine: EngineOptions,
 ) -> ServedGuard:
-    """A guard to stand before a service; its cache takes half of what the model's may."""
+    """The guard of a service; its cache may take half the size of the model's."""
     limits = replace(engine, cache_bytes=engine.cache_bytes // 2)
     guard = load_guard(folder, categories, pick_device(device, "--device"), limits)
     return ServedGuard(guard, options.guard_timeout)

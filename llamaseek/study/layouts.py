@@ -25,13 +25,15 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from llamaseek.data.batch import Batch, Rows
+from llamaseek.data.batch import Batch
+from llamaseek.data.source import Rows
 from llamaseek.herd import ModelConfig, config_from_sizes
 from llamaseek.models import build_model
 from llamaseek.parallel.ranks import layout_of
 from llamaseek.parallel.traffic import Traffic
 from llamaseek.plan.layout import Layout
-from llamaseek.recipe.load import apply_override, make_recipe
+from llamaseek.recipe.load import make_recipe
+from llamaseek.recipe.reading import apply_override
 from llamaseek.recipe.schema import Recipe
 from llamaseek.text.train_bpe import train_bpe
 from llamaseek.train.job import Job
@@ -133,7 +135,7 @@ class Seen:
 def observe(case: Case) -> Seen:
     """What this rank sees in a few steps."""
     trainer = trainer_of(case)
-    batch = trainer.job.train.step(0, case.recipe.train.batch)
+    batch = trainer.job.source.step(0, case.recipe.train.batch)
     with saved(trainer) as kept:
         trainer._gradients(batch)
     own = [weight.own for weight in trainer.ranks.weights]

@@ -17,7 +17,7 @@ from llamaseek.plan.activations import TrainingPass
 from llamaseek.plan.memory import Memory, Training, training_memory
 from llamaseek.runtime.check import resolve
 from llamaseek.study.layouts import PLANS, SIZES, Case, Seen, observed
-from llamaseek.study.runs import COLOURS, Finding, Settings, mean
+from llamaseek.study.runs import COLORS, Finding, Settings, mean
 
 SMOKE = ("data", "tensor")
 STATES = ("weights", "gradients", "optimizer")
@@ -142,10 +142,10 @@ def bars(axis: Axes, rows: list[dict[str, Any]], what: str, kinds: Iterable[str]
     """One bar a layout."""
     layouts = list(dict.fromkeys(row["layout"] for row in rows))[::-1]
     left = [0.0] * len(layouts)
-    for colour, kind in zip(COLOURS, kinds, strict=False):
+    for color, kind in zip(COLORS, kinds, strict=False):
         values = [total(rows, layout, what, kind=kind) for layout in layouts]
         if any(values):
-            axis.barh(layouts, values, 0.6, left, color=colour, label=kind.replace("_", "-"))
+            axis.barh(layouts, values, 0.6, left, color=color, label=kind.replace("_", "-"))
         left = [start + value for start, value in zip(left, values, strict=True)]
     wanted = [total(rows, layout, what, "computed") for layout in layouts]
     axis.plot(wanted, layouts, "k|", markersize=9, label="formula")

@@ -20,7 +20,8 @@ from llamaseek.data.pack import pack_text
 from llamaseek.files import write_text
 from llamaseek.models.loss import next_token_loss
 from llamaseek.pictures import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, save
-from llamaseek.recipe.load import find_recipe, load_recipe
+from llamaseek.recipe.load import load_recipe
+from llamaseek.recipe.reading import find_recipe
 from llamaseek.recipe.schema import Recipe
 from llamaseek.runtime.device import autocast, pick_device
 from llamaseek.text.tokenizer import Tokenizer
@@ -115,8 +116,8 @@ def mean(values: Iterable[float]) -> float:
     return sum(found) / len(found)
 
 
-COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
-MAIN, SECOND = COLOURS[:2]
+COLORS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
+MAIN, SECOND = COLORS[:2]
 STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -150,9 +151,9 @@ def grouped_bars(
 ) -> None:
     """A group of bars for each name, one bar a series, each with its value on top."""
     width = 0.8 / len(series)
-    for number, (colour, (name, values)) in enumerate(zip(COLOURS, series.items(), strict=False)):
+    for number, (color, (name, values)) in enumerate(zip(COLORS, series.items(), strict=False)):
         places = [place + (number - (len(series) - 1) / 2) * width for place in range(len(groups))]
-        bars = axis.bar(places, values, width * 0.92, color=colour, label=name)
+        bars = axis.bar(places, values, width * 0.92, color=color, label=name)
         axis.bar_label(bars, [form.format(value) for value in values], fontsize=7)
     axis.set_xticks(range(len(groups)), groups)
     axis.margins(y=0.15)  # room for the values under the legend

@@ -7,9 +7,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from llamaseek.runtime.device import count_parameters
+from llamaseek.herd.tensors import count_parameters
 from llamaseek.study.corpus import make_corpus
-from llamaseek.study.runs import COLOURS, Finding, Settings, held_out_loss, mean, panel, trained
+from llamaseek.study.runs import COLORS, Finding, Settings, held_out_loss, mean, panel, trained
 from llamaseek.train.jobs.pretrain import build_job
 
 SIZES = {
@@ -35,13 +35,13 @@ def size(settings: Settings) -> Finding:
                 recipe = settings.recipe("study", place, *overrides, *sizes, f"seed={seed}")
                 folder = trained(recipe)
                 job = build_job(recipe)
-                seen = job.train.step(0, ROWS)
+                seen = job.source.step(0, ROWS)
                 losses = {
                     "training": held_out_loss(folder, seen, recipe),
                     "held_out": held_out_loss(folder, corpus.held_out, recipe),
                 }
                 losses["gap"] = losses["held_out"] - losses["training"]
-                parameters = count_parameters(job.model)[0]
+                parameters = count_parameters(job.model.config).total
                 about = {"seed": seed, "size": name, "parameters": parameters, "tokens": tokens}
                 rows.append({**about, **losses})
     return Finding(sentence(rows), rows, lambda figure: draw(figure, rows))
@@ -69,15 +69,15 @@ def sentence(rows: list[dict[str, Any]]) -> str:
 
 
 def draw(figure: Figure, rows: list[dict[str, Any]]) -> None:
-    """Loss on both texts against the amount of data, a colour a size."""
+    """Loss on both texts against the amount of data, a color a size."""
     axis = panel(figure, "distinct tokens (all runs take the same steps)", "loss (nats a token)")
     amounts = sorted({row["tokens"] for row in rows})
-    for colour, name in zip(COLOURS, SIZES, strict=False):
+    for color, name in zip(COLORS, SIZES, strict=False):
         parameters = next(row["parameters"] for row in rows if row["size"] == name)
         for key, style in (("held_out", "-o"), ("training", "--o")):
             values = [over_seeds(rows, name, tokens, key) for tokens in amounts]
             label = f"{name} ({parameters / 1e6:.1f}M), {key.replace('_', ' ')}"
-            axis.plot(amounts, values, style, color=colour, label=label, markersize=4)
+            axis.plot(amounts, values, style, color=color, label=label, markersize=4)
     axis.set_xscale("log", base=2)
     axis.set_xticks(amounts, [f"{tokens / 1e3:.0f}k" for tokens in amounts])
     axis.legend()

@@ -10,9 +10,10 @@ import torch
 from matplotlib.figure import Figure
 
 from llamaseek.checkpoints.hf import load_model
-from llamaseek.data.batch import Batch, Rows
+from llamaseek.data.batch import Batch
 from llamaseek.data.builtin.rows import generated_rows
 from llamaseek.data.rows import conversations
+from llamaseek.data.source import Rows, Source
 from llamaseek.evals.generated import (
     Generator,
     instruction_following,
@@ -22,11 +23,11 @@ from llamaseek.evals.generated import (
 from llamaseek.recipe.schema import Recipe
 from llamaseek.study.runs import SMOKE_CORPUS, Finding, Settings, grouped_bars, mean, trained
 from llamaseek.text.tokenizer import Tokenizer
-from llamaseek.train.job import Job, Source
+from llamaseek.train.job import Job
 
 
 @dataclass(frozen=True)
-class Together:
+class Together(Source):
     """Batches that hold rows of text and rows of chats, as a single training sees both."""
 
     text: Source
@@ -109,7 +110,7 @@ def single(settings: Settings, seed: int, with_text: bool) -> Path:
         wanted = {"tasks": TASK_ROWS, "instructions": INSTRUCTION_ROWS}
         rows = generated_rows(wanted, seed, "train")
         chats = Rows(conversations(rows, job.tokenizer, recipe.data.length), seed)
-        job.train = Together(job.train, chats, text_rows)
+        job.source = Together(job.source, chats, text_rows)
 
     return trained(recipe, mixed)
 

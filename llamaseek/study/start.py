@@ -11,7 +11,7 @@ from llamaseek.checkpoints.hf import load_model
 from llamaseek.data.builtin.reviews import EMOTIONS, review_item
 from llamaseek.data.builtin.tasks import exact_match
 from llamaseek.evals.generated import Generator, distinct
-from llamaseek.study.runs import COLOURS, Finding, Settings, mean, panel, trained
+from llamaseek.study.runs import COLORS, Finding, Settings, mean, panel, trained
 from llamaseek.study.stages import staged
 from llamaseek.text.tokenizer import Tokenizer
 
@@ -69,11 +69,11 @@ def sentence(rows: list[dict[str, Any]]) -> str:
 def draw(figure: Figure, rows: list[dict[str, Any]]) -> None:
     """Accuracy against the number of reviews, a line a start; each seed a dot."""
     axis = panel(figure, "training reviews", "emotions recognized")
-    for colour, name in zip(COLOURS, STARTS, strict=False):
+    for color, name in zip(COLORS, STARTS, strict=False):
         values = [average(rows, name, reviews) for reviews in REVIEWS]
-        axis.plot(REVIEWS, values, color=colour, label=name)
+        axis.plot(REVIEWS, values, color=color, label=name)
         dots = [(row["reviews"], row["accuracy"]) for row in rows if row["start"] == name]
-        axis.scatter([dot[0] for dot in dots], [dot[1] for dot in dots], 14, color=colour)
+        axis.scatter([dot[0] for dot in dots], [dot[1] for dot in dots], 14, color=color)
     axis.axhline(1 / len(EMOTIONS), color="black", linewidth=0.8, linestyle=":", label="guessing")
     axis.set_xscale("log", base=2)
     axis.set_xticks(REVIEWS, [str(reviews) for reviews in REVIEWS])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
 
-# No white space but what `json.dumps` writes: a weak model could go on with blanks for ever.
+# Only the whitespace of `json.dumps`: a weak model could otherwise repeat blanks without end.
 JSON_STYLE: JsonCompileOptions = {
     "whitespace_flexible": False,
     "item_separator": ", ",

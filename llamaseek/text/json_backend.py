@@ -24,7 +24,7 @@ class TokenStream(Protocol):
         """The text this id completes; empty while a character is not whole."""
 
     def flush(self) -> str:
-        """What is left at the end; afterwards the stream begins anew."""
+        """The rest of the stream at its end; the stream is then reset."""
 
 
 class Backend(Protocol):

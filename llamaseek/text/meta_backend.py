@@ -1,4 +1,4 @@
-"""Meta's `tokenizer.model`, through tiktoken: one line a token, its bytes in base64 and its rank.
+"""Meta's `tokenizer.model`, through tiktoken: one line per token, its bytes in base64 and its rank.
 
 Meta's own reader is `models/llama3/tokenizer.py` of llama-models.
 """

@@ -253,7 +253,7 @@ class Tokenizer:
 
     @cached_property
     def templates(self) -> TemplateRunner:
-        """What renders its chat template, where that is none of the known formats."""
+        """The renderer of its chat template, if the template is not a known format."""
         return TemplateRunner()
 
     def _configured(self, key: str, default: str) -> str:
@@ -323,7 +323,7 @@ def _read_gguf(
     """The engine, config, chat templates, generation config and end tokens that a GGUF file's
     metadata describes."""
     from llamaseek.gguf_header import read_gguf
-    from llamaseek.text.gguf_tokenizer import tokenizer_files
+    from llamaseek.text.gguf.tokenizer import tokenizer_files
 
     files = tokenizer_files(read_gguf(path))
     try:

@@ -1,71 +1,23 @@
-"""TODO docstring"""
+"""The parts of a training run, and its interruption."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
-
-from torch import Tensor
+from typing import Any
 
 from llamaseek.data.bad_rows import BadRows
 from llamaseek.data.batch import Batch
+from llamaseek.data.source import Source
 from llamaseek.models import CausalLM
 from llamaseek.recipe.schema import Recipe
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.objectives import Objective
 
 
-class Source(Protocol):
-    """What the loop asks for a step's batch."""
-
-    @property
-    def length(self) -> int:
-        """Tokens a row, at most."""
-        ...
-
-    def step(self, step: int, rows: int) -> Batch:
-        """The rows of one training step (from 0)."""
-        ...
-
-
-@runtime_checkable
-class Sampled(Protocol):
-    """A source whose batches depend on the model: it has figures to watch, and a state to keep."""
-
-    def metrics(self) -> dict[str, Any]:
-        """Figures of the latest batch."""
-        ...
-
-    def state(self) -> dict[str, Tensor]:
-        """The state that a resumed run needs for bit-exact results."""
-        ...
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from what `state` gave."""
-        ...
-
-
-@runtime_checkable
-class Mixed(Protocol):
-    """A source drawn from several corpora: a place in them to keep, and ratios to report."""
-
-    def shares(self) -> dict[str, dict[str, float]]:
-        """Of each corpus so far: tokens, its share of them, the share asked for."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """Where the next step begins, as JSON."""
-        ...
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
-        ...
-
-
 def summary_lines(source: Source) -> list[str]:
     """One line with what each of several corpora gave, beside what was asked of it."""
-    shares = source.shares() if isinstance(source, Mixed) else {}
+    shares = source.shares()
     if len(shares) < 2:
         return []
     parts = (f"{name} {s['share']:.2%} ({s['asked']:.2%})" for name, s in shares.items())
@@ -89,7 +41,7 @@ class Job:
     model: CausalLM
     tokenizer: Tokenizer
     objective: Objective
-    train: Source
+    source: Source
     held_out: Batch | None = None
     held_out_bytes: int = 0
     # Figures of the model itself at each evaluation, as `val_NAME`.

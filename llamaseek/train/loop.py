@@ -23,6 +23,7 @@ from llamaseek.models.quant.fp8_training import use_float8
 from llamaseek.models.recompute import recompute
 from llamaseek.parallel.collectives import on_first_rank
 from llamaseek.parallel.ranks import ParallelModel
+from llamaseek.plan.flops import recipe_flops
 from llamaseek.recipe.load import save_recipe
 from llamaseek.runtime.device import (
     autocast,
@@ -30,11 +31,10 @@ from llamaseek.runtime.device import (
     matrix_peak,
     pick_device,
     pick_dtype,
-    training_flops_per_token,
 )
 from llamaseek.runtime.watch import set_phase
 from llamaseek.train.evaluate import LossAccumulator, evaluate
-from llamaseek.train.job import Interrupted, Job, Mixed, Sampled, StepHook, summary_lines
+from llamaseek.train.job import Interrupted, Job, StepHook, summary_lines
 from llamaseek.train.monitor import Curves, NonFiniteGuard, Progress
 from llamaseek.train.optimizer import (
     WeightAverage,
@@ -46,11 +46,9 @@ from llamaseek.train.saving.lock import hold, release
 from llamaseek.train.saving.run_folder import RunFolder
 from llamaseek.train.saving.saver import Adapted, AdaptedParts, Exported, Saver, outline
 from llamaseek.train.saving.state import (
-    load_position,
+    load_source,
     load_state,
-    load_tensors,
-    save_position,
-    save_tensors,
+    save_source,
 )
 
 
@@ -77,7 +75,7 @@ class Trainer:
         keep_freed_memory()
         dtype = pick_dtype(self.recipe.precision, self.device)
         model = job.model.train()
-        self.flops = training_flops_per_token(model, job.train.length)
+        self.flops = recipe_flops(job.recipe, model.config, job.source.length)
         form = saved_form(model, job, torch.promote_types(dtype, torch.float32))
         use_float8(model, self.recipe.float8, self.device)
         self.ranks = ParallelModel(model, job.recipe.parallel, self.device, dtype)
@@ -118,7 +116,7 @@ class Trainer:
                 if self.ranks.any(bool(asked)):
                     self._save(step + 1, last=True)
                     raise Interrupted(asked[0] if asked else signal.SIGTERM, step + 1)
-            progress.say(summary_lines(self.job.train))
+            progress.say(summary_lines(self.job.source))
         self._finish()
         return self.folder
 
@@ -168,10 +166,7 @@ class Trainer:
         error = None
         try:
             load_state(folder, self.ranks, self.optimizer, self.average)
-            if isinstance(self.job.train, Sampled):
-                self.job.train.restore(load_tensors(folder, "source"))
-            if isinstance(self.job.train, Mixed):
-                self.job.train.restore(load_position(folder))
+            self.job.source.restore(load_source(folder, self.job.source.state()))
         except (UserError, LookupError, TypeError, ValueError) as failed:
             error = str(failed) if isinstance(failed, UserError) else f"{folder}: {failed!r}"
         self.ranks.agree(error)
@@ -185,7 +180,7 @@ class Trainer:
         self.place = f"step {step + 1}"
         set_phase(f"{self.place}, making the batch")
         torch.manual_seed(self.job.recipe.seed * 1_000_003 + step)
-        batch = self.job.train.step(step, self.recipe.batch)
+        batch = self.job.source.step(step, self.recipe.batch)
         batch = self.job.objective.prepare(batch, step)
         if not self.job.objective.in_loss(batch):
             raise UserError(
@@ -214,7 +209,7 @@ class Trainer:
             "tokens_per_second": tokens / seconds,
             **skipped,
             **self._expert_metrics(step, loads),
-            **(self.job.train.metrics() if isinstance(self.job.train, Sampled) else {}),
+            **self.job.source.metrics(),
             **({"rows_skipped": self.job.bad_rows.skipped} if step == 0 else {}),
             **(self.job.sampled if step == 0 else {}),
         }
@@ -278,7 +273,7 @@ class Trainer:
 
     def _shares(self) -> dict[str, float]:
         """What share of the tokens so far each source of a mix gave, and was asked for."""
-        mix = self.job.train.shares() if isinstance(self.job.train, Mixed) else {}
+        mix = self.job.source.shares()
         return {
             f"mix/{name}/{key}": round(found[key], 5)
             for name, found in mix.items()
@@ -309,13 +304,10 @@ class Trainer:
             self.average.swap()
 
     def _save(self, done: int, last: bool = False) -> None:
-        position = self.job.train.state() if isinstance(self.job.train, (Sampled, Mixed)) else {}
+        state = self.job.source.state()
 
         def extras(folder: Path) -> None:
-            if isinstance(self.job.train, Sampled):
-                save_tensors(folder, "source", position)
-            if isinstance(self.job.train, Mixed):
-                save_position(folder, position)
+            save_source(folder, state)
 
         set_phase(f"step {done}, checkpoint")
         self.saver.save(done, self.optimizer, self.average, extras, last)

@@ -1,4 +1,4 @@
-"""The progress bar of a run: loss, tokens a second, share of the machine's peak, time left."""
+"""The progress bar of a run: loss, tokens per second, share of peak FLOP/s, time left."""
 
 from __future__ import annotations
 

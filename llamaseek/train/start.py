@@ -1,4 +1,4 @@
-"""The trained model that a run goes on from."""
+"""The trained model that a run starts from."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from llamaseek.models import CausalLM
 from llamaseek.models.lora import add_lora
 from llamaseek.models.quant.nf4 import quantize_layers
 from llamaseek.recipe.schema import LoraRecipe, Recipe
+from llamaseek.recipe.stages import STAGES
 from llamaseek.text.tokenizer import Tokenizer
 
 
@@ -25,7 +26,7 @@ def start_from(recipe: Recipe) -> tuple[Tokenizer, CausalLM]:
     if not recipe.model.init_from:
         raise UserError("model.init_from: is empty; give the folder of a pre-trained model")
     folder = Path(recipe.model.init_from)
-    if recipe.stage != "reward":
+    if STAGES[recipe.stage].generates:
         check_speaks("model.init_from", folder)
     check_length(recipe, read_config(folder))
     tokenizer = Tokenizer.load(Path(recipe.tokenizer.path or folder))
@@ -62,7 +63,7 @@ def by_layer(recipe: Recipe) -> bool:
     """Whether no step before training needs the whole model: nothing is sampled from it, it is no
     one's reference, and stays in the precision it comes in.
     """
-    whole = recipe.stage in ("dpo", "grpo", "ppo") or recipe.sampling is not None
+    whole = recipe.stage == "dpo" or recipe.samples
     narrow = recipe.lora is not None and recipe.lora.base == "nf4"
     return recipe.parallel.ranks > 1 and not whole and not narrow
 

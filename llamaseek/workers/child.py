@@ -68,7 +68,7 @@ def obey(control: socket.socket, make: Make) -> None:
 
 
 class Orders:
-    """What the process that forks is asked to do, and the workers that there are."""
+    """Commands to the process that forks, and the existing workers."""
 
     def __init__(self, control: socket.socket, make: Make) -> None:
         self.control, self.make = control, make

@@ -99,7 +99,7 @@ class WorkerPool:
             self._ensure()
 
     def close(self) -> None:
-        """End all workers; the next job starts anew."""
+        """End all workers; the next job starts new ones."""
         with self._lock:
             self._close()
 

@@ -88,7 +88,10 @@ def test_chat_behind_a_guard_without_a_verdict_says_nothing(folder: Path) -> Non
         ([" "], "message: ' ' is not allowed"),
         (["Hi", "--answer", ""], "--answer: '' is not allowed"),
         (["--held-out", "-1"], "--held-out: -1 is not allowed"),
-        (["Hi", *(word for c in PUBLISHED for word in ("--drop", c.code))], "no category"),
+        (
+            ["Hi", *(word for c in PUBLISHED for word in ("--drop", c.code))],
+            "removes every category",
+        ),
     ],
 )
 def test_bad_input_is_one_line(cli: Cli, folder: Path, words: list[str], said: str) -> None:

@@ -93,7 +93,7 @@ BAD = [
     (["llama-3.1-8b", "--gpu", "h100", "--context", "200000"], ["context", "131,072"]),
     (["llama-3.1-8b", "--gpu", "h100", "--gpus", "0"], ["gpus: 0"]),
     (["llama-3.1-405b", "--gpu", "h100", "--gpus", "8"], ["gpus: 8", "16"]),
-    (["llama-3.1-8b", "--gpu", "h100", "--utilisation", "1.5"], ["utilisation: 1.5"]),
+    (["llama-3.1-8b", "--gpu", "h100", "--utilization", "1.5"], ["utilization: 1.5"]),
     (["llama-3.1-8b", "--gpu", "h100", "--tokens", "nan"], ["tokens: nan"]),
     (["llama-3.1-8b", "--gpu", "h100", "--price", "-2"], ["price: -2"]),
     (["llama-3.1-8b", "--gpu", "h100", "--checkpointing", "ful"], ["checkpointing", "'full'"]),

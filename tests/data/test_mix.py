@@ -21,6 +21,7 @@ from llamaseek.data.mix.corpus import build_corpus
 from llamaseek.data.mix.encode import Encoder, TokenStore, fim_marks, write_store
 from llamaseek.data.mix.rows import MixRows, shuffled
 from llamaseek.data.mix.schedule import Phase, Schedule
+from llamaseek.data.source import SourceState
 from llamaseek.errors import UserError
 from llamaseek.files import write_text
 from llamaseek.recipe.load import make_recipe
@@ -92,7 +93,7 @@ def test_stopped_at_ten_points_the_stream_is_the_same(stores: dict[str, TokenSto
     for step in range(60):
         if step in stops:  # as a new process: nothing but the JSON of the last step is left
             rows = rows_of(stores)
-            rows.restore(json.loads(json.dumps(state)))
+            rows.restore(SourceState(json.loads(json.dumps(state.position))))
         found = rows.step(step, 8)
         state = rows.state()
         assert torch.equal(found.tokens, wanted[step].tokens)
@@ -107,12 +108,12 @@ def read_until(stores: dict[str, TokenStore], folder: Path, stop: int) -> None:
     """
     rows, state = rows_of(stores), folder / "state.json"
     if state.exists():
-        rows.restore(json.loads(state.read_text()))
+        rows.restore(SourceState(json.loads(state.read_text())))
     for step in range(int((folder / "next").read_text()), 60):
         np.save(folder / f"{step}.npy", rows.step(step, 8).tokens.numpy())
         if step == stop:
             os.kill(os.getpid(), signal.SIGKILL)
-        write_text(state, json.dumps(rows.state()))
+        write_text(state, json.dumps(rows.state().position))
         write_text(folder / "next", str(step + 1))
 
 
@@ -318,7 +319,7 @@ def test_a_run_tells_what_its_mix_became(
         ({"mix": {"storys": 1}}, "did you mean 'stories'"),
         ({"mix": {"a": -1}}, r"data\.mix\.a: -1"),
         ({"mix": {"a": 0}}, "no weight above 0"),
-        ({"budgets": {"a": 10, "b": 10}}, "20 tokens in all, but the run reads 5,120"),
+        ({"budgets": {"a": 10, "b": 10}}, "20 tokens in total, but the run reads 5,120"),
         ({"phases": [{"start": 0.5, "mix": {"z": 1}}]}, r"data\.phases\.0\.mix source 'z'"),
         ({"corpora": {"a": ["nothing.txt"]}}, "nothing.txt: no such file"),
         ({"phases": [{"strt": 0.5, "mix": {"a": 1}}]}, "did you mean 'start'"),

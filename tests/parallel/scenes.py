@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from llamaseek.data.batch import Batch, Rows
+from llamaseek.data.batch import Batch
+from llamaseek.data.source import Rows
 from llamaseek.herd import config_from_sizes
 from llamaseek.models import build_model
 from llamaseek.models.moe import Router

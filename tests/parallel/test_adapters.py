@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from llamaseek.checkpoints.hf import load_model, save_model
-from llamaseek.data.batch import Rows
+from llamaseek.data.source import Rows
 from llamaseek.herd import config_from_sizes
 from llamaseek.models import build_model
 from llamaseek.models.score import reward_model

@@ -9,22 +9,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from llamaseek.dry_run.estimate import estimate, send_seconds
+from llamaseek.dry_run.estimate import estimate
 from llamaseek.dry_run.rank import (
     Part,
     RankReport,
     Setting,
     dry_run,
     fullest_moment,
-    in_flight,
     kinds,
 )
 from llamaseek.dry_run.trace import Movement, TracedWork, counted
 from llamaseek.herd import config_from_sizes
 from llamaseek.models import build_model
+from llamaseek.plan.flops import training_flops
 from llamaseek.plan.gpus import find_gpu, rates_of
-from llamaseek.plan.layout import Layout
-from llamaseek.plan.weights import training_flops
+from llamaseek.plan.layout import Layout, Running
+from llamaseek.plan.step import send_seconds
 from llamaseek.recipe.schema import ParallelRecipe
 from tests.cli.run import Cli
 
@@ -77,7 +77,8 @@ def sends(report: RankReport) -> dict[str, int]:
 
 @pytest.mark.parametrize("family", ["llama3", "deepseek_v3"])
 def test_the_products_are_the_planner_s_and_split_over_ranks(family: str) -> None:
-    wanted = LENGTH * training_flops(setting(family).config, "pretrain", LENGTH)
+    config = setting(family).config
+    wanted = LENGTH * training_flops(config, LENGTH, config.multi_token_depth)
     for degrees in ({}, {"tensor": 2}, {"shard": 2, "tensor": 4}):
         tried = setting(family, **degrees)
         report = dry_run(tried, 0)
@@ -164,11 +165,9 @@ def test_modules_that_predict_ahead_run_the_head_again() -> None:
 
 
 def test_forwards_in_flight() -> None:
-    deep = setting("llama3", micro_batches=8, pipeline=4)
-    assert [in_flight(deep, place) for place in range(4)] == [4, 3, 2, 1]
-    assert in_flight(setting("llama3", micro_batches=2, pipeline=4), 0) == 2
-    twice = setting("llama3", micro_batches=8, pipeline=2, schedule="interleaved")
-    assert [in_flight(twice, place) for place in range(2)] == [5, 3]
+    assert [Running().in_flight(4, place, 8) for place in range(4)] == [4, 3, 2, 1]
+    assert Running().in_flight(4, 0, 2) == 2
+    assert [Running(stages_per_rank=2).in_flight(2, place, 8) for place in range(2)] == [5, 3]
 
 
 def test_the_fullest_moment_is_that_of_the_schedule() -> None:
@@ -214,7 +213,7 @@ def test_more_micro_batches_hide_the_pipeline() -> None:
     for count in (4, 64):
         tried = setting("llama3", micro_batches=count, pipeline=4)
         found = estimate(tried, runs(tried), gpu, "bf16")
-        shares.append(found.utilisation)
+        shares.append(count / found.seconds)
         assert found.bubble == pytest.approx(3 * found.slot.seconds)
     assert shares[1] > 1.5 * shares[0]
 
@@ -222,10 +221,10 @@ def test_more_micro_batches_hide_the_pipeline() -> None:
 def test_an_exchange_uses_the_node_s_links_and_the_network_at_once() -> None:
     rates = rates_of(find_gpu("h800"), "bf16")
     tried = setting("deepseek_v3", data=16, expert=16)
-    seconds = send_seconds(tried, "expert", 15.0, rates)  # a byte to each of 15 others
+    seconds = send_seconds(tried.layout, "expert", 15.0, rates)  # a byte to each of 15 others
     assert seconds == pytest.approx(8 / rates.network)
     near = setting("deepseek_v3", data=8, expert=8)
-    assert send_seconds(near, "expert", 7.0, rates) == pytest.approx(7 / rates.link)
+    assert send_seconds(near.layout, "expert", 7.0, rates) == pytest.approx(7 / rates.link)
 
 
 def test_a_recipe_is_planned_and_drawn(cli: Cli, tmp_path: Path) -> None:

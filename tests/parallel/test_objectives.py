@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from llamaseek.data.batch import IGNORE, Batch, Rows
+from llamaseek.data.batch import IGNORE, Batch
+from llamaseek.data.source import Rows
 from llamaseek.herd import config_from_sizes
 from llamaseek.models import CausalLM, build_model
 from llamaseek.models.score import reward_model
@@ -139,7 +140,9 @@ def held_out_loss(plan: dict[str, Any], count: int) -> float:
     """The loss of `count` held-out rows."""
     job = job_of(recipe_of("llama3", plan, micro_batch=1))
     held_out = rows().batch.select(slice(0, count))
-    trainer = Trainer(Job(job.recipe, job.model, job.tokenizer, job.objective, job.train, held_out))
+    trainer = Trainer(
+        Job(job.recipe, job.model, job.tokenizer, job.objective, job.source, held_out)
+    )
     return trainer._evaluate()["val_loss"]
 
 

@@ -69,7 +69,7 @@ def test_accumulating_eight_rows_is_one_step_of_eight(family: str, tmp_path: Pat
         changes = {"train__batch": 8, "train__micro_batch": micro, "train__lr": 1e-3}
         trainer = Trainer(build_job(recipe(tmp_path, family, **changes)))
         gradients = {}
-        batch = trainer.job.objective.prepare(trainer.job.train.step(0, 8), 0)
+        batch = trainer.job.objective.prepare(trainer.job.source.step(0, 8), 0)
         trainer._gradients(batch)
         for name, parameter in trainer.job.model.named_parameters():
             if parameter.grad is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from llamaseek.errors import UserError
 from llamaseek.recipe.schema import RewardRecipe
 from llamaseek.train.rewards import Episode, check_columns, exact, make_rewards, numeric
 from llamaseek.train.rollouts.answers import judge
-from llamaseek.workers.sandbox import code_of, passes_tests
+from llamaseek.workers.sandbox import code_of
 from tests.train.tiny import tiny_tokenizer
 
 
@@ -66,14 +67,41 @@ HOSTILE = {
 
 def test_code_passes_its_tests_or_does_not() -> None:
     assert code_of(GOOD) == "def add(a, b):\n    return a + b\n"
-    pairs = [(GOOD, TESTS), *((code, TESTS) for code in HOSTILE.values())]
-    found = dict(zip(["good", *HOSTILE], passes_tests(pairs, timeout=2.0), strict=True))
-    import os
-
-    if os.getuid() == 0:  # root is above the limit on processes
-        found.pop("forks")
+    answers = {"good": GOOD, **HOSTILE}
+    recipe = {"kind": "unit_tests", "column": "tests", "timeout": 2.0}
+    found = dict(
+        zip(answers, scored(recipe, list(answers.values()), {"tests": TESTS}), strict=True)
+    )
     assert found.pop("good") == 1.0
     assert set(found.values()) == {0.0}, found
+
+
+def test_what_cannot_be_found_out_counts_as_0_and_is_counted() -> None:
+    recipes = [
+        RewardRecipe(kind="regex", pattern="(a+)+$", timeout=0.5),
+        RewardRecipe(kind="exact"),
+    ]
+    rewards = make_rewards(recipes, tiny_tokenizer())
+    said = [
+        Episode("x:1", {"answer": "aa"}, [], [1], text, True) for text in ("a" * 50 + "b", "aa")
+    ]
+    judged = judge(rewards, said)
+    assert judged.total == [0.0, 2.0] and judged.failed == {"regex": 1, "exact": 0}
+    figures = judged.figures(rewards, said)
+    assert figures["reward/regex/failed"] == 1 and "reward/exact/failed" not in figures
+
+
+def test_a_sandbox_that_fails_is_no_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    (reward,) = make_rewards([RewardRecipe(kind="unit_tests")], tiny_tokenizer())
+    said = [Episode("x:1", {"answer": TESTS}, [], [1], text, True) for text in (GOOD, GOOD)]
+    assert judge([reward], said).total == [1.0, 1.0]
+
+    def fail(*given: Any, **more: Any) -> Any:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", fail)
+    judged = judge([reward], said)
+    assert judged.total == [0.0, 0.0] and judged.failed == {"unit_tests": 2}
 
 
 def test_two_rewards_of_a_kind_both_count() -> None:

@@ -1,4 +1,4 @@
-"""In which type each tensor of a GGUF file is written, by the type that is asked for.
+"""The type in which each tensor of a GGUF file is written, by the requested type.
 
 The choice follows llama.cpp's (`src/llama-quant.cpp`): vectors and the router stay in float32; the
 head, and with it a tied embedding, gets 6 or 8 bits; `q4_k_m` has 6 bits for the values' and

@@ -66,7 +66,7 @@ def train_classifier(
 
 @cache
 def load_classifier(folder: str) -> Classifier:
-    """The classifier of a folder, read once a process; UserError where there is none."""
+    """The classifier of a folder, read once per process; UserError if there is none."""
     from safetensors.numpy import load_file
 
     try:

@@ -25,7 +25,7 @@ class CleaningStage(Section):
     """A step that judges or changes one document by itself; its fields are its thresholds."""
 
     def __call__(self, document: Document) -> Document | Reason:
-        """The document that goes on, or the reason why none does."""
+        """The document that is kept, or the reason why it is removed."""
         raise TypeError(f"{type(self).__name__} does not say what it does")
 
 

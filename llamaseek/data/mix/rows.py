@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.data.clean.hashing import mix
 from llamaseek.data.mix.encode import TokenStore
 from llamaseek.data.mix.schedule import Position, Schedule
+from llamaseek.data.source import Source, SourceState
 
 ROUNDS = 4  # of a Feistel network; enough to be indistinguishable (Luby and Rackoff 1988)
 
@@ -57,7 +58,7 @@ class Segment(NamedTuple):
     ends: bool
 
 
-class MixRows:
+class MixRows(Source):
     """Rows of `length` tokens, each filled with pieces of the source furthest behind its share.
 
     Every epoch of a source is another shuffle of its pieces. All ranks see one stream: a rank
@@ -73,9 +74,14 @@ class MixRows:
         seed: int = 0,
     ) -> None:
         self.stores, self.schedule = stores, schedule
-        self.length, self.isolate, self.seed = length, isolate, seed
+        self._length, self.isolate, self.seed = length, isolate, seed
         self._before = self._at = Position()
         self._orders: dict[str, tuple[int, NDArray[np.int64]]] = {}
+
+    @property
+    def length(self) -> int:
+        """Tokens a row."""
+        return self._length
 
     def step(self, step: int, rows: int, rank: int = 0, ranks: int = 1) -> Batch:
         """The rows of one training step, or of the `rank`-th of `ranks` equal parts of it.
@@ -89,13 +95,13 @@ class MixRows:
         part = range(rows * rank // ranks, rows * (rank + 1) // ranks)
         return self._read([planned[row] for row in part])
 
-    def state(self) -> dict[str, Any]:
-        """Where the next step begins, as JSON."""
-        return asdict(self._at)
+    def state(self) -> SourceState:
+        """Where the next step begins."""
+        return SourceState(position=asdict(self._at))
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
-        self._at = self._before = Position(**state)
+    def restore(self, state: SourceState) -> None:
+        """Continue from what `state` returned."""
+        self._at = self._before = Position(**state.position)
 
     def shares(self) -> dict[str, dict[str, float]]:
         """Of each source so far: tokens, its share of them, the share that was asked for."""

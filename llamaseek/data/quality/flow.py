@@ -95,7 +95,7 @@ def _settled(recipe: QualityRecipe, folder: Path, mark: str) -> dict[str, Any] |
 
 
 def _marked(folder: Path, mark: str) -> bool:
-    """Whether the folder is about this very judgement."""
+    """Whether the folder is about this very judgment."""
     try:
         return (folder / "mark").read_text() == mark
     except OSError:

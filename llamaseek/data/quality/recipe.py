@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from llamaseek.data.clean.recipe import CorpusRecipe
-from llamaseek.recipe.load import read_mapping, validated
+from llamaseek.recipe.reading import read_mapping, validated
 from llamaseek.recipe.schema import Device, Section
 
 RUBRIC = """\
@@ -19,7 +19,7 @@ get 0."""
 
 
 class JudgeRecipe(Section):
-    """A chat model and what it is asked. `model` is a folder, or with `url` a served model's name.
+    """A chat model and its instructions. `model` is a folder, or with `url` a served model's name.
 
     The defaults for what is graded are FineWeb-Edu's scale (Penedo et al. 2024, §4): 0 to 5.
     """

@@ -1,4 +1,4 @@
-"""A forward over the few tokens of a decoding step, a handful of operators a layer.
+"""The forward pass of a decoding step with few tokens, with a few fused operators per layer.
 
 It reads the weights of the plain model, whose code training uses, and computes the same; norms,
 residual sums and the gate are done by the operators on the way. Queries, keys and values (and gate
@@ -89,14 +89,14 @@ def normalized(x: Tensor, norm: RMSNorm) -> Tensor:
 
 
 class FusedStep(Protocol):
-    """Attention or feed-forward of one layer: x (N, D) → x with its outcome added."""
+    """Attention or feed-forward of one layer: x (N, D) → x plus its result."""
 
     def __call__(self, x: Tensor, where: Where) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Where:
-    """Where the tokens of a step stand: rotary tables (N, R / 2) in float32, layout and cache."""
+    """The positions of a step's tokens: rotary tables (N, R / 2) in float32, layout and cache."""
 
     cos: Tensor
     sin: Tensor
@@ -233,7 +233,7 @@ class Mixture:
 
 
 class Ahead:
-    """DeepSeek-V3's module for one token further (see `MultiTokenLayer`)."""
+    """DeepSeek-V3's module that predicts one token further (see `MultiTokenLayer`)."""
 
     def __init__(self, layer: MultiTokenLayer) -> None:
         self.layer, self.joined, self.steps = layer, weights(layer.eh_proj), _steps(layer)

@@ -1,4 +1,4 @@
-"""Decoding steps as CUDA graphs: one launch a step in place of some hundred.
+"""Decoding steps as CUDA graphs: one launch per step instead of several hundred.
 
 A graph reads and writes memory that stays where it is, and is made for a fixed number of rows. So
 there is one for each of a few sizes, captured when it is first needed; a step is copied into the
@@ -58,7 +58,7 @@ def capturable(model: CausalLM) -> bool:
 
 
 def compiled(model: CausalLM, backend: str = "inductor") -> Model:
-    """The model's forward compiled as one graph, anew for each size."""
+    """The model's forward pass compiled as one graph, once for each size."""
     from torch import _dynamo
 
     whole = torch.compile(model, dynamic=False, fullgraph=True, backend=backend)
@@ -106,7 +106,7 @@ class Capture:
 
 @dataclass
 class CapturedStep:
-    """The buffers of one graph: its tokens (N), where they stand, and what runs on them."""
+    """The buffers of one graph: its tokens (N), their positions, and its inputs."""
 
     tokens: Tensor
     layout: StepLayout

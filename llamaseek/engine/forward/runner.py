@@ -1,4 +1,4 @@
-"""One forward of a model over the chunks of a step.
+"""The forward pass of a model over the chunks of a step.
 
 N tokens of the step, B chunks, D width.
 """

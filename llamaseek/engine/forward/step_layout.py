@@ -1,4 +1,4 @@
-"""Where the tokens of one step stand: in the row the model sees, and in the cache's slots.
+"""The layout of a step's tokens: positions in the model's row, and slots of the cache.
 
 A step's chunks lie end to end in one row of N tokens. Attention wants rectangles, so sequences of
 like sizes are padded together into groups.
@@ -23,7 +23,7 @@ FINEST = 64  # keys; sequences shorter than this share a group
 
 @dataclass(frozen=True)
 class AttentionGroup:
-    """Sequences of like sizes as one rectangle.
+    """Sequences of similar sizes as one rectangle.
 
     `places` (b × T) are its queries in the step's row, None where they are the row itself;
     padding repeats a sequence's last query. `real` picks the queries that are no padding, None

@@ -1,4 +1,4 @@
-"""A rank's share of a model to answer with: a narrower model of the same family.
+"""A rank's shard of a model for inference: a narrower model of the same family.
 
 It has 1 / R of the heads, of the inner width of every feed-forward and expert, and of the
 vocabulary (Megatron-LM, Shoeybi et al. 2019); what a matrix with a share of its inputs makes is

@@ -1,4 +1,4 @@
-"""The ranks that hold one model's shares and answer with it together, as torchrun started them.
+"""The ranks that hold the shards of one model for inference, as torchrun started them.
 
 Rank 0 says what is computed next; all compute it on their own weights and add up.
 """

@@ -53,7 +53,7 @@ def dequantize(codes: Tensor, scales: Tensor, shape: torch.Size, dtype: torch.dt
 
 
 class _Product(torch.autograd.Function):
-    """x Wᵀ with W made anew forwards and backwards, so that only its 4 bits are kept."""
+    """x Wᵀ with W dequantized in forward and backward, so that only its 4 bits are kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, codes: Tensor, scales: Tensor, shape: torch.Size) -> Tensor:

@@ -1,4 +1,4 @@
-"""`/health`, `/ready`, `/metrics`: for whoever watches over the server."""
+"""`/health`, `/ready`, `/metrics`: for monitoring."""
 
 from __future__ import annotations
 

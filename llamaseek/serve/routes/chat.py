@@ -1,4 +1,4 @@
-"""`/v1/chat/completions`: conversations answered, whole or as a stream."""
+"""`/v1/chat/completions`: answers to conversations, whole or streamed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ router = APIRouter(route_class=StrictRoute)
 
 @dataclass
 class Chat:
-    """One request to this endpoint, under way."""
+    """A running request to this endpoint."""
 
     service: Service
     fields: ChatFields
@@ -221,7 +221,6 @@ def params_of(
     return sampling(
         fields,
         limits,
-        service.tokenizer.stop_ids,
         max_tokens=most,
         logprobs=top if fields.logprobs else None,
         constraint=constraint,

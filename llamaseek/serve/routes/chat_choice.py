@@ -1,4 +1,4 @@
-"""One answer of a chat as it grows: its text, its calls, its log-probabilities."""
+"""One answer of a chat while it is generated: text, tool calls, log-probabilities."""
 
 from __future__ import annotations
 

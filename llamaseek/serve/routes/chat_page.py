@@ -1,4 +1,4 @@
-"""The chat page: a few static files at `/`, and headers that let it talk to this server alone."""
+"""The chat page: a few static files at `/`, and headers that restrict it to this server."""
 
 from __future__ import annotations
 

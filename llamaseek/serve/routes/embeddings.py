@@ -1,4 +1,4 @@
-"""`/v1/embeddings`: what the model has made of a text at its last token, of length 1."""
+"""`/v1/embeddings`: the final hidden state at a text's last token, scaled to length 1."""
 
 from __future__ import annotations
 

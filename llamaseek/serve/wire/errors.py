@@ -1,4 +1,4 @@
-"""Errors as OpenAI's API words them: `{"error": {"message", "type", "param", "code"}}`."""
+"""Errors in the format of OpenAI's API: `{"error": {"message", "type", "param", "code"}}`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FIELD = re.compile(r"([\w.\[\]-]+): ")
 
 
 class ApiError(HTTPException):
-    """An answer of an error status, with OpenAI's fields."""
+    """A response with an error status and OpenAI's fields."""
 
     def __init__(
         self, status: int, message: str, param: str | None = None, code: str | None = None

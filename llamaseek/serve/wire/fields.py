@@ -1,4 +1,4 @@
-"""What a request may say. A field that is not listed here is refused by its name.
+"""The fields of requests. A field that is not listed here is an error that names it.
 
 Names and ranges are OpenAI's; `top_k`, `min_p`, `repetition_penalty`, `ignore_eos`, and
 how the chat template is rendered, which that API lacks, are called as in vLLM.
@@ -37,7 +37,7 @@ class StreamOptions(Strict):
 
 
 class TextFormat(Strict):
-    """Anything goes."""
+    """Any text."""
 
     type: Literal["text"]
 
@@ -58,7 +58,7 @@ class SchemaOf(Strict):
 
 
 class JsonSchema(Strict):
-    """JSON that fits a schema; it always does here, `strict` or not."""
+    """JSON that conforms to a schema; it always does here, `strict` or not."""
 
     type: Literal["json_schema"]
     json_schema: SchemaOf
@@ -85,7 +85,7 @@ ResponseFormat = Annotated[
 
 
 class SamplingFields(Strict):
-    """How tokens are drawn and when an answer ends; for both kinds of generation."""
+    """Sampling and stop fields of both kinds of generation."""
 
     model: str
     max_tokens: Annotated[int, Field(ge=0, le=LARGEST)] | None = None

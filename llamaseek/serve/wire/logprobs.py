@@ -1,4 +1,4 @@
-"""Log-probabilities as the two endpoints word them.
+"""Log-probabilities in the formats of the two endpoints.
 
 Figures are passed on as the engine made them: lm-eval calls a token greedy where its figure
 equals the largest of the list exactly.

@@ -1,4 +1,4 @@
-"""Server-sent events, and work that ends when its client goes away."""
+"""Server-sent events, and work that is canceled when its client disconnects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DONE = "data: [DONE]\n\n"
 
 
 class ClientGone(Exception):
-    """Nobody waits for the answer any more."""
+    """The client has disconnected."""
 
 
 async def deltas_of(

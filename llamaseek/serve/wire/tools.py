@@ -1,4 +1,4 @@
-"""Tools in a chat: what the model is shown, and how it is held to calling one."""
+"""Tools of a chat: their definitions in the prompt, and constraints on calls."""
 
 from __future__ import annotations
 

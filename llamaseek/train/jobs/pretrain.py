@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,7 +18,8 @@ from llamaseek.recipe.schema import Recipe
 from llamaseek.runtime.check import model_config
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.job import Job
-from llamaseek.train.jobs.supervised import post_job
+from llamaseek.train.jobs.reinforce import grpo_job, ppo_job
+from llamaseek.train.jobs.supervised import dpo_job, reward_job, sft_job
 from llamaseek.train.monitor import tokenizing
 from llamaseek.train.objectives.choose import make_objective
 from llamaseek.train.saving.lock import hold, released_on_error
@@ -33,10 +35,11 @@ def build_job(recipe: Recipe) -> Job:
     check_reads(recipe)
     on_first_rank(lambda: hold(recipe.folder))
     with released_on_error(recipe.folder):
-        return _pretrain_job(recipe) if recipe.stage == "pretrain" else post_job(recipe)
+        return JOBS[recipe.stage](recipe)
 
 
-def _pretrain_job(recipe: Recipe) -> Job:
+def pretrain_job(recipe: Recipe) -> Job:
+    """A new model, or one from a folder, on text."""
     if recipe.data.fim and recipe.train.objective == "masked":
         raise bad_value("data.fim", recipe.data.fim, "0 with train.objective masked")
     _check_model(recipe)
@@ -49,6 +52,17 @@ def _pretrain_job(recipe: Recipe) -> Job:
     job = Job(recipe, model, corpus.tokenizer, objective, corpus.rows, corpus.held_out, size)
     job.bad_rows = corpus.bad_rows
     return job
+
+
+JOBS: dict[str, Callable[[Recipe], Job]] = {
+    "pretrain": pretrain_job,
+    "sft": sft_job,
+    "dpo": dpo_job,
+    "reward": reward_job,
+    "grpo": grpo_job,
+    "ppo": ppo_job,
+}
+"""How the job of each of `recipe.stages.STAGES` is built."""
 
 
 def _check_model(recipe: Recipe) -> None:

@@ -1,26 +1,26 @@
-"""Training rows to look at, exactly as a run would read them; no model is loaded."""
+"""A preview of training rows, exactly as a run reads them; no model is loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from llamaseek.data.bad_rows import BadRows, Row
-from llamaseek.data.batch import IGNORE, Batch, Rows
+from llamaseek.data.bad_rows import BadRows
+from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.data.formats import RowReader
 from llamaseek.data.mix.corpus import build_corpus
 from llamaseek.data.pack import Example
-from llamaseek.data.rankings import preferences, rankings
-from llamaseek.data.rows import Span, conversations, stretches
+from llamaseek.data.rows import Span, stretches
+from llamaseek.data.source import Rows
 from llamaseek.errors import UserError
 from llamaseek.recipe.schema import Recipe
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.job import Source
 from llamaseek.train.jobs.reinforce import rollout_prompts
-from llamaseek.train.jobs.supervised import read_data, training_part
+from llamaseek.train.jobs.supervised import packer, read_data, training_part
 from llamaseek.train.monitor import tokenizing
 from llamaseek.train.rollouts.answers import Prompt, read_prompts
 from llamaseek.train.rollouts.rollout import prompt_order
@@ -28,7 +28,7 @@ from llamaseek.train.rollouts.rollout import prompt_order
 
 @dataclass(frozen=True)
 class ShownRow:
-    """A row's documents as stretches of text, and counts of its tokens.
+    """A row's documents as spans of text, and counts of its tokens.
 
     `judged` is what the model's own answer to a prompt will be held against, by column.
     """
@@ -42,18 +42,13 @@ class ShownRow:
 
 def training_rows(recipe: Recipe, count: int) -> Iterator[ShownRow]:
     """The first `count` rows of a recipe's first step. UserError as the run itself would raise."""
-    if answers_itself(recipe):
+    if recipe.samples:
         return _prompt_rows(recipe, count)
     source, tokenizer = _source(recipe)
     batch = source.step(0, count)
     if recipe.stage == "reward":
         batch = _at_the_scores(batch)
     return (shown_row(batch, row, tokenizer) for row in range(count))
-
-
-def answers_itself(recipe: Recipe) -> bool:
-    """Whether rows are prompts alone, answered by a model during the run."""
-    return recipe.stage in ("grpo", "ppo") or recipe.sampling is not None
 
 
 def shown_row(batch: Batch, row: int, tokenizer: Tokenizer) -> ShownRow:
@@ -111,16 +106,8 @@ def _source(recipe: Recipe) -> tuple[Source, Tokenizer]:
         with tokenizing(recipe.name) as watch:
             corpus = build_corpus(recipe, watch)
         return corpus.rows, corpus.tokenizer
-    tokenizer, length = _tokenizer(recipe), recipe.data.length
-
-    def pack(rows: Iterable[Row], reader: RowReader, bad: BadRows) -> Batch:
-        if recipe.stage == "sft":
-            return conversations(rows, tokenizer, length, reader, bad)
-        if recipe.stage == "reward":
-            return rankings(rows, tokenizer, length, reader, bad)
-        return preferences(rows, tokenizer, length, recipe.train.dpo_form, reader, bad)
-
-    train = read_data(recipe, pack)[0]
+    tokenizer = _tokenizer(recipe)
+    train = read_data(recipe, packer(recipe, tokenizer))[0]
     return Rows(train, recipe.seed), tokenizer
 
 

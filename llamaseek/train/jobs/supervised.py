@@ -1,4 +1,4 @@
-"""From a post-training recipe to a job: rows, objective, and what is sampled."""
+"""From a post-training recipe to a job: rows, objective and sampling."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from torch import Tensor
 
 from llamaseek.checkpoints.hf import load_model
 from llamaseek.data.bad_rows import BadRows, NoRows, Row
-from llamaseek.data.batch import Batch, Rows
+from llamaseek.data.batch import Batch
 from llamaseek.data.builtin.rows import generated_rows
 from llamaseek.data.formats import RowReader
 from llamaseek.data.rankings import preferences, rankings
 from llamaseek.data.rows import conversations, file_rows
+from llamaseek.data.source import Rows
 from llamaseek.errors import UserError
 from llamaseek.models import CausalLM
 from llamaseek.models.loss import sum_by_sequence, target_log_probs
@@ -24,7 +25,6 @@ from llamaseek.recipe.schema import DataRecipe, Recipe
 from llamaseek.runtime.device import autocast, pick_device
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.job import Job
-from llamaseek.train.jobs.reinforce import grpo_job, ppo_job
 from llamaseek.train.objectives import Objective
 from llamaseek.train.objectives.choose import make_objective
 from llamaseek.train.objectives.distill import Distill
@@ -38,15 +38,29 @@ HELD_OUT = 200  # rows of each generator that evaluations use
 Pack = Callable[[Iterable[Row], RowReader, BadRows], Batch]
 
 
-def post_job(recipe: Recipe) -> Job:
-    """Everything a post-training run needs; raises `UserError` before anything is written."""
-    return JOBS[recipe.stage](recipe)
+PACKERS: dict[str, Callable[..., Batch]] = {
+    "sft": conversations,
+    "reward": rankings,
+    "dpo": preferences,
+}
+"""By stage, what makes a batch of rows; the other stages read text or prompts."""
+
+
+def packer(recipe: Recipe, tokenizer: Tokenizer) -> Pack:
+    """How the rows of a recipe's stage become a batch."""
+    pack, form = PACKERS[recipe.stage], recipe.train.dpo_form
+    further = {"form": form} if recipe.stage == "dpo" else {}
+
+    def packed(rows: Iterable[Row], reader: RowReader, bad: BadRows) -> Batch:
+        return pack(rows, tokenizer, recipe.data.length, reader=reader, bad=bad, **further)
+
+    return packed
 
 
 def sft_job(recipe: Recipe) -> Job:
     """Fine-tuning on conversations, from files, generators, or sampled from a model."""
     tokenizer, model = start_from(recipe)
-    length = recipe.data.length
+    pack_rows = packer(recipe, tokenizer)
     sampling = RowSampler(recipe, recipe.sampling, model, tokenizer) if recipe.sampling else None
     asked: list[Prompt] = []
 
@@ -55,7 +69,7 @@ def sft_job(recipe: Recipe) -> Job:
             prompts = sampling.prompts(rows, reader, bad)
             asked[:] = prompts  # the held-out ones come last
             rows, reader = sampling.rows(prompts, f"rows {len(sampling.kept)}"), RowReader()
-        return conversations(rows, tokenizer, length, reader, bad)
+        return pack_rows(rows, reader, bad)
 
     train, held_out, bad = read_data(recipe, pack)
     objective = sft_objective(recipe, model, tokenizer)
@@ -83,12 +97,7 @@ def sft_objective(recipe: Recipe, model: CausalLM, tokenizer: Tokenizer) -> Obje
 def dpo_job(recipe: Recipe) -> Job:
     """Preference optimization; the model as it is now is its own reference."""
     tokenizer, model = start_from(recipe)
-    length, form = recipe.data.length, recipe.train.dpo_form
-
-    def pack(rows: Iterable[Row], reader: RowReader, bad: BadRows) -> Batch:
-        return preferences(rows, tokenizer, length, form, reader, bad)
-
-    train, held_out, bad = read_data(recipe, pack)
+    train, held_out, bad = read_data(recipe, packer(recipe, tokenizer))
     objective = make_objective(recipe, model, tokenizer)
     train = with_reference(recipe, model, train)
     held_out = with_reference(recipe, model, held_out) if held_out is not None else None
@@ -101,19 +110,10 @@ def reward_job(recipe: Recipe) -> Job:
     tokenizer, model = start_from(recipe)
     torch.manual_seed(recipe.seed)
     scorer = reward_model(model)
-
-    def pack(rows: Iterable[Row], reader: RowReader, bad: BadRows) -> Batch:
-        return rankings(rows, tokenizer, recipe.data.length, reader, bad)
-
-    train, held_out, bad = read_data(recipe, pack)
+    train, held_out, bad = read_data(recipe, packer(recipe, tokenizer))
     objective = BradleyTerry(recipe.train.balance_weight)
     rows = Rows(train, recipe.seed)
     return Job(recipe, scorer, tokenizer, objective, rows, held_out, bad_rows=bad)
-
-
-JOBS = {
-    "sft": sft_job, "dpo": dpo_job, "reward": reward_job, "grpo": grpo_job, "ppo": ppo_job,
-}  # fmt: skip
 
 
 def read_data(recipe: Recipe, pack: Pack) -> tuple[Batch, Batch | None, BadRows]:

@@ -29,7 +29,7 @@ class Term:
 
 
 class Objective(Protocol):
-    """What the loop needs. Counts are known before the forward, so a step can be split freely."""
+    """An objective of the loop. Counts are known before the forward, to split a step freely."""
 
     def prepare(self, batch: Batch, step: int) -> Batch:
         """The batch as the model sees it (masked LM corrupts it); a function of seed and step."""

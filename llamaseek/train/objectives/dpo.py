@@ -1,4 +1,4 @@
-"""Direct preference optimization (Rafailov et al. 2023), in Llama 3's form (§4.1.4) or plainly.
+"""Direct preference optimization (Rafailov et al. 2023): Llama 3's form (§4.1.4) or the original.
 
 L = -log σ(β[(log π(y⁺) - log π_ref(y⁺)) - (log π(y⁻) - log π_ref(y⁻))]), log-probabilities summed
 over the answer. Llama 3 leaves header and end-of-turn tokens of both answers out of that sum and

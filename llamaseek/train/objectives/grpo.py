@@ -102,10 +102,10 @@ def group_advantages(rewards: Tensor, samples: int, scale: bool = True) -> Tenso
     The 1e-4 beside the standard deviation is TRL's; the report has none.
     """
     groups = rewards.view(-1, samples)
-    centred = groups - groups.mean(1, keepdim=True)
+    centered = groups - groups.mean(1, keepdim=True)
     if scale:
-        centred = centred / (groups.std(1, keepdim=True) + 1e-4)
-    return centred.flatten()
+        centered = centered / (groups.std(1, keepdim=True) + 1e-4)
+    return centered.flatten()
 
 
 def without_signal(rewards: Tensor, samples: int) -> float:

@@ -1,4 +1,4 @@
-"""Masked language modelling (BERT §3.1): 15% of tokens are chosen; of those 80% become the mask
+"""Masked language modeling (BERT §3.1): 15% of tokens are chosen; of those 80% become the mask
 token, 10% a random token, 10% stay; the model, run bidirectionally, predicts the originals.
 """
 

@@ -1,4 +1,4 @@
-"""What policy objectives share: log-probabilities of sampled answers, and their entropy.
+"""Shared parts of policy objectives: log-probabilities of sampled answers, and their entropy.
 
 B rows (one answer each), T time, N tokens, D width, V vocabulary.
 """

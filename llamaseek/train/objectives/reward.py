@@ -52,7 +52,7 @@ class BradleyTerry(Objective):
 
 
 def answer_scores(model: CausalLM, batch: Batch) -> Tensor:
-    """The reward of each answer (B, S); of no meaning where there is none."""
+    """The reward of each answer (B, S); undefined where there is no answer."""
     hidden = model(batch.tokens, batch.positions)
     found: Tensor = model.score(hidden)
     return found.gather(1, batch.extra["ends"].clamp(min=0))

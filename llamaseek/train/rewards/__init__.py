@@ -1,8 +1,14 @@
-"""What an answer is worth: programs that check it, and reward models."""
+"""Rewards of an answer: verifying programs, and reward models.
+
+An answer's code and the search of a regular expression in it run in worker processes, because
+either can fail or never end.
+"""
 
 from __future__ import annotations
 
+import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +20,9 @@ from llamaseek.errors import bad_value
 from llamaseek.recipe.schema import RewardRecipe
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.rewards.model import RewardModel
-from llamaseek.workers.sandbox import passes_tests
+from llamaseek.workers.pool import WorkerPool
+from llamaseek.workers.sandbox import Limits, Sandbox, code_of
+from llamaseek.workers.worker import JobFailed, WorkerError
 
 NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?|-?\.\d+")
 
@@ -41,13 +49,55 @@ def last_number(text: str) -> Decimal | None:
         return None
 
 
-def pattern(text: str) -> Callable[[str, str], bool]:
-    """A check that finds a regular expression in the answer; UserError where it is none."""
-    try:
-        compiled = re.compile(text, re.DOTALL)
-    except re.error as error:
-        raise bad_value("rewards.pattern", text, f"a regular expression ({error})") from None
-    return lambda answer, wanted: compiled.search(answer) is not None
+class Pattern:
+    """A check that finds a regular expression in the answer; UserError where it is none.
+
+    The answer may be one on which the expression takes for ever: that is one without it.
+    """
+
+    def __init__(self, text: str, seconds: float) -> None:
+        try:
+            re.compile(text, re.DOTALL)
+        except re.error as error:
+            raise bad_value("rewards.pattern", text, f"a regular expression ({error})") from None
+        self._text, self._seconds = text, seconds
+        self._pool = WorkerPool("llamaseek.workers.search", memory=1 << 28, cpu=math.ceil(seconds))
+
+    def __call__(self, episodes: Sequence[Episode]) -> list[float]:
+        """1 where it is found, 0 where it is not, NaN where that took too long."""
+        return list(map(self._score, episodes))
+
+    def _score(self, episode: Episode) -> float:
+        job = {"pattern": self._text, "text": episode.text}
+        try:
+            return float(bool(self._pool.run(job, self._seconds).value.get("found")))
+        except JobFailed:
+            return 0.0
+        except WorkerError:
+            return math.nan
+
+
+class UnitTests:
+    """Whether an answer's code passes the tests of its row, in a sandbox."""
+
+    def __init__(self, column: str, seconds: float) -> None:
+        self._column, self._limits = column, Limits(seconds=seconds)
+        self._sandbox, self._warned = Sandbox(), False
+
+    def __call__(self, episodes: Sequence[Episode]) -> list[float]:
+        """1 where they pass, 0 where they do not, NaN where the sandbox itself failed."""
+        self._warn()
+        pairs = [(code_of(each.text), str(each.row[self._column])) for each in episodes]
+        verdicts = self._sandbox.run_all(pairs, self._limits)
+        return [math.nan if each.broken else float(each.passed) for each in verdicts]
+
+    def _warn(self) -> None:
+        """Say once what the answers' code can do on this system all the same."""
+        lets_through = self._sandbox.confinement().lets_through
+        if lets_through and not self._warned:
+            told = "; ".join(lets_through)
+            print(f"warning: answers' code runs under limits alone: {told}", file=sys.stderr)
+        self._warned = True
 
 
 VERIFIABLE = ("exact", "numeric", "regex", "unit_tests")
@@ -72,6 +122,7 @@ class Episode:
 
 
 Scorer = Callable[[Sequence[Episode]], list[float]]
+"""The worth of each answer; NaN where it could not be found out, which counts as 0."""
 
 
 @dataclass(frozen=True)
@@ -111,11 +162,9 @@ def _scorer(recipe: RewardRecipe, tokenizer: Tokenizer) -> Scorer:
         assert recipe.model is not None
         return RewardModel(recipe.model, tokenizer)
     if recipe.kind == "regex":
-        return _each(pattern(recipe.pattern or ""), recipe.column)
+        return Pattern(recipe.pattern or "", recipe.timeout)
     if recipe.kind == "unit_tests":
-        return lambda episodes: passes_tests(
-            [(e.text, str(e.row[recipe.column])) for e in episodes], recipe.timeout
-        )
+        return UnitTests(recipe.column, recipe.timeout)
     return _each(exact if recipe.kind == "exact" else numeric, recipe.column)
 
 

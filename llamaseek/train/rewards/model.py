@@ -22,7 +22,7 @@ ROWS = 64  # scored at once
 
 
 class RewardModel:
-    """r(x, y), read at the answer's last token; one that was cut off is closed first."""
+    """r(x, y) at the answer's last token; a truncated answer is closed first."""
 
     def __init__(self, folder: str, tokenizer: Tokenizer) -> None:
         self.model = load_model(Path(folder)).eval().requires_grad_(False)

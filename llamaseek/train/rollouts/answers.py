@@ -1,10 +1,11 @@
-"""Answers sampled from a model that is being trained, by the project's own engine, in process.
+"""Answers sampled from the model in training, by the package's own engine, in the same process.
 
 The engine computes with the very parameters that the optimizer updates: there is no copy.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -101,7 +102,7 @@ class AnswerSampler:
         """To each request, tokens and the stop id of each of its answers."""
         if self.engine is None:  # only now is the model on its device
             options = EngineOptions(max_num_seqs=ROWS, max_num_batched_tokens=8 * ROWS)
-            self.engine = Engine(self.model, options=options)
+            self.engine = Engine(self.model, self.tokenizer, options)
         outputs = self.engine.generate(requests)
         return [[(a.tokens, a.stop_id) for a in output.answers] for output in outputs]
 
@@ -113,7 +114,7 @@ class AnswerSampler:
             n=samples,
             temperature=temperature,
             max_tokens=self.max_tokens,
-            stop_ids=self.tokenizer.stop_ids,
+            detokenize=False,
             seed=int(torch.randint(2**62, (), generator=generator)),
         )
         return Request(prompt=prompt.ids, params=params, salt=moment)
@@ -133,10 +134,11 @@ def hash_of(text: str) -> int:
 
 @dataclass(frozen=True)
 class Judged:
-    """Each episode's reward, and what each of the rewards gave it."""
+    """Each episode's total reward, the value of each reward, and how many could not be computed."""
 
     total: list[float]
     parts: dict[str, list[float]]
+    failed: dict[str, int]
 
     def figures(self, rewards: Sequence[Reward], episodes: Sequence[Episode]) -> dict[str, float]:
         """Means to watch: reward, accuracy where a program checks, length, share that ended."""
@@ -146,6 +148,7 @@ class Judged:
                 figures["accuracy"] = mean(self.parts[reward.name])
         if len(rewards) > 1:
             figures |= {f"reward/{name}": mean(values) for name, values in self.parts.items()}
+        figures |= {f"reward/{name}/failed": float(n) for name, n in self.failed.items() if n}
         figures["length"] = mean([len(episode.answer) for episode in episodes])
         figures["finished"] = mean([float(episode.finished) for episode in episodes])
         return figures
@@ -157,13 +160,19 @@ def judge(
     """The weighted sum of the rewards, and `missing_end` for answers that were cut off.
 
     The answers are split over the ranks, and all train on the same reward, also after a timeout.
+    What a reward could not find out (NaN) counts as 0.
     """
-    parts = {reward.name: split_over_ranks(episodes, reward.score) for reward in rewards}
+    given = {reward.name: split_over_ranks(episodes, reward.score) for reward in rewards}
+    failed = {name: sum(map(math.isnan, scores)) for name, scores in given.items()}
+    parts = {
+        name: [0.0 if math.isnan(score) else score for score in scores]
+        for name, scores in given.items()
+    }
     total = [0.0 if episode.finished else missing_end for episode in episodes]
     for reward in rewards:
         scored = parts[reward.name]
         total = [sum_ + reward.weight * one for sum_, one in zip(total, scored, strict=True)]
-    return Judged(total, parts)
+    return Judged(total, parts, failed)
 
 
 def mean(values: Sequence[float]) -> float:

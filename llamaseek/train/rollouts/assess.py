@@ -1,4 +1,4 @@
-"""What GRPO and PPO make of judged answers, before the loop learns from them.
+"""Advantages of GRPO and PPO from rewarded answers, before the optimizer steps.
 
 N answers, T time.
 """
@@ -67,7 +67,7 @@ class Controller:
 
 
 class ActorCritic:
-    """Values, KL in the reward, generalised advantages; PPO's part before the loop."""
+    """Values, KL in the reward, generalized advantages; PPO's part before the loop."""
 
     def __init__(self, recipe: Recipe, scored: LogProbScorer) -> None:
         self.recipe, self.scored = recipe, scored

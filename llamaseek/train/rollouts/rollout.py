@@ -1,4 +1,4 @@
-"""Rollouts: the loop's batches are answers that the model itself just gave, judged.
+"""Rollouts: the loop's batches are answers that the model has just sampled, with rewards.
 
 N answers, T time, G answers a prompt.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.data.pack import Example, pack_apart
+from llamaseek.data.source import Source, SourceState
 from llamaseek.models import CausalLM
 from llamaseek.models.lora import LoRALinear
 from llamaseek.parallel.collectives import split_over_ranks
@@ -30,7 +31,7 @@ Figures = dict[str, float]
 
 
 class AdvantageEstimator(Protocol):
-    """What an algorithm makes of judged answers."""
+    """An algorithm's batch tensors from rewarded answers."""
 
     def __call__(self, batch: Batch, rewards: Tensor) -> tuple[Batch, Figures]:
         """The batch with what its objective needs, and figures to watch; rewards (N)."""
@@ -45,8 +46,8 @@ class AdvantageEstimator(Protocol):
         ...
 
 
-class Rollouts:
-    """A source whose answers are sampled anew every `minibatches` × `epochs` steps."""
+class Rollouts(Source):
+    """A source whose answers are sampled again every `minibatches` × `epochs` steps."""
 
     def __init__(
         self,
@@ -57,11 +58,16 @@ class Rollouts:
         assess: AdvantageEstimator,
     ) -> None:
         self.rollout, self.seed = recipe.rollout, recipe.seed
-        self.length = recipe.data.length
+        self._length = recipe.data.length
         self.sampler, self.prompts, self.rewards = sampler, prompts, rewards
         self.assess = assess
         self.batch: Batch | None = None
         self.figures: dict[str, Any] = {}
+
+    @property
+    def length(self) -> int:
+        """Tokens a row, at most."""
+        return self._length
 
     def step(self, step: int, rows: int) -> Batch:
         """A share of the latest rollout's answers; at its first step the rollout is made."""
@@ -80,19 +86,19 @@ class Rollouts:
         """Figures of the rollout, at the step that made it."""
         return self.figures
 
-    def state(self) -> dict[str, Tensor]:
-        """The answers at hand, and the algorithm's own state."""
+    def state(self) -> SourceState:
+        """The answers of the latest rollout, and the algorithm's own state."""
         kept = {f"assess.{name}": tensor for name, tensor in self.assess.state().items()}
         if self.batch is not None:
             own = {name: getattr(self.batch, name) for name in ("tokens", "positions", "targets")}
             kept |= {f"batch.{name}": tensor for name, tensor in own.items()}
             kept |= {f"extra.{name}": tensor for name, tensor in self.batch.extra.items()}
-        return kept
+        return SourceState(tensors=kept)
 
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Go on in the middle of a rollout."""
+    def restore(self, state: SourceState) -> None:
+        """Continue in the middle of a rollout."""
         parts: dict[str, dict[str, Tensor]] = {"assess": {}, "batch": {}, "extra": {}}
-        for full, tensor in tensors.items():
+        for full, tensor in state.tensors.items():
             part, name = full.split(".", 1)
             parts[part][name] = tensor
         self.assess.restore(parts["assess"])
@@ -130,7 +136,7 @@ def shuffled(count: int, seed: str) -> Tensor:
 
 
 def prompt_order(count: int, seed: int, epoch: int) -> list[int]:
-    """Which prompt is asked when, in one pass over all of them."""
+    """The order of the prompts in one pass over all of them."""
     return shuffled(count, f"{seed}/prompts/{epoch}").tolist()
 
 

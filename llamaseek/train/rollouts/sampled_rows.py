@@ -1,4 +1,4 @@
-"""Rows that a model answers before it, or another, learns from them.
+"""Rows whose answers are sampled from a model before training.
 
 Rejection sampling (Llama 3 §4.2.2): K answers a prompt, of which the reward's best is kept. Without
 rewards every answer is kept: distillation from a teacher's samples.
@@ -26,7 +26,7 @@ from llamaseek.train.start import check_speaks, check_vocabulary
 
 @dataclass
 class RowSampler:
-    """Samples rows for one run, and remembers what it did."""
+    """Samples rows for one run, and keeps statistics of them."""
 
     recipe: Recipe
     plan: SamplingRecipe
@@ -70,7 +70,7 @@ class RowSampler:
                 yield f"{prompt.place} (sampled)", row
 
     def _choose(self, drawn: list[Episode], total: list[float]) -> list[tuple[Episode, float]]:
-        """The best answer that came to its end and says something; all where nothing judges."""
+        """The best answer that has an end and is not empty; all answers without rewards."""
         whole = [(e, r) for e, r in zip(drawn, total, strict=True) if e.finished and e.text]
         self.all += [reward for _, reward in whole]
         if not whole:

@@ -1,6 +1,6 @@
-"""The index that torch.distributed.checkpoint writes beside its tensors, `.metadata`, read safely.
+"""A safe reader of `.metadata`, the index that torch.distributed.checkpoint writes.
 
-It is a pickle, and a pickle can call anything. Here its names lead to records without behaviour,
+It is a pickle, and a pickle can call anything. Here its names lead to records without behavior,
 never to the classes themselves; what they hold is checked against the files and only then becomes
 torch's `Metadata`. No other pickle of a run folder is read: torch loads the tensors with
 `weights_only`, and an entry that is no tensor, which it would unpickle in full, is refused.

@@ -1,4 +1,4 @@
-"""One process a run: the lock that a run holds on its folder, from reading its data to its end."""
+"""The lock that a run holds on its folder, from reading its data to its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run reads, which must not lie where the run removes or replaces files. No torch."""
+"""Checks that a run's inputs are not where the run removes or replaces files. No torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, by all its ranks together; in the background where the recipe says so."""
+"""Checkpoints of a run, by all its ranks together; in the background if the recipe says so."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def outline(model: CausalLM, dtype: torch.dtype) -> CausalLM:
 
 
 class SavedWeights(dict[str, Tensor]):
-    """The tensors of `state/weights`, read when asked for; the latest one is kept."""
+    """The tensors of `state/weights`, read on demand; the latest one is kept."""
 
     def __init__(self, weights: Path, averaged: bool) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ Extras = Callable[[Path], None]
 
 @dataclass(frozen=True)
 class Exported:
-    """A model whose folders are written from `state/weights`, whoever holds what of it."""
+    """A model whose folders are written from `state/weights`, under any layout."""
 
     outline: CausalLM
     tokenizer: Tokenizer

@@ -1,4 +1,4 @@
-"""A training step on disk: a Hugging Face folder, and `state/` with what resuming needs.
+"""A checkpoint on disk: a Hugging Face folder, and `state/` with the state for resuming.
 
 `state/weights` is written by torch.distributed.checkpoint: every rank its own numbers, under the
 names and in the shapes of the whole model, so that any layout reads what any other has written.
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import CheckpointException, FileSystemWriter
 
 from llamaseek.checkpoints.hf import save_model
+from llamaseek.data.source import SourceState
 from llamaseek.errors import UserError, shorten
 from llamaseek.files import read_json_object
 from llamaseek.models import CausalLM
@@ -157,31 +158,30 @@ def make_moments(
             optimizer.state[parameter][key] = step if key == "step" else moment
 
 
-def save_position(folder: Path, state: dict[str, Any]) -> None:
-    """Write where in its data the next step begins."""
-    (folder / "state" / "data.json").write_text(json.dumps(state) + "\n")
+POSITION, TENSORS = "data.json", "source.safetensors"  # of a source, in `state/`
 
 
-def load_position(folder: Path) -> dict[str, Any]:
-    """What `save_position` wrote."""
-    path = folder / "state" / "data.json"
-    return read_json_object(path)
-
-
-def save_tensors(folder: Path, name: str, tensors: dict[str, Tensor]) -> None:
-    """More of `state/`: what goes with a step beside model and optimizer."""
-    if tensors:
-        plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+def save_source(folder: Path, state: SourceState) -> None:
+    """Write where in its data the next step begins, and a source's tensors, where it has any."""
+    if state.position:
+        (folder / "state" / POSITION).write_text(json.dumps(state.position) + "\n")
+    if state.tensors:
+        plain = {key: tensor.detach().cpu().contiguous() for key, tensor in state.tensors.items()}
         try:
-            save_file(plain, folder / "state" / f"{name}.safetensors")
+            save_file(plain, folder / "state" / TENSORS)
         except SafetensorError as error:
             raise OSError(None, str(error)) from None
 
 
-def load_tensors(folder: Path, name: str) -> dict[str, Tensor]:
-    """What `save_tensors` wrote; nothing where there was nothing."""
-    path = folder / "state" / f"{name}.safetensors"
+def load_source(folder: Path, fresh: SourceState) -> SourceState:
+    """What `save_source` wrote for a source whose state was `fresh` before any step.
+
+    Raises UserError where the source has a position and the folder holds none, or where one of
+    the files is broken.
+    """
+    position = read_json_object(folder / "state" / POSITION) if fresh.position else {}
+    path = folder / "state" / TENSORS
     try:
-        return load_file(path) if path.is_file() else {}
+        return SourceState(position, load_file(path) if path.is_file() else {})
     except SafetensorError as error:
         raise UserError(f"{path}: cannot be resumed from ({error})") from None

@@ -190,7 +190,7 @@ def test_converting_keeps_what_it_reads(cli: Cli, tmp_path: Path) -> None:
     for folder in (source, target):
         save_model(tiny_model("llama3"), folder)
     (target / "adapter").mkdir()
-    with pytest.raises(UserError, match=f"holds {target}/adapter, which it is made from"):
+    with pytest.raises(UserError, match=f"contains {target}/adapter, which it is made from"):
         Conversion(source, target, adapter=target / "adapter")
     links = tmp_path / "links"
     links.mkdir()
@@ -198,7 +198,7 @@ def test_converting_keeps_what_it_reads(cli: Cli, tmp_path: Path) -> None:
     (links / "model.safetensors").symlink_to(target / "model.safetensors")
     for verb in ("convert", "quantize"):
         result = cli(verb, str(links), str(target), "--overwrite")
-        assert result.code == 2 and f"holds {links}, which it is made from" in result.err
+        assert result.code == 2 and f"contains {links}, which it is made from" in result.err
         result = cli(verb, str(target), str(target), "--overwrite")
         assert result.code == 2 and "it is made from" in result.err
     assert (target / "model.safetensors").is_file()

@@ -204,12 +204,13 @@ class TestFullDisk:
 
     def test_the_state_of_a_source(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """safetensors raises an error of its own."""
-        from llamaseek.train.saving.state import save_tensors
+        from llamaseek.data.source import SourceState
+        from llamaseek.train.saving.state import save_source
 
         (tmp_path / "state").mkdir()
         (tmp_path / "state" / "source.safetensors").mkdir()  # cannot be written
         with pytest.raises(OSError):
-            save_tensors(tmp_path, "source", {"a": torch.ones(2)})
+            save_source(tmp_path, SourceState(tensors={"a": torch.ones(2)}))
 
 
 class Free:

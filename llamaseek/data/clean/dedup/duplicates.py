@@ -54,7 +54,7 @@ class Clusters:
         self.members, self.met, self.roots = nodes, met, nodes[order[labels[rank]]]
 
     def result(self) -> tuple[Places, Places, Places]:
-        """Who leaves (sorted), who stays for it, and in how many bands it met one before it."""
+        """Removed documents (sorted), the kept one of each, and in how many bands they matched."""
         leaves = self.members != self.roots
         return self.members[leaves], self.roots[leaves], self.met[leaves]
 
@@ -186,7 +186,7 @@ def _slice(
 
 
 def settle(shards: Shards, task: int, bands: int, slices: int) -> None:
-    """Who leaves in each shard, for whom, and in how many bands the two sides met."""
+    """The removed documents of each shard, the kept ones, and in how many bands they matched."""
     clusters = Clusters()
     for band in range(bands):
         tasks = range(band * slices, (band + 1) * slices)

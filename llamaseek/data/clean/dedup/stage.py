@@ -73,7 +73,7 @@ Judge = Callable[[int, Document], Document | Reason]
 
 
 class CorpusStage(Section):
-    """A step whose judgement on a document depends on all the others."""
+    """A step whose judgment on a document depends on all the others."""
 
     @abstractmethod
     def collector(self, shards: Shards, shard: int) -> Collector:

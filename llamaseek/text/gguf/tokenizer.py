@@ -15,7 +15,7 @@ from gguf import TokenType
 
 from llamaseek.errors import UserError, shorten, unknown_name
 from llamaseek.gguf_header import GgufHeader
-from llamaseek.text.pre_tokenizers import PRE_TOKENIZERS, UNNAMED
+from llamaseek.text.gguf.pre_tokenizers import PRE_TOKENIZERS, UNNAMED
 from llamaseek.text.templates.stored import ADDITIONAL_FOLDER, DEFAULT, TEMPLATE_FILE
 
 PREFIX = "tokenizer.ggml."
@@ -286,7 +286,7 @@ def _content(
 def scored_merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     """Every pair of tokens whose text together is a token, the highest score first.
 
-    SentencePiece merges neighbours while what they spell is a token, the best score first and then
+    SentencePiece merges neighbors while what they spell is a token, the best score first and then
     the leftmost; only normal tokens and those a user may write are made by merging.
     """
     kinds = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)
