@@ -10,7 +10,6 @@ import typer
 from llamaseek.cli.shared import wide_console
 from llamaseek.errors import UserError
 
-
 WORDS = typer.Argument(
     None,
     metavar="[MODEL | KEY=VALUE…]",
