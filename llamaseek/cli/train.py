@@ -11,6 +11,7 @@ import typer
 
 from llamaseek.cli.shared import program, this_command
 from llamaseek.errors import UserError
+from llamaseek.recipe.keys import check_allowed
 from llamaseek.recipe.load import find_recipe, load_recipe
 from llamaseek.runtime.check import resolve
 from llamaseek.runtime.world import is_first_rank, started_ranks
@@ -25,6 +26,12 @@ AUTO_RESUME = typer.Option(
     False, "--auto-resume", help="Resume if there is a checkpoint, else start; for launchers."
 )
 OVERWRITE = typer.Option(False, "--overwrite", help="Replace an existing run and start again.")
+ALLOW_CHANGE = typer.Option(
+    [],
+    "--allow-change",
+    metavar="KEY",
+    help="Resume although this recipe field, or section, has changed; repeatable.",
+)
 DRY_RUN = typer.Option(False, "--dry-run", help="Check the recipe and print it without training.")
 
 
@@ -37,11 +44,12 @@ def verb(stage: str, summary: str) -> Callable[..., None]:
         resume: bool = RESUME,
         auto_resume: bool = AUTO_RESUME,
         overwrite: bool = OVERWRITE,
+        allow_change: list[str] = ALLOW_CHANGE,
         dry_run: bool = DRY_RUN,
     ) -> None:
         ways = {"--resume": resume, "--auto-resume": auto_resume, "--overwrite": overwrite}
         asked = [name for name, wanted in ways.items() if wanted]
-        run_recipe(stage, recipe, overrides or [], asked, dry_run)
+        run_recipe(stage, recipe, overrides or [], asked, allow_change, dry_run)
 
     command.__name__, command.__doc__ = stage, summary
     return command
@@ -60,7 +68,12 @@ reward = verb("reward", "Train a reward model on ranked answers.")
 
 
 def run_recipe(
-    stage: str, wanted: str, overrides: list[str], asked: list[str], dry_run: bool
+    stage: str,
+    wanted: str,
+    overrides: list[str],
+    asked: list[str],
+    allow_change: list[str],
+    dry_run: bool,
 ) -> None:
     """Everything the verbs share; checks the recipe before anything heavy is imported.
 
@@ -86,6 +99,9 @@ def run_recipe(
         )
     if len(asked) > 1:
         raise UserError(f"{asked[0]} and {asked[1]} exclude each other")
+    if allow_change and asked not in (["--resume"], ["--auto-resume"]):
+        raise UserError("--allow-change: is for --resume and --auto-resume")
+    check_allowed(allow_change)
 
     from llamaseek.train.saving.run_folder import RunFolder
 
@@ -102,7 +118,8 @@ def run_recipe(
 
     try:
         with process_group(recipe):
-            folder = train(build_job(recipe), resume or again)
+            on = resume or again
+            folder = train(build_job(recipe, on), on, allow_change=allow_change)
     except Interrupted as stop:
         if is_first_rank():
             command = this_command("--resume").replace(" --overwrite", "")
