@@ -287,11 +287,11 @@ def compare(case: Case, folder: Path, peers: list[str]) -> list[Row]:
 def demand(case: Case, folder: Path) -> tuple[float, str, float]:
     """What a token costs: bytes of weights read, or operations of the prompt's products."""
     from bench.shape_1b import SIZES, config
-    from llamaseek.herd.tensors import count_parameters
+    from llamaseek.plan.flops import ACCUMULATE, matrix_flops
 
     embedding = SIZES["vocab_size"] * SIZES["hidden_size"]
     if case.prefill:
-        return 2 * (count_parameters(config()).total - embedding), "GFLOP/s", 1e9
+        return matrix_flops(config()) - ACCUMULATE * embedding, "GFLOP/s", 1e9
     size = sum(path.stat().st_size for path in (folder / case.ours).glob("*.safetensors"))
     tied = case.ours in ("bf16", "fp8")
     apart = 0 if tied else 2 * embedding  # beside a packed head, of which few rows

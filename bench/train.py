@@ -3,8 +3,8 @@
     python bench/train.py [--json PATH] [--shape "dim layers heads kv ffn vocab length batch"]
 
 Both sides do the whole step in bf16 autocast with fp32 weights: forward, loss, backward, clip,
-fused AdamW. The share is of the bf16 matrix peak measured in the same process; FLOPs a token are
-6 × activated parameters + 12 × layers × dim × length.
+fused AdamW. The share is of the bf16 matrix peak measured in the same process, by the FLOPs a token
+of `plan/flops.py`; transformers' Llama has our Llama 3's.
 """
 
 from __future__ import annotations
@@ -72,9 +72,11 @@ def ours(case: str, shape: Shape) -> dict[str, float]:
     """Tokens a second of `Trainer.step`, and its share of the peak."""
     from llamaseek.data.batch import Batch, Rows
     from llamaseek.herd import config_from_sizes
+    from llamaseek.herd.tensors import count_parameters
     from llamaseek.models import build_model
+    from llamaseek.plan.flops import recipe_flops
     from llamaseek.recipe.load import make_recipe
-    from llamaseek.runtime.device import count_parameters, matrix_peak, training_flops_per_token
+    from llamaseek.runtime.device import matrix_peak
     from llamaseek.text.train_bpe import train_bpe
     from llamaseek.train.job import Job
     from llamaseek.train.jobs.pretrain import make_objective
@@ -101,15 +103,18 @@ def ours(case: str, shape: Shape) -> dict[str, float]:
         trainer = Trainer(Job(recipe, model, tokenizer, objective, rows))
         seconds = median_seconds(lambda: trainer.step(0))
     rate = shape.batch * shape.length / seconds
-    flops = training_flops_per_token(model, shape.length)
+    flops = recipe_flops(recipe, model.config, shape.length)
     peak = matrix_peak(torch.bfloat16, trainer.device)
-    return {"rate": rate, "share": rate * flops / peak, "activated": count_parameters(model)[1]}
+    activated = count_parameters(model.config).activated
+    return {"rate": rate, "share": rate * flops / peak, "activated": activated}
 
 
 def peer(case: str, shape: Shape) -> dict[str, float]:
     """Tokens a second of transformers' Llama with its own loss, as its users train it."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from llamaseek.herd import config_from_sizes
+    from llamaseek.plan.flops import training_flops
     from llamaseek.runtime.device import matrix_peak
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -138,7 +143,7 @@ def peer(case: str, shape: Shape) -> dict[str, float]:
 
     rate = shape.batch * shape.length / median_seconds(step)
     parameters = sum(p.numel() for p in model.parameters())
-    flops = 6 * parameters + 12 * shape.layers * shape.dim * shape.length
+    flops = training_flops(config_from_sizes("llama3", sizes("llama3", shape)), shape.length)
     share = rate * flops / matrix_peak(torch.bfloat16, device)
     return {"rate": rate, "share": share, "activated": parameters}
 

@@ -28,7 +28,7 @@ from llamaseek.files import (
 from llamaseek.gguf_header import read_gguf
 from llamaseek.herd.folder import read_config
 from llamaseek.models.lazy import Lazy
-from llamaseek.text.gguf_tokenizer import tokenizer_texts
+from llamaseek.text.gguf.tokenizer import tokenizer_texts
 from llamaseek.text.templates.stored import ADDITIONAL_FOLDER
 
 # What a model folder holds beside its weights and config; nothing else is copied.

@@ -39,7 +39,7 @@ def convert(
     modelfile: bool = OLLAMA,
 ) -> None:
     """Convert a checkpoint to another format, dtype or shard size, or merge an adapter."""
-    from llamaseek.checkpoints.gguf.convert import is_gguf_target
+    from llamaseek.checkpoints.to_gguf import is_gguf_target
 
     if is_gguf_target(target):
         _to_gguf(source, target, dtype, adapter, shard_gb, overwrite, modelfile)
@@ -79,7 +79,7 @@ def _to_gguf(
     overwrite: bool,
     modelfile: bool,
 ) -> None:
-    from llamaseek.checkpoints.gguf.convert import GgufConversion
+    from llamaseek.checkpoints.to_gguf import GgufConversion
     from llamaseek.cli.shared import bytes_bar
     from llamaseek.plan.text import size
 

@@ -22,6 +22,7 @@ from llamaseek.cli.study import study
 from llamaseek.cli.tokenize import tokenize
 from llamaseek.cli.train import dpo, grpo, ppo, pretrain, report, reward, sft
 from llamaseek.cli.train_plan import train_plan
+from llamaseek.cli.words import Command, Group
 from llamaseek.errors import UserError
 from llamaseek.runtime.world import is_first_rank
 
@@ -29,18 +30,26 @@ PATIENCE = 15.0  # seconds in which torchrun ends the other ranks once the first
 app = typer.Typer(
     name="llamaseek",
     help="Train, fine-tune, evaluate and serve Llama 3 and DeepSeek-V3 models.",
+    cls=Group,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-VERBS = (quickstart, tokenize, pretrain, sft, reward, dpo, grpo, ppo, generate, chat, report)
-MODELS = (inspect, average, convert, quantize, download)
-for verb in (*VERBS, study, serve, guard, plan, train_plan, *MODELS):
-    app.command()(verb)
-app.add_typer(data.app, name="data")
-app.add_typer(herd.app, name="herd")
-app.add_typer(tokenizer.app, name="tokenizer")
+PANELS = {
+    "Start": (quickstart, download),
+    "Train": (pretrain, sft, reward, dpo, grpo, ppo, report),
+    "Use": (generate, chat, serve, guard),
+    "Checkpoints": (inspect, convert, quantize, average),
+    "Plan and study": (plan, train_plan, study),
+}
+for panel, commands in PANELS.items():
+    for command in commands:
+        app.command(cls=Command, rich_help_panel=panel)(command)
+TEXT = "Data and tokens"
+app.command(cls=Command, rich_help_panel=TEXT)(tokenize)
+app.add_typer(tokenizer.app, name="tokenizer", rich_help_panel=TEXT)
+app.add_typer(data.app, name="data", rich_help_panel=TEXT)
+app.add_typer(herd.app, name="herd", rich_help_panel="Plan and study")
 
 
 def _show_version(wanted: bool) -> None:

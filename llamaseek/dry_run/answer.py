@@ -8,6 +8,7 @@ from typing import Any
 
 from llamaseek.dry_run.estimate import BESIDE, Estimate, Slot, estimate
 from llamaseek.dry_run.rank import RankReport, Setting, dry_run, kinds
+from llamaseek.plan.flops import trained_modules
 from llamaseek.plan.gpus import Gpu
 from llamaseek.recipe.schema import Recipe
 from llamaseek.runtime.check import model_config, resolve
@@ -19,7 +20,6 @@ def setting_of(recipe: Recipe) -> Setting:
     config, plan, train = model_config(recipe), recipe.parallel, recipe.train
     share = train.batch // (plan.data * plan.shard)
     rows = min(train.micro_batch or (1 if plan.pipeline > 1 else share), share)
-    depth = config.multi_token_depth if train.objective == "multi_token" else 0
     return Setting(
         config=config,
         plan=plan,
@@ -27,7 +27,7 @@ def setting_of(recipe: Recipe) -> Setting:
         rows=rows,
         micro_batches=share // rows,
         checkpoint=train.checkpoint_activations,
-        depth=depth,
+        depth=trained_modules(recipe, config),
         compile=train.compile,
         moment=2 if train.moments == "bf16" else 4,
     )

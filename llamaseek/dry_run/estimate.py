@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from llamaseek.dry_run.rank import RankReport, Setting
 from llamaseek.dry_run.trace import TracedWork
+from llamaseek.plan.flops import training_flops
 from llamaseek.plan.gpus import Gpu, Rates, rates_of
-from llamaseek.plan.weights import training_flops
 
 BESIDE = ("data", "shard")  # dimensions whose sends in a micro-batch are FSDP's
 
@@ -78,7 +78,7 @@ def estimate(setting: Setting, reports: list[RankReport], gpu: Gpu, dtype: str) 
     seconds = passes * slowest + exposed + stepping
     rows = setting.rows * setting.micro_batches * layout.replicas
     tokens = rows * setting.length
-    flops = tokens * training_flops(setting.config, "pretrain", setting.length)
+    flops = tokens * training_flops(setting.config, setting.length, setting.depth)
     return Estimate(
         seconds=seconds,
         slots=slots,

@@ -22,8 +22,13 @@ def model_tensors(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
     yield "model.norm.weight", (config.hidden_size,)
     if config.is_reward_model:
         yield "score.weight", (1, config.hidden_size)
-    elif not config.tie_word_embeddings:
+    elif not tied(config):
         yield "lm_head.weight", (config.vocab_size, config.hidden_size)
+
+
+def tied(config: ModelConfig) -> bool:
+    """Whether embedding and head are one table. A reward model has a score in the head's place."""
+    return config.tie_word_embeddings and not config.is_reward_model
 
 
 def layer_tensors(config: ModelConfig, layer: int) -> dict[str, Shape]:
@@ -72,7 +77,8 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
     table = config.vocab_size * config.hidden_size
     parts = dict.fromkeys(PARTS, 0)
     parts["embedding"] = table
-    parts["head"] = 0 if config.tie_word_embeddings else table
+    head = config.hidden_size if config.is_reward_model else table
+    parts["head"] = 0 if tied(config) else head
     parts["norms"] = config.hidden_size
     for run in config.layer_runs():
         if run.start < config.num_hidden_layers:
@@ -107,7 +113,7 @@ def _idle(config: ModelConfig, parts: dict[str, int]) -> int:
     if not config.num_experts:
         return 0
     chosen = parts["routed"] // config.num_experts * config.experts_per_token
-    looked_up = 0 if config.tie_word_embeddings else parts["embedding"]
+    looked_up = 0 if tied(config) else parts["embedding"]
     return parts["routed"] - chosen + looked_up
 
 

@@ -7,16 +7,15 @@ from math import ceil
 from typing import Any
 
 from llamaseek.errors import UserError, bad_value
-from llamaseek.herd.configs import ModelConfig
 from llamaseek.herd.tensors import cache_numbers_per_token, count_parameters
 from llamaseek.plan.cost import DAY, HOUR, Speed, bubble
+from llamaseek.plan.flops import attention_flops, matrix_flops, task_flops
 from llamaseek.plan.formats import GRADIENT, MASTER
 from llamaseek.plan.layout import Layout
 from llamaseek.plan.memory import Memory, training_memory
 from llamaseek.plan.planner import USABLE, Planner
 from llamaseek.plan.question import Question, calibration
 from llamaseek.plan.serving import weight_bytes
-from llamaseek.plan.weights import attention_flops, matrix_flops, training_flops
 
 
 def answer(question: Question) -> dict[str, Any]:
@@ -51,7 +50,7 @@ def _answer_model(question: Question) -> dict[str, Any]:
         "gpus_for_task": needed,
         "gpus": gpus,
         "layout": _layout(planner, layout),
-        "flops_per_token": _flops(question, config),
+        "flops_per_token": flops_per_token(question),
         **_speed(speed),
         **_bill(question, gpus, speed),
         "calibration": calibration(config) if question.task == "pretrain" else None,
@@ -145,9 +144,12 @@ def _activations(planner: Planner) -> dict[str, int] | None:
     }
 
 
-def _flops(question: Question, config: ModelConfig) -> int:
+def flops_per_token(question: Question) -> int:
+    """FLOPs of a token's forward pass with a full context, or of training it."""
+    config = question.config
+    assert config is not None
     if question.trains:
-        return training_flops(config, question.task, question.context)
+        return task_flops(config, question.task, question.context)
     return matrix_flops(config) + attention_flops(config, question.context)
 
 

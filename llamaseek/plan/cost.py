@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from llamaseek.herd import DeepseekV3Config, ModelConfig
 from llamaseek.plan.activations import is_mixture
+from llamaseek.plan.flops import attention_flops, matrix_flops, task_flops
 from llamaseek.plan.formats import GRADIENT, Format
 from llamaseek.plan.gpus import Gpu
 from llamaseek.plan.layout import Layout, stage_layers
@@ -19,13 +20,10 @@ from llamaseek.plan.memory import Training
 from llamaseek.plan.serving import Serving
 from llamaseek.plan.weights import (
     adapter_size,
-    attention_flops,
     cache_numbers,
     kind,
     layer_size,
-    matrix_flops,
     table_size,
-    training_flops,
 )
 
 HOUR, DAY = 3600.0, 86400.0
@@ -66,7 +64,7 @@ def compute_seconds(
     config: ModelConfig, task: str, rows: int, context: int, gpus: int, rate: float
 ) -> float:
     """Seconds of a step's FLOPs on `gpus` that each make `rate` of them a second."""
-    return rows * context * training_flops(config, task, context) / (gpus * rate)
+    return rows * context * task_flops(config, task, context) / (gpus * rate)
 
 
 def bubble(layout: Layout, micro_batches: int) -> float:

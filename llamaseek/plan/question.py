@@ -9,9 +9,9 @@ from llamaseek.herd.configs import ModelConfig
 from llamaseek.herd.folder import find_or_read
 from llamaseek.herd.published import find
 from llamaseek.plan.cost import HOUR
+from llamaseek.plan.flops import task_flops
 from llamaseek.plan.formats import Format, find_format
 from llamaseek.plan.gpus import Gpu, find_gpu
-from llamaseek.plan.weights import training_flops
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def implied_utilisation(
     config: ModelConfig, gpu: Gpu, rate: str, tokens: float, context: int, gpu_hours: float
 ) -> float:
     """The share of the peak at which `tokens` take `gpu_hours`: a calibration, not a prediction."""
-    flops = tokens * training_flops(config, "pretrain", context)
+    flops = tokens * task_flops(config, "pretrain", context)
     return flops / (gpu_hours * HOUR * gpu.peak(rate))
 
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from math import prod
 
 from llamaseek.herd import DeepseekV3Config, Llama3Config, ModelConfig
-from llamaseek.herd.tensors import count_parameters, layer_parts, layer_tensors
+from llamaseek.herd.tensors import layer_parts, layer_tensors
 from llamaseek.plan.activations import is_mixture
 
 
@@ -102,42 +102,3 @@ def linear_names(config: ModelConfig) -> frozenset[str]:
 def table_size(config: ModelConfig) -> int:
     """Parameters of the embedding, and of a head of its own."""
     return prod((config.vocab_size, config.hidden_size))
-
-
-ACCUMULATE = 2  # a multiplication and an addition
-
-
-@lru_cache(maxsize=64)
-def matrix_flops(config: ModelConfig, multi_token: bool = False) -> int:
-    """FLOPs of one token's matrix products in a forward pass; looking up a row is none.
-
-    `multi_token` adds the modules that predict further ahead, each with the shared head.
-    """
-    count = count_parameters(config)
-    weights = count.activated
-    if not isinstance(config, DeepseekV3Config) and not config.tie_word_embeddings:
-        weights -= count.embedding
-    if multi_token and isinstance(config, DeepseekV3Config):
-        heads = config.num_nextn_predict_layers * config.vocab_size * config.hidden_size
-        weights += count.multi_token_activated + heads
-    return ACCUMULATE * weights
-
-
-def attention_flops(config: ModelConfig, keys: int, multi_token: bool = False) -> int:
-    """FLOPs of one query token's scores and weighted sum over `keys` keys, all layers."""
-    layers = config.num_hidden_layers
-    if isinstance(config, DeepseekV3Config):
-        widths = config.qk_head_dim + config.v_head_dim
-        layers += config.num_nextn_predict_layers if multi_token else 0
-    else:
-        assert isinstance(config, Llama3Config)
-        widths = 2 * config.head_dim
-    return ACCUMULATE * layers * config.num_attention_heads * widths * keys
-
-
-def training_flops(config: ModelConfig, task: str, length: int) -> int:
-    """FLOPs of one token's forward and backward; a frozen matrix has no gradient of its own."""
-    multi_token = task == "pretrain"
-    passes = 2 if task == "lora" else 3
-    matrices = passes * matrix_flops(config, multi_token)
-    return matrices + 3 * attention_flops(config, length, multi_token)

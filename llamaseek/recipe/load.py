@@ -15,6 +15,29 @@ from llamaseek.recipe.schema import INSTEAD, Recipe
 
 Checked = TypeVar("Checked", bound=BaseModel)
 
+ELSEWHERE = {
+    "learning_rate": "train.lr",
+    "max_steps": "train.steps",
+    "num_steps": "train.steps",
+    "batch_size": "train.batch, in rows a step",
+    "per_device_train_batch_size": "train.micro_batch, in rows a forward, and train.batch",
+    "gradient_accumulation_steps": "train.batch, in rows a step, and train.micro_batch",
+    "max_length": "data.length",
+    "max_seq_length": "data.length",
+    "cutoff_len": "data.length",
+    "warmup_steps": "train.warmup",
+    "lr_scheduler_type": "train.schedule",
+    "max_grad_norm": "train.clip",
+    "gradient_checkpointing": "train.checkpoint_activations",
+    "save_steps": "train.save_every",
+    "eval_steps": "train.eval_every",
+    "save_total_limit": "train.keep",
+    "output_dir": "out",
+    "model_name_or_path": "model.init_from",
+    "beta": "train.dpo_beta",
+}
+"""Names of TRL, transformers, axolotl and LLaMA-Factory, and the key to use here instead."""
+
 
 def load_recipe(path: Path, overrides: list[str]) -> Recipe:
     """The recipe of a YAML file with dotted `key=value` overrides.
@@ -97,6 +120,8 @@ def _one_line(error: ValidationError, kind: type[BaseModel], within: str) -> Use
     where = [str(part) for part in first["loc"]]
     key = ".".join([within, *where] if within else where)
     if first["type"] == "extra_forbidden":
+        if where[-1] in ELSEWHERE:
+            return UserError(f"recipe key {key}: no such key; use {ELSEWHERE[where[-1]]}")
         known = [*_section_at(kind, where[:-1]).model_fields]
         return UserError(str(unknown_name(f"recipe key {key}:", where[-1], known)))
     if first["type"] == "value_error":  # of a section as a whole, in our own words

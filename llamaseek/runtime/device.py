@@ -1,4 +1,4 @@
-"""What the machine can do: device, precision, measured matrix peak, floating-point work a token."""
+"""What the machine can do: device, precision, measured matrix peak."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from functools import cache
 import torch
 
 from llamaseek.errors import bad_value
-from llamaseek.herd import DeepseekV3Config, Llama3Config
-from llamaseek.models import CausalLM
 from llamaseek.recipe.schema import TrainRecipe
 
 
@@ -81,33 +79,3 @@ def matrix_peak(dtype: torch.dtype, device: torch.device, size: int = 2048) -> f
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - start)
     return 2 * size**3 / min(taken)
-
-
-def count_parameters(model: CausalLM) -> tuple[int, int]:
-    """All parameters, and those one token activates (its experts alone); tied heads once.
-
-    Multi-token modules count in the first number only.
-    """
-    total = sum(p.numel() for p in model.parameters())
-    if not isinstance(model.config, DeepseekV3Config):
-        return total, total
-    ahead = model.model.layers[model.config.num_hidden_layers :]
-    activated: float = total - sum(p.numel() for p in ahead.parameters())
-    config = model.config
-    for index, moe in model.moe_layers().items():
-        if index < config.num_hidden_layers:
-            routed = sum(p.numel() for p in moe.experts.parameters())
-            activated -= routed * (1 - config.num_experts_per_tok / config.n_routed_experts)
-    return total, round(activated)
-
-
-def training_flops_per_token(model: CausalLM, length: int) -> float:
-    """6 × activated parameters + 12 × layers × width × length (Chowdhery et al. 2022, App. B)."""
-    config = model.config
-    if isinstance(config, Llama3Config):
-        width = config.num_attention_heads * config.head_dim
-    else:
-        assert isinstance(config, DeepseekV3Config)
-        width = config.num_attention_heads * (config.qk_head_dim + config.v_head_dim) // 2
-    attention = 12 * config.num_hidden_layers * width * length
-    return 6 * count_parameters(model)[1] + attention

@@ -24,9 +24,9 @@ from llamaseek.evals.generated import (
     task_exact_match,
 )
 from llamaseek.files import write_json
+from llamaseek.herd.tensors import count_parameters
 from llamaseek.recipe.load import find_recipe, load_recipe
 from llamaseek.recipe.schema import Recipe
-from llamaseek.runtime.device import count_parameters
 from llamaseek.study.lecture import STAGES, Sample
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.job import Job
@@ -176,10 +176,10 @@ def preference_scores(job: Job, model: Generator, items: int) -> Tensor:
 
 def describe(job: Job, speaker: Generator, items: int, figures: dict[str, Any]) -> None:
     """Sizes, and what only a mixture of experts has: load and accepted second tokens."""
-    total, activated = count_parameters(speaker.model)
-    figures["parameters"] = total
+    count = count_parameters(speaker.model.config)
+    figures["parameters"] = count.total
     if speaker.model.config.multi_token_depth:
-        figures["activated_parameters"] = activated
+        figures["activated_parameters"] = count.activated
         assert job.held_out is not None
         loads = expert_load(speaker.model, job.held_out)
         figures["expert_load_max_over_mean"] = max(max(load) for load in loads)

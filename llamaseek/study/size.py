@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from llamaseek.runtime.device import count_parameters
+from llamaseek.herd.tensors import count_parameters
 from llamaseek.study.corpus import make_corpus
 from llamaseek.study.runs import COLOURS, Finding, Settings, held_out_loss, mean, panel, trained
 from llamaseek.train.jobs.pretrain import build_job
@@ -41,7 +41,7 @@ def size(settings: Settings) -> Finding:
                     "held_out": held_out_loss(folder, corpus.held_out, recipe),
                 }
                 losses["gap"] = losses["held_out"] - losses["training"]
-                parameters = count_parameters(job.model)[0]
+                parameters = count_parameters(job.model.config).total
                 about = {"seed": seed, "size": name, "parameters": parameters, "tokens": tokens}
                 rows.append({**about, **losses})
     return Finding(sentence(rows), rows, lambda figure: draw(figure, rows))

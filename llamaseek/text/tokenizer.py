@@ -323,7 +323,7 @@ def _read_gguf(
     """The engine, config, chat templates, generation config and end tokens that a GGUF file's
     metadata describes."""
     from llamaseek.gguf_header import read_gguf
-    from llamaseek.text.gguf_tokenizer import tokenizer_files
+    from llamaseek.text.gguf.tokenizer import tokenizer_files
 
     files = tokenizer_files(read_gguf(path))
     try:

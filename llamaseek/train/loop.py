@@ -23,6 +23,7 @@ from llamaseek.models.quant.fp8_training import use_float8
 from llamaseek.models.recompute import recompute
 from llamaseek.parallel.collectives import on_first_rank
 from llamaseek.parallel.ranks import ParallelModel
+from llamaseek.plan.flops import recipe_flops
 from llamaseek.recipe.load import save_recipe
 from llamaseek.runtime.device import (
     autocast,
@@ -30,7 +31,6 @@ from llamaseek.runtime.device import (
     matrix_peak,
     pick_device,
     pick_dtype,
-    training_flops_per_token,
 )
 from llamaseek.runtime.watch import set_phase
 from llamaseek.train.evaluate import LossAccumulator, evaluate
@@ -89,7 +89,7 @@ class Trainer:
         keep_freed_memory()
         dtype = pick_dtype(self.recipe.precision, self.device)
         model = job.model.train()
-        self.flops = training_flops_per_token(model, job.train.length)
+        self.flops = recipe_flops(job.recipe, model.config, job.train.length)
         form = saved_form(model, job, torch.promote_types(dtype, torch.float32))
         use_float8(model, self.recipe.float8, self.device)
         self.ranks = ParallelModel(model, job.recipe.parallel, self.device, dtype)

@@ -22,9 +22,9 @@ from llamaseek.dry_run.rank import (
 from llamaseek.dry_run.trace import Movement, TracedWork, counted
 from llamaseek.herd import config_from_sizes
 from llamaseek.models import build_model
+from llamaseek.plan.flops import training_flops
 from llamaseek.plan.gpus import find_gpu, rates_of
 from llamaseek.plan.layout import Layout
-from llamaseek.plan.weights import training_flops
 from llamaseek.recipe.schema import ParallelRecipe
 from tests.cli.run import Cli
 
@@ -77,7 +77,8 @@ def sends(report: RankReport) -> dict[str, int]:
 
 @pytest.mark.parametrize("family", ["llama3", "deepseek_v3"])
 def test_the_products_are_the_planner_s_and_split_over_ranks(family: str) -> None:
-    wanted = LENGTH * training_flops(setting(family).config, "pretrain", LENGTH)
+    config = setting(family).config
+    wanted = LENGTH * training_flops(config, LENGTH, config.multi_token_depth)
     for degrees in ({}, {"tensor": 2}, {"shard": 2, "tensor": 4}):
         tried = setting(family, **degrees)
         report = dry_run(tried, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,16 +10,25 @@ import torch
 
 from llamaseek.errors import UserError
 from llamaseek.herd import config_from_sizes
-from llamaseek.herd.published import find
+from llamaseek.herd.published import ENTRIES, find
+from llamaseek.herd.tensors import count_parameters
 from llamaseek.models import build_model
-from llamaseek.plan.answer import answer
+from llamaseek.plan.answer import answer, flops_per_token
 from llamaseek.plan.cost import read_bytes
+from llamaseek.plan.flops import (
+    attention_flops,
+    matrix_flops,
+    recipe_flops,
+    task_flops,
+)
 from llamaseek.plan.formats import FORMATS
 from llamaseek.plan.gpus import GPUS
 from llamaseek.plan.layout import Layout
 from llamaseek.plan.question import RUNS, ask, calibration, implied_utilisation
-from llamaseek.plan.weights import attention_flops, matrix_flops, training_flops
+from llamaseek.recipe.load import make_recipe
+from llamaseek.train.loop import Trainer
 from tests.models.shapes import tiny_config
+from tests.parallel.scenes import job_of, recipe_of
 
 
 def plan(*words: Any, **options: Any) -> dict[str, Any]:
@@ -113,19 +123,32 @@ def test_flops_are_those_torch_counts(family: str) -> None:
     assert 8 * matrix_flops(config) == pytest.approx(made, rel=0.02)  # norms are parameters too
 
 
-def test_training_flops_agree_with_the_training_loops() -> None:
-    """`train/machine.py` counts the same but for an untied embedding, which it multiplies."""
-    from llamaseek.runtime.device import training_flops_per_token
+@pytest.mark.parametrize("name", sorted(ENTRIES))
+def test_the_progress_bar_counts_what_the_planner_counts(name: str) -> None:
+    config = ENTRIES[name].config
+    task = "sft" if config.is_reward_model or not config.is_causal else "pretrain"
+    train = {"objective": "multi_token" if task == "pretrain" else "next_token"}
+    recipe = make_recipe({"name": "any", "stage": "pretrain", "train": train})
+    length = min(8192, config.max_position_embeddings)
+    question = ask(name, "mi300x", task, context=length)
+    assert recipe_flops(recipe, config, length) == flops_per_token(question)
 
-    for family in ("llama3", "deepseek_v3"):
-        config = tiny_config(family, tie_word_embeddings=True)
-        loop = training_flops_per_token(build_model(config), 64)
-        assert training_flops(config, "sft", 64) == pytest.approx(loop, rel=1e-6)
+
+def test_a_run_shows_the_share_of_the_planner_s_flops(tmp_path: Path) -> None:
+    """Multi-token modules are in, the look-up in an untied embedding is not."""
+    recipe = recipe_of("deepseek_v3", {}, out=str(tmp_path))
+    job = job_of(recipe)
+    config = job.model.config
+    assert config.multi_token_depth == 1 and not config.tie_word_embeddings
+    shown = Trainer(job).flops
+    assert shown == task_flops(config, "pretrain", recipe.data.length)
+    numbers = sum(p.numel() for p in job.model.parameters())
+    assert numbers == count_parameters(config).total + count_parameters(config).multi_token
 
 
 def test_frozen_matrices_save_a_third_of_their_flops() -> None:
     config = find("llama-3.1-8b").config
-    whole, lora = training_flops(config, "sft", 8192), training_flops(config, "lora", 8192)
+    whole, lora = (task_flops(config, task, 8192) for task in ("sft", "lora"))
     assert whole - lora == matrix_flops(config)
     assert attention_flops(config, 8192) == 2 * 32 * 32 * 256 * 8192
 

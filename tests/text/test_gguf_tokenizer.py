@@ -18,8 +18,8 @@ from gguf import TokenType
 from llamaseek.errors import UserError
 from llamaseek.gguf_header import read_gguf
 from llamaseek.text import published
-from llamaseek.text.gguf_tokenizer import tokenizer_files, tokenizer_texts
-from llamaseek.text.pre_tokenizers import PRE_TOKENIZERS
+from llamaseek.text.gguf.pre_tokenizers import PRE_TOKENIZERS
+from llamaseek.text.gguf.tokenizer import tokenizer_files, tokenizer_texts
 from llamaseek.text.tokenizer import Tokenizer
 from tests.checkpoints.gguf_files import (
     CONTROL,

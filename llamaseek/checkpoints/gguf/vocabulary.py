@@ -1,4 +1,4 @@
-"""A tokenizer as the metadata of a GGUF file: the inverse of `llamaseek.text.gguf_tokenizer`."""
+"""A tokenizer as the metadata of a GGUF file: the inverse of `llamaseek.text.gguf.tokenizer`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from gguf import GGUFWriter, TokenType
 from tokenizers import Tokenizer as Library
 
 from llamaseek.errors import UserError
-from llamaseek.text.gguf_tokenizer import SPACE
-from llamaseek.text.pre_tokenizers import PRE_TOKENIZERS
+from llamaseek.text.gguf.pre_tokenizers import PRE_TOKENIZERS
+from llamaseek.text.gguf.tokenizer import SPACE
 from llamaseek.text.special import END_OF_MESSAGE
 from llamaseek.text.tokenizer import Tokenizer
 

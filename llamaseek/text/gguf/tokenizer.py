@@ -15,7 +15,7 @@ from gguf import TokenType
 
 from llamaseek.errors import UserError, shorten, unknown_name
 from llamaseek.gguf_header import GgufHeader
-from llamaseek.text.pre_tokenizers import PRE_TOKENIZERS, UNNAMED
+from llamaseek.text.gguf.pre_tokenizers import PRE_TOKENIZERS, UNNAMED
 from llamaseek.text.templates.stored import ADDITIONAL_FOLDER, DEFAULT, TEMPLATE_FILE
 
 PREFIX = "tokenizer.ggml."
