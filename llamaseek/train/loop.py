@@ -110,6 +110,7 @@ class Trainer:
         self.pins = pins_of(job, dtype, self.device) if self.ranks.main else {}
         self.guard = NonFiniteGuard(self.folder.path, self.recipe.max_skipped)
         self.logged: dict[str, str] = {}  # terms by the name they have in the metrics
+        self.changed: list[str] = []  # since the checkpoint that is resumed from
         self.tokens = 0
         self.place = "start"
 
@@ -169,6 +170,7 @@ class Trainer:
             if self.ranks.main:
                 self._set_aside(steps[steps.index(step) + 1 :], errors, step)
                 self.tokens = self.folder.rewind(step).get("tokens", 0)
+                self._tell_changes(step)
             return step
         raise UserError(errors[0] + ("; nor can any before it be" if len(errors) > 1 else ""))
 
@@ -181,10 +183,15 @@ class Trainer:
                 continue  # said when it is restored
             if not before:
                 print(f"warning: {UNPINNED}", file=sys.stderr)
-            elif changes := compare(before, self.pins, self.allow_change):
-                self.folder.log({"step": step, "changed": [str(change) for change in changes]})
-                print(f"resuming with {', '.join(map(str, changes))}", file=sys.stderr)
+            else:
+                changes = compare(before, self.pins, self.allow_change)
+                self.changed = [str(change) for change in changes]
             return
+
+    def _tell_changes(self, step: int) -> None:
+        if self.changed:
+            self.folder.log({"step": step, "changed": self.changed})
+            print(f"resuming with changes: {', '.join(self.changed)}", file=sys.stderr)
 
     def _set_aside(self, broken: list[int], errors: list[str], step: int) -> None:
         for late, error in zip(reversed(broken), errors, strict=True):

@@ -179,7 +179,9 @@ def test_the_same_text_under_another_name_is_taken(
     Path(made.data.sources[0]).rename(moved)
     other = recipe(tmp_path, **{**FEW, "train__steps": 8, "data__sources": [str(moved)]})
     resume(other)
-    said = next(x for x in capfd.readouterr().err.splitlines() if x.startswith("resuming with "))
+    said = next(
+        x for x in capfd.readouterr().err.splitlines() if x.startswith("resuming with changes: ")
+    )
     assert "data.sources (" in said and "moved.txt" in said and "train.steps (6 before" in said
 
 
