@@ -12,10 +12,11 @@ import pytest
 import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
+from llamaseek.checkpoints.gguf.convert import GgufConversion
+from llamaseek.text.pre_tokenizers import PRE_TOKENIZERS
 
 from llamaseek.checkpoints.convert import Conversion
 from llamaseek.checkpoints.gguf.blocks import encode
-from llamaseek.checkpoints.gguf.convert import GgufConversion
 from llamaseek.checkpoints.gguf.kinds import ASKED, Kind, kind_of
 from llamaseek.checkpoints.gguf.modelfile import modelfile
 from llamaseek.checkpoints.gguf.vocabulary import pre_name
@@ -26,7 +27,6 @@ from llamaseek.herd import RopeScaling
 from llamaseek.herd.folder import read_config
 from llamaseek.models import CausalLM
 from llamaseek.text import published
-from llamaseek.text.pre_tokenizers import PRE_TOKENIZERS
 from llamaseek.text.templates.stored import ChatTemplates
 from llamaseek.text.tokenizer import Tokenizer
 from tests.cli.run import Cli
