@@ -136,7 +136,9 @@ def exposed_seconds(
     times = 1 if layout.pipeline > 1 else micro_batches
     sent = times * work.gathered + work.scattered
     beside = send_seconds(layout, "shard", sent, rates) - times * slot
-    return max(beside, 0.0) + send_seconds(layout, "data", work.averaged, rates)
+    # Ranks that hold the same numbers are those of several dimensions: near only in one node.
+    reach = rates.link if layout.gpus <= rates.node else rates.network
+    return max(beside, 0.0) + work.averaged / reach
 
 
 def total(works: Iterable[tuple[Work, int]]) -> Work:
