@@ -137,10 +137,10 @@ def attention_core(config: ModelConfig, run: TrainingPass) -> float:
 
 
 def rotary_tables(config: ModelConfig, run: TrainingPass) -> int:
-    """Bytes of the cosines and sines that all layers share."""
+    """Bytes of the fp32 cosines and sines that all layers share."""
     latent = isinstance(config, DeepseekV3Config)
     width = config.qk_rope_head_dim if latent else config.head_dim  # type: ignore[attr-defined]
-    return run.number * width * run.tokens
+    return FLOAT * width * run.tokens
 
 
 def widest_gradient(config: ModelConfig, layer: int, run: TrainingPass) -> int:
