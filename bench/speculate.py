@@ -36,7 +36,7 @@ def prompts(tokenizer: Tokenizer, count: int) -> list[Request]:
     """First words of stories that no model was trained on."""
     rng = Random("speculate")
     openings = [" ".join(story(rng, "test").opening.split()[:3]) for _ in range(count)]
-    greedy = SamplingParams(max_tokens=LENGTH, stop_ids=tuple(tokenizer.stop_ids))
+    greedy = SamplingParams(max_tokens=LENGTH)
     return [
         Request(prompt=[tokenizer.bos_id, *tokenizer.encode(text)], params=greedy)
         for text in openings

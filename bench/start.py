@@ -33,13 +33,14 @@ PACKAGES = {"llama.cpp": "llama-cpp-python", "transformers": "transformers"}
 def say_ours(folder: Path) -> None:
     """The first token through the engine."""
     from llamaseek.engine.engine import Engine
-    from llamaseek.engine.open import load
+    from llamaseek.engine.open import open_model
     from llamaseek.engine.options import EngineOptions
     from llamaseek.engine.request import Request, SamplingParams
     from llamaseek.text.tokenizer import Tokenizer
 
     path = folder / "bf16"
-    engine = Engine(load(path, "cpu"), Tokenizer.load(path), EngineOptions(max_num_seqs=1))
+    model, options = open_model(path, device="cpu"), EngineOptions(max_num_seqs=1)
+    engine = Engine(model, Tokenizer.load(path), options)
     engine.generate([Request(prompt=PROMPT, params=SamplingParams(max_tokens=1))])
 
 

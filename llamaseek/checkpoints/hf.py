@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from llamaseek.checkpoints.peft import merged, read_adapter
 from llamaseek.checkpoints.shards import SHARD_BYTES, open_tensors, write_tensors
-from llamaseek.checkpoints.widen import dequantized
+from llamaseek.checkpoints.widen import dequantized, widened
 from llamaseek.errors import UserError
 from llamaseek.files import write_json
 from llamaseek.herd import ModelConfig
@@ -141,6 +142,7 @@ def load_model(
     config: ModelConfig | None = None,
     mapped: bool = False,
     device: torch.device | str = "cpu",
+    adapter: Path | None = None,
 ) -> CausalLM:
     """The model of a Hugging Face folder, in `dtype`; each tensor is in memory once.
 
@@ -150,13 +152,17 @@ def load_model(
     of 4 or 8 bits stay packed, and `dtype` is what the model computes in. `config` takes the place
     of the folder's, as where a context is extended. With `mapped`, tensors that are stored as they
     are used stay in their files on a CPU, read when first touched, and take no memory that the
-    system cannot have back; such a model is for inference.
+    system cannot have back; such a model is for inference. `adapter` is the folder of a LoRA
+    that is merged into the weights, which are widened to `dtype` for it.
     Raises `UserError` as `read_folder` does, for a scale that is not a number, and for weights
     that do not fit the device's memory.
     """
     folder, device = Path(folder), torch.device(device)
     config = config or read_config(folder)
     tensors = read_folder(folder, config)
+    if adapter is not None:
+        plain = dequantized(widened(tensors, dtype), dtype)
+        tensors = merged(plain, read_adapter(adapter), adapter)
     with torch.device("meta"), SkipInit():
         model = build_model(config).to(dtype)
         if fp8:

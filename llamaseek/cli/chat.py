@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,7 +51,7 @@ def chat(
     """Chat with a model in the terminal; /help lists the commands."""
     from llamaseek.cli.conversation import ChatSession
     from llamaseek.engine.engine import Engine
-    from llamaseek.engine.open import load
+    from llamaseek.engine.open import open_model
     from llamaseek.engine.options import EngineOptions
     from llamaseek.engine.request import SamplingParams
     from llamaseek.runtime.device import pick_device
@@ -62,9 +61,10 @@ def chat(
         temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed, stop=stop
     )
     tokenizer = load_tokenizer(model, chat_template, chat_template_kwargs)
-    engine = Engine(load(model, device), tokenizer, EngineOptions(max_num_seqs=1))
-    talk = ChatSession(engine, tokenizer, replace(sampling, stop_ids=tokenizer.stop_ids), system)
-    talk.guard = load_guard(guard, device=pick_device(device, "--device")) if guard else None
+    place = pick_device(device, "--device")
+    engine = Engine(open_model(model, device=place), tokenizer, EngineOptions(max_num_seqs=1))
+    talk = ChatSession(engine, tokenizer, sampling, system)
+    talk.guard = load_guard(guard, device=place) if guard else None
     if sys.stdin.isatty():
         print(f"{model}  ·  /help for commands, Ctrl-D to leave")
     run(talk, reader())

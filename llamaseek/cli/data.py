@@ -17,7 +17,7 @@ from rich.text import Text
 
 from llamaseek.cli.shared import program, this_command
 from llamaseek.errors import bad_value
-from llamaseek.recipe.load import find_recipe
+from llamaseek.recipe.reading import find_recipe
 from llamaseek.recipe.schema import Recipe
 
 if TYPE_CHECKING:

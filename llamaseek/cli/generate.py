@@ -62,9 +62,10 @@ def generate(
     """Generate text from a prompt; with --chat, answer a message."""
     from llamaseek.engine.engine import Engine
     from llamaseek.engine.leader import answer
-    from llamaseek.engine.open import load
+    from llamaseek.engine.open import open_model
     from llamaseek.engine.options import EngineOptions
     from llamaseek.engine.request import SamplingParams
+    from llamaseek.runtime.device import pick_device
 
     tokenizer = load_tokenizer(model, chat_template, chat_template_kwargs)
     params = SamplingParams(
@@ -73,7 +74,6 @@ def generate(
         top_k=top_k,
         max_tokens=max_tokens,
         seed=seed,
-        stop_ids=tokenizer.stop_ids,
     )
 
     def use(loaded: CausalLM, group: TensorGroup | None) -> None:
@@ -82,7 +82,10 @@ def generate(
         engine = Engine(loaded, tokenizer, options, group=group)
         say(engine, read_stdin() if prompt == "-" else prompt, chat, params, stats)
 
-    answer(model, device, lambda group: load(model, device, group), use)
+    def load(group: TensorGroup | None) -> CausalLM:
+        return open_model(model, device=pick_device(device, "--device"), group=group)
+
+    answer(model, device, load, use)
 
 
 def say(engine: Engine, text: str, chat: bool, params: SamplingParams, stats: bool) -> None:
@@ -111,7 +114,7 @@ def say(engine: Engine, text: str, chat: bool, params: SamplingParams, stats: bo
 
 def speculation(source: str, depth: int, device: str) -> Speculation:
     """The drafter of `--speculate`; a name that is not a method is a draft model's folder."""
-    from llamaseek.engine.open import load
+    from llamaseek.engine.open import open_model
     from llamaseek.engine.options import DRAFTERS, Speculation
 
     methods = [kind for kind in DRAFTERS if kind != "model"]  # that one goes by its folder
@@ -120,7 +123,7 @@ def speculation(source: str, depth: int, device: str) -> Speculation:
     if not Path(source).exists():
         allowed = f"{', '.join(methods)}, a model folder or a .gguf file"
         raise bad_value("--speculate", source, allowed)
-    draft = load(source, device)
+    draft = open_model(source, device=device)
     return Speculation(kind="model", depth=depth, draft_model=draft)
 
 

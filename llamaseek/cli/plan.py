@@ -10,47 +10,57 @@ import typer
 from llamaseek.cli.shared import wide_console
 from llamaseek.errors import UserError
 
+WORDS = typer.Argument(
+    None,
+    metavar="[MODEL | KEY=VALUE…]",
+    help="The name of a published model, or a model folder; overrides with --recipe.",
+)
+GPU = typer.Option(..., help="h100-80gb, h800, h200, a100, b200, l40s, rtx4090, mi300x, cpu.")
+TASK = typer.Option(None, help="inference, lora, sft or pretrain.", show_default="inference")
+DTYPE = typer.Option(
+    None,
+    help="fp32, bf16, fp16, fp8, int8 or int4.",
+    show_default="bf16, or what a recipe trains in",
+)
+CONTEXT = typer.Option(None, help="Tokens per row.", show_default="8192 or the model's")
+BATCH = typer.Option(
+    None, help="Batch size: concurrent rows, or rows per training step.", show_default="by task"
+)
+RECIPE = typer.Option(None, help="Plan the layout of this recipe: a bundled name or a YAML file.")
+GPUS = typer.Option(None, help="Number of GPUs.", show_default="the fewest that fit")
+PARAMS = typer.Option(None, help="Number of parameters instead of a model, e.g. 1e12.")
+TOKENS = typer.Option(None, help="Tokens to train on or to generate, e.g. 15.6e12.")
+PRICE = typer.Option(None, help="Price of a GPU-hour.")
+UTILIZATION = typer.Option(
+    None,
+    help="Fraction of the peak rate that is reached.",
+    show_default="counted in training, 0.6 in inference",
+)
+CHECKPOINTING = typer.Option(
+    None, help="Activation checkpointing: full, selective or none.", show_default="full"
+)
+JSON = typer.Option(False, "--json", help="Print JSON.")
+PLOT = typer.Option(
+    None, "--plot", help="Plot memory per GPU against the number of GPUs to this file."
+)
+
 
 def plan(
-    words: list[str] = typer.Argument(
-        None,
-        metavar="[MODEL | KEY=VALUE…]",
-        help="The name of a published model, or a model folder; overrides with --recipe.",
-    ),
-    gpu: str = typer.Option(
-        ..., help="h100-80gb, h800, h200, a100, b200, l40s, rtx4090, mi300x, cpu."
-    ),
-    task: str = typer.Option(
-        None, help="inference, lora, sft or pretrain.", show_default="inference"
-    ),
-    dtype: str = typer.Option(
-        None,
-        help="fp32, bf16, fp16, fp8, int8 or int4.",
-        show_default="bf16, or what a recipe trains in",
-    ),
-    context: int = typer.Option(None, help="Tokens per row.", show_default="8192 or the model's"),
-    batch: int = typer.Option(
-        None, help="Batch size: concurrent rows, or rows per training step.", show_default="by task"
-    ),
-    recipe: str = typer.Option(
-        None, help="Plan the layout of this recipe: a bundled name or a YAML file."
-    ),
-    gpus: int = typer.Option(None, help="Number of GPUs.", show_default="the fewest that fit"),
-    params: float = typer.Option(None, help="Number of parameters instead of a model, e.g. 1e12."),
-    tokens: float = typer.Option(None, help="Tokens to train on or to generate, e.g. 15.6e12."),
-    price: float = typer.Option(None, help="Price of a GPU-hour."),
-    utilization: float = typer.Option(
-        None,
-        help="Fraction of the peak rate that is reached.",
-        show_default="counted in training, 0.6 in inference",
-    ),
-    checkpointing: str = typer.Option(
-        None, help="Activation checkpointing: full, selective or none.", show_default="full"
-    ),
-    json: bool = typer.Option(False, "--json", help="Print JSON."),
-    plot: Path = typer.Option(
-        None, "--plot", help="Plot memory per GPU against the number of GPUs to this file."
-    ),
+    words: list[str] = WORDS,
+    gpu: str = GPU,
+    task: str = TASK,
+    dtype: str = DTYPE,
+    context: int = CONTEXT,
+    batch: int = BATCH,
+    recipe: str = RECIPE,
+    gpus: int = GPUS,
+    params: float = PARAMS,
+    tokens: float = TOKENS,
+    price: float = PRICE,
+    utilization: float = UTILIZATION,
+    checkpointing: str = CHECKPOINTING,
+    json: bool = JSON,
+    plot: Path = PLOT,
 ) -> None:
     """Estimate memory, GPUs, layout, speed and cost of a model, or of a recipe's own layout."""
     options: dict[str, Any] = {
@@ -68,15 +78,15 @@ def plan(
     if recipe is not None:
         _plan_recipe(recipe, words or [], gpu, dtype, [*given, *(["plot"] if plot else [])], json)
         return
-    from llamaseek.plan.answer import answer
-    from llamaseek.plan.question import ask
+    from llamaseek import api
 
-    question = ask(_model(words or []), gpu, dtype=dtype or "bf16", **given)
-    found = answer(question)
+    model, given = _model(words or []), given | {"dtype": dtype or "bf16"}
+    found = api.plan(model, gpu=gpu, **given)
     if plot is not None:
         from llamaseek.plan.plot import draw
+        from llamaseek.plan.question import ask
 
-        draw(question, found, plot)
+        draw(ask(model, gpu, **given), found, plot)
     if json:
         _print_json(found)
         return
@@ -99,7 +109,8 @@ def _plan_recipe(
     """Plan a recipe's own layout. Its fields say what other options would."""
     from llamaseek.plan.gpus import find_gpu
     from llamaseek.plan.recipe import check_dtype, recipe_answer
-    from llamaseek.recipe.load import find_recipe, load_recipe
+    from llamaseek.recipe.load import load_recipe
+    from llamaseek.recipe.reading import find_recipe
     from llamaseek.runtime.check import model_config, resolve
 
     if given:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,11 @@ API_KEY = typer.Option(
     envvar="LLAMASEEK_API_KEY",
     help="Require this API key; the environment variable keeps it out of process lists.",
 )
-DTYPE = typer.Option("auto", help="fp32 or bf16; auto uses bf16 if the hardware supports it.")
+DTYPE = typer.Option(
+    "auto",
+    help="fp32 or bf16; auto is bf16 if the weights are stored in 16 bits or fewer and the "
+    "hardware supports it, else fp32.",
+)
 CACHE = typer.Option(1.0, "--cache-gb", help="Size of the KV cache in GB.")
 CACHE_DTYPE = typer.Option("auto", help="auto or int8; int8 halves the KV cache of a bf16 model.")
 RUNNING = typer.Option(64, "--max-num-seqs", help="Maximum number of sequences computed at once.")
@@ -77,15 +82,11 @@ def serve(
     chat_template_kwargs: str = TEMPLATE_KWARGS,
 ) -> None:
     """Serve a model over OpenAI's API; Ctrl-C or SIGTERM shuts down gracefully."""
-    try:
-        from llamaseek.serve.server import check_address
-        from llamaseek.serve.server import serve as run
-    except ImportError as error:
-        raise UserError(f"serve: {error.name} is missing; pip install 'llamaseek[serve]'") from None
     from llamaseek.engine.leader import answer
-    from llamaseek.engine.open import load_weights
     from llamaseek.engine.options import EngineOptions
     from llamaseek.serve.options import ServeOptions
+    from llamaseek.serve.server import check_address
+    from llamaseek.serve.server import serve as run
     from llamaseek.serve.service import load_served_guard, make_service
 
     options = ServeOptions(
@@ -114,7 +115,15 @@ def serve(
             service.guard = load_served_guard(guard, device, categories, options, engine)
         run(service)
 
-    answer(model, device, lambda group: load_weights(model, device, dtype, group), use)
+    answer(model, device, partial(_load, model, device, dtype), use)
+
+
+def _load(model: Path, device: str, dtype: str, group: TensorGroup | None) -> CausalLM:
+    from llamaseek.engine.open import open_model
+    from llamaseek.runtime.device import pick_device
+
+    place = pick_device(device, "--device")
+    return open_model(model, device=place, dtype=dtype, group=group)
 
 
 def _cache_bytes(gb: float) -> int:

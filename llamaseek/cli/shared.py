@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from llamaseek.checkpoints.sources import cached
-from llamaseek.errors import UserError, bad_value
-from llamaseek.files import is_gguf
+from llamaseek.errors import bad_value
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -95,7 +93,7 @@ TEMPLATE_KWARGS = typer.Option(
 
 def load_tokenizer(folder: Path, chat_template: str | None, kwargs: str | None) -> Tokenizer:
     """A folder's tokenizer with the template and the values that a command asks for."""
-    from llamaseek.text.tokenizer import Tokenizer
+    from llamaseek.engine.open import open_tokenizer
 
     try:
         values = json.loads(kwargs or "{}")
@@ -103,43 +101,16 @@ def load_tokenizer(folder: Path, chat_template: str | None, kwargs: str | None) 
         values = None
     if not isinstance(values, dict):
         raise bad_value("--chat-template-kwargs", kwargs, "a JSON object")
-    return Tokenizer.load(folder).use_chat_template(chat_template, values)
-
-
-HINTS = {
-    "model/config.json": "is a run's folder; its model is {0}/model",
-    "adapter_config.json": "is an adapter; llamaseek convert BASE NEW --adapter {0} folds it in",
-    "consolidated.00.pth": "is Meta's; llamaseek convert {0} NEW makes a model folder of it",
-}
-"""Hints for a path that is not a model folder, by a file found in it."""
+    return open_tokenizer(folder).use_chat_template(chat_template, values)
 
 
 def model_folder(path: Path | None) -> Path | None:
     """The model folder or GGUF file that was given, by path or by the name of a published model.
 
-    UserError for a path that is something else, and for a published model that is not on this
-    machine. What a folder that looks like one lacks is for its readers to say.
+    UserError as `find_source` raises it.
     """
-    if path is None or (path / "config.json").is_file() or (path.is_file() and is_gguf(path)):
-        return path
-    if not path.exists() and (found := cached(str(path))):
-        return found
-    if not path.is_dir():
-        raise UserError(f"{path}: no such {_wanted(path)}{_download(str(path))}")
-    for file, hint in HINTS.items():
-        if (path / file).is_file():
-            raise UserError(f"{path}: {hint.format(path)}")
+    if path is not None:
+        from llamaseek.checkpoints.sources import find_source
+
+        return find_source(path)
     return path
-
-
-def _wanted(path: Path) -> str:
-    if path.is_file():
-        return "folder; it is a file, and not a GGUF one"
-    return "file" if path.suffix == ".gguf" else "folder"
-
-
-def _download(name: str) -> str:
-    from llamaseek.herd.published import ENTRIES
-
-    entry = ENTRIES.get(name.lower())
-    return f"; llamaseek download {name} fetches it" if entry and entry.repo else ""

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import typer
 
+from llamaseek.api import check_recipe, train
 from llamaseek.cli.shared import program, this_command
 from llamaseek.errors import UserError
-from llamaseek.recipe.load import find_recipe, load_recipe
+from llamaseek.recipe.keys import check_allowed
+from llamaseek.recipe.schema import Recipe
 from llamaseek.recipe.stages import STAGES
-from llamaseek.runtime.check import resolve
-from llamaseek.runtime.world import is_first_rank, started_ranks
-from llamaseek.train.saving.reads import check_reads, check_recipe_file
+from llamaseek.runtime.world import is_first_rank
 
 RECIPE = typer.Argument(help="A recipe file, or the name of a bundled recipe.")
 OVERRIDES = typer.Argument(
@@ -26,6 +26,12 @@ AUTO_RESUME = typer.Option(
     False, "--auto-resume", help="Resume if there is a checkpoint, else start; for launchers."
 )
 OVERWRITE = typer.Option(False, "--overwrite", help="Replace an existing run and start again.")
+ALLOW_CHANGE = typer.Option(
+    [],
+    "--allow-change",
+    metavar="KEY",
+    help="Resume although this recipe field, or section, has changed; repeatable.",
+)
 DRY_RUN = typer.Option(False, "--dry-run", help="Check the recipe and print it without training.")
 
 
@@ -38,11 +44,12 @@ def verb(stage: str, summary: str) -> Callable[..., None]:
         resume: bool = RESUME,
         auto_resume: bool = AUTO_RESUME,
         overwrite: bool = OVERWRITE,
+        allow_change: list[str] = ALLOW_CHANGE,
         dry_run: bool = DRY_RUN,
     ) -> None:
         ways = {"--resume": resume, "--auto-resume": auto_resume, "--overwrite": overwrite}
         asked = [name for name, wanted in ways.items() if wanted]
-        run_recipe(stage, recipe, overrides or [], asked, dry_run)
+        run_recipe(stage, recipe, overrides or [], asked, allow_change, dry_run)
 
     command.__name__, command.__doc__ = stage, summary
     return command
@@ -61,49 +68,43 @@ reward = verb("reward", "Train a reward model on ranked answers.")
 
 
 def run_recipe(
-    stage: str, wanted: str, overrides: list[str], asked: list[str], dry_run: bool
+    stage: str,
+    wanted: str,
+    overrides: list[str],
+    asked: list[str],
+    allow_change: list[str],
+    dry_run: bool,
 ) -> None:
     """Run a training command; checks the recipe before anything heavy is imported.
 
     `asked` is how to begin: `--resume`, `--auto-resume`, `--overwrite` or nothing.
     """
-    path = find_recipe(wanted)
-    recipe = load_recipe(path, overrides)
+    recipe = Recipe.load(wanted, overrides)
     if recipe.stage != stage:
         raise UserError(f"stage: {wanted} is a {recipe.stage} recipe; use llamaseek {recipe.stage}")
-    recipe = resolve(recipe, started_ranks())
-    check_reads(recipe)
-    check_recipe_file(path, recipe)
     if dry_run:
         import yaml
 
-        print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), end="")
+        checked = check_recipe(wanted, overrides)
+        print(yaml.safe_dump(checked.model_dump(mode="json"), sort_keys=False), end="")
         return
-    ranks = recipe.parallel.ranks
-    if ranks > 1 and started_ranks() is None:
-        raise UserError(
-            f"parallel: is for {ranks} ranks, but one process was started; allowed: "
-            f"torchrun --nproc-per-node {ranks} -m llamaseek {stage} {wanted}"
-        )
     if len(asked) > 1:
         raise UserError(f"{asked[0]} and {asked[1]} exclude each other")
+    resume: bool | Literal["auto"] = "auto" if "--auto-resume" in asked else "--resume" in asked
+    if allow_change and not resume:
+        raise UserError("--allow-change: is for --resume and --auto-resume")
+    check_allowed(allow_change)
 
-    from llamaseek.train.saving.run_folder import RunFolder
-
-    resume = asked in (["--resume"], ["--auto-resume"])
-    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0  # a rank was lost
-    if not again and asked != ["--auto-resume"]:
-        RunFolder(recipe.folder).check(resume, asked == ["--overwrite"])
-
-    from llamaseek.report.page import write_report
-    from llamaseek.runtime.launch import process_group
     from llamaseek.train.job import Interrupted
-    from llamaseek.train.jobs.pretrain import build_job
-    from llamaseek.train.loop import train
 
     try:
-        with process_group(recipe):
-            folder = train(build_job(recipe), resume or again)
+        run = train(
+            wanted,
+            overrides,
+            resume=resume,
+            overwrite="--overwrite" in asked,
+            allow_change=allow_change,
+        )
     except Interrupted as stop:
         if is_first_rank():
             command = this_command("--resume").replace(" --overwrite", "")
@@ -112,12 +113,11 @@ def run_recipe(
         sys.exit(128 + stop.signum)
     if not is_first_rank():
         return
-    report = write_report(folder.path)
-    print(f"model   {folder.final}\nreport  {report}")
+    print(f"model   {run.model_folder}\nreport  {run.folder / 'report.html'}")
     kind = STAGES[stage]
     if kind.generates and recipe.train.objective != "masked":  # these cannot generate text
         verb = "chat" if kind.chats else "generate"
-        print(f"try     {program()} {verb} {folder.final}")
+        print(f"try     {program()} {verb} {run.model_folder}")
 
 
 def report(

@@ -45,7 +45,8 @@ def train_plan(
     """Estimate memory, communication and time of a training step, rank by rank."""
     from llamaseek.errors import bad_value
     from llamaseek.plan.gpus import find_gpu
-    from llamaseek.recipe.load import find_recipe, load_recipe
+    from llamaseek.recipe.load import load_recipe
+    from llamaseek.recipe.reading import find_recipe
 
     if dtype not in (None, "bf16", "fp8"):
         raise bad_value("dtype", dtype, "bf16 or fp8")

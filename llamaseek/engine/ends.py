@@ -30,7 +30,7 @@ def _append_one(answer: SequenceState, token: int, delta: Delta) -> str | None:
     tokens, text, matcher = answer.tokens, answer.text, answer.matcher
     if len(tokens) >= answer.limit:  # only the prompt was to be read
         return "length"
-    if token in answer.params.stop_ids:
+    if token in answer.stop_token_ids:
         answer.stop_id = token
         return "stop"
     tokens.append(token)

@@ -32,6 +32,7 @@ from llamaseek.engine.request import (
     Delta,
     Output,
     Request,
+    SamplingParams,
     SequenceState,
     check_request,
 )
@@ -40,7 +41,7 @@ from llamaseek.engine.scheduler import Chunk, QueueFull, Scheduler
 from llamaseek.engine.speculate import make_drafter
 from llamaseek.engine.statistics import Statistics
 from llamaseek.engine.text_out import TextOut
-from llamaseek.errors import UserError
+from llamaseek.errors import UserError, bad_value
 from llamaseek.models import CausalLM
 from llamaseek.text.tokenizer import Tokenizer
 
@@ -90,7 +91,7 @@ class ActiveRequest:
         first = self.answers[0]
         scores = first.prompt_logprobs if self.request.params.prompt_logprobs is not None else None
         moments = (self.arrived, first.first_token, self.finished)
-        return Output(self.request, answers, scores, first.cached or 0, *moments)
+        return Output(self.request, answers, scores, first.cached or 0, *moments, first.embedding)
 
 
 class Engine:
@@ -115,6 +116,7 @@ class Engine:
         self.grammars = None if tokenizer is None else Grammars(tokenizer)
         self.adapters = Adapters(model, adapters or {})
         self.options = options = options or EngineOptions()
+        self.end_token_ids = _end_token_ids(model.config.eos_token_id, tokenizer)
         self.context = model.config.max_position_embeddings
         self.pool = BlockPool(self._blocks(), options.block_size)
         ahead = options.speculation.ahead
@@ -187,9 +189,15 @@ class Engine:
         params = request.params
         if self.grammars is None and (params.stop or params.constraint is not None):
             raise UserError("stop, constraint: need an engine with a tokenizer")
+        if params.stop and not params.detokenize:
+            raise bad_value("detokenize", False, "true with stop, which is found in the text")
         self.scheduler.check(self._limit(request))
         if self.grammars is not None and params.constraint is not None:
             self.grammars.check(params.constraint)
+
+    def _stops(self, params: SamplingParams) -> frozenset[int]:
+        ends = frozenset() if params.ignore_eos else self.end_token_ids
+        return ends.union(params.stop_token_ids)
 
     def _limit(self, request: Request) -> int:
         most, given = request.params.max_tokens, len(request.prompt)
@@ -226,8 +234,9 @@ class Engine:
             seed=derive_seed(work.seed, index),
             limit=self._limit(request),
             tokens=list(request.prompt),
+            stop_token_ids=self._stops(request.params),
         )
-        if self.tokenizer is not None:
+        if self.tokenizer is not None and request.params.detokenize:
             answer.text = TextOut(self.tokenizer, request.params.stop)
         if work.session is not None:
             answer.matcher = work.session.matcher()
@@ -247,17 +256,29 @@ class Engine:
         self.statistics.cancelled += 1
         return True
 
-    def generate(self, requests: Iterable[Request]) -> list[Output]:
-        """Answer all requests, in their order. UserError for one that can never be answered.
+    def request(self, prompt: str, params: SamplingParams | None = None) -> Request:
+        """A text to continue, after what the tokenizer puts before one, as a request."""
+        if self.tokenizer is None:
+            raise UserError(
+                "prompt: a text needs an engine with a tokenizer; give a Request of ids"
+            )
+        ids = [*self.tokenizer.prefix_ids, *self.tokenizer.encode(prompt)]
+        return Request(prompt=ids, params=params or SamplingParams())
 
-        RuntimeError where an answer fails; the others are dropped then.
+    def generate(
+        self, requests: Iterable[Request | str], params: SamplingParams | None = None
+    ) -> list[Output]:
+        """Answer all requests, in their order; a text is continued as `params` say.
+
+        UserError for a request that can never be answered. RuntimeError where an answer fails; the
+        others are dropped then.
         """
-        requests = list(requests)
-        for request in requests:
+        asked = [self.request(r, params) if isinstance(r, str) else r for r in requests]
+        for request in asked:
             self.check(request)
         if self.model.training:  # by whoever trains it meanwhile
             self.model.eval()
-        waiting, works = deque(requests), []
+        waiting, works = deque(asked), []
         try:
             while waiting or self.busy:
                 while waiting and self.scheduler.room:
@@ -373,7 +394,7 @@ class Engine:
             delta = self._add(answer, generated, now)
             deltas.append(delta)
             if answer.params.embed and first and answer.index == 0:
-                delta.embedding = hidden[start].float().tolist()
+                delta.embedding = answer.embedding = hidden[start].float().tolist()
             if answer.params.logprobs is not None:
                 scored.append((answer, delta, start))
             start += 1 + drafts
@@ -453,6 +474,14 @@ class Engine:
         self.statistics.failed += 1
         self._close(answer, "error", delta)
         return delta
+
+
+def _end_token_ids(
+    configured: int | Sequence[int] | None, tokenizer: Tokenizer | None
+) -> frozenset[int]:
+    """The ids that end an answer: those of the model's config and those of its tokenizer."""
+    ids = (configured,) if isinstance(configured, int) else configured or ()
+    return frozenset(ids).union(tokenizer.stop_ids if tokenizer is not None else ())
 
 
 def _score(logits: Tensor, scored: Sequence[tuple[SequenceState, Delta, int]]) -> None:

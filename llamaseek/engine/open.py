@@ -1,68 +1,86 @@
-"""The one loader: a model folder, opened for inference."""
+"""The one loader: a model and its tokenizer, opened for inference.
+
+Whatever `source` may be, it is told apart here and in the readers below.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from llamaseek.checkpoints.hf import load_model
+from llamaseek.checkpoints.peft import CONFIG as ADAPTER_CONFIG
 from llamaseek.engine.ranks.shards import load_share
 from llamaseek.engine.ranks.tensor_group import TensorGroup
-from llamaseek.errors import bad_value
+from llamaseek.errors import UserError, bad_value
+from llamaseek.files import read_json_object
 from llamaseek.herd.folder import stored_tensors
 from llamaseek.models import CausalLM
 from llamaseek.runtime.device import has_bf16, pick_device, pick_dtype
+from llamaseek.text.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from llamaseek.engine.ranks.tensor_group import TensorGroup
-    from llamaseek.models import CausalLM
+DTYPES = ("auto", "bf16", "fp32")
 
 
-def stored_dtype(folder: Path, device: torch.device) -> torch.dtype:
-    """What a folder's model answers in: bf16 where it is stored in less than fp32 and the device
-    multiplies bf16 natively, else fp32."""
+def open_model(
+    source: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str = "auto",
+    adapter: str | Path | None = None,
+    group: TensorGroup | None = None,
+) -> CausalLM:
+    """The model of a folder, to run inference with; with a `group` of ranks, this rank's shard.
+
+    On a CPU the weights stay in their files until they are first read, and fp8 is widened. `source`
+    may be a LoRA adapter's folder that names its base; `adapter` is the folder of one for the model
+    of `source`. It is merged into the weights as they are read.
+    Raises UserError for a device, dtype, model or adapter that cannot be used.
+    """
+    if dtype not in DTYPES:
+        raise bad_value("dtype", dtype, ", ".join(DTYPES))
+    place = pick_device(str(device), "device")
+    folder, lora = _parts(Path(source), adapter)
+    kind = inference_dtype(folder, dtype, place)
+    if group is None:
+        fp8 = place.type == "cuda"
+        return load_model(folder, kind, fp8=fp8, mapped=True, device=place, adapter=lora)
+    if lora is not None:
+        raise UserError(
+            f"adapter: {lora} is not for several ranks; merge it with: llamaseek convert --adapter"
+        )
+    return load_share(folder, kind, group, place)
+
+
+def open_tokenizer(source: str | Path, adapter: str | Path | None = None) -> Tokenizer:
+    """The tokenizer of what `open_model` opens. UserError where it is missing or broken."""
+    return Tokenizer.load(_parts(Path(source), adapter)[0])
+
+
+def inference_dtype(folder: Path, wanted: str, device: torch.device) -> torch.dtype:
+    """What a folder's model computes in.
+
+    `auto` is bf16 for weights that are stored in less than fp32 if the device multiplies bf16
+    natively, else fp32.
+    """
+    if wanted != "auto":
+        return pick_dtype(wanted, device)
     stored = stored_tensors(folder).get("model.norm.weight")
     wide = stored is None or stored.dtype in ("F32", "F64")
     return torch.float32 if wide or not has_bf16(device) else torch.bfloat16
 
 
-def load_as_stored(folder: Path, device: torch.device) -> CausalLM:
-    """A folder's model to answer with, in `stored_dtype`.
-
-    On a CPU the weights stay in their files until they are first read, and fp8 is widened.
-    """
-    dtype = stored_dtype(folder, device)
-    return load_model(folder, dtype, fp8=device.type == "cuda", mapped=True, device=device)
-
-
-DTYPES = ("auto", "bf16", "fp32")
-
-
-def load_weights(
-    folder: Path, device: str, dtype: str, group: TensorGroup | None = None
-) -> CausalLM:
-    """The model of a folder, or this rank's share of it. UserError as the loaders raise it."""
-    if dtype not in DTYPES:
-        raise bad_value("--dtype", dtype, ", ".join(DTYPES))
-    place = pick_device(device, "--device")
-    precision = pick_dtype(dtype, place)
-    if group is not None:
-        return load_share(folder, precision, group, place)
-    return load_model(folder, precision, fp8=place.type == "cuda", mapped=True, device=place)
-
-
-def load(folder: str | Path, device: str = "auto", group: TensorGroup | None = None) -> CausalLM:
-    """In the precision it is stored in, where the device has it.
-
-    On a CPU the weights stay in their files until they are first read, and fp8 is widened. Of a
-    model that a `group` of ranks answers with, this rank's share.
-    """
-    from llamaseek.engine.ranks.shards import load_share
-    from llamaseek.runtime.device import pick_device
-
-    folder, place = Path(folder), pick_device(device, "--device")
-    if group is not None:
-        return load_share(folder, stored_dtype(folder, place), group, place)
-    return load_as_stored(folder, place)
+def _parts(source: Path, adapter: str | Path | None) -> tuple[Path, Path | None]:
+    """The base's folder, and that of the adapter to merge."""
+    if (source / "config.json").is_file() or not (source / ADAPTER_CONFIG).is_file():
+        return source, None if adapter is None else Path(adapter)
+    if adapter is not None:
+        raise UserError(f"adapter: {adapter} is given for {source}, which is an adapter itself")
+    named = read_json_object(source / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not isinstance(named, str) or not (Path(named) / "config.json").is_file():
+        raise UserError(
+            f"{source / ADAPTER_CONFIG}: base_model_name_or_path: {named!r} is no model folder "
+            f"here; give the base as the model, and {source} as its adapter"
+        )
+    return Path(named), source

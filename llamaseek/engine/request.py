@@ -34,9 +34,10 @@ class SamplingParams:
     `max_tokens` None runs to the end of the context; 0 only reads the prompt. `logprobs` and
     `prompt_logprobs` ask for log-probabilities with that many likeliest alternatives; they are
     the model's own, before penalties and temperature. The same `seed` gives the same answer
-    whatever else is running; None is a different one each time. `stop_ids` end an answer and are
-    not part of it; `stop` strings likewise, also where they span tokens. `embed` asks for
-    the hidden state of the prompt's last token.
+    whatever else is running; None is a different one each time. An answer ends at the
+    model's own end tokens, unless `ignore_eos`, and at `stop_token_ids`, which are not part of it;
+    `stop` strings likewise, also where they span tokens. Without `detokenize` an answer has tokens
+    and no text. `embed` asks for the hidden state of the prompt's last token.
     Raises UserError, naming the field, for a value that is not allowed.
     """
 
@@ -50,8 +51,10 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     max_tokens: int | None = 128
-    stop_ids: Sequence[int] = ()
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
     stop: Sequence[str] = ()
+    detokenize: bool = True
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     n: int = 1
@@ -74,6 +77,8 @@ class SamplingParams:
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _whole(name, getattr(self, name), 0, MOST_LOGPROBS)
+        for token in self.stop_token_ids:
+            _whole("stop_token_ids", token, 0, 2**31)
         for token, bias in self.logit_bias.items():
             _whole("logit_bias", token, 0, 2**31)
             _number(f"logit_bias[{token}]", bias, -100, 100)
@@ -139,7 +144,8 @@ class Completion:
 class Output:
     """All answers to one request, in order of their index.
 
-    `prompt_logprobs` has an entry a prompt token, the first of them None. `cached` counts prompt
+    `prompt_logprobs` has an entry a prompt token, the first of them None; `embedding` is the (D)
+    hidden state that was asked for. `cached` counts prompt
     tokens that came from shared blocks. Times are `time.monotonic()` seconds.
     """
 
@@ -150,6 +156,7 @@ class Output:
     arrived: float
     first_token: float | None
     finished: float
+    embedding: list[float] | None = None
 
 
 @dataclass(slots=True)
@@ -185,6 +192,7 @@ class SequenceState:
     seed: int
     limit: int  # tokens it may have, prompt included
     tokens: list[int]
+    stop_token_ids: frozenset[int] = frozenset()  # the request's, and the model's end tokens
     computed: int = 0
     cached: int | None = None  # tokens found in shared blocks when it first ran
     row: int = -1
@@ -200,6 +208,7 @@ class SequenceState:
     prompt_logprobs: list[Logprob | None] = field(default_factory=list)
     arrived: float = 0.0
     first_token: float | None = None
+    embedding: list[float] | None = None
     finish: str | None = None
     stop_id: int | None = None
     error: Exception | None = None

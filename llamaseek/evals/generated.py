@@ -48,13 +48,13 @@ class Generator:
 
     def _ids(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """The greedy answer to each prompt. A new engine each time: the weights may change."""
-        params = SamplingParams(max_tokens=MOST_TOKENS, stop_ids=self.tokenizer.stop_ids)
+        params = SamplingParams(max_tokens=MOST_TOKENS, detokenize=False)
         options = EngineOptions(
             max_num_seqs=ROWS,
             max_num_batched_tokens=ROWS * MOST_TOKENS,
             cuda_graphs=False,  # capturing takes longer than so few tokens
         )
-        engine = Engine(self.model, options=options)
+        engine = Engine(self.model, self.tokenizer, options)
         outputs = engine.generate(Request(prompt=prompt, params=params) for prompt in prompts)
         return [output.answers[0].tokens for output in outputs]
 

@@ -8,7 +8,6 @@ import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -17,7 +16,7 @@ from urllib.request import urlopen
 
 from llamaseek.engine.constrain import Constraint
 from llamaseek.engine.engine import Engine
-from llamaseek.engine.open import load_as_stored
+from llamaseek.engine.open import open_model, open_tokenizer
 from llamaseek.engine.options import EngineOptions
 from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.errors import UserError, shorten
@@ -52,7 +51,6 @@ class EngineJudge:
         self.engine = Engine(model, tokenizer, EngineOptions(max_num_seqs=64))
         self.params = SamplingParams(
             max_tokens=4,
-            stop_ids=tokenizer.stop_ids,
             constraint=Constraint("regex", f"[0-{best}]"),
         )
 
@@ -131,5 +129,5 @@ def open_judge(
     """The judge that a recipe names; a folder's model in the precision it is stored in."""
     if url is not None:
         return EndpointJudge(url, model, rubric, best, at_once)
-    tokenizer, place = Tokenizer.load(Path(model)), pick_device(device, "judge.device")
-    return EngineJudge(load_as_stored(Path(model), place), tokenizer, rubric, best)
+    tokenizer, place = open_tokenizer(model), pick_device(device, "judge.device")
+    return EngineJudge(open_model(model, device=place), tokenizer, rubric, best)

@@ -1,1 +1,5 @@
-"""What a model needs before anyone buys it: memory, GPUs, layout, time, cost. No torch import."""
+"""Estimates of memory, speed and cost, without torch; `llamaseek.plan(...)` makes one."""
+
+from llamaseek.verbs import make_callable
+
+make_callable(__name__)

@@ -7,6 +7,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from llamaseek.recipe.reading import (
+    Overrides,
+    apply_override,
+    as_words,
+    find_recipe,
+    read_mapping,
+    validated,
+)
 from llamaseek.recipe.stages import STAGES, stage_of
 
 
@@ -415,6 +423,17 @@ class TrainRecipe(Section):
     """Weight of the NLL of the chosen answer."""
 
 
+def with_sources(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """A recipe's plain data, where overrides that give `data.sources` replace its other origins."""
+    given = {".".join(override.partition("=")[0].split(".")[:2]) for override in overrides}
+    section = data.get("data")
+    if "data.sources" in given and isinstance(section, dict) and section.get("sources"):
+        for name in INSTEAD:
+            if f"data.{name}" not in given:
+                section.pop(name, None)
+    return data
+
+
 class Recipe(Section):
     """One training run. `out` is its run folder."""
 
@@ -456,6 +475,24 @@ class Recipe(Section):
             stage = stage_of(objective)
             raise ValueError(f"train.objective {objective} is for stage {stage}, not {self.stage}")
         return self
+
+    @classmethod
+    def load(cls, source: str | Path, overrides: Overrides = ()) -> Recipe:
+        """A recipe file, or the bundled recipe of a name, with overrides.
+
+        Overrides are dotted keys with values, `{"train.steps": 200}`, or texts `"train.steps=200"`.
+        Raises UserError, naming the key, its value and what is allowed.
+        """
+        words = as_words(overrides)
+        data = read_mapping(find_recipe(str(source)), words)
+        return validated(cls, with_sources(data, words))
+
+    def with_overrides(self, overrides: Overrides) -> Recipe:
+        """This recipe with other values. Raises UserError as `load` does."""
+        words, data = as_words(overrides), self.model_dump(mode="json")
+        for word in words:
+            apply_override(data, word)
+        return validated(type(self), with_sources(data, words))
 
     @property
     def samples(self) -> bool:

@@ -13,6 +13,7 @@ from llamaseek.plan.layout import DEGREES, Layout
 from llamaseek.recipe.schema import ParallelRecipe, Recipe
 from llamaseek.recipe.stages import STAGES
 from llamaseek.runtime.auto import choose
+from llamaseek.runtime.world import started_ranks
 
 TORCHAO = ("tensorwise", "rowwise")
 
@@ -69,6 +70,16 @@ def resolve(recipe: Recipe, ranks: int | None) -> Recipe:
     for problem in problems(recipe, config, ranks):
         raise UserError(problem)
     return recipe
+
+
+def check_started(recipe: Recipe, wanted: str) -> None:
+    """UserError where one process was started for a recipe, `wanted` by its user, of several."""
+    ranks = recipe.parallel.ranks
+    if ranks > 1 and started_ranks() is None:
+        raise UserError(
+            f"parallel: is for {ranks} ranks, but one process was started; allowed: "
+            f"torchrun --nproc-per-node {ranks} -m llamaseek {recipe.stage} {wanted}"
+        )
 
 
 def model_config(recipe: Recipe) -> ModelConfig:

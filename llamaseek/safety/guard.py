@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from llamaseek.engine.engine import Engine
-from llamaseek.engine.open import load_as_stored
+from llamaseek.engine.open import open_model, open_tokenizer
 from llamaseek.engine.options import EngineOptions
 from llamaseek.engine.request import MOST_LOGPROBS, Completion, Logprob, Request, SamplingParams
 from llamaseek.errors import UserError
@@ -37,9 +37,7 @@ class Policy:
             raise UserError(
                 "guard: its tokenizer encodes safe and unsafe with the same first token"
             )
-        self.params = SamplingParams(
-            max_tokens=MOST_TOKENS, stop_ids=tokenizer.stop_ids, logprobs=MOST_LOGPROBS
-        )
+        self.params = SamplingParams(max_tokens=MOST_TOKENS, logprobs=MOST_LOGPROBS)
 
     def request(self, messages: Sequence[Message]) -> Request:
         """The request to the engine. Raises UserError for messages that no guard can judge."""
@@ -99,8 +97,8 @@ def load_guard(
 ) -> Guard:
     """A guard from a model folder, in the precision it is stored in."""
     folder, device = Path(folder), torch.device(device)
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = open_tokenizer(folder)
     engine = Engine(
-        load_as_stored(folder, device), tokenizer, options or EngineOptions(max_num_seqs=16)
+        open_model(folder, device=device), tokenizer, options or EngineOptions(max_num_seqs=16)
     )
     return Guard(engine, Policy(tokenizer, categories))

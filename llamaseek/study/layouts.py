@@ -32,7 +32,8 @@ from llamaseek.models import build_model
 from llamaseek.parallel.ranks import layout_of
 from llamaseek.parallel.traffic import Traffic
 from llamaseek.plan.layout import Layout
-from llamaseek.recipe.load import apply_override, make_recipe
+from llamaseek.recipe.load import make_recipe
+from llamaseek.recipe.reading import apply_override
 from llamaseek.recipe.schema import Recipe
 from llamaseek.text.train_bpe import train_bpe
 from llamaseek.train.job import Job

@@ -20,7 +20,8 @@ from llamaseek.data.pack import pack_text
 from llamaseek.files import write_text
 from llamaseek.models.loss import next_token_loss
 from llamaseek.pictures import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, save
-from llamaseek.recipe.load import find_recipe, load_recipe
+from llamaseek.recipe.load import load_recipe
+from llamaseek.recipe.reading import find_recipe
 from llamaseek.recipe.schema import Recipe
 from llamaseek.runtime.device import autocast, pick_device
 from llamaseek.text.tokenizer import Tokenizer
@@ -72,7 +73,7 @@ def trained(recipe: Recipe, prepare: Prepare | None = None) -> Path:
     same = saved.is_file() and load_recipe(saved, []) == recipe
     if same and model.is_dir():
         return model
-    job = build_job(recipe)
+    job = build_job(recipe, same)
     if prepare is not None:
         prepare(job)
     train(job, resume=same)

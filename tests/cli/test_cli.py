@@ -83,7 +83,7 @@ def test_chat_answers_from_a_pipe(model: Path) -> None:
 @pytest.fixture
 def talk(model: Path) -> ChatSession:
     tokenizer = Tokenizer.load(model)
-    params = SamplingParams(max_tokens=4, stop_ids=tokenizer.stop_ids)
+    params = SamplingParams(max_tokens=4)
     return ChatSession(Engine(load_model(model), tokenizer), tokenizer, params)
 
 

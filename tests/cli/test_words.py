@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from llamaseek.cli.words import COMMANDS, OPTIONS
-from llamaseek.recipe.load import ELSEWHERE, find_recipe, load_recipe
+from llamaseek.recipe.load import load_recipe
+from llamaseek.recipe.reading import ELSEWHERE, find_recipe
 from tests.cli.run import Cli
 
 

@@ -34,7 +34,6 @@ def answers(engine: Engine, kind: str, sources: list[str], tokens: int = 150) ->
                 temperature=1.0,
                 seed=seed,
                 max_tokens=tokens,
-                stop_ids=TOKENIZER.stop_ids,
                 constraint=Constraint(kind, source),
             ),
         )

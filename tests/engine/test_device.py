@@ -129,7 +129,7 @@ def test_memory_that_is_not_there_is_one_line(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB …")
 
     monkeypatch.setattr("llamaseek.engine.engine.build_cache", full)
-    with pytest.raises(UserError, match="cache_bytes: 1073741824 are not free on cpu"):
+    with pytest.raises(UserError, match="cache_bytes: 1073741824 bytes are not free on cpu"):
         Engine(load_model(folder))
     monkeypatch.setattr(torch.nn.Module, "to_empty", full)
     with pytest.raises(UserError, match="GB of weights do not fit cpu"):

@@ -42,7 +42,7 @@ def test_ends_by_length_and_by_stop_token(model: CausalLM) -> None:
     (said,) = whole.answers
     assert len(said.tokens) == 9 and said.finish == "length"
     stop = said.tokens[4]
-    (cut,) = engine(model).generate([request(max_tokens=9, stop_ids=[stop])])
+    (cut,) = engine(model).generate([request(max_tokens=9, stop_token_ids=[stop])])
     assert cut.answers[0].tokens == said.tokens[: said.tokens.index(stop)]
     assert cut.answers[0].finish == "stop"
 
@@ -54,7 +54,7 @@ def test_speculation_ends_where_plain_decoding_ends(model: CausalLM) -> None:
     word = TOKENIZER.decode(tokens[8:10])
     for params in (
         {"max_tokens": 7},
-        {"max_tokens": 20, "stop_ids": [tokens[9]]},
+        {"max_tokens": 20, "stop_token_ids": [tokens[9]]},
         {"max_tokens": 20, "stop": [word], "logprobs": 2},
     ):
         plain, fast = (
@@ -163,7 +163,7 @@ def test_log_probabilities_of_prompt_and_answer(
 
 def test_a_prompt_may_be_scored_without_an_answer(model: CausalLM) -> None:
     ends = range(model.config.vocab_size)
-    (out,) = engine(model).generate([request(max_tokens=0, prompt_logprobs=0, stop_ids=ends)])
+    (out,) = engine(model).generate([request(max_tokens=0, prompt_logprobs=0, stop_token_ids=ends)])
     assert out.answers[0].tokens == [] and out.answers[0].finish == "length"
     assert out.prompt_logprobs is not None and len(out.prompt_logprobs) == len(PROMPT)
 

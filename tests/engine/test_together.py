@@ -68,10 +68,10 @@ def drawn_request(rng: Random, greedy: bool) -> Request:
         **sometimes(rng, 0.4, logprobs=2),
         **sometimes(rng, 0.2, prompt_logprobs=1),
         **sometimes(rng, 0.3, stop=rng.sample(["e", "th", "a ", "in", "s"], 2)),
-        **sometimes(rng, 0.3, stop_ids=rng.sample(range(WORDS), 8)),
+        **sometimes(rng, 0.3, stop_token_ids=rng.sample(range(WORDS), 8)),
         **sometimes(rng, 0.2, repetition_penalty=1.3, frequency_penalty=0.5),
         **sometimes(rng, 0.2, top_k=20, top_p=0.9),
-        **sometimes(rng, 0.2, constraint=rng.choice(CONSTRAINTS), stop_ids=TOKENIZER.stop_ids),
+        **sometimes(rng, 0.2, constraint=rng.choice(CONSTRAINTS)),
     }
     prompt = start[:shared] + own[: rng.randrange(1, 20)]
     name, salt = rng.choice(("", "", "pirate")), rng.choice(("", "user"))

@@ -38,6 +38,34 @@ DEEPSEEK = {
     "initializer_range": 0.2,
 }
 
+# What llama.cpp is held against: its kernels want widths that 32 divides.
+GGUF_LLAMA = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.3,
+}
+GGUF_DEEPSEEK = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 16,
+    "moe_intermediate_size": 32,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.3,
+}
+
 
 def tiny_config(family: str, **changes: Any) -> ModelConfig:
     """A tiny config of a family, with some fields changed."""

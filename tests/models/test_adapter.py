@@ -142,7 +142,7 @@ def test_an_adapted_embedding_is_told_by_name(tmp_path: Path) -> None:
 def test_an_adapter_for_another_model(tmp_path: Path) -> None:
     trained(reference("deepseek_v3", tmp_path / "d"), "deepseek_v3").save_pretrained(tmp_path / "a")
     reference("llama3", tmp_path / "l")
-    with pytest.raises(UserError, match="which the model does not have"):
+    with pytest.raises(UserError, match="which is not a linear layer of the model"):
         load_adapter(load_model(tmp_path / "l"), tmp_path / "a")
     with pytest.raises(UserError, match="which the model does not have"):
         Conversion(tmp_path / "l", tmp_path / "out", None, tmp_path / "a")

@@ -21,37 +21,11 @@ from llamaseek.herd import config_from_sizes
 from llamaseek.models import CausalLM, build_model
 from llamaseek.text import published
 from llamaseek.text.tokenizer import Tokenizer
+from tests.models.shapes import GGUF_DEEPSEEK, GGUF_LLAMA
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 SOURCE = os.environ.get("LLAMA_CPP_SOURCE", "")
 pytestmark = pytest.mark.skipif(not SOURCE, reason="LLAMA_CPP_SOURCE names no llama.cpp source")
-
-LLAMA = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.3,
-}
-DEEPSEEK = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "q_lora_rank": 32,
-    "kv_lora_rank": 32,
-    "qk_nope_head_dim": 16,
-    "qk_rope_head_dim": 16,
-    "v_head_dim": 16,
-    "moe_intermediate_size": 32,
-    "n_routed_experts": 8,
-    "num_experts_per_tok": 2,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.3,
-}
 
 
 def tokenizer_files(family: str, folder: Path) -> int:
@@ -95,7 +69,7 @@ def test_the_same_greedy_tokens(family: str, tmp_path: Path) -> None:
     folder, gguf = tmp_path / "model", tmp_path / "model.gguf"
     size = tokenizer_files(family, folder)
     torch.manual_seed(0)
-    sizes = LLAMA if family == "llama3" else DEEPSEEK
+    sizes = GGUF_LLAMA if family == "llama3" else GGUF_DEEPSEEK
     model = build_model(config_from_sizes(family, {**sizes, "vocab_size": size})).eval()
     save_model(model, folder, shard_bytes=20_000_000)
     script = Path(SOURCE) / "convert_hf_to_gguf.py"

@@ -13,7 +13,8 @@ from llamaseek.plan.gpus import find_gpu, rates_of
 from llamaseek.plan.layout import Layout, Running
 from llamaseek.plan.recipe import recipe_answer
 from llamaseek.plan.step import Work, step_time
-from llamaseek.recipe.load import find_recipe, load_recipe
+from llamaseek.recipe.load import load_recipe
+from llamaseek.recipe.reading import find_recipe
 from llamaseek.runtime.check import model_config, resolve
 from tests.cli.run import process
 

@@ -137,7 +137,7 @@ def test_a_tokenizer_that_cannot_tell_safe_from_unsafe_is_refused() -> None:
         def encode(self, text: str) -> list[int]:
             return [1]
 
-    with pytest.raises(UserError, match="same token"):
+    with pytest.raises(UserError, match="same first token"):
         Policy(Same())  # type: ignore[arg-type]
 
 

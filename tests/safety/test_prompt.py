@@ -151,7 +151,7 @@ def test_categories_that_cannot_be_used_are_named(given: Any, named: str) -> Non
 
 
 def test_nothing_to_judge_is_refused() -> None:
-    with pytest.raises(UserError, match="there is none"):
+    with pytest.raises(UserError, match="no message of a user or an assistant"):
         guard_prompt([{"role": "system", "content": "Be kind."}])
     with pytest.raises(UserError, match="at least one"):
         guard_prompt([ASK], [])

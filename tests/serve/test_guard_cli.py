@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from llamaseek.checkpoints.hf import save_model
-from llamaseek.engine.open import load_weights
+from llamaseek.engine.open import open_model
 from llamaseek.engine.options import EngineOptions
 from llamaseek.serve.options import ServeOptions
 from llamaseek.serve.service import load_served_guard, make_service
@@ -91,7 +91,7 @@ def test_serve_behind_a_guard(folders: dict[str, Path]) -> None:
 
 def test_serve_behind_a_folder_that_is_no_guard_says_nothing(folders: dict[str, Path]) -> None:
     options, engine = ServeOptions(port=0, name="tiny"), EngineOptions(max_num_seqs=2)
-    model = load_weights(folders["model"], "cpu", "fp32")
+    model = open_model(folders["model"], device="cpu", dtype="fp32")
     service = make_service(model, folders["model"], options, engine)
     service.guard = load_served_guard(folders["nonsense"], "cpu", PUBLISHED, options, engine)
     with running(service) as run:

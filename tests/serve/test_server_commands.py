@@ -13,7 +13,7 @@ import pytest
 
 from llamaseek.checkpoints.hf import load_model, save_model
 from llamaseek.checkpoints.peft import save_adapter
-from llamaseek.engine.open import load_weights
+from llamaseek.engine.open import open_model
 from llamaseek.engine.options import EngineOptions
 from llamaseek.models.lora import add_lora
 from llamaseek.serve.options import ServeOptions
@@ -95,7 +95,7 @@ def test_lm_eval_asks_the_server(
     TOKENIZER.save(lm_eval_folder / "runs" / "mine" / "model")
     monkeypatch.chdir(lm_eval_folder)
     options = ServeOptions(port=0, name="mine")
-    model = load_weights(Path("model"), "cpu", "fp32")
+    model = open_model(Path("model"), device="cpu", dtype="fp32")
     service = make_service(model, Path("model"), options, EngineOptions())
     with running(service) as run:
         small = command.replace("arc_easy", "choices").replace("http://127.0.0.1:8000", run.url)

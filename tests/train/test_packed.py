@@ -10,7 +10,8 @@ import torch
 from llamaseek.checkpoints.convert import Conversion
 from llamaseek.checkpoints.quantize import Quantization
 from llamaseek.errors import UserError
-from llamaseek.recipe.load import find_recipe, load_recipe
+from llamaseek.recipe.load import load_recipe
+from llamaseek.recipe.reading import find_recipe
 from llamaseek.train.jobs.pretrain import build_job
 from llamaseek.train.start import trainable
 from tests.cli.run import Cli

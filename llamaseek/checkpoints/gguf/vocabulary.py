@@ -30,7 +30,8 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, size: int) -> None:
 
     Raises `UserError` for a tokenizer that GGUF has no form for.
     """
-    content = json.loads(tokenizer.to_json())
+    text = tokenizer.to_json()
+    content = json.loads(text)
     if content["model"].get("type", "BPE") != "BPE":
         raise UserError(f"tokenizer: a .gguf file has no form for {content['model']['type']}")
     tokens, types = _tokens(content, size)
@@ -41,6 +42,7 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, size: int) -> None:
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     _add_special(writer, tokenizer)
+    _add_framing(writer, tokenizer, Library.from_str(text))
     named = tokenizer.chat_templates.named
     if named:
         writer.add_chat_template([{"name": k, "template": v} for k, v in named.items()])
@@ -132,7 +134,7 @@ def _add_sentence_piece(
 
 
 def _add_special(writer: GGUFWriter, tokenizer: Tokenizer) -> None:
-    """Ids of the named tokens, of those that end a turn, and what stands around a text."""
+    """Ids of the named tokens, and of those that end a turn or a message."""
     ids = {key: tokenizer.id_of(text) for key, text in tokenizer.named_tokens.items()}
     named = {
         "bos_token": writer.add_bos_token_id,
@@ -153,6 +155,10 @@ def _add_special(writer: GGUFWriter, tokenizer: Tokenizer) -> None:
                 else writer.add_eot_token_id
             )
             add(end)
-    framed = Library.from_str(tokenizer.to_json()).encode("x").ids
-    writer.add_add_bos_token("bos_token" in ids and framed[:1] == [ids["bos_token"]])
-    writer.add_add_eos_token("eos_token" in ids and framed[-1:] == [ids["eos_token"]])
+
+
+def _add_framing(writer: GGUFWriter, tokenizer: Tokenizer, library: Any) -> None:
+    """Whether the tokenizer puts bos before a text, and eos after it."""
+    names, framed = tokenizer.named_tokens, library.encode("x").tokens
+    writer.add_add_bos_token(framed[:1] == [names.get("bos_token")])
+    writer.add_add_eos_token(framed[-1:] == [names.get("eos_token")])

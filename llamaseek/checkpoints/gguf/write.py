@@ -65,7 +65,7 @@ class GgufFile:
             Planned(tensor, kind_of(tensor.name, tensor.shape, asked, layers, tied))
             for tensor in outgoing(config, tensors)
         ]
-        self._writer(None)  # so that what cannot be said is refused before anything is written
+        self._writer = self._filled()
 
     @property
     def nbytes(self) -> int:
@@ -77,8 +77,8 @@ class GgufFile:
 
         Raises `UserError` for a tensor that its type cannot hold, OSError where the disk is full.
         """
-        writer = self._writer(path)
-        writer.write_header_to_file()
+        writer = self._writer
+        writer.write_header_to_file(path)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         writer.close()
@@ -90,8 +90,8 @@ class GgufFile:
                     watch(len(piece))
             _pad(file)
 
-    def _writer(self, path: Path | None) -> GGUFWriter:
-        writer = GGUFWriter(path, self.architecture)
+    def _filled(self) -> GGUFWriter:
+        writer = GGUFWriter(None, self.architecture)
         add_config(writer, self.config, self.name, self.kind)
         if self.tokenizer is None:
             writer.add_tokenizer_model("none")

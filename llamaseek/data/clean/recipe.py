@@ -18,7 +18,7 @@ from llamaseek.data.clean.filters.gopher import GopherQuality, GopherRepetition
 from llamaseek.data.clean.filters.language import Language, Personal
 from llamaseek.data.clean.filters.url import Url
 from llamaseek.data.clean.stage import CleaningStage
-from llamaseek.recipe.load import read_mapping, validated
+from llamaseek.recipe.reading import read_mapping, validated
 from llamaseek.recipe.schema import Section
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from llamaseek.data.clean.recipe import CorpusRecipe
-from llamaseek.recipe.load import read_mapping, validated
+from llamaseek.recipe.reading import read_mapping, validated
 from llamaseek.recipe.schema import Device, Section
 
 RUBRIC = """\

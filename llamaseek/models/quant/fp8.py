@@ -33,7 +33,7 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
 def check_scale(name: str, scale: Tensor) -> None:
     """`UserError` for a scale that is not a finite number."""
     if not scale.isfinite().all():
-        raise UserError(f"{name}: holds a scale that is not finite")
+        raise UserError(f"{name}: holds a scale that is not a finite number")
 
 
 class Fp8Linear(nn.Module):

@@ -216,7 +216,6 @@ def params_of(
     return sampling(
         fields,
         limits,
-        service.tokenizer.stop_ids,
         max_tokens=most,
         logprobs=top if fields.logprobs else None,
         constraint=constraint,

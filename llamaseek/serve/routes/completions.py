@@ -96,7 +96,7 @@ class CompletionJob:
     def _end_of_one(self, choice: Choice) -> None:
         """An only token that ends the text was kept for its score; see `params_of`."""
         if scores_one(self.fields) and choice.tokens[-1:] and choice.finish == "length":
-            ends = self.service.tokenizer.stop_ids
+            ends = self.service.engine.end_token_ids
             if choice.tokens[-1] in ends and not self.fields.ignore_eos:
                 choice.finish = "stop"
 
@@ -184,15 +184,14 @@ def params_of(service: Service, fields: CompletionFields, constraint: Any) -> Sa
     most = DEFAULT_TOKENS if fields.max_tokens is None else fields.max_tokens
     if most == 0 and not fields.echo:
         raise bad_value("max_tokens", 0, "at least 1, or 0 with echo")
-    stop_ids = () if scores_one(fields) else service.tokenizer.stop_ids
     return sampling(
         fields,
         limits,
-        stop_ids,
         max_tokens=most,
         logprobs=wanted,
         prompt_logprobs=wanted if fields.echo else None,
         constraint=constraint,
+        ignore_eos=scores_one(fields),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 
 from llamaseek.engine.constrain import Constraint
 from llamaseek.engine.request import SamplingParams
@@ -23,12 +22,12 @@ ANY_OBJECT = '{"type": "object"}'
 def sampling(
     fields: SamplingFields,
     limits: Limits,
-    stop_ids: Sequence[int],
     *,
     max_tokens: int | None,
     logprobs: int | None = None,
     prompt_logprobs: int | None = None,
     constraint: Constraint | None = None,
+    ignore_eos: bool = False,
 ) -> SamplingParams:
     """The engine's parameters; UserError, naming the field, for what is not allowed."""
     count = at_most("n", fields.n or 1, limits.choices)
@@ -43,7 +42,7 @@ def sampling(
         logit_bias=bias(fields.logit_bias or {}),
         seed=fields.seed,
         max_tokens=max_tokens,
-        stop_ids=() if fields.ignore_eos else stop_ids,
+        ignore_eos=fields.ignore_eos or ignore_eos,
         stop=stops(fields.stop, limits),
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,

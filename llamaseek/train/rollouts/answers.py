@@ -102,7 +102,7 @@ class AnswerSampler:
         """To each request, tokens and the stop id of each of its answers."""
         if self.engine is None:  # only now is the model on its device
             options = EngineOptions(max_num_seqs=ROWS, max_num_batched_tokens=8 * ROWS)
-            self.engine = Engine(self.model, options=options)
+            self.engine = Engine(self.model, self.tokenizer, options)
         outputs = self.engine.generate(requests)
         return [[(a.tokens, a.stop_id) for a in output.answers] for output in outputs]
 
@@ -114,7 +114,7 @@ class AnswerSampler:
             n=samples,
             temperature=temperature,
             max_tokens=self.max_tokens,
-            stop_ids=self.tokenizer.stop_ids,
+            detokenize=False,
             seed=int(torch.randint(2**62, (), generator=generator)),
         )
         return Request(prompt=prompt.ids, params=params, salt=moment)
