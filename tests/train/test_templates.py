@@ -116,9 +116,9 @@ def test_a_base_model_takes_the_recipes_template(start: Path) -> None:
 
 def test_a_step_whose_batch_has_nothing_in_the_loss_is_an_error(start: Path) -> None:
     job = build_job(from_rows("sft", start, TALK))
-    batch = job.train.batch  # type: ignore[attr-defined]
+    batch = job.source.batch  # type: ignore[attr-defined]
     targets = torch.full_like(batch.targets, IGNORE)
-    job.train = replace(job.train, batch=replace(batch, targets=targets))  # type: ignore[type-var]
+    job.source = replace(job.source, batch=replace(batch, targets=targets))  # type: ignore[type-var]
     with pytest.raises(UserError, match="step 1: no token of its batch is in the loss"):
         Trainer(job).step(0)
 
@@ -135,7 +135,7 @@ def test_pretraining_with_another_models_tokenizer(start: Path, tmp_path: Path) 
     job = build_job(tiny.recipe(tmp_path, **changes))
     ours = Tokenizer.load(start)
     assert list(Encoder(ours)(iter(["ab"]))) == [[*ours.encode("ab"), 257]]
-    assert 256 not in job.train.step(0, 4).tokens
+    assert 256 not in job.source.step(0, 4).tokens
     config = json.loads((train(job).final / "config.json").read_text())
     assert (config["bos_token_id"], config["eos_token_id"]) == (256, 257)
     assert config.get("pad_token_id") is None
