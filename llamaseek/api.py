@@ -335,13 +335,15 @@ def train(
     *,
     resume: bool | Literal["auto"] = False,
     overwrite: bool = False,
+    allow_change: Sequence[str] = (),
 ) -> Run:
     """Run a recipe to its end, and write its report.
 
     `recipe` is a file, the name of a bundled recipe, or a `Recipe`; `overrides` are dotted keys
     with values. `resume` goes on from the newest checkpoint, with "auto" only if there is one;
-    `overwrite` replaces a run that is there. Raises UserError before anything is written, and
-    `Interrupted`, after a checkpoint, on SIGINT or SIGTERM.
+    `overwrite` replaces a run that is there. A run that is resumed may differ in the keys of
+    `allow_change` from what its checkpoint was trained with. Raises UserError before anything is
+    written, and `Interrupted`, after a checkpoint, on SIGINT or SIGTERM.
     """
     from llamaseek.runtime.check import check_started
     from llamaseek.runtime.world import is_first_rank
@@ -353,7 +355,7 @@ def train(
         from llamaseek.train.saving.run_folder import RunFolder
 
         RunFolder(read.folder).check(bool(resume), overwrite)
-    _run(read, bool(resume) or again)
+    _run(read, bool(resume) or again, allow_change)
     if is_first_rank():
         from llamaseek.report.page import write_report
 
@@ -380,13 +382,13 @@ def check_recipe(recipe: str | Path | Recipe, overrides: Overrides = ()) -> Reci
     return read
 
 
-def _run(recipe: Recipe, resume: bool) -> None:
+def _run(recipe: Recipe, resume: bool, allow_change: Sequence[str]) -> None:
     from llamaseek.runtime.launch import process_group
     from llamaseek.train.jobs.pretrain import build_job
     from llamaseek.train.loop import train as run
 
     with process_group(recipe):
-        run(build_job(recipe), resume)
+        run(build_job(recipe, resume), resume, allow_change=allow_change)
 
 
 def plan(model: str | Path | None = None, *, gpu: str, **options: Any) -> dict[str, Any]:

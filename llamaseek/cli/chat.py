@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from llamaseek.cli.shared import DEVICE, model_folder
+from llamaseek.cli.shared import (
+    CHAT_TEMPLATE,
+    DEVICE,
+    TEMPLATE_KWARGS,
+    load_tokenizer,
+    model_folder,
+)
 from llamaseek.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,11 +45,13 @@ def chat(
     seed: int = SEED,
     guard: Path = GUARD,
     device: str = DEVICE,
+    chat_template: str = CHAT_TEMPLATE,
+    chat_template_kwargs: str = TEMPLATE_KWARGS,
 ) -> None:
     """Chat with a model in the terminal; /help lists the commands."""
     from llamaseek.cli.conversation import ChatSession
     from llamaseek.engine.engine import Engine
-    from llamaseek.engine.open import open_model, open_tokenizer
+    from llamaseek.engine.open import open_model
     from llamaseek.engine.options import EngineOptions
     from llamaseek.engine.request import SamplingParams
     from llamaseek.runtime.device import pick_device
@@ -52,7 +60,8 @@ def chat(
     sampling = SamplingParams(
         temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed, stop=stop
     )
-    tokenizer, place = open_tokenizer(model), pick_device(device, "--device")
+    tokenizer = load_tokenizer(model, chat_template, chat_template_kwargs)
+    place = pick_device(device, "--device")
     engine = Engine(open_model(model, device=place), tokenizer, EngineOptions(max_num_seqs=1))
     talk = ChatSession(engine, tokenizer, sampling, system)
     talk.guard = load_guard(guard, device=place) if guard else None

@@ -10,7 +10,11 @@ from llamaseek.engine.engine import Engine
 from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.errors import UserError, unknown_name
 from llamaseek.safety.stream import Judge, Refused, guarded
-from llamaseek.text.chat import encode_chat
+from llamaseek.text.chat import TEMPLATE, encode_chat
+from llamaseek.text.messages import Message
+from llamaseek.text.parse import parse_text
+from llamaseek.text.reasoning import opens_reasoning, writes_reasoning
+from llamaseek.text.special import THINK
 from llamaseek.text.tokenizer import Tokenizer
 
 HELP = """\
@@ -41,7 +45,7 @@ class ChatSession:
     tokenizer: Tokenizer
     sampling: SamplingParams
     system: str = ""
-    turns: list[dict[str, str]] = field(default_factory=list)
+    turns: list[Message] = field(default_factory=list)
     guard: Judge | None = None
 
     def command(self, line: str) -> str | None:
@@ -64,11 +68,13 @@ class ChatSession:
         return self.answer()
 
     def answer(self) -> Iterator[str]:
-        """Stream the answer to the last message; what was said is kept, even if cut short.
+        """Stream the answer to the last message; what was said is kept, even if cut short, the
+        reasoning of models that reason in a field of its own.
 
         An exchange that the guard refuses is forgotten, and Refused raised.
         """
-        pieces = self._pieces(self._prompt())
+        prompt = self._prompt()
+        pieces = self._pieces(prompt)
         if self.guard is not None:
             pieces = guarded(self.guard, self._messages(), pieces)
         reply_parts: list[str] = []
@@ -84,7 +90,11 @@ class ChatSession:
             if refused:
                 del self.turns[-1]
             else:
-                self.turns.append({"role": "assistant", "content": "".join(reply_parts)})
+                self.turns.append(self._reply("".join(reply_parts), prompt))
+
+    def _reply(self, text: str, prompt: list[int]) -> Message:
+        begun = THINK if opens_reasoning(self.tokenizer, prompt) else ""
+        return parse_text(TEMPLATE, begun + text, reasoning=writes_reasoning(self.tokenizer))
 
     def _pieces(self, ids: list[int]) -> Iterator[str]:
         for delta in self.engine.stream(Request(prompt=ids, params=self.sampling)):
@@ -105,7 +115,7 @@ class ChatSession:
                 raise UserError(f"message: has {len(ids)} tokens; the context leaves {room}")
             del self.turns[:2]
 
-    def _messages(self) -> list[dict[str, str]]:
+    def _messages(self) -> list[Message]:
         start = [{"role": "system", "content": self.system}] if self.system else []
         return [*start, *self.turns]
 

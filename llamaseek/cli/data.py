@@ -117,7 +117,7 @@ def stats(folder: Path = typer.Argument(help="Folder of a cleaning run.")) -> No
 
 @app.command()
 def inspect(recipe: str = RECIPE, overrides: list[str] = OVERRIDES, rows: int = ROWS) -> None:
-    """Print training rows as the model sees them; tokens outside the loss are dimmed."""
+    """Print training rows as the model sees them; tokens in the loss are green."""
     from llamaseek.recipe.load import load_recipe
 
     loaded = load_recipe(find_recipe(recipe), overrides or [])
@@ -220,7 +220,7 @@ def print_stages(folder: Path) -> None:
 
 
 def print_rows(console: Console, rows: Iterable[ShownRow], recipe: Recipe) -> None:
-    """Print each row with its documents; tokens outside the loss are dimmed and counted."""
+    """Print each row with its documents; tokens in the loss are green, others dimmed."""
     for number, row in enumerate(rows):
         in_loss = f"{row.in_loss} of {row.tokens} tokens in the loss"
         padded = f", {row.padding} padding" if row.padding else ""
@@ -230,7 +230,7 @@ def print_rows(console: Console, rows: Iterable[ShownRow], recipe: Recipe) -> No
         for document in row.documents:
             text = Text()
             for stretch in document:
-                text.append(stretch.text, style="" if stretch.in_loss else "dim")
+                text.append(stretch.text, style="green" if stretch.in_loss else "dim")
             console.print(text)
             console.print()
         for column, value in (row.judged or {}).items():
@@ -240,11 +240,11 @@ def print_rows(console: Console, rows: Iterable[ShownRow], recipe: Recipe) -> No
 
 
 def row_notes(recipe: Recipe) -> list[str]:
-    """The legend of the dimming in this recipe."""
+    """The legend of the colors in this recipe."""
     if recipe.stage == "pretrain":
-        return ["Dimmed: a document's first token, which nothing predicts."]
+        return ["Green: what has a loss. Dimmed: a document's first token, which nothing predicts."]
     if recipe.stage == "reward":
-        return ["Best answer first. Dimmed: all but each answer's last token, where its score is."]
+        return ["Best answer first. Green: each answer's last token, where its score is."]
     if recipe.samples:
         return ["Prompts: a model answers them during the run; below each, what judges the answer."]
-    return ["Dimmed: read by the model, but without a loss."]
+    return ["Green: what has a loss. Dimmed: what the model only reads."]

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from llamaseek.cli.shared import DEVICE, model_folder, read_stdin
+from llamaseek.cli.shared import (
+    CHAT_TEMPLATE,
+    DEVICE,
+    TEMPLATE_KWARGS,
+    load_tokenizer,
+    model_folder,
+    read_stdin,
+)
 from llamaseek.errors import bad_value
 
 if TYPE_CHECKING:
@@ -49,16 +56,18 @@ def generate(
     speculate: str = SPECULATE,
     draft_tokens: int = DRAFT_TOKENS,
     device: str = DEVICE,
+    chat_template: str = CHAT_TEMPLATE,
+    chat_template_kwargs: str = TEMPLATE_KWARGS,
 ) -> None:
     """Generate text from a prompt; with --chat, answer a message."""
     from llamaseek.engine.engine import Engine
     from llamaseek.engine.leader import answer
-    from llamaseek.engine.open import open_model, open_tokenizer
+    from llamaseek.engine.open import open_model
     from llamaseek.engine.options import EngineOptions
     from llamaseek.engine.request import SamplingParams
     from llamaseek.runtime.device import pick_device
 
-    tokenizer = open_tokenizer(model)
+    tokenizer = load_tokenizer(model, chat_template, chat_template_kwargs)
     params = SamplingParams(
         temperature=temperature,
         top_p=top_p,

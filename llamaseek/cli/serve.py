@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from llamaseek.cli.shared import DEVICE, model_folder
+from llamaseek.cli.shared import (
+    CHAT_TEMPLATE,
+    DEVICE,
+    TEMPLATE_KWARGS,
+    load_tokenizer,
+    model_folder,
+)
 from llamaseek.errors import UserError, bad_value
 from llamaseek.files import GGUF_SUFFIX
 
@@ -73,16 +79,15 @@ def serve(
     guard: Path = GUARD,
     guard_drop: list[str] = DROP,
     guard_categories: Path = CATEGORIES,
+    chat_template: str = CHAT_TEMPLATE,
+    chat_template_kwargs: str = TEMPLATE_KWARGS,
 ) -> None:
     """Serve a model over OpenAI's API; Ctrl-C or SIGTERM shuts down gracefully."""
-    try:
-        from llamaseek.serve.server import check_address
-        from llamaseek.serve.server import serve as run
-    except ImportError as error:
-        raise UserError(f"serve: {error.name} is missing; pip install 'llamaseek[serve]'") from None
     from llamaseek.engine.leader import answer
     from llamaseek.engine.options import EngineOptions
     from llamaseek.serve.options import ServeOptions
+    from llamaseek.serve.server import check_address
+    from llamaseek.serve.server import serve as run
     from llamaseek.serve.service import load_served_guard, make_service
 
     options = ServeOptions(
@@ -101,11 +106,12 @@ def serve(
         max_num_batched_tokens=max_num_batched_tokens,
         compile=compile_steps,
     )
+    tokenizer = load_tokenizer(model, chat_template, chat_template_kwargs)
     categories = _policy(guard, guard_categories, guard_drop)
     check_address(host, port)
 
     def use(loaded: CausalLM, group: TensorGroup | None) -> None:
-        service = make_service(loaded, model, options, engine, adapter, group)
+        service = make_service(loaded, model, options, engine, adapter, group, tokenizer)
         if guard:
             service.guard = load_served_guard(guard, device, categories, options, engine)
         run(service)

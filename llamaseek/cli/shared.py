@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -13,9 +14,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from llamaseek.errors import bad_value
+
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from llamaseek.text.tokenizer import Tokenizer
 
 PIPED = 100  # columns where no terminal says how many
 
@@ -75,6 +79,29 @@ def this_command(extra: str = "") -> str:
 
 
 DEVICE = typer.Option("auto", help="cpu, cuda or cuda:1; auto uses the GPU if there is one.")
+
+CHAT_TEMPLATE = typer.Option(
+    None, help="Chat template to use instead of the model's: llama3, chatml or a jinja file."
+)
+TEMPLATE_KWARGS = typer.Option(
+    None,
+    "--chat-template-kwargs",
+    metavar="JSON",
+    help="JSON object of variables for the chat template, e.g. '{\"thinking\": true}'.",
+)
+
+
+def load_tokenizer(folder: Path, chat_template: str | None, kwargs: str | None) -> Tokenizer:
+    """A folder's tokenizer with the template and the values that a command asks for."""
+    from llamaseek.engine.open import open_tokenizer
+
+    try:
+        values = json.loads(kwargs or "{}")
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise bad_value("--chat-template-kwargs", kwargs, "a JSON object")
+    return open_tokenizer(folder).use_chat_template(chat_template, values)
 
 
 def model_folder(path: Path | None) -> Path | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from llamaseek.cli.shared import read_stdin
+from llamaseek.cli.shared import CHAT_TEMPLATE, TEMPLATE_KWARGS, load_tokenizer, read_stdin
 from llamaseek.text.tokenizer import Tokenizer
 
 TOKENIZER = typer.Option(..., "--tokenizer", "-t", help="A model or tokenizer folder.")
@@ -22,6 +22,8 @@ def tokenize(
     chat: bool = CHAT,
     no_special: bool = PLAIN,
     ids: bool = IDS,
+    chat_template: str = CHAT_TEMPLATE,
+    chat_template_kwargs: str = TEMPLATE_KWARGS,
 ) -> None:
     """Print the tokens of a text with their ids."""
     from rich.console import Console
@@ -29,9 +31,8 @@ def tokenize(
     from rich.text import Text
 
     from llamaseek.text.chat import encode_chat
-    from llamaseek.text.tokenizer import Tokenizer
 
-    loaded = Tokenizer.load(tokenizer)
+    loaded = load_tokenizer(tokenizer, chat_template, chat_template_kwargs)
     if text == "-":
         text = read_stdin()
     if chat:

@@ -12,6 +12,7 @@ import typer
 from llamaseek.api import check_recipe, train
 from llamaseek.cli.shared import program, this_command
 from llamaseek.errors import UserError
+from llamaseek.recipe.keys import check_allowed
 from llamaseek.recipe.schema import Recipe
 from llamaseek.recipe.stages import STAGES
 from llamaseek.runtime.world import is_first_rank
@@ -25,6 +26,12 @@ AUTO_RESUME = typer.Option(
     False, "--auto-resume", help="Resume if there is a checkpoint, else start; for launchers."
 )
 OVERWRITE = typer.Option(False, "--overwrite", help="Replace an existing run and start again.")
+ALLOW_CHANGE = typer.Option(
+    [],
+    "--allow-change",
+    metavar="KEY",
+    help="Resume although this recipe field, or section, has changed; repeatable.",
+)
 DRY_RUN = typer.Option(False, "--dry-run", help="Check the recipe and print it without training.")
 
 
@@ -37,11 +44,12 @@ def verb(stage: str, summary: str) -> Callable[..., None]:
         resume: bool = RESUME,
         auto_resume: bool = AUTO_RESUME,
         overwrite: bool = OVERWRITE,
+        allow_change: list[str] = ALLOW_CHANGE,
         dry_run: bool = DRY_RUN,
     ) -> None:
         ways = {"--resume": resume, "--auto-resume": auto_resume, "--overwrite": overwrite}
         asked = [name for name, wanted in ways.items() if wanted]
-        run_recipe(stage, recipe, overrides or [], asked, dry_run)
+        run_recipe(stage, recipe, overrides or [], asked, allow_change, dry_run)
 
     command.__name__, command.__doc__ = stage, summary
     return command
@@ -60,7 +68,12 @@ reward = verb("reward", "Train a reward model on ranked answers.")
 
 
 def run_recipe(
-    stage: str, wanted: str, overrides: list[str], asked: list[str], dry_run: bool
+    stage: str,
+    wanted: str,
+    overrides: list[str],
+    asked: list[str],
+    allow_change: list[str],
+    dry_run: bool,
 ) -> None:
     """Run a training command; checks the recipe before anything heavy is imported.
 
@@ -78,11 +91,20 @@ def run_recipe(
     if len(asked) > 1:
         raise UserError(f"{asked[0]} and {asked[1]} exclude each other")
     resume: bool | Literal["auto"] = "auto" if "--auto-resume" in asked else "--resume" in asked
+    if allow_change and not resume:
+        raise UserError("--allow-change: is for --resume and --auto-resume")
+    check_allowed(allow_change)
 
     from llamaseek.train.job import Interrupted
 
     try:
-        run = train(wanted, overrides, resume=resume, overwrite="--overwrite" in asked)
+        run = train(
+            wanted,
+            overrides,
+            resume=resume,
+            overwrite="--overwrite" in asked,
+            allow_change=allow_change,
+        )
     except Interrupted as stop:
         if is_first_rank():
             command = this_command("--resume").replace(" --overwrite", "")

@@ -140,7 +140,8 @@ def _largest_id(path: Path) -> int:
 
 
 def _has_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").is_file():
+    named = list(folder.glob("additional_chat_templates/*.jinja"))
+    if named or (folder / "chat_template.jinja").is_file():
         return True
     path = folder / "tokenizer_config.json"
     return path.is_file() and bool(read_json_object(path).get("chat_template"))

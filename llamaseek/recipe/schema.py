@@ -276,6 +276,11 @@ class TokenizerRecipe(Section):
     """Folder of a tokenizer; none: one is trained on the run's training text."""
     vocab_size: int = Field(default=2048, ge=267)
     """Vocabulary size of a trained tokenizer, special tokens included."""
+    chat_template: str | None = None
+    """`llama3`, `chatml` or a template's file, in place of the model's own; the run's model folder
+    gets it."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """What the chat template reads beside messages and tools, as `thinking: true`."""
 
 
 class PhaseRecipe(Section):

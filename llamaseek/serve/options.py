@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from llamaseek.errors import bad_value
 
@@ -37,7 +35,6 @@ class ServeOptions:
 
     `timeout` bounds a request as a whole, `guard_timeout` one verdict of a guard, `body_timeout`
     the arrival of a body, `drain` how long answers under way may take after a signal to stop.
-    `chat_template_kwargs` go to the chat template where a request does not say otherwise.
     Raises UserError for a value that is not allowed.
     """
 
@@ -50,7 +47,6 @@ class ServeOptions:
     drain: float = 30.0
     limits: Limits = field(default_factory=Limits)
     guard_timeout: float = 30.0
-    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

@@ -141,8 +141,11 @@ def make_service(
     engine: EngineOptions,
     adapters: Sequence[str] = (),
     group: TensorGroup | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Service:
     """A folder's model with adapters as `name=folder`, ready to be served.
+
+    `tokenizer` stands for the folder's own.
 
     UserError for an adapter's name that is not there or taken, and for any beside a `group`.
     """
@@ -151,7 +154,7 @@ def make_service(
             f"--adapter: {adapters[0]} cannot be used on several ranks; merge it with: "
             "llamaseek convert --adapter"
         )
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = tokenizer or Tokenizer.load(folder)
     found = read_adapters(adapters, options.name)
     return Service(Engine(model, tokenizer, engine, found, group), tokenizer, options)
 

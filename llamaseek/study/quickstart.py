@@ -114,11 +114,12 @@ def run_stage(
     same = saved.is_file() and load_recipe(saved, []) == recipe
     if not same:
         RunFolder(recipe.folder).check(resume=False, overwrite=overwrite)
-    job = build_job(recipe)
+    resume = same and not overwrite
+    job = build_job(recipe, resume)
     before = Generator(job.model, job.tokenizer)
     line_before = summary_line(stage, before)
     reference = scores_before(stage, job, before, items, found)
-    train(job, resume=same and not overwrite)
+    train(job, resume)
     model = load_model(recipe.folder / "model").to(next(job.model.parameters()).device)
     after = Generator(model, Tokenizer.load(recipe.folder / "model"))
     scores_after(stage, job, after, items, found, reference)

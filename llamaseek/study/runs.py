@@ -73,7 +73,7 @@ def trained(recipe: Recipe, prepare: Prepare | None = None) -> Path:
     same = saved.is_file() and load_recipe(saved, []) == recipe
     if same and model.is_dir():
         return model
-    job = build_job(recipe)
+    job = build_job(recipe, same)
     if prepare is not None:
         prepare(job)
     train(job, resume=same)

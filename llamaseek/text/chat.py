@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llamaseek.errors import UserError, unknown_name
@@ -78,7 +79,7 @@ def encode_chat(
     with a template that does not mark what the assistant says. Raises UserError, naming the
     field, for messages, tools and options that the format cannot say.
     """
-    options = options or ChatOptions()
+    options = _with_defaults(options or ChatOptions(), tokenizer)
     turns, definitions = read_messages(messages), read_tools(tools)
     name = options.format or format_of(tokenizer, bool(definitions))
     check_open(turns, options, add_generation_prompt)
@@ -112,6 +113,23 @@ def render(
 def check_messages(messages: Sequence[Message]) -> None:
     """Raises UserError, naming index and field, unless `messages` is a list of whole messages."""
     read_messages(messages)
+
+
+def turn_end(tokenizer: Tokenizer) -> int | None:
+    """The id of the token that ends an assistant's turn, if the chat format has one."""
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "."}]
+    try:
+        chat = encode_chat(tokenizer, messages, spans=True)
+    except UserError:  # no template, or one for other conversations
+        return None
+    ends = [i for i, kind in zip(chat.ids, chat.kinds, strict=True) if kind == END]
+    return ends[-1] if ends else None
+
+
+def _with_defaults(options: ChatOptions, tokenizer: Tokenizer) -> ChatOptions:
+    """With the tokenizer's own `chat_template_kwargs` where the options do not say otherwise."""
+    kwargs = {**tokenizer.chat_template_kwargs, **options.chat_template_kwargs}
+    return replace(options, chat_template_kwargs=kwargs) if kwargs else options
 
 
 def check_open(turns: Sequence[Turn], options: ChatOptions, add_generation_prompt: bool) -> None:

@@ -198,7 +198,9 @@ def family_of(tokenizer: Tokenizer) -> str:
     """The format whose control tokens the tokenizer has, whatever template it came with."""
     if tokenizer.has(CALLS_BEGIN):
         return "deepseek_v3"
-    return "llama3" if tokenizer.has(PYTHON_TAG) else format_of(tokenizer)
+    if tokenizer.has(PYTHON_TAG):
+        return "llama3"
+    return format_of(tokenizer, tools=tokenizer.chat_template is None)
 
 
 def _begun_mark(text: str, marks: frozenset[str]) -> int:

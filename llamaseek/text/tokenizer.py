@@ -20,7 +20,13 @@ from llamaseek.text.json_backend import Backend, JsonBackend
 from llamaseek.text.llama3_calls import CHAT_TEMPLATE
 from llamaseek.text.template import TemplateRunner
 from llamaseek.text.templates.contents import Contents
-from llamaseek.text.templates.stored import DEFAULT, ChatTemplates, read_templates, read_text
+from llamaseek.text.templates.stored import (
+    DEFAULT,
+    ChatTemplates,
+    given_template,
+    read_templates,
+    read_text,
+)
 
 TOKENIZER_FILE = "tokenizer.json"
 META_FILE = "tokenizer.model"
@@ -75,6 +81,7 @@ class Tokenizer:
             chat_template = ChatTemplates(named)
         self.chat_templates = chat_template
         self.generation_config = dict(generation_config or {})
+        self.chat_template_kwargs: dict[str, Any] = {}
         self._end_ids = tuple(end_ids)
 
     @classmethod
@@ -105,6 +112,22 @@ class Tokenizer:
             return cls(source, config, templates, generation, ends)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
+
+    def use_chat_template(
+        self, template: str | None = None, kwargs: Mapping[str, Any] | None = None
+    ) -> Tokenizer:
+        """Itself, with another chat template and with what every conversation gives to it.
+
+        `template` is `llama3`, `chatml` or the path of a file; None keeps the folder's own.
+        Raises UserError where there is none, or the tokenizer lacks a token that it needs.
+        """
+        if template is not None:
+            source, needed = given_template(template)
+            if needed is not None and not self.has(needed):
+                raise UserError(f"chat template {template}: this tokenizer has no token {needed}")
+            self.chat_templates = ChatTemplates({DEFAULT: source}, template)
+        self.chat_template_kwargs = dict(kwargs or {})
+        return self
 
     def save(self, folder: str | Path) -> None:
         """Writes the files that transformers, vLLM and `load` read; makes the folder."""
@@ -225,10 +248,22 @@ class Tokenizer:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """The ids after which generation ends.
+        """The ids after which generation ends: `end_ids`, and what ends a turn of its template."""
+        end = self._turn_end
+        return self.end_ids if end is None or end in self.end_ids else (*self.end_ids, end)
 
-        The end tokens of the tokenizer's config, of generation_config.json and of config.json, and
-        Llama 3's for a document, a message and a turn, where the tokenizer has them.
+    @cached_property
+    def _turn_end(self) -> int | None:
+        from llamaseek.text.chat import turn_end
+
+        return turn_end(self)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The end tokens that its files name.
+
+        Those of the tokenizer's config, of generation_config.json and of config.json, and Llama
+        3's for a document, a message and a turn, where the tokenizer has them.
         """
         names = [self._configured("eos_token", special.END_OF_TEXT), *END_NAMES]
         ids = [self._backend.id_of(name) for name in names]

@@ -50,6 +50,7 @@ class Job:
     # Figures of what was sampled before the run, for its first line; rows for `samples.jsonl`.
     sampled: dict[str, float] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    data_fingerprint: str = ""  # of the texts; of rows it is made from their files and generators
 
     @property
     def tested(self) -> bool:

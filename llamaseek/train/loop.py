@@ -6,7 +6,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from llamaseek.train.optimizer import (
     update_routing_bias,
 )
 from llamaseek.train.saving.lock import hold, release
+from llamaseek.train.saving.pins import compare, pins_of, read_pins, save_pins
 from llamaseek.train.saving.run_folder import RunFolder
 from llamaseek.train.saving.saver import Adapted, AdaptedParts, Exported, Saver, outline
 from llamaseek.train.saving.state import (
@@ -51,17 +52,28 @@ from llamaseek.train.saving.state import (
     save_source,
 )
 
+UNPINNED = (
+    "the checkpoint does not say what it was trained with (an older version wrote it): its recipe, "
+    "tokenizer and data cannot be compared"
+)
 
-def train(job: Job, resume: bool = False, on_step: StepHook | None = None) -> RunFolder:
+
+def train(
+    job: Job,
+    resume: bool = False,
+    on_step: StepHook | None = None,
+    allow_change: Sequence[str] = (),
+) -> RunFolder:
     """Run `job` to its last step; the final model lies in the run folder's `model`.
 
-    With `resume` it continues from the newest checkpoint, bit for bit. Raises `Interrupted`
+    With `resume` it continues from the newest checkpoint, bit for bit. What the checkpoint depends
+    on must be the same, but for the keys in `allow_change`. Raises `Interrupted`
     after saving when SIGINT or SIGTERM came.
     """
     folder = job.recipe.folder
     on_first_rank(lambda: hold(folder))
     try:
-        return Trainer(job).run(resume, on_step)
+        return Trainer(job, allow_change).run(resume, on_step)
     finally:
         release(folder)
 
@@ -69,8 +81,8 @@ def train(job: Job, resume: bool = False, on_step: StepHook | None = None) -> Ru
 class Trainer:
     """The state of a run on this rank: weights, optimizer, average, folder."""
 
-    def __init__(self, job: Job) -> None:
-        self.job, self.recipe = job, job.recipe.train
+    def __init__(self, job: Job, allow_change: Sequence[str] = ()) -> None:
+        self.job, self.recipe, self.allow_change = job, job.recipe.train, allow_change
         self.device = pick_device(self.recipe.device)
         keep_freed_memory()
         dtype = pick_dtype(self.recipe.precision, self.device)
@@ -93,8 +105,10 @@ class Trainer:
             self.recipe.keep,
             self.recipe.save_in_background,
         )
+        self.pins = pins_of(job, dtype, self.device) if self.ranks.main else {}
         self.guard = NonFiniteGuard(self.folder.path, self.recipe.max_skipped)
         self.logged: dict[str, str] = {}  # terms by the name they have in the metrics
+        self.changed: list[str] = []  # since the checkpoint that is resumed from
         self.tokens = 0
         self.place = "start"
 
@@ -128,6 +142,7 @@ class Trainer:
     def _start(self, resume: bool) -> int:
         on_first_rank(self.folder.create)
         steps = self.folder.saved_steps() if resume else []
+        on_first_rank(lambda: self._compare(steps))
         done = self._resume(steps) if steps else 0
         if self.ranks.main:
             if not steps:
@@ -153,8 +168,28 @@ class Trainer:
             if self.ranks.main:
                 self._set_aside(steps[steps.index(step) + 1 :], errors, step)
                 self.tokens = self.folder.rewind(step).get("tokens", 0)
+                self._tell_changes(step)
             return step
         raise UserError(errors[0] + ("; nor can any before it be" if len(errors) > 1 else ""))
+
+    def _compare(self, steps: list[int]) -> None:
+        """What has changed since the newest checkpoint: refused, or logged and taken."""
+        for step in reversed(steps):
+            try:
+                before = read_pins(self.folder.checkpoint(step))
+            except UserError:
+                continue  # said when it is restored
+            if not before:
+                print(f"warning: {UNPINNED}", file=sys.stderr)
+            else:
+                changes = compare(before, self.pins, self.allow_change)
+                self.changed = [str(change) for change in changes]
+            return
+
+    def _tell_changes(self, step: int) -> None:
+        if self.changed:
+            self.folder.log({"step": step, "changed": self.changed})
+            print(f"resuming with changes: {', '.join(self.changed)}", file=sys.stderr)
 
     def _set_aside(self, broken: list[int], errors: list[str], step: int) -> None:
         for late, error in zip(reversed(broken), errors, strict=True):
@@ -165,6 +200,7 @@ class Trainer:
         """The state of a checkpoint; `UserError` on all ranks where one cannot read it."""
         error = None
         try:
+            read_pins(folder)
             load_state(folder, self.ranks, self.optimizer, self.average)
             self.job.source.restore(load_source(folder, self.job.source.state()))
         except (UserError, LookupError, TypeError, ValueError) as failed:
@@ -308,6 +344,7 @@ class Trainer:
 
         def extras(folder: Path) -> None:
             save_source(folder, state)
+            save_pins(folder, self.pins)
 
         set_phase(f"step {done}, checkpoint")
         self.saver.save(done, self.optimizer, self.average, extras, last)

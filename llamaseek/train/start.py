@@ -29,12 +29,24 @@ def start_from(recipe: Recipe) -> tuple[Tokenizer, CausalLM]:
     if STAGES[recipe.stage].generates:
         check_speaks("model.init_from", folder)
     check_length(recipe, read_config(folder))
-    tokenizer = Tokenizer.load(Path(recipe.tokenizer.path or folder))
+    tokenizer = recipe_tokenizer(recipe)
     model = trainable(folder, mapped=by_layer(recipe))
     check_vocabulary(model, tokenizer)
     if recipe.lora is not None:
         adapt_model(model, recipe.lora, recipe.seed)
     return tokenizer, model
+
+
+def recipe_tokenizer(recipe: Recipe) -> Tokenizer:
+    """The tokenizer of `tokenizer.path`, or else of `model.init_from`, with the recipe's template.
+
+    UserError where neither is given, or its files are not fit.
+    """
+    folder = recipe.tokenizer.path or recipe.model.init_from
+    if not folder:
+        raise UserError("model.init_from: is empty; the tokenizer in that folder encodes the rows")
+    own = recipe.tokenizer
+    return Tokenizer.load(folder).use_chat_template(own.chat_template, own.chat_template_kwargs)
 
 
 def trainable(folder: Path, config: ModelConfig | None = None, mapped: bool = False) -> CausalLM:

@@ -17,6 +17,8 @@ from llamaseek.engine.request import SamplingParams
 from llamaseek.errors import UserError
 from llamaseek.text.tokenizer import Tokenizer
 from tests.cli.run import Cli, process
+from tests.serve.spoken import Speech, spoken_service
+from tests.text.styles import made, tokenizer
 
 VERBS = ("quickstart", "tokenize", "pretrain", "sft", "dpo", "generate", "chat", "report")
 
@@ -109,6 +111,18 @@ def test_a_long_conversation_forgets_its_oldest_turns(talk: ChatSession) -> None
     assert len(talk.turns) < 24
     with pytest.raises(UserError, match="context"):
         "".join(talk.ask("word " * 400))
+
+
+def test_a_conversation_keeps_reasoning_apart() -> None:
+    """The template opens it, so that the answer begins inside of it."""
+    ours = made("deepseek_v3.1", tokenizer("deepseek_v3.1").chat_templates)
+    ours.use_chat_template(kwargs={"thinking": True})
+    engine = spoken_service(Speech("I add.\n</think>\n\n4", ours)).engine
+    talk = ChatSession(engine, ours, SamplingParams(max_tokens=40, stop_ids=ours.stop_ids))
+    assert "".join(talk.ask("2+2?")) == "I add.\n</think>\n\n4"
+    answer = {"role": "assistant", "content": "4", "reasoning_content": "I add."}
+    assert talk.turns == [{"role": "user", "content": "2+2?"}, answer]
+    assert "I add." not in ours.decode(talk._prompt())
 
 
 def test_stop_texts_end_answers(talk: ChatSession) -> None:

@@ -119,7 +119,7 @@ def test_pretraining_rows_are_shown_with_their_documents(tmp_path: Path, cli: Cl
     assert done.out.count("(48 a row)") == 2 and "And the" in done.out
 
 
-def test_what_has_no_loss_is_dimmed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_has_a_loss_is_green(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The question and the headers are; the answer and its end are not."""
     from rich.console import Console
 
@@ -142,7 +142,7 @@ def test_what_has_no_loss_is_dimmed(tmp_path: Path, capsys: pytest.CaptureFixtur
     print_rows(console, [row], recipe)
     printed = capsys.readouterr().out
     assert DIM in printed and "Because.<|eot_id|>" in printed
-    assert DIM not in printed[printed.index("Because.") - 4 : printed.index("Because.")]
+    assert "\x1b[32mBecause.<|eot_id|>\x1b[0m" in printed and printed.count("\x1b[32m") == 3
 
 
 def test_ranked_answers_are_shown_with_the_token_that_is_scored(tmp_path: Path) -> None:

@@ -33,6 +33,9 @@ from llamaseek.text.train_bpe import train_bpe
 TOKENIZER_CHARACTERS = 200_000_000
 """Text that a tokenizer is trained on at most, all sources together."""
 
+DIGEST = "texts.sha256"
+"""Beside a source's tokens: the fingerprint of the texts that they were made from."""
+
 Watch = Callable[[str, int, int], None]
 """Called with what is being tokenized, characters done, characters in all."""
 
@@ -46,32 +49,44 @@ class Corpus:
     held_out: Batch | None
     held_out_bytes: int
     bad_rows: BadRows
+    fingerprint: str  # of the texts that are trained on
 
 
-def build_corpus(recipe: Recipe, watch: Watch | None = None) -> Corpus:
-    """Read, tokenize, index; a run that has done so before finds its tokens in its folder."""
+def build_corpus(
+    recipe: Recipe, watch: Watch | None = None, tokenizer: Tokenizer | None = None
+) -> Corpus:
+    """Read, tokenize, index; a run that has done so before finds its tokens in its folder.
+
+    `tokenizer` is used in place of one trained on the text, as when a run is resumed.
+    """
     data = recipe.data
     bad = BadRows(data.bad_rows == "skip")
     sources = open_sources(recipe, bad)
-    tokenizer = _tokenizer(recipe, sources)
+    tokenizer = _tokenizer(recipe, sources, tokenizer)
     schedule = Schedule(phases_of(recipe, sources), data.budgets)
     _check_budgets(recipe, sources)
-    stores = _stores(recipe, sources, tokenizer, watch or (lambda name, done, total: None))
+    folder = _stores(recipe, sources, tokenizer, watch or (lambda name, done, total: None))
+    stores = {s.name: TokenStore(folder / s.name, tokenizer.vocab_size) for s in sources}
     rows = MixRows(stores, schedule, data.length, data.isolate, recipe.seed)
     held_out = [text for source in sources for text in source.held_out()]
     batch = None
     if held_out:
         batch = pack_text(Encoder(tokenizer)(iter(held_out)), data.length, data.isolate)
-    return Corpus(tokenizer, rows, batch, sum(len(text.encode()) for text in held_out), bad)
+    size = sum(len(text.encode()) for text in held_out)
+    return Corpus(tokenizer, rows, batch, size, bad, _fingerprint(folder, sources))
 
 
-def _tokenizer(recipe: Recipe, sources: list[TextSource]) -> Tokenizer:
+def _tokenizer(recipe: Recipe, sources: list[TextSource], trained: Tokenizer | None) -> Tokenizer:
     folder = recipe.tokenizer.path or recipe.model.init_from
     if folder:
-        tokenizer = Tokenizer.load(Path(folder))
+        own = recipe.tokenizer
+        tokenizer = Tokenizer.load(folder)
+        tokenizer.use_chat_template(own.chat_template, own.chat_template_kwargs)
         if recipe.data.fim:
             fim_marks(tokenizer)
         return tokenizer
+    if trained is not None:
+        return trained
     total = sum(source.size for source in sources)
     share = min(TOKENIZER_CHARACTERS / total, 1.0)
     texts = chain.from_iterable(_first(source, share) for source in sources)
@@ -102,16 +117,14 @@ def _check_budgets(recipe: Recipe, sources: list[TextSource]) -> None:
 # The token stores in the run folder
 
 
-def _stores(
-    recipe: Recipe, sources: list[TextSource], tokenizer: Tokenizer, watch: Watch
-) -> dict[str, TokenStore]:
+def _stores(recipe: Recipe, sources: list[TextSource], tokenizer: Tokenizer, watch: Watch) -> Path:
     folder = recipe.folder / f"tokens-{_mark(recipe, tokenizer)}"
     with _alone(recipe.folder):
         if not folder.is_dir():
             for old in token_stores(recipe.folder):
                 shutil.rmtree(old)
             _write_stores(folder, recipe, sources, tokenizer, watch)
-    return {s.name: TokenStore(folder / s.name, tokenizer.vocab_size) for s in sources}
+    return folder
 
 
 def token_stores(folder: Path) -> list[Path]:
@@ -129,19 +142,35 @@ def _write_stores(
     try:
         for source in sources:
             encode = Encoder(tokenizer, data.fim, f"{recipe.seed}/{source.name}")
-            texts = _watched(source, watch)
-            write_store(
-                partial / source.name, encode(texts), tokenizer.vocab_size, data.length, long
-            )
+            digest = hashlib.sha256()
+            texts = _watched(source, watch, digest)
+            store = partial / source.name
+            write_store(store, encode(texts), tokenizer.vocab_size, data.length, long)
+            (store / DIGEST).write_text(digest.hexdigest())
         partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _watched(source: TextSource, watch: Watch) -> Iterator[str]:
+def _fingerprint(folder: Path, sources: list[TextSource]) -> str:
+    """Of the training texts of every source, by name; read again where a store has none yet."""
+    digest = hashlib.sha256()
+    for source in sorted(sources, key=lambda one: one.name):
+        path, own = folder / source.name / DIGEST, hashlib.sha256()
+        if not path.is_file():
+            for _ in _watched(source, lambda name, done, total: None, own):
+                pass
+        found = path.read_text() if path.is_file() else own.hexdigest()
+        digest.update(f"{source.name} {found}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _watched(source: TextSource, watch: Watch, digest: hashlib._Hash) -> Iterator[str]:
+    """The texts to train on; they are counted and digested on their way."""
     done = 0
     for text in source.train():
+        digest.update(f"{len(text)} ".encode() + text.encode())
         yield text
         done += len(text)
         watch(source.name, done, source.border)

@@ -114,7 +114,7 @@ async def begin(service: Service, fields: ChatFields) -> Chat | GuardFindings:
     tools = shown_tools(fields, tokenizer, limits)
     constraint = await constraint_for(service, fields)
     params = params_of(service, fields, constraint)
-    opened, options = ending(service, fields)
+    opened, options = ending(fields)
     prompt = await encode(service, fields.messages, tools, opened, options)
     found = None if service.guard is None else await service.guard.check(fields.messages)
     if found is not None and not found.safe:
@@ -151,7 +151,7 @@ def check_keys(messages: list[dict[str, Any]]) -> None:
                 raise UserError(f"messages[{index}].{shorten(key, 60)}: is not supported")
 
 
-def ending(service: Service, fields: ChatFields) -> tuple[bool, ChatOptions]:
+def ending(fields: ChatFields) -> tuple[bool, ChatOptions]:
     """Whether an answer is opened at the conversation's end, and how its template is rendered.
 
     A last message of the assistant is continued unless the request asks for another answer.
@@ -162,15 +162,10 @@ def ending(service: Service, fields: ChatFields) -> tuple[bool, ChatOptions]:
         continued = last.get("role") == "assistant" and not last.get("tool_calls")
     opened = fields.add_generation_prompt
     options = ChatOptions(
-        chat_template_kwargs=template_kwargs(service, fields.chat_template_kwargs),
+        chat_template_kwargs=fields.chat_template_kwargs or {},
         continue_final_message=bool(continued),
     )
     return (not continued if opened is None else opened), options
-
-
-def template_kwargs(service: Service, given: dict[str, Any] | None) -> dict[str, Any]:
-    """The request's over the server's."""
-    return {**service.options.chat_template_kwargs, **(given or {})}
 
 
 async def encode(

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from llamaseek.errors import UserError, bad_value
-from llamaseek.serve.routes.chat import encode, template_kwargs
+from llamaseek.serve.routes.chat import encode
 from llamaseek.serve.service import Service
 from llamaseek.serve.wire.bodies import StrictRoute
 from llamaseek.serve.wire.fields import DetokenizeFields, TokenizeFields
@@ -29,7 +29,7 @@ async def tokenize(request: Request, fields: TokenizeFields) -> dict[str, Any]:
         raise UserError("prompt: give either a prompt or messages")
     if fields.messages is not None:
         options = ChatOptions(
-            chat_template_kwargs=template_kwargs(service, fields.chat_template_kwargs),
+            chat_template_kwargs=fields.chat_template_kwargs or {},
             continue_final_message=fields.continue_final_message,
         )
         opened = fields.add_generation_prompt

@@ -51,7 +51,7 @@ class Calls:
     no_content: str | None
 
 
-CALLS = (Calls(False, None), Calls(False, ""), Calls(True, None), Calls(True, ""))
+CALLS = (Calls(False, None), Calls(True, None), Calls(False, ""), Calls(True, ""))
 """In the order in which they are tried; the first is what transformers' templates take."""
 
 

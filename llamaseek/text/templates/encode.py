@@ -16,10 +16,16 @@ from llamaseek.errors import UserError
 from llamaseek.text.llama3_calls import ChatOptions
 from llamaseek.text.messages import Message, json_of
 from llamaseek.text.pieces import ANSWER, END, PROMPT, ChatIds, Piece, to_ids
-from llamaseek.text.special import ASSISTANT_TAGS, END_OF_MESSAGE, END_OF_TURN, SENTENCE_END
+from llamaseek.text.special import (
+    ASSISTANT_TAGS,
+    END_OF_MESSAGE,
+    END_OF_TURN,
+    SENTENCE_END,
+)
 from llamaseek.text.templates.contents import CALLS, Calls, Contents, contents_of, for_template
 from llamaseek.text.templates.escape import Escaper, unused_characters
 from llamaseek.text.templates.spans import PrefixSpans, Span, marked_spans
+from llamaseek.text.templates.thinking import with_reasoning
 
 if TYPE_CHECKING:
     from llamaseek.text.tokenizer import Tokenizer
@@ -50,6 +56,9 @@ def encode_by_template(
     text, found = marked_spans(text, chat.marks)
     if spans and not found:
         found = chat.prefix_spans(text)
+    if spans and found:
+        place = tokenizer.chat_templates.place
+        text, found = with_reasoning(chat.plain, chat.messages, text, found, place)
     return to_ids(tokenizer, chat.pieces(text, found))
 
 
@@ -105,7 +114,7 @@ class Templated:
         for calls in CALLS:
             taken = self._escaped(messages, contents, calls)
             try:
-                render(taken)
+                check_written(taken, render(taken))
             except UserError as error:
                 refused.append(error)
                 continue
@@ -193,7 +202,7 @@ class Templated:
         """The place of an answer's end token: the last that is one, or else a control token that
         nothing but blanks follow; without any, the place after all.
         """
-        ends = {self.tokenizer.specials.get(i) for i in self.tokenizer.stop_ids}
+        ends = {self.tokenizer.specials.get(i) for i in self.tokenizer.end_ids}
         ends |= {END_OF_MESSAGE, END_OF_TURN, SENTENCE_END}
         controls = [number for number, (_, control) in enumerate(parts) if control]
         known = [number for number in controls if parts[number][0] in ends]
@@ -214,6 +223,16 @@ def check_shown(
             raise UserError(
                 f"messages[{index}].tool_calls: this model's chat template does not write calls"
             )
+
+
+def check_written(messages: Sequence[Message], text: str) -> None:
+    """UserError for a call that is not in the rendered text."""
+    for index, message in enumerate(messages):
+        for call in message.get("tool_calls") or ():
+            if call["function"]["name"] not in text:
+                raise UserError(
+                    f"messages[{index}].tool_calls: this model's chat template leaves out a call"
+                )
 
 
 def _reads(source: str, name: str) -> bool:

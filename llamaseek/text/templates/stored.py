@@ -12,11 +12,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llamaseek.errors import UserError
+from llamaseek.errors import UserError, bad_value
+from llamaseek.text.llama3_calls import CHAT_TEMPLATE
+from llamaseek.text.special import END_OF_TURN
 
 TEMPLATE_FILE = "chat_template.jinja"
 ADDITIONAL_FOLDER = "additional_chat_templates"
 DEFAULT, TOOL_USE = "default", "tool_use"
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+BY_NAME = {"llama3": (CHAT_TEMPLATE, END_OF_TURN), "chatml": (CHATML, "<|im_end|>")}
+"""Templates that a base model can be given, each with a token that it needs."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +51,8 @@ class ChatTemplates:
             names = ", ".join(sorted(self.named))
             raise UserError(f"{self.place}: has chat templates {names}, but none named {DEFAULT}")
         raise UserError(
-            f"{self.place}: has no chat template, so it cannot hold a conversation; add a "
-            f"{TEMPLATE_FILE} to the model folder"
+            f"{self.place}: has no chat template, so it cannot hold a conversation; give one with "
+            f"--chat-template, in a recipe with tokenizer.chat_template, or as {TEMPLATE_FILE}"
         )
 
     def save(self, folder: Path) -> None:
@@ -84,6 +96,18 @@ def _is_named(item: Any) -> bool:
         return False
     name = item.get("name")
     return isinstance(name, str) and Path(name).name == name != ".."
+
+
+def given_template(name: str) -> tuple[str, str | None]:
+    """A template by its name in BY_NAME, with a token that it needs, or by its file's path.
+
+    UserError where there is no such name or file.
+    """
+    if name in BY_NAME:
+        return BY_NAME[name]
+    if not Path(name).is_file():
+        raise bad_value("chat template", name, f"{', '.join(BY_NAME)}, or the path of a file")
+    return read_text(Path(name)), None
 
 
 def read_text(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -24,33 +25,46 @@ from llamaseek.train.monitor import tokenizing
 from llamaseek.train.objectives.choose import make_objective
 from llamaseek.train.saving.lock import hold, released_on_error
 from llamaseek.train.saving.reads import check_reads
+from llamaseek.train.saving.run_folder import RunFolder
 from llamaseek.train.start import by_layer, check_length, check_speaks, check_vocabulary, trainable
 
 
-def build_job(recipe: Recipe) -> Job:
+def build_job(recipe: Recipe, resume: bool = False) -> Job:
     """Everything a run needs; raises `UserError` before anything is written.
 
-    Its folder is this process's from here to the end of `train`.
+    Its folder is this process's from here to the end of `train`. A run that is to `resume` keeps
+    the tokenizer that it has trained, whatever its text is now.
     """
     check_reads(recipe)
     on_first_rank(lambda: hold(recipe.folder))
     with released_on_error(recipe.folder):
+        if recipe.stage == "pretrain":
+            return pretrain_job(recipe, trained_tokenizer(recipe) if resume else None)
         return JOBS[recipe.stage](recipe)
 
 
-def pretrain_job(recipe: Recipe) -> Job:
-    """A new model, or one from a folder, on text."""
+def trained_tokenizer(recipe: Recipe) -> Tokenizer | None:
+    """The tokenizer of a run's newest checkpoint that has one."""
+    folder = RunFolder(recipe.folder)
+    for step in reversed(folder.saved_steps()):
+        with suppress(UserError):
+            return Tokenizer.load(folder.checkpoint(step))
+    return None
+
+
+def pretrain_job(recipe: Recipe, tokenizer: Tokenizer | None = None) -> Job:
+    """A new model, or one from a folder, on text; with `tokenizer` none is trained."""
     if recipe.data.fim and recipe.train.objective == "masked":
         raise bad_value("data.fim", recipe.data.fim, "0 with train.objective masked")
     _check_model(recipe)
     with tokenizing(recipe.name) as watch:
-        corpus = build_corpus(recipe, watch)
+        corpus = build_corpus(recipe, watch, tokenizer)
     model = _new_model(recipe, corpus.tokenizer)
     objective = make_objective(recipe, model, corpus.tokenizer)
     # Masked prediction covers few tokens, so its loss is not a measure per byte of text.
     size = 0 if recipe.train.objective == "masked" else corpus.held_out_bytes
     job = Job(recipe, model, corpus.tokenizer, objective, corpus.rows, corpus.held_out, size)
-    job.bad_rows = corpus.bad_rows
+    job.bad_rows, job.data_fingerprint = corpus.bad_rows, corpus.fingerprint
     return job
 
 

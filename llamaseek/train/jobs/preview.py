@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
@@ -15,7 +14,6 @@ from llamaseek.data.mix.corpus import build_corpus
 from llamaseek.data.pack import Example
 from llamaseek.data.rows import Span, stretches
 from llamaseek.data.source import Rows
-from llamaseek.errors import UserError
 from llamaseek.recipe.schema import Recipe
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.job import Source
@@ -24,6 +22,7 @@ from llamaseek.train.jobs.supervised import packer, read_data, training_part
 from llamaseek.train.monitor import tokenizing
 from llamaseek.train.rollouts.answers import Prompt, read_prompts
 from llamaseek.train.rollouts.rollout import prompt_order
+from llamaseek.train.start import recipe_tokenizer
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def _at_the_scores(batch: Batch) -> Batch:
 
 
 def _prompt_rows(recipe: Recipe, count: int) -> Iterator[ShownRow]:
-    tokenizer = _tokenizer(recipe)
+    tokenizer = recipe_tokenizer(recipe)
     rewards = recipe.sampling.rewards if recipe.sampling else recipe.rollout.rewards
     columns = [one.column for one in rewards]
     prompts = _prompts(recipe, tokenizer)
@@ -106,13 +105,6 @@ def _source(recipe: Recipe) -> tuple[Source, Tokenizer]:
         with tokenizing(recipe.name) as watch:
             corpus = build_corpus(recipe, watch)
         return corpus.rows, corpus.tokenizer
-    tokenizer = _tokenizer(recipe)
+    tokenizer = recipe_tokenizer(recipe)
     train = read_data(recipe, packer(recipe, tokenizer))[0]
     return Rows(train, recipe.seed), tokenizer
-
-
-def _tokenizer(recipe: Recipe) -> Tokenizer:
-    folder = recipe.tokenizer.path or recipe.model.init_from
-    if not folder:
-        raise UserError("model.init_from: is empty; the tokenizer in that folder encodes the rows")
-    return Tokenizer.load(Path(folder))

@@ -12,6 +12,7 @@ from llamaseek.checkpoints.hf import load_model
 from llamaseek.data.batch import IGNORE
 from llamaseek.data.pack import Example, pack_apart
 from llamaseek.errors import UserError
+from llamaseek.text.chat import turn_end
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.objectives.reward import answer_scores
 
@@ -30,7 +31,8 @@ class RewardModel:
             raise UserError(f"rewards.model: {folder} is not a reward model; `reward` trains one")
         if Tokenizer.load(folder).to_json() != tokenizer.to_json():
             raise UserError(f"rewards.model: {folder} has a different tokenizer from the model's")
-        self.ends = tokenizer.stop_ids
+        end = turn_end(tokenizer)
+        self.end = tokenizer.stop_ids[-1] if end is None else end
 
     @torch.no_grad()
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
@@ -46,4 +48,4 @@ class RewardModel:
 
     def _closed(self, episode: Episode) -> list[int]:
         """Ids that end as the reward model saw answers end."""
-        return episode.tokens if episode.finished else [*episode.tokens, self.ends[-1]]
+        return episode.tokens if episode.finished else [*episode.tokens, self.end]

@@ -28,6 +28,7 @@ def whole_run() -> Path:
 
 def copied_run(folder: Path, **changes: Any) -> Recipe:
     """The same run in `folder`; the recipe to go on with."""
+    folder.mkdir(exist_ok=True)
     made = recipe(folder, **{**FEW, **changes})
     shutil.copytree(whole_run(), made.folder)
     return made

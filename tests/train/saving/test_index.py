@@ -151,7 +151,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "another step's state": (
         lambda folder: (folder.parent / "progress.json").write_text(
-            '{"steps_done": 2, "average_steps": 2}'
+            '{"steps_done": 2, "average_steps": 2}\n'
         ),
         "is of step 2",
     ),
