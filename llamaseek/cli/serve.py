@@ -16,6 +16,7 @@ from llamaseek.cli.shared import (
     model_folder,
 )
 from llamaseek.errors import UserError, bad_value
+from llamaseek.files import GGUF_SUFFIX
 
 if TYPE_CHECKING:
     from llamaseek.engine.ranks.tensor_group import TensorGroup
@@ -90,7 +91,7 @@ def serve(
     from llamaseek.serve.service import load_served_guard, make_service
 
     options = ServeOptions(
-        name=name or model.resolve().name,
+        name=name or model.resolve().name.removesuffix(GGUF_SUFFIX),
         host=host,
         port=port,
         api_key=api_key,

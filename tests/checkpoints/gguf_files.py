@@ -12,9 +12,13 @@ import pytest
 from gguf import GGUFWriter, TokenType
 from tokenizers.pre_tokenizers import ByteLevel
 
-SMOLLM2 = Path(os.environ.get("LLAMASEEK_SMOLLM2", "/nowhere"))
+from llamaseek.checkpoints.sources import cached
+
+GIVEN = os.environ.get("LLAMASEEK_SMOLLM2")
+SMOLLM2 = Path(GIVEN) if GIVEN else cached("smollm2-135m-instruct") or Path("/nowhere")
 needs_smollm2 = pytest.mark.skipif(
-    not SMOLLM2.is_file(), reason="LLAMASEEK_SMOLLM2 names no SmolLM2-135M-Instruct.Q4_1.gguf"
+    not SMOLLM2.is_file(),
+    reason="no SmolLM2 in the cache or in LLAMASEEK_SMOLLM2; llamaseek download gets it",
 )
 
 WIDTH, HEADS, SHARED, INNER, VOCABULARY, LAYERS = 64, 4, 2, 96, 300, 2

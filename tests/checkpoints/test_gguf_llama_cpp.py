@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from llamaseek.checkpoints.gguf.convert import GgufConversion
 
 from llamaseek.checkpoints.hf import load_model, save_model
+from llamaseek.checkpoints.to_gguf import GgufConversion
 from llamaseek.herd import RopeScaling, config_from_sizes
 from llamaseek.models import CausalLM, build_model
 from llamaseek.text import published

@@ -12,8 +12,6 @@ import pytest
 import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
-from llamaseek.checkpoints.gguf.convert import GgufConversion
-from llamaseek.text.pre_tokenizers import PRE_TOKENIZERS
 
 from llamaseek.checkpoints.convert import Conversion
 from llamaseek.checkpoints.gguf.blocks import encode
@@ -21,12 +19,14 @@ from llamaseek.checkpoints.gguf.kinds import ASKED, Kind, kind_of
 from llamaseek.checkpoints.gguf.modelfile import modelfile
 from llamaseek.checkpoints.gguf.vocabulary import pre_name
 from llamaseek.checkpoints.hf import load_model, save_model
+from llamaseek.checkpoints.to_gguf import GgufConversion
 from llamaseek.errors import UserError
 from llamaseek.gguf_header import read_gguf
 from llamaseek.herd import RopeScaling
 from llamaseek.herd.folder import read_config
 from llamaseek.models import CausalLM
 from llamaseek.text import published
+from llamaseek.text.gguf.pre_tokenizers import PRE_TOKENIZERS
 from llamaseek.text.templates.stored import ChatTemplates
 from llamaseek.text.tokenizer import Tokenizer
 from tests.cli.run import Cli

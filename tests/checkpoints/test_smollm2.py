@@ -23,7 +23,7 @@ from llamaseek.checkpoints.convert import Conversion
 from llamaseek.checkpoints.hf import load_model
 from llamaseek.checkpoints.quantize import Quantization
 from llamaseek.engine.engine import Engine
-from llamaseek.engine.open import load
+from llamaseek.engine.open import open_model
 from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.models import CausalLM
 from llamaseek.text.chat import encode_chat
@@ -172,7 +172,7 @@ def test_perplexity_is_llama_cpps(tokenizer: Tokenizer, model: CausalLM) -> None
 
 def answered(path: Path) -> str:
     tokenizer = Tokenizer.load(path)
-    engine = Engine(load(path), tokenizer)
+    engine = Engine(open_model(path), tokenizer)
     params = SamplingParams(max_tokens=32, stop_ids=tokenizer.stop_ids)
     (output,) = engine.generate([Request(prompt=chat_ids(tokenizer, QUESTION), params=params)])
     return tokenizer.decode(output.answers[0].tokens)
