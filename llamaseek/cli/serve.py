@@ -113,9 +113,9 @@ def serve(
         max_num_batched_tokens=max_num_batched_tokens,
         compile=compile_steps,
     )
-    tokenizer = load_tokenizer(model, chat_template, chat_template_kwargs)
     categories = _policy(guard, guard_categories, guard_drop)
     check_address(host, port)
+    tokenizer = load_tokenizer(model, chat_template, chat_template_kwargs)
 
     def use(loaded: CausalLM, group: TensorGroup | None) -> None:
         service = make_service(loaded, model, options, engine, adapter, group, tokenizer)

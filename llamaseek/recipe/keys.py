@@ -19,6 +19,8 @@ FIXED = (
     "model.extend.rope",
     "model.extend.factor",
     "tokenizer.vocab_size",
+    "tokenizer.chat_template",
+    "tokenizer.chat_template_kwargs",
     "data.mix",
     "data.temperature",
     "data.budgets",

@@ -141,7 +141,7 @@ def test_greedy_tokens_equal_transformers(
 ) -> None:
     """Twenty prompts, 64 tokens each: the reference, fed what was said, would say it too."""
     prompts = [chat_ids(tokenizer, prompt) for prompt in PROMPTS]
-    params = SamplingParams(max_tokens=64)
+    params = SamplingParams(max_tokens=64, ignore_eos=True)
     outputs = Engine(model).generate(Request(prompt=ids, params=params) for ids in prompts)
     ties = 0
     for prompt, output in zip(prompts, outputs, strict=True):
@@ -173,7 +173,7 @@ def test_perplexity_is_llama_cpps(tokenizer: Tokenizer, model: CausalLM) -> None
 def answered(path: Path) -> str:
     tokenizer = Tokenizer.load(path)
     engine = Engine(open_model(path), tokenizer)
-    params = SamplingParams(max_tokens=32, stop_ids=tokenizer.stop_ids)
+    params = SamplingParams(max_tokens=32, stop_token_ids=tokenizer.stop_ids)
     (output,) = engine.generate([Request(prompt=chat_ids(tokenizer, QUESTION), params=params)])
     return tokenizer.decode(output.answers[0].tokens)
 

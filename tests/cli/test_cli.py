@@ -118,7 +118,7 @@ def test_a_conversation_keeps_reasoning_apart() -> None:
     ours = made("deepseek_v3.1", tokenizer("deepseek_v3.1").chat_templates)
     ours.use_chat_template(kwargs={"thinking": True})
     engine = spoken_service(Speech("I add.\n</think>\n\n4", ours)).engine
-    talk = ChatSession(engine, ours, SamplingParams(max_tokens=40, stop_ids=ours.stop_ids))
+    talk = ChatSession(engine, ours, SamplingParams(max_tokens=40, stop_token_ids=ours.stop_ids))
     assert "".join(talk.ask("2+2?")) == "I add.\n</think>\n\n4"
     answer = {"role": "assistant", "content": "4", "reasoning_content": "I add."}
     assert talk.turns == [{"role": "user", "content": "2+2?"}, answer]

@@ -207,7 +207,7 @@ def test_bad_settings_are_one_line(tmp_path: Path) -> None:
         make_stage("gofer_quality", {})
     with pytest.raises(UserError, match=r"stages\.c4\.min_sentence:.*did you mean 'min_sentences'"):
         make_stage("c4", {"min_sentence": 3})
-    with pytest.raises(UserError, match=r"stages\.url\.domains: .*nowhere\.txt is no file"):
+    with pytest.raises(UserError, match=r"stages\.url\.domains: .*nowhere\.txt is not a file"):
         make_stage("url", {"domains": ["@nowhere.txt"]})
     (tmp_path / "b.jsonl").write_text(json.dumps({"text": "too short"}) + "\n")
     with pytest.raises(UserError, match=r"no item of .*b\.jsonl has 12 words"):

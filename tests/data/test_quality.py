@@ -98,11 +98,11 @@ def test_a_stopped_run_asks_for_no_document_twice(source: Path, tmp_path: Path) 
 
 
 def test_a_judge_of_one_opinion_is_refused(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="400 of 400 documents a grade, 1 different"):
+    with pytest.raises(UserError, match="graded 400 of 400 documents, 1 different"):
         filter_by_judge(
             recipe(source, tmp_path / "a"), lambda texts: [1] * len(texts), CleaningWorkers(1)
         )
-    with pytest.raises(UserError, match="0 of 400 documents a grade"):
+    with pytest.raises(UserError, match="graded 0 of 400 documents"):
         filter_by_judge(
             recipe(source, tmp_path / "b"), lambda texts: [None] * len(texts), CleaningWorkers(1)
         )

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from llamaseek.recipe.reading import find_recipe
+
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RECIPE = ("recipe.yaml", "parallel.shard=8")
 
@@ -131,4 +133,4 @@ def test_skypilot_runs_the_script_that_is_there() -> None:
     task = yaml.safe_load((DEPLOY / "skypilot.yaml").read_text())
     assert "deploy/several-nodes.sh" in task["run"]
     assert os.access(DEPLOY / "several-nodes.sh", os.X_OK)
-    assert (DEPLOY.parent / task["envs"]["RECIPE"]).is_file()
+    assert find_recipe(task["envs"]["RECIPE"]).is_file()

@@ -213,7 +213,7 @@ def test_shares_of_fp8_blocks_are_the_whole_s(tmp_path: Path) -> None:
         ("llama3", {"vocab_size": 97}, 2, ["2 ranks", "the vocabulary (97)"]),
         ("deepseek_v3", {}, 8, ["8 ranks", "the attention heads (4)"]),
         ("deepseek_v3", {"moe_intermediate_size": 15}, 2, ["moe_intermediate_size (15)"]),
-        ("llama3", {"scores": True}, 2, ["reward model"]),
+        ("llama3", {"is_reward_model": True}, 2, ["reward model"]),
     ],
 )
 def test_wrong_numbers_of_ranks_are_one_line(

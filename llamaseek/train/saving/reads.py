@@ -32,7 +32,11 @@ DATA = ("data.sources", "data.corpora")
 
 def read_by(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Every file, folder or glob that a run of this recipe reads, with the recipe's key."""
-    single = {"model.init_from": recipe.model.init_from, "tokenizer.path": recipe.tokenizer.path}
+    single = {
+        "model.init_from": recipe.model.init_from,
+        "tokenizer.path": recipe.tokenizer.path,
+        "tokenizer.chat_template": recipe.tokenizer.chat_template,
+    }
     if recipe.distill is not None:
         single["distill.teacher"] = recipe.distill.teacher
     if recipe.sampling is not None:

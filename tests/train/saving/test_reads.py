@@ -24,6 +24,7 @@ from tests.models.shapes import tiny_model
 from tests.train.tiny import recipe
 
 OTHER_TEXT = {
+    "tokenizer.chat_template_kwargs",
     "name", "out", "model.family", "model.config", "train.device", "data.columns",
     "lora.targets", "rollout.rewards.column", "rollout.rewards.pattern",
     "sampling.rewards.column", "sampling.rewards.pattern",
@@ -54,7 +55,7 @@ def reading_all(folder: str) -> Recipe:
         {
             "name": "all", "stage": "sft", "out": "elsewhere",
             "model": {"init_from": folder},
-            "tokenizer": {"path": folder},
+            "tokenizer": {"path": folder, "chat_template": folder},
             "data": {"corpora": {"a": [folder]}},
             "sampling": {"teacher": folder, "rewards": [reward]},
             "distill": {"teacher": folder},
@@ -67,7 +68,7 @@ def test_every_key_of_text_is_known_to_be_read_or_not() -> None:
     read = {key.replace(".0.", ".") for key, _ in read_by(reading_all("x"))}
     read |= {key for key, _ in read_by(recipe_of_sources(["x"]))}
     assert set(keys_of_text(Recipe)) == OTHER_TEXT | read
-    assert not read & OTHER_TEXT and len(read) == 8
+    assert not read & OTHER_TEXT and len(read) == 9
 
 
 def recipe_of_sources(sources: list[str], **more: Any) -> Recipe:
@@ -77,6 +78,7 @@ def recipe_of_sources(sources: list[str], **more: Any) -> Recipe:
 KEYS = {
     "model.init_from": lambda path: {"model": {"init_from": path}},
     "tokenizer.path": lambda path: {"tokenizer": {"path": path}},
+    "tokenizer.chat_template": lambda path: {"tokenizer": {"chat_template": path}},
     "data.corpora": lambda path: {"data": {"corpora": {"a": [path]}}},
     "data.sources": lambda path: {"data": {"sources": [path]}},
     "sampling.teacher": lambda path: {"sampling": {"teacher": path}},
