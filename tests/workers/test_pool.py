@@ -177,7 +177,8 @@ if "wait" in sys.argv:
 @pytest.mark.parametrize("how", ["ends", "is killed"])
 def test_all_end_with_their_owner(how: str) -> None:
     command = [sys.executable, "-c", OWNER, *(["wait"] if how == "is killed" else [])]
-    owner = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}  # workers do not look in the current folder
+    owner = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
     *pids, torch = owner.stdout.readline().split()
     if how == "is killed":
