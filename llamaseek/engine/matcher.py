@@ -127,8 +127,8 @@ class Session:
         used, allowed = float(reply.value.get("cpu", 0)), REQUEST_CPU + TOKEN_CPU * self._tokens
         if used > allowed:
             self.worker.close()
-            told = f"takes more than {allowed:.2g} s of processor time"
-            raise OverLimit(f"{told} for {self._tokens} tokens")
+            reason = f"takes more than {allowed:.2g} s of processor time"
+            raise OverLimit(f"{reason} for {self._tokens} tokens")
         matcher = self._matchers.get(reply.value.get("answer", -1))
         if matcher is not None:
             matcher.receive(reply)

@@ -1,6 +1,6 @@
 """The one loader: a model and its tokenizer, opened for inference.
 
-Whatever `source` may be, it is told apart here and in the readers below.
+The kind of `source` is detected here and in the readers on lower floors.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def reasoning_of(message: Mapping[str, Any]) -> Any:
 def with_reasoning(turn: Turn) -> Turn:
     """A turn with its reasoning before its content, as DeepSeek-R1 writes it.
 
-    For the last turn of a conversation, which is learnt or continued: published templates leave
+    For the last turn of a conversation, which is trained on or continued: published templates leave
     out the reasoning of earlier ones.
     """
     if turn.reasoning is None:

@@ -1,4 +1,4 @@
-"""The reasoning part of a model's output, told from its answer.
+"""The reasoning part of a model's output, separated from its answer.
 
 Reasoning models write `<think>…</think>` before what they answer; the templates of some open the
 part themselves, so that the output begins inside of it.

@@ -47,7 +47,7 @@ def encode_by_template(
 
     With `spans` the kinds say what the assistant says; without, only templates with
     `{% generation %}` tell. Raises UserError for a template that fails, takes too long, writes
-    too much, does not show what is asked of it, or whose answers cannot be told apart.
+    too much, does not show what is asked of it, or whose answers cannot be located.
     """
     chat = Templated.of(tokenizer, messages, tools, options)
     if options.continue_final_message:

@@ -1,4 +1,4 @@
-"""The reasoning of an answer that is learnt, where the template leaves it out.
+"""The reasoning of an answer that is in the loss, if the template leaves it out.
 
 Templates leave out the reasoning of earlier answers, and those of DeepSeek-R1 and V3.1 that of the
 last one, too. What a model is to learn, it goes on with from the generation prompt.

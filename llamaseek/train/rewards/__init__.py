@@ -95,8 +95,8 @@ class UnitTests:
         """Say once what the answers' code can do on this system all the same."""
         lets_through = self._sandbox.confinement().lets_through
         if lets_through and not self._warned:
-            told = "; ".join(lets_through)
-            print(f"warning: answers' code runs under limits alone: {told}", file=sys.stderr)
+            listed = "; ".join(lets_through)
+            print(f"warning: answers' code runs under limits alone: {listed}", file=sys.stderr)
         self._warned = True
 
 
