@@ -22,6 +22,11 @@ ADAPTER = typer.Option(
     [], "--adapter", help="NAME=FOLDER: a PEFT LoRA adapter, served under this name."
 )
 HOST = typer.Option("127.0.0.1", help="Address to listen on.")
+ALLOWED = typer.Option(
+    [],
+    "--allowed-host",
+    help="Also accept this Host header, as a proxy sends it; * accepts all.",
+)
 PORT = typer.Option(8000, help="Port to listen on; 0 chooses a free one.")
 API_KEY = typer.Option(
     None,
@@ -57,6 +62,7 @@ def serve(
     name: str = NAME,
     adapter: list[str] = ADAPTER,
     host: str = HOST,
+    allowed_host: list[str] = ALLOWED,
     port: int = PORT,
     api_key: str = API_KEY,
     device: str = DEVICE,
@@ -87,6 +93,7 @@ def serve(
     options = ServeOptions(
         name=name or model.resolve().name,
         host=host,
+        allowed_hosts=tuple(allowed_host),
         port=port,
         api_key=api_key,
         timeout=timeout,

@@ -13,6 +13,7 @@ import traceback
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llamaseek.serve.hosts import is_allowed
 from llamaseek.serve.service import Service
 from llamaseek.serve.wire.errors import ApiError, as_api_error, respond
 from llamaseek.serve.wire.streaming import ClientGone
@@ -42,10 +43,10 @@ class Gate:
             await send(message)
 
         try:
-            if self._may(scope):
+            refusal = self._refusal(scope)
+            if refusal is None:
                 await self.app(scope, receive, watched)
             else:
-                refusal = ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
                 await respond(refusal)(scope, receive, watched)
         except ClientGone:
             status = CLIENT_GONE
@@ -54,6 +55,18 @@ class Gate:
             if not sent:
                 await respond(as_api_error(error))(scope, receive, watched)
         self._count(scope, status, time.perf_counter() - start)
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        """Why a request is not let in."""
+        options = self.service.options
+        if not is_allowed(
+            Headers(scope=scope).getlist("host"), options.host, options.allowed_hosts
+        ):
+            message = "the Host header names another server; allow it with --allowed-host"
+            return ApiError(403, message, code="host_not_allowed")
+        if not self._may(scope):
+            return ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+        return None
 
     def _may(self, scope: Scope) -> bool:
         key = self.service.options.api_key
@@ -74,7 +87,7 @@ class Gate:
         log.info("%s %s %d %.0f ms", method[:10], route, status, 1000 * seconds)
 
 
-REASONS = {401: "key", 413: "size", 429: "queue", 503: "unavailable"}
+REASONS = {401: "key", 403: "host or guard", 413: "size", 429: "queue", 503: "unavailable"}
 
 
 def _log_error(error: Exception) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llamaseek.errors import bad_value
+from llamaseek.serve.hosts import read_names
 
 MEGABYTE = 1 << 20
 
@@ -37,6 +38,7 @@ class ServeOptions:
 
     `timeout` bounds a request as a whole, `guard_timeout` one verdict of a guard, `body_timeout`
     the arrival of a body, `drain` how long answers under way may take after a signal to stop.
+    `allowed_hosts` are `Host` headers that are accepted beside the server's own names.
     `chat_template_kwargs` go to the chat template where a request does not say otherwise.
     Raises UserError for a value that is not allowed.
     """
@@ -50,9 +52,11 @@ class ServeOptions:
     drain: float = 30.0
     limits: Limits = field(default_factory=Limits)
     guard_timeout: float = 30.0
+    allowed_hosts: tuple[str, ...] = ()
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "allowed_hosts", read_names(self.allowed_hosts, "--allowed-host"))
         if not 0 <= self.port <= 65535:
             raise bad_value("--port", self.port, "a number from 0 to 65535")
         if self.api_key is not None and not self.api_key.strip():

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ import uvicorn
 from llamaseek.errors import UserError
 from llamaseek.runtime.world import is_first_rank
 from llamaseek.serve.app import create_app
+from llamaseek.serve.hosts import is_loopback
+from llamaseek.serve.options import ServeOptions
 from llamaseek.serve.service import Service
 
 HEADER_BYTES = 65_536
@@ -101,8 +104,20 @@ def make_server(service: Service) -> Server:
     return Server(config, service)
 
 
+def warn_of_open_address(options: ServeOptions) -> None:
+    """Say on standard error that anybody may use a server that has no key."""
+    if options.api_key is None and not is_loopback(options.host):
+        print(
+            f"warning: --host {options.host} without an API key: whoever can reach this machine "
+            "can use the model; set LLAMASEEK_API_KEY",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def serve(service: Service) -> None:
     """Serve until a stop signal; the access log goes to standard error."""
+    warn_of_open_address(service.options)
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("llamaseek.serve").setLevel(logging.INFO)
     asyncio.run(make_server(service).serve())

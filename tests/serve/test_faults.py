@@ -55,7 +55,7 @@ def slow_down(run: Running, seconds: float = 0.01) -> None:
 def sent(run: Running, body: dict[str, Any]) -> socket.socket:
     """A connection over which a request was sent."""
     data = json.dumps({"model": "tiny", **body}).encode()
-    head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     connection = socket.create_connection(("127.0.0.1", int(run.url.rpartition(":")[2])))
     connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
     return connection
@@ -279,7 +279,8 @@ def test_a_body_that_does_not_come_is_not_waited_for() -> None:
         port = int(run.url.rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(
-                b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+                b"Content-Type: application/json\r\n"
                 b"Content-Length: 1000\r\n\r\n{"
             )
             connection.settimeout(10)
@@ -290,7 +291,7 @@ def test_headers_that_are_too_large_or_never_end(server: Running) -> None:
     port = int(server.url.rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.settimeout(10)
-        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
         try:
             connection.sendall(b"X: " + b"y" * 200_000)
             assert connection.recv(4096)[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 431")
@@ -298,7 +299,7 @@ def test_headers_that_are_too_large_or_never_end(server: Running) -> None:
             pass
     held = [socket.create_connection(("127.0.0.1", port)) for _ in range(IDLE)]
     for connection in held[::2]:  # the others say nothing at all
-        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nX-")
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nX-")
     start = time.process_time()
     assert server.post(COMPLETIONS, prompt="x").status_code == 200
     assert time.process_time() - start < 5

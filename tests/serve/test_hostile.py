@@ -220,7 +220,8 @@ def test_a_reader_that_reads_nothing_holds_no_block_and_goes_at_the_timeout() ->
         body = {"model": "tiny", "prompt": "x", "max_tokens": 600, "ignore_eos": True,
                 "stream": True, "logprobs": 5}  # fmt: skip
         sent = json.dumps(body).encode()
-        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+        head += b"Content-Type: application/json\r\n"
         reader.sendall(head + b"Content-Length: %d\r\n\r\n" % len(sent) + sent)
         end = time.monotonic() + 30
         while run.server.server_state.tasks or not run.service.engine.statistics.output:
