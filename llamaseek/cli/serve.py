@@ -54,6 +54,9 @@ GUARD = typer.Option(
 )
 DROP = typer.Option([], "--guard-drop", help="Remove a category from the guard's policy, e.g. S13.")
 CATEGORIES = typer.Option(None, "--guard-categories", help="A JSON file with your own categories.")
+SYSTEM = typer.Option(
+    False, "--guard-system", help="The guard also checks system messages, as the user's."
+)
 DRAIN = typer.Option(30.0, help="Seconds that running answers may take after a stop signal.")
 
 
@@ -78,6 +81,7 @@ def serve(
     guard: Path = GUARD,
     guard_drop: list[str] = DROP,
     guard_categories: Path = CATEGORIES,
+    guard_system: bool = SYSTEM,
 ) -> None:
     """Serve a model over OpenAI's API; Ctrl-C or SIGTERM shuts down gracefully."""
     try:
@@ -98,6 +102,7 @@ def serve(
         api_key=api_key,
         timeout=timeout,
         drain=drain,
+        guard_system=guard_system,
     )
     engine = EngineOptions(
         cache_bytes=_cache_bytes(cache_gb),
@@ -107,7 +112,7 @@ def serve(
         max_num_batched_tokens=max_num_batched_tokens,
         compile=compile_steps,
     )
-    categories = _policy(guard, guard_categories, guard_drop)
+    categories = _policy(guard, guard_categories, guard_drop, guard_system)
     check_address(host, port)
 
     def use(loaded: CausalLM, group: TensorGroup | None) -> None:
@@ -133,11 +138,14 @@ def _cache_bytes(gb: float) -> int:
     return int(gb * (1 << 30))
 
 
-def _policy(guard: Path | None, file: Path | None, dropped: list[str]) -> tuple[Category, ...]:
-    """The guard's categories; UserError if they are changed without a guard."""
+def _policy(
+    guard: Path | None, file: Path | None, dropped: list[str], system: bool
+) -> tuple[Category, ...]:
+    """The guard's categories; UserError if its policy is changed without a guard."""
     from llamaseek.cli.guard import policy
 
-    for field, given in (("--guard-drop", dropped), ("--guard-categories", file)):
+    fields = {"--guard-drop": dropped, "--guard-categories": file, "--guard-system": system}
+    for field, given in fields.items():
         if given and guard is None:
             raise UserError(f"{field}: changes the policy of a guard, but --guard is not given")
     return policy(file, dropped)
