@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llamaseek.errors import UserError, quoted
+from llamaseek.files import read_jsonl
 from llamaseek.recipe.load import load_recipe
 from llamaseek.recipe.schema import Recipe
 from llamaseek.study.lecture import STAGES, Sample
@@ -79,7 +80,7 @@ def read_stage(
 ) -> StageReport:
     """One run folder; `name` is its stage in a quickstart, empty for a run of its own."""
     recipe = load_recipe(folder / "recipe.yaml", [])
-    lines = read_lines(folder / "metrics.jsonl")
+    lines = read_jsonl(folder / "metrics.jsonl")
     title, summary = STAGES[name] if name else (recipe.name, f"One {recipe.stage} run.")
     return StageReport(
         title,
@@ -138,17 +139,3 @@ def read_json(path: Path, default: Any) -> Any:
         return json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path}: is not JSON ({error})") from None
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; a last line cut short by a kill is left out."""
-    if not path.is_file():
-        return []
-    lines = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            if number < len(path.read_text().splitlines()):
-                raise UserError(f"{path}:{number}: is not JSON") from None
-    return lines

@@ -43,14 +43,16 @@ class HeldOutAnswers:
     prompts: Sequence[Prompt]
     wanted: Sequence[str]
     first: Sequence[Prompt]
+    is_text: bool = False  # prompts are beginnings of texts
 
     def __call__(self, model: CausalLM, before: bool) -> list[dict[str, Any]]:
         """One line for each prompt."""
         moment = "before the run" if before else "after the run"
         drawn = self.sampler.draw(self.first if before else self.prompts, 1, 0.0, moment)
         self.sampler.engine = None  # gives back its cache
+        kind = {"text": True} if self.is_text else {}
         return [
-            {"prompt": asked(prompt), "wanted": wanted, "answer": episode.text.strip()}
+            {"prompt": asked(prompt), "wanted": wanted, "answer": episode.text.strip(), **kind}
             for prompt, wanted, episode in zip(self.prompts, self.wanted, drawn, strict=True)
         ]
 
@@ -132,7 +134,7 @@ def held_out_text(
         prompts.append(Prompt("held-out text", {}, row[:given], [message]))
         wanted.append(tokenizer.decode(row[given : given + TEXT_AFTER]))
     sampler = AnswerSampler(model, tokenizer, TEXT_AFTER, recipe.seed)
-    return HeldOutAnswers(sampler, prompts, wanted, prompts)
+    return HeldOutAnswers(sampler, prompts, wanted, prompts, is_text=True)
 
 
 @dataclass
