@@ -62,7 +62,11 @@ class Outcome:
 def read_outcome(folder: Path) -> Outcome:
     """The outcome of a run. Without held-out rows there are neither figures nor samples."""
     recipe = load_recipe(folder / "recipe.yaml", [])
-    lines = read_jsonl(folder / "metrics.jsonl")
+    return outcome(recipe, read_jsonl(folder / "metrics.jsonl"), folder)
+
+
+def outcome(recipe: Recipe, lines: Sequence[dict[str, Any]], folder: Path) -> Outcome:
+    """The same from what was read already: the recipe and the lines of metrics."""
     before, after = (read_jsonl(folder / f"{name}.jsonl") for name in ("before", "after"))
     labels = labels_of(recipe, after)
     found = [*answer_measures(before, after, labels), *evaluated(lines, bool(labels))]

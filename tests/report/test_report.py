@@ -63,7 +63,8 @@ def test_the_page_says_all_and_fetches_nothing(folder: Path) -> None:
         assert shown in page, shown
     for title in ("Pre-training", "Supervised fine-tuning", "Instruction tuning", "Preference"):
         assert title in page
-    assert page.count("<svg") == 8  # curves and expert load of four stages
+    # Loss, learning rate, speed and expert load of four stages.
+    assert page.count("<svg") == page.count("<figcaption>") == 16
     assert "llamaseek chat" in page and "llamaseek dpo" in page
     assert ODD not in page and "&lt;script&gt;" in page
     assert not re.search(r"(src|href)=[\"'](?!#)", page)
