@@ -68,16 +68,17 @@ def open_model(
 def keeps_blocks(device: torch.device) -> bool:
     """Whether a GGUF file's blocks are multiplied as they are there; if not, a line says why."""
     if device.type != "cpu":
-        _say_widened(f"there are no kernels for them on {device.type}")
+        say_widened(f"there are no kernels for them on {device.type}")
     elif not builder().possible:
-        _say_widened(builder().reason or "no C++ compiler builds the kernels for them")
+        say_widened(builder().reason or "no C++ compiler builds the kernels for them")
     else:
         return True
     return False
 
 
 @cache
-def _say_widened(reason: str) -> None:
+def say_widened(reason: str) -> None:
+    """Log, once a process, that blocks are not kept."""
     log.warning("GGUF blocks are widened as they are read: %s", reason)
 
 

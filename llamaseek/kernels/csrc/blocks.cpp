@@ -3,6 +3,7 @@
 #include "blocks.h"
 
 #include <ATen/ops/mm.h>
+#include <ATen/ops/silu.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -160,12 +161,12 @@ void multiply_gated(const BlockMatrix& gate, const BlockMatrix& up, const BlockT
   });
 }
 
-// Rows [first, first + count) of a matrix as float32 (count, K), those of a head by halves.
+// Rows [first, first + count) of a matrix, whole heads, as float32 (count, K), by halves.
 void widen_rows(const BlockMatrix& matrix, int64_t first, int64_t count, int64_t width,
                 float* out) {
   share(count, 8, count * width * 4, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; n++) {
-      matrix.kind->widen(matrix.row(first + n), width, out + n * width);
+      matrix.kind->widen(matrix.row(first + n), width, out + (matrix.place(first + n) - first) * width);
     }
   });
 }
@@ -175,16 +176,13 @@ void multiply_widened(const std::vector<BlockMatrix>& all, const Tensor& x, Tens
   const int64_t width = x.size(1);
   int64_t offset = 0;
   for (const BlockMatrix& one : all) {
-    const int64_t rows = std::max<int64_t>(kChunk / width / 64 * 64, 64);
+    const int64_t whole = one.head ? one.head : 64;
+    const int64_t rows = std::max(kChunk / width / whole * whole, whole);
     for (int64_t first = 0; first < one.rows; first += rows) {
       const int64_t count = std::min(rows, one.rows - first);
       Tensor wide = at::empty({count, width}, x.options());
       widen_rows(one, first, count, width, wide.data_ptr<float>());
-      const Tensor made = at::mm(x, wide.t());
-      for (int64_t n = 0; n < count && one.head; n++) {
-        out.select(1, offset + one.place(first + n)).copy_(made.select(1, n));
-      }
-      if (!one.head) out.narrow(1, offset + first, count).copy_(made);
+      out.narrow(1, offset + first, count).copy_(at::mm(x, wide.t()));
     }
     offset += one.rows;
   }
@@ -210,9 +208,10 @@ Tensor linear_blocks(const Tensor& x, const std::optional<Tensor>& norm, double 
   if (gate) width /= 2;
   Tensor out = at::empty({x.size(0), width}, x.options());
   const Prepared::Norm by = norm_of(norm, eps);
-  if (x.size(0) >= kMany && !gate) {
-    Tensor made = is_float(x) ? out : at::empty(out.sizes(), x.options().dtype(at::kFloat));
+  if (x.size(0) >= kMany) {
+    Tensor made = at::empty({x.size(0), gate ? 2 * width : width}, x.options().dtype(at::kFloat));
     multiply_widened(all, is_float(x) && !norm ? x : normalized(x, by), made);
+    if (gate) made = at::silu(made.narrow(1, 0, width)).mul_(made.narrow(1, width, width));
     if (residual) made.add_(*residual);
     return made.to(x.scalar_type());
   }
