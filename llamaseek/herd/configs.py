@@ -12,6 +12,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
 from llamaseek.errors import UserError, bad_value, unknown_name
+from llamaseek.herd.limits import check_experts, check_field, check_json
 from llamaseek.herd.panels import Box, Panel, gated_panel
 
 SCORING = "ForSequenceClassification"
@@ -53,6 +54,8 @@ class RopeScaling:
     mscale_all_dim: float = 0.0
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            check_field(f"rope_scaling.{item.name}", item.type, getattr(self, item.name))
         if self.rope_type not in ("llama3", "yarn"):
             raise bad_value("rope_scaling.rope_type", self.rope_type, "llama3 or yarn")
         if self.factor < 1:
@@ -103,10 +106,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            value, least = getattr(self, item.name), int(item.name not in self.may_be_zero)
-            integer = item.type in (int, "int")
-            if integer and (not isinstance(value, int) or value < least):
-                raise bad_value(f"model.{item.name}", value, f"an integer of at least {least}")
+            least = int(item.name not in self.may_be_zero)
+            check_field(item.name, item.type, getattr(self, item.name), least)
+        check_experts(self.num_hidden_layers, self.num_experts)
 
     @classmethod
     def default_sizes(cls, sizes: dict[str, Any]) -> dict[str, Any]:
@@ -308,6 +310,7 @@ def config_from_dict(data: dict[str, Any]) -> ModelConfig:
 
     Raises `UserError` for an unknown `model_type` and for settings this code would run wrongly.
     """
+    check_json(data)
     model_type = data.get("model_type")
     by_type = {kind.model_type: (name, kind) for name, kind in FAMILIES.items()}
     if model_type not in by_type:
@@ -318,7 +321,7 @@ def config_from_dict(data: dict[str, Any]) -> ModelConfig:
     sizes = {key: value for key, value in data.items() if key in known and value is not None}
     sizes["is_reward_model"] = _is_scoring(data)
     rope = data.get("rope_parameters") or {}
-    sizes["rope_theta"] = float(rope.get("rope_theta", data.get("rope_theta", 10000.0)))
+    sizes["rope_theta"] = rope.get("rope_theta", data.get("rope_theta", 10000.0))
     sizes["rope_scaling"] = _rope_scaling(data.get("rope_scaling") or rope)
     if isinstance(sizes.get("eos_token_id"), list):
         sizes["eos_token_id"] = tuple(sizes["eos_token_id"])
