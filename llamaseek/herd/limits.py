@@ -1,8 +1,8 @@
-"""What a config's fields may hold: their types, finite numbers, sizes that a machine can build.
+"""What a config's fields may hold: their types, finite numbers, sizes that can be built.
 
-A config.json is data from a stranger. What is wrong in it is told by its key before anything is
-made by it: a text where a number belongs loads and fails at the first token, and a billion layers
-are a billion names to look for.
+A config.json is untrusted input. It is checked before anything is built from it: a string in place
+of a number would load and fail at the first token, and a billion layers would mean a billion tensor
+names to compare.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LARGEST = {
     "max_position_embeddings": 1 << 31,
     "original_max_position_embeddings": 1 << 31,
 }
-"""The largest whole number of a field; 16,777,216 for others. A hundred times what is published."""
+"""The largest integer of a field, LARGEST_SIZE for others: far above any published model."""
 
 LARGEST_SIZE = 1 << 24
 MOST_EXPERTS = 1_000_000
@@ -32,17 +32,18 @@ JSON_TYPES: dict[str, type] = {
     "quantization_config": dict,
     "id2label": dict,
 }
-"""Keys of a config.json that are looked into before they become fields."""
+"""Keys of a config.json that are read before its fields are."""
+
+KINDS = {"str": "a string", "list": "a list", "dict": "an object"}
 
 
 def check_json(data: dict[str, Any]) -> None:
-    """UserError, naming the key, for a config.json whose parts are of another kind."""
+    """UserError, naming the key, where a key of a config.json has the wrong JSON type."""
     for key, kind in JSON_TYPES.items():
         if not isinstance(data.get(key), kind | None):
-            said = {str: "text", list: "a list", dict: "an object"}[kind]
-            raise bad_value(f"config.json {key}", data[key], said)
+            raise bad_value(f"config.json {key}", data[key], KINDS[kind.__name__])
     if not all(isinstance(name, str) for name in data.get("architectures") or []):
-        raise bad_value("config.json architectures", data["architectures"], "a list of texts")
+        raise bad_value("config.json architectures", data["architectures"], "a list of strings")
 
 
 def check_field(name: str, kind: Any, value: Any, least: int = 1) -> None:
@@ -66,11 +67,11 @@ def check_field(name: str, kind: Any, value: Any, least: int = 1) -> None:
 
 
 def check_experts(layers: int, experts: int) -> None:
-    """UserError where more experts are asked for than can be named."""
+    """UserError where all layers together have more experts than MOST_EXPERTS."""
     if layers * experts > MOST_EXPERTS:
         raise UserError(
-            f"model.num_hidden_layers: {layers:,} of {experts:,} experts each are more than "
-            f"{MOST_EXPERTS:,}"
+            f"model.num_hidden_layers: {layers:,} layers of {experts:,} experts are more than "
+            f"{MOST_EXPERTS:,} experts"
         )
 
 
@@ -81,7 +82,7 @@ def _check_whole(name: str, value: Any, least: int) -> None:
 
 
 def _check_number(name: str, value: Any) -> None:
-    """Every one of a config's numbers is a factor, a base or a small addend: above or at 0."""
+    """All numbers of a config are factors, bases or small addends: none is negative."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not abs(value) < 1e30 or not math.isfinite(value) or value < 0:
         raise bad_value(f"model.{name}", value, "a finite number of at least 0")
