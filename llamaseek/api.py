@@ -42,7 +42,14 @@ __all__ = [
 
 Message = dict[str, Any]
 T = TypeVar("T")
-OTHER_METHODS = {"n": 1, "logprobs": None, "prompt_logprobs": None, "embed": False}
+OTHER_METHODS = {
+    "n": 1,
+    "logprobs": None,
+    "prompt_logprobs": None,
+    "logprob_start_len": 0,
+    "logprob_token_ids": (),
+    "embed": False,
+}
 """Fields of `SamplingParams` whose results are no text, with their defaults."""
 
 
