@@ -42,6 +42,7 @@ from llamaseek.engine.speculate import make_drafter
 from llamaseek.engine.statistics import Statistics
 from llamaseek.engine.text_out import TextOut
 from llamaseek.errors import UserError, bad_value
+from llamaseek.herd.configs import MASKED
 from llamaseek.models import CausalLM
 from llamaseek.text.tokenizer import Tokenizer
 
@@ -112,6 +113,8 @@ class Engine:
     ) -> None:
         if model.config.is_reward_model:
             raise UserError("model: is a reward model: it returns scores and cannot generate text")
+        if not model.config.is_causal:
+            raise UserError(f"model: {MASKED}")
         self.model, self.tokenizer, self.group = model.eval(), tokenizer, group
         self.grammars = None if tokenizer is None else Grammars(tokenizer)
         self.adapters = Adapters(model, adapters or {})

@@ -19,7 +19,7 @@ from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.job import Source
 from llamaseek.train.jobs.reinforce import rollout_prompts
 from llamaseek.train.jobs.supervised import packer, read_data, training_part
-from llamaseek.train.monitor import tokenizing
+from llamaseek.train.progress import tokenizing
 from llamaseek.train.rollouts.answers import Prompt, read_prompts
 from llamaseek.train.rollouts.rollout import prompt_order
 from llamaseek.train.start import recipe_tokenizer
