@@ -96,7 +96,7 @@ def _prompts(recipe: Recipe, tokenizer: Tokenizer) -> list[Prompt]:
     plan, data = recipe.sampling, recipe.data
     return read_prompts(
         training_part(recipe), tokenizer, data.length, plan.max_tokens, plan.rewards,
-        RowReader(data.format, data.columns), bad,
+        RowReader.of(data), bad,
     )  # fmt: skip
 
 
