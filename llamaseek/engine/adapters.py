@@ -62,7 +62,9 @@ class Adapters:
 class AdaptedLinear(nn.Module):
     """A linear layer of any kind, and low-rank products for rows with an adapter."""
 
-    def __init__(self, base: nn.Linear | BlockLinear, adapters: Adapters, dtype: torch.dtype) -> None:
+    def __init__(
+        self, base: nn.Linear | BlockLinear, adapters: Adapters, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.base, self.dtype = base, dtype
         self._adapters = adapters

@@ -95,9 +95,7 @@ def check_blocks(kind: str) -> None:
         ready = torch.nn.functional.rms_norm(x, (width,), norm, 1e-5)
         wanted = torch.cat((ready @ one.T, ready @ in_halves(two, 16).T), -1) + residual
         kinds, rest = [number, number], residual.expand(tokens, -1).contiguous()
-        found = KERNELS.linear_blocks(
-            x, norm, 1e-5, [first, second], kinds, [0, 16], rest, False
-        )
+        found = KERNELS.linear_blocks(x, norm, 1e-5, [first, second], kinds, [0, 16], rest, False)
         assert relative(found, wanted) < BLOCKS, (kind, tokens, width)
         found = KERNELS.linear_blocks(
             x.bfloat16(), None, 0.0, [first, second[:45]], kinds, [0, 0], None, True

@@ -91,7 +91,5 @@ def product(
     x: Tensor, weights: list[Tensor], kinds: list[int], heads: list[int], gate: bool = False
 ) -> Tensor:
     """x (M, K) times weights as `linear_blocks` takes them."""
-    out: Tensor = torch.ops.llamaseek.linear_blocks(
-        x, None, 0.0, weights, kinds, heads, None, gate
-    )
+    out: Tensor = torch.ops.llamaseek.linear_blocks(x, None, 0.0, weights, kinds, heads, None, gate)
     return out
