@@ -91,9 +91,9 @@ class BlockWeights:
 
 def weights(*layers: nn.Module) -> Weights | BlockWeights:
     """The layers' weights. ValueError where they are of different kinds, or none we know."""
-    if blocks := [layer for layer in layers if isinstance(layer, BlockLinear)]:
-        if len(blocks) == len(layers):
-            return BlockWeights(blocks)
+    blocks = [layer for layer in layers if isinstance(layer, BlockLinear)]
+    if len(blocks) == len(layers):
+        return BlockWeights(blocks)
     if all(type(layer) in DENSE for layer in layers):
         found: list[Tensor] = [layer.get_parameter("weight") for layer in layers]
         kinds = {BITS.get(weight.dtype, 0) for weight in found}
