@@ -120,7 +120,7 @@ def recipe_lines(answer: dict[str, Any]) -> list[tuple[str, str]]:
         ("memory", f"{'fits' if answer['fits'] else 'does not fit'} {room} of {answer['gpu']}"),
         ("micro-batch", parts),
         ("step", f"{seconds(_whole(answer))}: " + ", ".join([passes, *shown])),
-        ("speed", f"{count(answer['tokens_per_second'], 4)} tokens/s"),
+        ("speed", f"{count(answer['tokens_per_second'])} tokens/s"),
         ("utilization", f"{answer['utilization']:.1%} of the {answer['dtype']} peak"),
     ]
 
@@ -136,11 +136,11 @@ def _step(answer: dict[str, Any]) -> str:
 
 
 def _speed(answer: dict[str, Any]) -> str:
-    rate = f"{count(answer['tokens_per_second'], 4)} tokens/s"
+    rate = f"{count(answer['tokens_per_second'])} tokens/s"
     if answer["task"] != "inference":
         return rate
     prompts = answer["prefill_tokens_per_second"]
-    return f"{rate} written" + (f", {count(prompts, 4)} tokens/s of prompt read" if prompts else "")
+    return f"{rate} written" + (f", {count(prompts)} tokens/s of prompt read" if prompts else "")
 
 
 def _tokens(answer: dict[str, Any]) -> str:

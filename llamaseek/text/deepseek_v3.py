@@ -92,7 +92,7 @@ def _call(call: ToolCall) -> list[Piece]:
         control(CALL_BEGIN, ANSWER),
         Piece("function", ANSWER),
         control(CALL_SEP, ANSWER),
-        Piece(f"{call.name}\n```json\n{call.text}\n```", ANSWER),
+        Piece(f"{call.name}\n```json\n{call.written}\n```", ANSWER),
         control(CALL_END, ANSWER),
     ]
 

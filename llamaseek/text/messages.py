@@ -25,13 +25,13 @@ REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
 @dataclass(frozen=True)
 class ToolCall:
-    """One whole call of a tool. `text` is the arguments as JSON, as a user's message writes them;
+    """One whole call of a tool. `written` is the arguments as JSON, as a user's message has them;
     of a call that a model makes it is None.
     """
 
     name: str
     arguments: dict[str, Any]
-    text: str | None = None
+    written: str | None = None
 
 
 @dataclass(frozen=True)
