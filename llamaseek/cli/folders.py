@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from llamaseek.cli.shared import model_folder, wide_console
-from llamaseek.errors import UserError, bad_value
+from llamaseek.errors import UserError, bad_value, quoted
 
 SOURCE = typer.Argument(
     ..., help="A Hugging Face folder, a .gguf file, or Meta's folder with consolidated.*.pth."
@@ -93,7 +92,7 @@ def _to_gguf(
     print(f"wrote {target}: {count:,} tensors, {size(conversion.nbytes)}")
     if modelfile:
         beside = target.with_name("Modelfile")
-        print(f"wrote {beside}: ollama create NAME -f {shlex.quote(str(beside))}")
+        print(f"wrote {beside}: ollama create NAME -f {quoted(beside)}")
 
 
 def average(
@@ -257,7 +256,7 @@ def download(
         print(f"would download {name} ({revision}): {', '.join(PATTERNS)} → {target}")
         return
     _fetch(name, revision, target)
-    print(f"wrote {target}\ncheck it: llamaseek inspect {target}")
+    print(f"wrote {target}\ncheck it: {quoted('llamaseek', 'inspect', target)}")
 
 
 def _download_wheel(name: str, repo: str, dry_run: bool) -> None:

@@ -68,6 +68,10 @@ class RopeScaling:
         return {key: getattr(self, key) for key in shared + own}
 
 
+MASKED = "is a masked language model (is_causal: false): it fills in words and cannot generate text"
+"""Why such a model is refused where text is to be generated."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """What every family shares. Sizes are counts; `rope_theta` is the rotary base.
