@@ -130,7 +130,7 @@ class Counted:
         """What embedding or head adds once, however often it is used; it stays gathered between
         a micro-batch's forward and its backward.
         """
-        return Work(**self.shared(self.table(), again=1))
+        return Work(sent={}, **self.shared(self.table(), again=1))
 
     def held_tables(self, first: bool, last: bool) -> int:
         """How many a stage holds: a multi-token module looks tokens up again, in the last one."""
