@@ -182,6 +182,7 @@ def _print(facts: dict[str, Any]) -> None:
         "stored": f"{size(facts['bytes'])} in {files}; {dtypes}",
         "tokenizer": _tokenizer(facts["tokenizer"]),
         "second copies": ", ".join(facts["second_copies"]),
+        "unused keys": ", ".join(facts["unused_config_keys"]),
     }
     for label, value in lines.items():
         if value:
