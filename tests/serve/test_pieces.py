@@ -20,7 +20,8 @@ from tests.serve.running import TOKENIZER, Running, make_service, running
 from tests.serve.test_malformed import CHAT, COMPLETIONS, check, raw
 
 TEXTS = st.text(st.sampled_from('a"\\[]{},:é🦊\n'), max_size=12)
-LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS
+NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+LEAVES = st.none() | st.booleans() | NUMBERS | TEXTS
 VALUES = st.recursive(
     LEAVES, lambda inner: st.lists(inner) | st.dictionaries(TEXTS, inner), max_leaves=40
 )
