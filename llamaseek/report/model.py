@@ -16,6 +16,7 @@ from llamaseek.recipe.stages import STAGES as RECIPE_STAGES
 from llamaseek.report.outcome import Side, outcome
 from llamaseek.study.lecture import STAGES, Sample
 from llamaseek.text.special import MASK_WORD
+from llamaseek.units import count
 
 SHOWN = 10  # held-out samples on the page
 
@@ -155,9 +156,9 @@ def headline(figures: dict[str, Any]) -> list[tuple[str, str]]:
     facts = [("family", {"llama3": "Llama 3", "deepseek_v3": "DeepSeek-V3"}.get(f, f))
              for f in [figures.get("family")] if f]  # fmt: skip
     if "parameters" in figures:
-        facts.append(("parameters", f"{figures['parameters'] / 1e6:.2f} M"))
+        facts.append(("parameters", count(figures["parameters"])))
     if "activated_parameters" in figures:
-        facts.append(("activated", f"{figures['activated_parameters'] / 1e6:.2f} M"))
+        facts.append(("activated", count(figures["activated_parameters"])))
     if "seconds" in figures:
         facts.append(("time", f"{figures['seconds'] / 60:.1f} min"))
     if "expert_load_max_over_mean" in figures:

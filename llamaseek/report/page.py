@@ -13,6 +13,7 @@ from llamaseek.files import write_text
 from llamaseek.recipe.stages import STAGES as RECIPE_STAGES
 from llamaseek.report.model import Figure, Report, StageReport, read_report
 from llamaseek.report.plots import charts, expert_bars
+from llamaseek.units import count
 
 
 def templates() -> Environment:
@@ -67,7 +68,7 @@ def _numbers(stage: StageReport) -> list[tuple[str, str]]:
     numbers = []
     if stage.steps:
         last = stage.steps[-1]
-        numbers += [("steps", f"{last['step']:,}"), ("tokens", f"{last['tokens'] / 1e6:.2f} M")]
+        numbers += [("steps", f"{last['step']:,}"), ("tokens", count(last["tokens"]))]
         rates = sorted(line["tokens_per_second"] for line in stage.steps)
         numbers.append(("tokens a second", f"{rates[len(rates) // 2]:,.0f}"))
     if stage.evaluations:

@@ -9,9 +9,9 @@ from llamaseek.herd import ModelConfig
 from llamaseek.plan.gpus import Gpu, this_cpu
 from llamaseek.plan.planner import USABLE, Planner
 from llamaseek.plan.recipe import layout_of_recipe, question_of
-from llamaseek.plan.text import size
 from llamaseek.recipe.schema import Recipe
 from llamaseek.runtime.auto import gpu_of
+from llamaseek.units import size
 
 
 @dataclass(frozen=True)

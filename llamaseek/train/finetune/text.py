@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from llamaseek.plan.text import size
 from llamaseek.train.finetune.choose import TuningPlan
+from llamaseek.units import size
 
 
 def plan_line(plan: TuningPlan) -> str:
