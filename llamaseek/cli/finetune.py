@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from llamaseek.cli.shared import model_folder, program
+from llamaseek.cli.shared import model_folder, program, say_started
 from llamaseek.errors import UserError, quoted
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def finetune(
     texts, preference pairs; folders of text continue pre-training. What is chosen for you is
     printed as a recipe, and KEY=VALUE changes any field of it.
     """
-    print("looking at the rows", file=sys.stderr)
+    say_started("looking at the rows")
     from llamaseek.train.finetune.choose import Wanted, choose
 
     methods = {"lora": lora, "qlora": qlora, "full": full}
