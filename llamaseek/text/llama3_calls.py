@@ -103,7 +103,7 @@ def write_calls(calls: Sequence[ToolCall], form: str, typed: bool) -> str:
     return f"<function={calls[0].name}>{json.dumps(calls[0].arguments)}</function>"
 
 
-def _json(call: Call, typed: bool) -> str:
+def _json(call: ToolCall, typed: bool) -> str:
     if typed:
         return json.dumps({"type": "function", "name": call.name, "parameters": call.arguments})
     return to_json({"name": call.name, "parameters": call.arguments})
