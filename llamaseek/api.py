@@ -29,18 +29,6 @@ if TYPE_CHECKING:
     from llamaseek.recipe.schema import Recipe
     from llamaseek.text.tokenizer import Tokenizer
 
-__all__ = [
-    "Logprob",
-    "Model",
-    "Recipe",
-    "Run",
-    "SamplingParams",
-    "UserError",
-    "load",
-    "plan",
-    "train",
-]
-
 Message = dict[str, Any]
 T = TypeVar("T")
 OTHER_METHODS = {

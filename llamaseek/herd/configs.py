@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, fields, replace
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Any, ClassVar, Self
 
-from llamaseek.errors import UserError, bad_value, unknown_name
+from llamaseek.errors import UserError, bad_value, shorten, unknown_name
 from llamaseek.herd.limits import check_experts, check_field
 from llamaseek.herd.panels import Box, Panel, gated_panel
 from llamaseek.herd.rotary import RopeScaling, read_scaling
@@ -257,6 +259,8 @@ def gated_tensors(width: int, inner: int) -> dict[str, Shape]:
 
 
 FAMILIES: dict[str, type[ModelConfig]] = {}
+PLUGINS = "llamaseek.families"
+"""The group of entry points by which installed packages add families."""
 
 
 def register_config(family: str, kind: type[ModelConfig]) -> None:
@@ -270,11 +274,34 @@ def register_config(family: str, kind: type[ModelConfig]) -> None:
     FAMILIES[family] = kind
 
 
-def config_from_sizes(family: str, sizes: dict[str, Any]) -> ModelConfig:
-    """A config of a registered `family` from field values; unknown keys are errors."""
+def find_family(family: str) -> type[ModelConfig]:
+    """The config class registered under this name. UserError for a name that nobody registers."""
+    if family not in FAMILIES:
+        load_plugins()
     if family not in FAMILIES:
         raise unknown_name("model.family", family, list(FAMILIES))
-    kind = FAMILIES[family]
+    return FAMILIES[family]
+
+
+@cache
+def load_plugins() -> None:
+    """Let installed packages register their families, once: each entry point of the group
+    `llamaseek.families` is a function without arguments that calls `models.register_family`.
+
+    It is called where a family or a `model_type` is not known otherwise, so that nothing imports a
+    plugin (and PyTorch with it) before it is needed. UserError for one that fails.
+    """
+    for found in entry_points(group=PLUGINS):
+        try:
+            found.load()()
+        except Exception as error:
+            reason = shorten(f"{type(error).__name__}: {error}")
+            raise UserError(f"{PLUGINS} entry point {found.name} fails: {reason}") from error
+
+
+def config_from_sizes(family: str, sizes: dict[str, Any]) -> ModelConfig:
+    """A config of a registered `family` from field values; unknown keys are errors."""
+    kind = find_family(family)
     known = [item.name for item in fields(kind)]
     for key in sizes:
         if key not in known:
