@@ -144,7 +144,7 @@ def installed(folder: Path, name: str, text: str) -> None:
 def test_an_installed_package_registers_its_family(qwen3: str, tmp_path: Path) -> None:
     """In a process of its own, which has called nothing."""
     installed(tmp_path, "some_family", PLUGIN)
-    config = Qwen3Config(vocab_size=300, **LLAMA_SIZES)
+    config = Qwen3Config(vocab_size=300, head_dim=8, **LLAMA_SIZES)
     save_model(build_model(config), tmp_path / "model")
     path = os.pathsep.join((str(tmp_path), os.getcwd()))
     done = subprocess.run(
