@@ -25,6 +25,24 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
+class Latents:
+    """Widths in latent attention: of the latents of queries (None: they have none) and of keys and
+    values, and of a head's parts.
+    """
+
+    query: int | None
+    key_value: int
+    plain: int
+    rotary: int
+    value: int
+
+    @property
+    def gathered(self) -> int:
+        """Numbers a token of keys' and values' latent with its rotary key."""
+        return self.key_value + self.rotary
+
+
+@dataclass(frozen=True)
 class LayerRun:
     """Consecutive layers [start, stop) that hold the same tensors; `note` says of which kind."""
 
@@ -185,7 +203,32 @@ class ModelConfig:
         """Whether the layer routes tokens to experts."""
         return False
 
+    @property
+    def shared_experts(self) -> int:
+        """Experts of a mixture layer that every token is sent to, of the routed ones' width."""
+        return 0
+
     # Attention
+
+    @property
+    def latents(self) -> Latents | None:
+        """The sizes of latent attention; None where keys and values are projected directly."""
+        return None
+
+    @property
+    def query_head_width(self) -> int:
+        """Width of a head's query, and of the key that it is multiplied with."""
+        raise NotImplementedError
+
+    @property
+    def key_heads(self) -> int:
+        """Heads of keys and values that attention multiplies with."""
+        return self.num_attention_heads
+
+    @property
+    def cache_heads(self) -> int:
+        """Heads of the cache, which tensor ranks split."""
+        return self.key_heads
 
     @property
     def cache_width(self) -> int:
