@@ -10,7 +10,8 @@ from llamaseek.herd import ModelConfig, config_from_sizes, find_family
 from llamaseek.herd.folder import read_config
 from llamaseek.herd.formats import BLOCK, PACKED
 from llamaseek.plan.layout import DEGREES, Layout
-from llamaseek.recipe.schema import ParallelRecipe, Recipe
+from llamaseek.recipe.parallel import ParallelRecipe
+from llamaseek.recipe.schema import Recipe
 from llamaseek.recipe.stages import STAGES
 from llamaseek.runtime.auto import choose
 from llamaseek.runtime.world import started_ranks

@@ -18,7 +18,7 @@ from llamaseek.models import CausalLM, build_model
 from llamaseek.models.quant.nf4 import NF4Linear
 from llamaseek.models.score import reward_model
 from llamaseek.recipe.load import make_recipe
-from llamaseek.recipe.schema import DistillRecipe
+from llamaseek.recipe.post_training import DistillRecipe
 from llamaseek.report.page import write_report
 from llamaseek.train.jobs.pretrain import build_job
 from llamaseek.train.loop import Trainer, train
