@@ -228,7 +228,7 @@ class Model:
 
         Raises UserError for a model that is no reward model.
         """
-        from llamaseek.engine.score import score_sequences
+        from llamaseek.engine.uncached import score_sequences
         from llamaseek.text.chat import encode_chat
 
         def score(talks: Sequence[list[Message]]) -> list[float]:
