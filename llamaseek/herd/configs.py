@@ -25,7 +25,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Latents:
+class LatentWidths:
     """Widths in latent attention: of the latents of queries (None: they have none) and of keys and
     values, and of a head's parts.
     """
@@ -211,7 +211,7 @@ class ModelConfig:
     # Attention
 
     @property
-    def latents(self) -> Latents | None:
+    def latents(self) -> LatentWidths | None:
         """The sizes of latent attention; None where keys and values are projected directly."""
         return None
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 from llamaseek.errors import bad_value
 from llamaseek.herd.configs import (
     ROUTING_BIAS,
-    Latents,
+    LatentWidths,
     LayerRun,
     ModelConfig,
     Shape,
@@ -151,8 +151,8 @@ class DeepseekV3Config(ModelConfig):
         return self.n_shared_experts
 
     @property
-    def latents(self) -> Latents:
-        return Latents(
+    def latents(self) -> LatentWidths:
+        return LatentWidths(
             self.q_lora_rank,
             self.kv_lora_rank,
             self.qk_nope_head_dim,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from llamaseek.herd import ModelConfig
-from llamaseek.herd.configs import Latents
+from llamaseek.herd.configs import LatentWidths
 
 FLOAT, INTEGER = 4, 8
 BLOCK, BLOCKED_LENGTH = 128, 1024  # `models/attention.py` on CPUs
@@ -153,7 +153,7 @@ def pairs(length: int, keys_only: bool) -> int:
     return total
 
 
-def _latent_attention(config: ModelConfig, latents: Latents, run: TrainingPass) -> float:
+def _latent_attention(config: ModelConfig, latents: LatentWidths, run: TrainingPass) -> float:
     """Projections and latent norms; a token. Latents are gathered by tensor and context ranks."""
     width, rank, rope = config.hidden_size, latents.key_value, latents.rotary
     values = config.num_attention_heads * latents.value
