@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from llamaseek.checkpoints.grouped import packed_groups, ungrouped
 from llamaseek.checkpoints.merge_adapter import merged
 from llamaseek.checkpoints.peft import read_adapter
 from llamaseek.checkpoints.shards import SHARD_BYTES, open_tensors, write_tensors
@@ -117,7 +118,7 @@ def read_folder(folder: Path, config: ModelConfig) -> dict[str, Lazy]:
     stored = stored_tensors(folder)
     for problem in problems(config, stored, folder):
         raise UserError(problem.message)
-    tensors = open_tensors(stored)
+    tensors = ungrouped(open_tensors(stored), folder)
     return {name: tensor for name, tensor in tensors.items() if not is_second_copy(config, name)}
 
 
@@ -151,8 +152,9 @@ def load_model(
 
     Weights go from their files to `device`, a few rows at a time.
 
-    Weights stored in fp8 blocks are widened to `dtype`, or with `fp8` kept as they are. Packed ones
-    of 4 or 8 bits stay packed, and `dtype` is what the model computes in. `config` takes the place
+    GPTQ's and AWQ's matrices are widened to float32, or where the model computes in bf16 kept as
+    packed words. Weights stored in fp8 blocks are widened to `dtype`, or with `fp8` kept as they
+    are. Packed ones of 4 or 8 bits stay packed, and `dtype` is what the model computes in. `config` takes the place
     of the folder's, as where a context is extended. With `mapped`, tensors that are stored as they
     are used stay in their files on a CPU, read when first touched, and take no memory that the
     system cannot have back; such a model is for inference. `adapter` is the folder of a LoRA
@@ -168,6 +170,8 @@ def load_model(
         tensors = merged(plain, read_adapter(adapter), adapter)
         if config.tie_word_embeddings and "lm_head.weight" in tensors:
             config = replace(config, tie_word_embeddings=False)
+    if dtype == torch.bfloat16:
+        tensors = packed_groups(tensors)
     with torch.device("meta"), SkipInit():
         model = build_model(config).to(dtype)
         if fp8:
