@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from llamaseek.checkpoints.gguf.keep import keep_blocks
 from llamaseek.checkpoints.grouped import packed_groups, ungrouped
 from llamaseek.checkpoints.merge_adapter import merged
 from llamaseek.checkpoints.peft import read_adapter
@@ -147,18 +148,20 @@ def load_model(
     mapped: bool = False,
     device: torch.device | str = "cpu",
     adapter: Path | None = None,
+    packed: bool = False,
 ) -> CausalLM:
     """The model of a Hugging Face folder, in `dtype`; each tensor is in memory once.
 
     Weights go from their files to `device`, a few rows at a time.
 
-    GPTQ's and AWQ's matrices are widened to float32, or where the model computes in bf16 kept as
-    packed words. Weights stored in fp8 blocks are widened to `dtype`, or with `fp8` kept as they
-    are. Packed ones of 4 or 8 bits stay packed, and `dtype` is what the model computes in. `config` takes the place
+    Weights stored in fp8 blocks are widened to `dtype`, or with `fp8` kept as they are. Packed ones
+    of 4 or 8 bits stay packed, and `dtype` is what the model computes in. `config` takes the place
     of the folder's, as where a context is extended. With `mapped`, tensors that are stored as they
     are used stay in their files on a CPU, read when first touched, and take no memory that the
-    system cannot have back; such a model is for inference. `adapter` is the folder of a LoRA
-    that is merged into the weights, which are widened to `dtype` for it.
+    system cannot have back; such a model is for inference. With `packed`, so do a GGUF file's
+    blocks that have kernels, and GPTQ's and AWQ's matrices become packed words; otherwise these are
+    widened. `adapter` is the folder of a LoRA that is merged into the weights,
+    which are widened to `dtype` for it.
     Raises `UserError` as `read_folder` does, for a scale that is not a number, and for weights
     that do not fit the device's memory.
     """
@@ -170,13 +173,15 @@ def load_model(
         tensors = merged(plain, read_adapter(adapter), adapter)
         if config.tie_word_embeddings and "lm_head.weight" in tensors:
             config = replace(config, tie_word_embeddings=False)
-    if dtype == torch.bfloat16:
+    if packed:
         tensors = packed_groups(tensors)
     with torch.device("meta"), SkipInit():
         model = build_model(config).to(dtype)
         if fp8:
             keep_fp8(model, tensors)
         keep_packed(model, tensors)
+        if packed:
+            tensors = keep_blocks(model, tensors)
     return materialise(model, tensors if fp8 else dequantized(tensors, dtype), mapped, device)
 
 
