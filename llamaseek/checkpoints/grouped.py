@@ -106,7 +106,7 @@ class Grouped:
 
 @dataclass(frozen=True)
 class GroupedLazy(Lazy):
-    """A matrix as plain float16 numbers, made from codes as they are read."""
+    """A matrix as plain float32 numbers, made from codes as they are read."""
 
     grouped: Grouped | None = None
 
@@ -122,11 +122,11 @@ def ungrouped(tensors: dict[str, Lazy], folder: Path) -> dict[str, Lazy]:
     quantized = read_json_object(folder / "config.json").get("quantization_config") or {}
     found = dict(tensors)
     for base in bases:
-        parts = [found.pop(base + suffix) for suffix in (QWEIGHT, QZEROS, SCALES)]
-        _check_rest(found.pop(base + ORDER, None), found.pop(base + BIAS, None), parts[2], base)
-        grouped = Grouped(*parts, **_layout(quantized))
+        words, zeros, scales = (found.pop(base + suffix) for suffix in (QWEIGHT, QZEROS, SCALES))
+        _check_rest(found.pop(base + ORDER, None), found.pop(base + BIAS, None), scales, base)
+        grouped = Grouped(words, zeros, scales, *_layout(quantized))
         found[f"{base}.weight"] = GroupedLazy(
-            torch.float16, grouped.shape, grouped.dense, grouped=grouped
+            torch.float32, grouped.shape, grouped.dense, grouped=grouped
         )
     return found
 
@@ -142,10 +142,11 @@ def packed_groups(tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:
     return found
 
 
-def _layout(quantized: Mapping[str, Any]) -> dict[str, Any]:
+def _layout(quantized: Mapping[str, Any]) -> tuple[bool, int]:
+    """Whether it is AWQ's, and what the stored zero points lack."""
     awq = quantized.get("quant_method") == "awq"
     version = quantized.get("checkpoint_format", quantized.get("format", "gptq"))
-    return {"awq": awq, "less": int(not awq and version == "gptq")}
+    return awq, int(not awq and version == "gptq")
 
 
 def _check_rest(order: Lazy | None, bias: Lazy | None, scales: Lazy, base: str) -> None:
