@@ -373,11 +373,26 @@ def check_recipe(recipe: str | Path | Recipe, overrides: Overrides = ()) -> Reci
         read = recipe.with_overrides(overrides) if overrides else recipe
     else:
         read = Recipe.load(recipe, overrides)
-    read = resolve(read, started_ranks())
+    read = resolve(_located(read), started_ranks())
     check_reads(read)
     if not isinstance(recipe, Recipe):
         check_recipe_file(find_recipe(str(recipe)), read)
     return read
+
+
+def _located(recipe: Recipe) -> Recipe:
+    """The recipe with the file of a published model that it names and that is on this machine."""
+    from llamaseek.checkpoints.sources import cached
+
+    found = {
+        key: str(path)
+        for key, name in (
+            ("model.init_from", recipe.model.init_from),
+            ("tokenizer.path", recipe.tokenizer.path),
+        )
+        if name and not Path(name).exists() and (path := cached(name))
+    }
+    return recipe.with_overrides(found) if found else recipe
 
 
 def _warn(recipe: Recipe) -> None:
