@@ -165,12 +165,12 @@ def stretch(
     added = adapter_size(config, layer, run.adapters, run.rank) if run.adapters else 0
     adapters = added / (tensor * layout.shard)
     packed = linear_size(config, layer) if training.nf4 else 0
-    widened = (NF4_WIDE + run.number) * largest_linear(config, layer) * training.nf4
     saved = layer_saved(config, layer, split)
     entry = run.number * config.hidden_size * run.tokens / tensor
     # FSDP gathers copies of its own; autocast makes them where weights are whole.
     cast = run.number if layout.shard == 1 and training.stored > run.number else 0
     narrow = run.number if run.number < FLOAT else 0  # a gradient before it is cast to fp32
+    widened = (NF4_WIDE + narrow) * largest_linear(config, layer) * training.nf4
     full = run.adapters is None
     return LayerGroup(
         count=count,

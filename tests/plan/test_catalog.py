@@ -89,8 +89,12 @@ def batch_of(recipe: Recipe) -> Batch:
     if recipe.stage == "dpo":
         half = recipe.data.length // 2
         sequence = (positions >= half).long()
-        extra = {"sequence": sequence, "counts_for_preference": torch.ones_like(sequence),
-                 "pairs": torch.ones(1, 1, dtype=torch.int64), "reference": torch.zeros(1, 2)}  # fmt: skip
+        extra = {
+            "sequence": sequence,
+            "counts_for_preference": torch.ones_like(sequence),
+            "pairs": torch.ones(1, 1, dtype=torch.int64),
+            "reference": torch.zeros(1, 2),
+        }
         batch = Batch(tokens, positions % half, batch.targets, extra)
     return batch
 
