@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from llamaseek.cli.data_file import inspect_file, is_data
 from llamaseek.cli.shared import program, this_command
-from llamaseek.errors import bad_value, quoted
+from llamaseek.errors import UserError, bad_value, quoted
 from llamaseek.recipe.reading import find_recipe
 from llamaseek.recipe.schema import Recipe
 
@@ -34,6 +35,12 @@ MACHINE = typer.Option(0, help="Index of this machine, from 0.")
 MACHINES = typer.Option(1, help="Number of machines that share the run through one folder.")
 OVERWRITE = typer.Option(False, "--overwrite", help="Replace an existing run in the same folder.")
 DRY_RUN = typer.Option(False, "--dry-run", help="Check the recipe and print it without running it.")
+SOURCE = typer.Argument(
+    help="A file, folder or glob of rows; or a recipe file, or the name of a bundled recipe."
+)
+MODEL = typer.Option(
+    None, "--model", help="Model folder whose tokenizer and chat format show a file's rows."
+)
 ROWS = typer.Option(3, min=1, help="Number of rows to print.")
 
 app = typer.Typer(no_args_is_help=True, help="Clean, grade and inspect training data.")
@@ -116,17 +123,27 @@ def stats(folder: Path = typer.Argument(help="Folder of a cleaning run.")) -> No
 
 
 @app.command()
-def inspect(recipe: str = RECIPE, overrides: list[str] = OVERRIDES, rows: int = ROWS) -> None:
-    """Print training rows as the model sees them; tokens in the loss are green."""
+def inspect(
+    source: str = SOURCE,
+    overrides: list[str] = OVERRIDES,
+    rows: int = ROWS,
+    model: str | None = MODEL,
+) -> None:
+    """Print training rows as the model sees them; tokens in the loss are green.
+
+    Of a file of rows: what it is taken for, how each column is used, and its lengths.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    if is_data(source):
+        inspect_file(console, source, overrides or [], rows, model)
+        return
+    if model is not None:
+        raise UserError("--model: is for a file of rows; a recipe names its own")
+
     from llamaseek.recipe.load import load_recipe
-
-    loaded = load_recipe(find_recipe(recipe), overrides or [])
-
-    from rich.console import Console
-
     from llamaseek.train.jobs.preview import training_rows
 
-    console = Console(highlight=False, soft_wrap=True)
+    loaded = load_recipe(find_recipe(source), overrides or [])
     print_rows(console, training_rows(loaded, rows), loaded)
 
 

@@ -22,6 +22,8 @@ ELSEWHERE = {
     "learning_rate": "train.lr",
     "max_steps": "train.steps",
     "num_steps": "train.steps",
+    "num_train_epochs": "train.epochs",
+    "num_epochs": "train.epochs",
     "batch_size": "train.batch, in rows a step",
     "per_device_train_batch_size": "train.micro_batch, in rows a forward, and train.batch",
     "gradient_accumulation_steps": "train.batch, in rows a step, and train.micro_batch",

@@ -60,7 +60,7 @@ def open_sources(recipe: Recipe, bad: BadRows | None = None) -> list[TextSource]
     Raises UserError for names and weights that cannot be, and for sources that cannot be read.
     """
     data = recipe.data
-    _check(data)
+    check_sources(data)
     mix = first_mix(data)
     skip = data.bad_rows == "skip"
     readers = {name: _reader(name, data, mix, recipe.seed) for name in _names(data)}
@@ -119,7 +119,7 @@ def _texts(paths: list[str], bad: BadRows) -> Iterator[str]:
         yield from (document.text for document in read_documents(files, bad))
 
 
-def _check(data: DataRecipe) -> None:
+def check_sources(data: DataRecipe) -> None:
     """One line for what no reading is needed to see."""
     if not (data.sources or data.corpora or data.mix):
         raise UserError(

@@ -14,6 +14,7 @@ from llamaseek.data.batch import Batch
 from llamaseek.data.builtin.rows import generated_rows
 from llamaseek.data.formats import RowReader
 from llamaseek.data.rankings import preferences, rankings
+from llamaseek.data.ratings import pairs_of_ratings
 from llamaseek.data.row_sources import file_rows
 from llamaseek.data.rows import conversations
 from llamaseek.data.source import Rows
@@ -122,10 +123,15 @@ def read_data(recipe: Recipe, pack: Pack) -> tuple[Batch, Batch | None, BadRows]
     data = recipe.data
     reader, bad = RowReader.of(data), BadRows(data.bad_rows == "skip")
     if data.sources:
-        train, held_out = split_rows(list(file_rows(data.sources, data.encoding)), data)
+        rows: Sequence[Row] = list(file_rows(data.sources, data.encoding))
+        if recipe.stage in ("dpo", "reward"):
+            given = rows
+            rows, bad.notes = pairs_of_ratings(given, data.columns)
+            reader = reader if rows is given else RowReader(ignore=data.ignore)  # our names now
+        train, held_out = split_rows(rows, data)
         packed = pack(train, reader, bad)
         tested = _packed_if_any(pack, held_out, reader, bad)
-        bad.notes = reader.notes()
+        bad.notes += reader.notes()
         return packed, tested, bad
     packed = pack(training_part(recipe), reader, bad)
     few = dict.fromkeys(data.rows, HELD_OUT)
@@ -142,7 +148,9 @@ def training_part(recipe: Recipe) -> Iterable[Row]:
     return generated_rows(data.rows, recipe.seed, "train")
 
 
-def _packed_if_any(pack: Pack, rows: list[Row], reader: RowReader, bad: BadRows) -> Batch | None:
+def _packed_if_any(
+    pack: Pack, rows: Sequence[Row], reader: RowReader, bad: BadRows
+) -> Batch | None:
     """Held-out rows; none where there are none, or all of them were skipped."""
     try:
         return pack(rows, reader, bad) if rows else None
@@ -150,7 +158,7 @@ def _packed_if_any(pack: Pack, rows: list[Row], reader: RowReader, bad: BadRows)
         return None
 
 
-def split_rows(rows: list[Row], data: DataRecipe) -> tuple[list[Row], list[Row]]:
+def split_rows(rows: Sequence[Row], data: DataRecipe) -> tuple[Sequence[Row], Sequence[Row]]:
     """The last `data.holdout` of a file's rows apart; at least one is trained on."""
     kept = max(len(rows) - int(len(rows) * data.holdout), 1)
     return rows[:kept], rows[kept:]
