@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from llamaseek.data.bad_rows import Row, RowError
@@ -33,9 +33,7 @@ def as_rating(value: Any) -> float | None:
         return None
 
 
-def pairs_of_ratings(
-    rows: Sequence[Row], columns: Mapping[str, str]
-) -> tuple[Sequence[Row], list[str]]:
+def pairs_of_ratings(rows: list[Row], columns: Mapping[str, str]) -> tuple[list[Row], list[str]]:
     """Rows of prompt, chosen and rejected, and a line on what made no pair.
 
     Of n answers to a prompt the best goes with the worst, the second with the second worst, as

@@ -103,7 +103,7 @@ def _rows(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[str]:
         prompts = prompts_of(recipe, tokenizer, bad)
         yield f"data.sources: {len(prompts):,} prompts to be answered"
     else:
-        packed, tested, bad = read_data(recipe, packer(recipe, tokenizer))
+        packed, tested, bad, _ = read_data(recipe, packer(recipe, tokenizer))
         held = f", {tested.tokens.shape[0]:,} held out" if tested is not None else ""
         count, width = packed.tokens.shape
         yield f"data.sources: {bad.used:,} rows, {count:,} packed rows of {width:,} tokens{held}"
