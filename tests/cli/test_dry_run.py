@@ -103,7 +103,7 @@ def test_a_file_of_rows_is_explained(cli: Cli, place: Path) -> None:
     model = ["--model", str(place / "model")]
     for name, text in (("talks.jsonl", "a<|eot_id|>"), ("pairs.jsonl", "c<|eot_id|>")):
         shown = cli("data", "inspect", str(place / name), *model)
-        assert shown.code == 0 and text in shown.out and "lengths in tokens: " in shown.out
+        assert shown.code == 0 and text in shown.out and "tokens a row: " in shown.out
     unused = cli("data", "inspect", str(place / "talks.jsonl"), "data.ignore=[id]")
     assert "not used" in unused.out and "data: not used" not in unused.out
     text = cli("data", "inspect", str(place / "story.txt"), *model)
