@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from llamaseek.data.bad_rows import Row, RowError
@@ -14,8 +14,11 @@ from llamaseek.errors import UserError, shorten
 RATINGS = ("rating", "label", "score", "reward")
 """The columns that rate an answer, as a truth (KTO) or a number; the first of them counts."""
 
+PAIRED = ("completion", "rating")
+"""The columns of a rated answer, in our names, that its pair no longer has."""
+
 TRUTHS = {"true": 1.0, "false": 0.0}
-Rated = tuple[float, str, MappedRow]
+Rated = tuple[float, str, Mapping[str, Any], MappedRow]
 
 
 def rating_column(row: Mapping[str, Any]) -> str | None:
@@ -34,7 +37,8 @@ def as_rating(value: Any) -> float | None:
 
 
 def pairs_of_ratings(rows: list[Row], columns: Mapping[str, str]) -> tuple[list[Row], list[str]]:
-    """Rows of prompt, chosen and rejected, and a line on what made no pair.
+    """The rows of better answers with `chosen` and `rejected` in place of their own completion and
+    rating, and a line that says how many there are.
 
     Of n answers to a prompt the best goes with the worst, the second with the second worst, as
     long as their ratings differ. Rows that hold no ratings are given back. RowError for a row
@@ -49,15 +53,17 @@ def pairs_of_ratings(rows: list[Row], columns: Mapping[str, str]) -> tuple[list[
             message = f"has no rating in {' or '.join(RATINGS)}: {shorten(str(row))}"
             raise RowError(place, "without a rating", message)
         prompt = [view.get(name) for name in ("system", "prompt")]
-        groups[json.dumps(prompt, default=str)].append((rating, place, view))
-    made = [pair for group in groups.values() for pair in _pairs(group)]
+        groups[json.dumps(prompt, default=str)].append((rating, place, row, view))
+    mapped_names = {path.split(".")[0] for path in columns.values()}
+    made = [pair for group in groups.values() for pair in _pairs(group, mapped_names)]
     if not made:
         raise UserError(
             f"{rows[0][0]}: holds ratings, and no prompt has two answers that are rated differently"
         )
     alone = len(rows) - 2 * len(made)
-    note = f"data: {len(made):,} pairs of {len(rows):,} rated answers; {alone:,} answers have no "
-    return made, [f"{note}other to the same prompt that is rated differently"] if alone else []
+    more = f"; {alone:,} have no other to the same prompt that is rated differently"
+    note = f"data: {len(made):,} pairs of {len(rows):,} rated answers{more if alone else ''}"
+    return made, [note]
 
 
 def _rated(
@@ -74,15 +80,18 @@ def _rated(
     return (as_rating(view[name]) if whole and name is not None else None), view
 
 
-def _pairs(group: list[Rated]) -> list[Row]:
+def _pairs(group: list[Rated], kept: Collection[str]) -> list[Row]:
     """The best with the worst, and so on inwards."""
     ranked = sorted(group, key=lambda one: -one[0])
     half = len(ranked) // 2
     couples = zip(ranked[:half], reversed(ranked[-half:]), strict=True) if half else ()
-    return [_pair(better, worse) for better, worse in couples if better[0] > worse[0]]
+    return [_pair(better, worse, kept) for better, worse in couples if better[0] > worse[0]]
 
 
-def _pair(better: Rated, worse: Rated) -> Row:
-    _, place, row = better
-    rest = {n: v for n, v in row.items() if n not in ("completion", *RATINGS)}
-    return place, rest | {"chosen": row["completion"], "rejected": worse[2]["completion"]}
+def _pair(better: Rated, worse: Rated, kept: Collection[str]) -> Row:
+    """The better answer's row as a pair, with the columns that `data.columns` names."""
+    _, place, row, view = better
+    name = rating_column(view) or ""
+    gone = {view.origin.get(one, one) for one in ("completion", name)} - set(kept)
+    rest = {name: value for name, value in row.items() if name not in gone}
+    return place, rest | {"chosen": view["completion"], "rejected": worse[3]["completion"]}

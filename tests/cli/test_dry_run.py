@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -32,9 +33,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def dry(cli: Cli, place: Path, stage: str, source: str, *more: str) -> list[str]:
     """The command's error stream, line by line, after its exit code."""
-    recipe = {"name": "x", "stage": stage, "data": {"length": 128}}
-    if stage != "pretrain":
-        recipe["model"] = {"init_from": str(place / "model")}
+    recipe: dict[str, Any] = {"name": "x", "stage": stage, "data": {"length": 128}}
+    trained = {"init_from": str(place / "model")}
+    recipe["model"] = {"config": LLAMA_SIZES} if stage == "pretrain" else trained
     if stage in ("sft", "dpo"):
         recipe["train"] = {"objective": stage}
     if stage == "grpo":

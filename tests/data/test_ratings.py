@@ -30,8 +30,8 @@ def test_a_prompts_better_answers_go_with_its_worse(column: str, good: Any, bad:
     pairs, notes = pairs_of_ratings(rows, {})
     assert said(pairs) == [("yes", "no")] and pairs[0][0] == "x:3"
     assert notes == [
-        "data: 1 pairs of 3 rated answers; 1 answers have no other to the same prompt that is "
-        "rated differently"
+        "data: 1 pairs of 3 rated answers; 1 have no other to the same prompt that is rated "
+        "differently"
     ]
     found = RowReader().ranking(*pairs[0])
     assert found.prompt == [{"role": "user", "content": "a"}]
@@ -49,7 +49,14 @@ def test_the_best_goes_with_the_worst_and_so_on_inwards() -> None:
 def test_columns_of_ratings_are_mapped() -> None:
     rows = [("x:1", {"q": "a", "a": "b", "stars": 5}), ("x:2", {"q": "a", "a": "c", "stars": 1})]
     columns = {"prompt": "q", "completion": "a", "rating": "stars"}
-    assert said(pairs_of_ratings(rows, columns)[0]) == [("b", "c")]
+    (pair,), _ = pairs_of_ratings(rows, columns)
+    assert said([pair]) == [("b", "c")]
+    reader = RowReader(columns=columns)
+    assert reader.ranking(*pair).prompt == [{"role": "user", "content": "a"}]
+    assert reader.unused == {
+        "a": 1,
+        "stars": 1,
+    }  # which the job declares: the pair was made of them
 
 
 def test_what_makes_no_pair_is_said() -> None:

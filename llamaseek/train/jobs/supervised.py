@@ -16,7 +16,7 @@ from llamaseek.data.batch import Batch
 from llamaseek.data.builtin.rows import generated_rows
 from llamaseek.data.formats import RowReader
 from llamaseek.data.rankings import preferences, rankings
-from llamaseek.data.ratings import pairs_of_ratings
+from llamaseek.data.ratings import PAIRED, pairs_of_ratings
 from llamaseek.data.row_sources import file_rows
 from llamaseek.data.rows import conversations
 from llamaseek.data.source import Rows
@@ -140,12 +140,9 @@ def read_data(recipe: Recipe, pack: Pack) -> RowsRead:
     data = recipe.data
     reader, bad = RowReader.of(data), BadRows(data.bad_rows == "skip")
     if data.sources:
-        rows = source_rows(recipe)
-        if recipe.stage in ("dpo", "reward"):
-            given = rows
-            rows, bad.notes = pairs_of_ratings(given, data.columns)
-            reader = reader if rows is given else RowReader(ignore=data.ignore)  # our names now
-        train, held_out = held_apart(rows, data.holdout)
+        train, held_out = split_rows(recipe, bad.notes)
+        if bad.notes:  # pairs were made of columns that no pair has
+            reader = RowReader.of(data, [data.columns.get(name, name) for name in PAIRED])
         packed = pack(train, reader, bad)
         tested = _packed_if_any(pack, held_out, reader, bad)
         bad.notes += reader.notes()
@@ -173,22 +170,19 @@ def _packed_if_any(pack: Pack, rows: list[Row], reader: RowReader, bad: BadRows)
         return None
 
 
-def split_rows(recipe: Recipe) -> tuple[list[Row], list[Row]]:
-    """The last `data.holdout` of the files' rows apart; at least one is trained on."""
-    return held_apart(source_rows(recipe), recipe.data.holdout)
+def split_rows(recipe: Recipe, notes: list[str] | None = None) -> tuple[list[Row], list[Row]]:
+    """The last `data.holdout` of the files' rows apart; at least one is trained on.
 
-
-def source_rows(recipe: Recipe) -> list[Row]:
-    """The rows of the recipe's files, in the order in which they are trained on."""
-    rows = list(file_rows(recipe.data.sources, recipe.data.encoding))
-    if recipe.data.shuffle:
+    For a stage of pairs, rated answers are made pairs, and `notes` gets a line that says so.
+    """
+    data = recipe.data
+    rows = list(file_rows(data.sources, data.encoding))
+    if recipe.stage in ("dpo", "reward"):
+        rows, said = pairs_of_ratings(rows, data.columns)
+        (notes if notes is not None else []).extend(said)
+    if data.shuffle:
         Random(recipe.seed).shuffle(rows)
-    return rows
-
-
-def held_apart(rows: list[Row], share: float) -> tuple[list[Row], list[Row]]:
-    """The last `share` of rows apart; at least one is trained on."""
-    kept = max(len(rows) - int(len(rows) * share), 1)
+    kept = max(len(rows) - int(len(rows) * data.holdout), 1)
     return rows[:kept], rows[kept:]
 
 
