@@ -6,7 +6,6 @@ No weights are loaded and nothing is written.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from math import prod
 from pathlib import Path
 
@@ -80,12 +79,18 @@ def _texts(recipe: Recipe) -> Iterator[str]:
         f"data.corpora.{name}": paths for name, paths in data.corpora.items()
     }  # fmt: skip
     for name, paths in corpora.items():
-        files = 0
+        files, column = 0, data.columns.get("text", "text")
         for path in paths:
             bad = BadRows(data.bad_rows == "skip")
-            hub = str(path).startswith(SCHEME)
-            next(islice(read_hub(path, 0, 1, bad) if hub else read_documents([path], bad), 1), None)
-            files += 1 if hub else len(list_files(path))
+            if path.startswith(SCHEME):
+                texts, found = read_hub(path, 0, 1, bad), 1
+            else:
+                texts, found = (
+                    read_documents([path], bad, column, data.encoding),
+                    len(list_files(path)),
+                )
+            next(texts, None)
+            files += found
         yield f"{name}: {files:,} file{'s' if files > 1 else ''} of text"
 
 
