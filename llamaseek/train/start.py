@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from llamaseek.checkpoints.adapter_config import CONFIG as ADAPTER
 from llamaseek.checkpoints.hf import load_model
-from llamaseek.checkpoints.peft import CONFIG as ADAPTER
 from llamaseek.errors import UserError, bad_value, quoted
 from llamaseek.herd import ModelConfig
 from llamaseek.herd.configs import MASKED, ROUTING_BIAS
