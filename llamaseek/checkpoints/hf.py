@@ -31,6 +31,7 @@ from llamaseek.models.lora import whole_state
 from llamaseek.models.quant.fp8 import check_scale, keep_fp8
 from llamaseek.models.quant.packed import keep_packed
 from llamaseek.models.rope import Rotary
+from llamaseek.units import size
 
 EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight(_\w+)?")
 VALUE_HEAD = "value_head."
@@ -178,8 +179,8 @@ def materialise(
     try:
         model.to_empty(device=device)
     except torch.OutOfMemoryError:
-        size = sum(tensor.nbytes for tensor in model.state_dict().values()) / 1e9
-        raise UserError(f"model: its {size:.1f} GB of weights do not fit {device}") from None
+        needed = size(sum(tensor.nbytes for tensor in model.state_dict().values()))
+        raise UserError(f"model: its {needed} of weights do not fit {device}") from None
     model.tie()
     # Buffers that are not stored, and float32 parts, are initialized after the empty start.
     model.model.rotary = Rotary(model.model.rotary.width, model.config).to(device)

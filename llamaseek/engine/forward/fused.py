@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from llamaseek.engine.forward.paged import PagedCache
 from llamaseek.engine.forward.step_layout import StepLayout
-from llamaseek.engine.ranks.shards import ParallelLMHead, RowParallelLinear, SummedExperts
-from llamaseek.engine.ranks.tensor_group import TensorGroup
+from llamaseek.engine.ranks.shards import SummedExperts
 from llamaseek.kernels.build import builder
 from llamaseek.models import CausalLM
 from llamaseek.models.attention import GroupedQueryAttention, LatentAttention
@@ -30,6 +29,7 @@ from llamaseek.models.layers import GatedMLP, RMSNorm, dense_weight, widen
 from llamaseek.models.llama3 import Llama3Layer
 from llamaseek.models.moe import Experts, MoE
 from llamaseek.models.quant.packed import PackedExperts, PackedLinear
+from llamaseek.parallel.layers import ParallelLMHead, RowParallelLinear
 
 BITS = {torch.float32: 32, torch.bfloat16: 16}
 DENSE = (nn.Linear, Head, RowParallelLinear, ParallelLMHead)
@@ -39,13 +39,13 @@ DENSE = (nn.Linear, Head, RowParallelLinear, ParallelLMHead)
 class Weights:
     """Weights (N_i, K) of layers that read the same input, as one operator takes them.
 
-    With a `group` each rank has a share of the inputs, and their products are added up.
+    Where `split` is a layer, each rank has a share of the inputs, and the products are added up.
     """
 
     weights: list[Tensor]
     scales: list[Tensor]
     bits: int
-    group: TensorGroup | None = None
+    split: RowParallelLinear | None = None
 
     def __call__(
         self,
@@ -56,12 +56,12 @@ class Weights:
     ) -> Tensor:
         """x (N, K), normalized first and added to `residual` after → (N, ΣN_i)."""
         weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
-        if self.group is not None and self.group.rank > 0:
+        if self.split is not None and self.split.rank > 0:
             residual = None  # it is added once
         out: Tensor = torch.ops.llamaseek.linear(
             x, weight, eps, self.weights, self.scales, self.bits, residual, gate
         )
-        return out if self.group is None else self.group.sum(out)
+        return out if self.split is None else self.split.reduce(out)
 
 
 def weights(*layers: nn.Module) -> Weights:
@@ -78,8 +78,8 @@ def weights(*layers: nn.Module) -> Weights:
         kinds = set()
     if len(kinds) != 1 or 0 in kinds:
         raise ValueError("no fused operator supports these layers")
-    group = layers[0].group if isinstance(layers[0], RowParallelLinear) else None
-    return Weights(found, scales, kinds.pop(), group)
+    split = layers[0] if isinstance(layers[0], RowParallelLinear) else None
+    return Weights(found, scales, kinds.pop(), split)
 
 
 def normalized(x: Tensor, norm: RMSNorm) -> Tensor:
@@ -271,7 +271,7 @@ class Fused:
         """hidden (R, D), R up to `layout.FEW` → logits (R, V) in float32."""
         head = self.model.lm_head
         own = self.head(hidden.float())
-        return head.group.beside(own) if isinstance(head, ParallelLMHead) else own
+        return head.join(own) if isinstance(head, ParallelLMHead) else own
 
     def __call__(
         self, tokens: Tensor, layout: StepLayout, cache: PagedCache, before: Tensor | None = None
