@@ -9,11 +9,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from llamaseek.data.documents import ROW_ENDINGS, read_rows
+from llamaseek.data.opened import PACKED_ENDINGS
+from llamaseek.data.row_sources import read_rows
+from llamaseek.data.tables import ROW_ENDINGS
 from llamaseek.errors import UserError, shorten
 
 Row = dict[str, Any]
-PACKED = ("", ".gz", ".zst")
+PACKED = ("", *PACKED_ENDINGS)
 SPLITS = {
     "train": "train",
     "dev": "dev",

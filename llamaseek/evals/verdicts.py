@@ -16,10 +16,10 @@ from typing import Any
 
 from llamaseek.errors import UserError
 from llamaseek.workers.pool import WorkerPool
-from llamaseek.workers.sandbox import FENCE, Limits, Sandbox
+from llamaseek.workers.sandbox import FENCE, Sandbox, SandboxLimits
 from llamaseek.workers.worker import WorkerError
 
-PROGRAM = Limits(seconds=10.0, memory=1 << 30)
+PROGRAM = SandboxLimits(seconds=10.0, memory=1 << 30)
 FORMULA_SECONDS = 20.0
 FORMULA_MEMORY = 4 << 30
 OPTIONS = ("choice1", "choice2", "choice3", "choice4")
