@@ -30,7 +30,7 @@ DATE = "26 Jul 2024"  # the date that Llama 3.1's template writes where none is 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
-class Prompt(str):
+class RenderedChat(str):
     """A text whose beginning is encoded already: `head` up to its last control token, then `tail`.
 
     lm-eval passes it on unchanged, as the text that it is.
@@ -40,7 +40,7 @@ class Prompt(str):
     tail: str
 
     @classmethod
-    def of(cls, text: str, head: Sequence[int], tail: str) -> Prompt:
+    def of(cls, text: str, head: Sequence[int], tail: str) -> RenderedChat:
         """The prompt `text`, in its two parts."""
         made = cls(text)
         made.head, made.tail = tuple(head), tail
@@ -49,7 +49,7 @@ class Prompt(str):
 
 def chat_prompt(
     tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], add_generation_prompt: bool = True
-) -> Prompt:
+) -> RenderedChat:
     """A conversation as the text that transformers renders, with our own ids.
 
     Without `add_generation_prompt` the last message, the assistant's, is left open. A template
@@ -63,11 +63,13 @@ def chat_prompt(
     chat = encode_chat(tokenizer, messages, add_generation_prompt, options=options)
     last = max((at for at, control in enumerate(chat.control) if control), default=-1) + 1
     text = tokenizer.decode(chat.ids, skip_special=False)
-    return Prompt.of(text, chat.ids[:last], tokenizer.decode(chat.ids[last:], skip_special=False))
+    return RenderedChat.of(
+        text, chat.ids[:last], tokenizer.decode(chat.ids[last:], skip_special=False)
+    )
 
 
 @dataclass(frozen=True)
-class Job:
+class LMQuery:
     """What the engine is asked for an item of a task: a prompt, and fields of `SamplingParams`."""
 
     task: str
@@ -129,7 +131,7 @@ class EngineLM(LM):  # type: ignore[misc]
 
     def apply_chat_template(
         self, chat_history: list[dict[str, Any]], add_generation_prompt: bool = True
-    ) -> Prompt:
+    ) -> RenderedChat:
         """See `chat_prompt`."""
         return chat_prompt(self.tokenizer, chat_history, add_generation_prompt)
 
@@ -137,7 +139,7 @@ class EngineLM(LM):  # type: ignore[misc]
 
     def parts(self, text: str) -> tuple[tuple[int, ...], str]:
         """Ids that stand before what is encoded, and the text to encode after them."""
-        if isinstance(text, Prompt):
+        if isinstance(text, RenderedChat):
             return text.head, text.tail
         return tuple(self.tokenizer.prefix_ids), text
 
@@ -217,7 +219,7 @@ class EngineLM(LM):  # type: ignore[misc]
 
     def _generation(
         self, task: str, ids: list[int], kwargs: dict[str, Any], seen: dict[str, int]
-    ) -> Job:
+    ) -> LMQuery:
         """A generation as the engine takes it; a prompt drawn again gets another seed."""
         stops = handle_stop_sequences(kwargs.get("until"), eos=None)
         tokens = [text for text in stops if self.tokenizer.has(text)]
@@ -229,16 +231,16 @@ class EngineLM(LM):  # type: ignore[misc]
         if kwargs.get("do_sample") and kwargs.get("temperature", 1.0):
             params |= {key: kwargs[key] for key in SAMPLING if kwargs.get(key) is not None}
             params.setdefault("temperature", 1.0)
-            again = Job(task, tuple(ids), params).key
+            again = LMQuery(task, tuple(ids), params).key
             params["seed"] = seen[again] = seen.get(again, -1) + 1
-        return Job(task, tuple(ids), params)
+        return LMQuery(task, tuple(ids), params)
 
     def _score(
         self, tasks: Sequence[str], pairs: Sequence[tuple[list[int], list[int]]]
     ) -> list[tuple[float, bool]]:
         """Continuations that differ in their last token alone are one request: MMLU's letters."""
         groups: dict[tuple[str, tuple[int, ...]], list[int]] = {}
-        jobs: list[Job] = []
+        jobs: list[LMQuery] = []
         for number, (task, (context, after)) in enumerate(zip(tasks, pairs, strict=True)):
             groups.setdefault((task, (*context, *after[:-1])), []).append(number)
         for (task, prompt), members in groups.items():
@@ -247,7 +249,7 @@ class EngineLM(LM):  # type: ignore[misc]
             params = {"max_tokens": 1, "logprobs": 1, "logprob_token_ids": last}
             if start < len(prompt):
                 params |= {"prompt_logprobs": 1, "logprob_start_len": start}
-            jobs.append(Job(task, prompt, params | {"ignore_eos": True, "detokenize": False}))
+            jobs.append(LMQuery(task, prompt, params | {"ignore_eos": True, "detokenize": False}))
         self._check_fit(jobs, 1)
         answers = self._answers([self._fitted(job) for job in jobs])
         results: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
@@ -258,7 +260,7 @@ class EngineLM(LM):  # type: ignore[misc]
 
     # How they reach the engine.
 
-    def _check_fit(self, jobs: Sequence[Job], after: int) -> None:
+    def _check_fit(self, jobs: Sequence[LMQuery], after: int) -> None:
         """UserError where prompts are longer than the context leaves room for."""
         room = self.context - max(after, 1)
         long = [job for job in jobs if len(job.prompt) > room]
@@ -274,7 +276,7 @@ class EngineLM(LM):  # type: ignore[misc]
         for job in long:
             self._warned(job.task).cut_prompts += 1
 
-    def _fitted(self, job: Job) -> Job:
+    def _fitted(self, job: LMQuery) -> LMQuery:
         """With what fits the context: the end of a long prompt, the beginning of the answer."""
         room, begin = self.context - 1, tuple(self.tokenizer.prefix_ids)
         prompt, params = job.prompt, dict(job.params)
@@ -285,12 +287,12 @@ class EngineLM(LM):  # type: ignore[misc]
             if "logprob_start_len" in params:
                 params["logprob_start_len"] = max(params["logprob_start_len"] - gone, 1)
         params["max_tokens"] = min(params["max_tokens"], self.context - len(prompt))
-        return Job(job.task, prompt, params)
+        return LMQuery(job.task, prompt, params)
 
     def _warned(self, task: str) -> Warnings:
         return self.warnings.setdefault(task, Warnings())
 
-    def _answers(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    def _answers(self, jobs: Sequence[LMQuery]) -> list[dict[str, Any]]:
         """What the engine says to each job; equal ones are asked once."""
         unique = {job.key: job for job in jobs}
         self.progress(len(unique), 0)
@@ -301,7 +303,7 @@ class EngineLM(LM):  # type: ignore[misc]
                 found.update(self._chunk(dict(rest[at : at + CHUNK])))
         return [found[job.key] for job in jobs]
 
-    def _chunk(self, jobs: dict[str, Job]) -> dict[str, dict[str, Any]]:
+    def _chunk(self, jobs: dict[str, LMQuery]) -> dict[str, dict[str, Any]]:
         """The answers of one chunk, from the journal where it has them."""
         name = hashlib.blake2b("".join(jobs).encode()).hexdigest()
         kept = None if self.journal is None else self.journal.get(name)
@@ -313,7 +315,7 @@ class EngineLM(LM):  # type: ignore[misc]
             self.progress(0, len(jobs))
         return dict(zip(jobs, kept, strict=True))
 
-    def _compute(self, jobs: Iterable[Job]) -> list[Output]:
+    def _compute(self, jobs: Iterable[LMQuery]) -> list[Output]:
         engine = self.engine
         engine.pool.clear()
         works = []

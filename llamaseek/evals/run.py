@@ -161,7 +161,7 @@ def _settings(engine: Engine, name: str, options: EvalOptions) -> dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedTask:
     """A benchmark to run: by which name, lm-eval's object, shots, and whether as a chat."""
 
     name: str
@@ -172,7 +172,7 @@ class Planned:
 
 def make_plan(
     options: EvalOptions, has_template: bool, told: Callable[[str], None]
-) -> tuple[Any, list[Planned]]:
+) -> tuple[Any, list[PlannedTask]]:
     """The task manager, and the benchmarks in order. UserError where one cannot be had."""
     from llamaseek.evals.data import LocalData
     from llamaseek.evals.tasks import Tasks
@@ -183,7 +183,7 @@ def make_plan(
 
 def _planned(
     name: str, tasks: Any, has_template: bool, options: EvalOptions, told: Callable[[str], None]
-) -> Planned:
+) -> PlannedTask:
     shots = tasks.shots_of(name) if options.num_fewshot is None else options.num_fewshot
     built = tasks.build(name, shots)
     leaves = list(tasks.load([built])["tasks"].values())
@@ -200,7 +200,7 @@ def _planned(
     first = leaves[0]
     used = first.config.num_fewshot if shots is None else shots
     told(_protocol_line(name, tasks.task_of(name), first, len(leaves), used or 0, chat))
-    return Planned(name, built, shots, chat)
+    return PlannedTask(name, built, shots, chat)
 
 
 def _protocol_line(name: str, task: str, first: Any, count: int, shots: int, chat: bool) -> str:
@@ -220,7 +220,7 @@ def _protocol_line(name: str, task: str, first: Any, count: int, shots: int, cha
 
 
 def run_plan(
-    lm: Any, tasks: Any, plan: Sequence[Planned], options: EvalOptions, name: str
+    lm: Any, tasks: Any, plan: Sequence[PlannedTask], options: EvalOptions, name: str
 ) -> Evaluation:
     """Ask any model of lm-eval's interface what is planned; `name` is what it is called."""
     found = [_run(lm, tasks, planned, options) for planned in plan]
@@ -230,7 +230,7 @@ def run_plan(
     return evaluation
 
 
-def _run(lm: Any, tasks: Any, planned: Planned, options: EvalOptions) -> Results:
+def _run(lm: Any, tasks: Any, planned: PlannedTask, options: EvalOptions) -> Results:
     """One benchmark by lm-eval."""
     from lm_eval import simple_evaluate
 
