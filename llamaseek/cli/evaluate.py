@@ -61,7 +61,7 @@ def evaluate(
     dtype: str = DTYPE,
 ) -> None:
     """Score a model on benchmarks, by lm-eval's tasks and local files."""
-    from llamaseek.evals.compare import evaluate_all
+    from llamaseek.evals.models import evaluate_all
     from llamaseek.evals.run import EvalOptions
 
     if len({model, *compare}) <= len(compare):
