@@ -18,7 +18,7 @@ from llamaseek.errors import UserError, bad_value
 from llamaseek.files import read_json_object, write_json
 from llamaseek.herd.header import read_header
 from llamaseek.models.lazy import Lazy, lazy
-from llamaseek.models.lora import LoRALinear, adapt
+from llamaseek.models.lora import LoRALinear
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -80,29 +80,6 @@ def _read(tensor: Lazy) -> Tensor:
     whole = torch.empty(tensor.shape)
     tensor.copy_to(whole)
     return whole
-
-
-def load_adapter(model: nn.Module, folder: Path) -> None:
-    """Adapt `model` in place with a PEFT folder's adapter; its base is frozen."""
-    adapter = read_adapter(folder)
-    layers = dict(model.named_modules())
-    for layer in adapter.pairs:
-        if not isinstance(layers.get(layer), nn.Linear):
-            raise UserError(f"{folder}: adapts {layer}, which is not a linear layer of the model")
-    adapt(model, list(adapter.pairs), adapter.rank, adapter.alpha)
-    _fill(model, adapter, folder)
-
-
-def _fill(model: nn.Module, adapter: Adapter, folder: Path) -> None:
-    for layer, (a, b) in adapter.pairs.items():
-        adapted = model.get_submodule(layer)
-        assert isinstance(adapted, LoRALinear)
-        for half, name in ((a, adapted.lora_A.weight), (b, adapted.lora_B.weight)):
-            if half.shape != name.shape:
-                shapes = f"{list(half.shape)}, the model asks for {list(name.shape)}"
-                raise UserError(f"{folder}: {layer} has a LoRA matrix of shape {shapes}")
-            name.data.copy_(half)
-        adapted.scaling = adapter.scaling
 
 
 def adapter_of(model: nn.Module) -> Adapter:

@@ -13,10 +13,9 @@ from llamaseek.cli import data, herd
 from llamaseek.cli import tokenize as tokenizer
 from llamaseek.cli.chat import chat
 from llamaseek.cli.evaluate import evaluate
-from llamaseek.cli.fill import fill
 from llamaseek.cli.finetune import finetune
 from llamaseek.cli.folders import average, convert, download, inspect, quantize
-from llamaseek.cli.generate import generate
+from llamaseek.cli.generate import fill, generate
 from llamaseek.cli.guard import guard
 from llamaseek.cli.plan import plan
 from llamaseek.cli.quickstart import quickstart
