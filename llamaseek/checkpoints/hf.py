@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from llamaseek.checkpoints.gguf.keep import keep_blocks
 from llamaseek.checkpoints.peft import merged, read_adapter
 from llamaseek.checkpoints.shards import SHARD_BYTES, open_tensors, write_tensors
 from llamaseek.checkpoints.widen import dequantized, widened
@@ -144,6 +145,7 @@ def load_model(
     mapped: bool = False,
     device: torch.device | str = "cpu",
     adapter: Path | None = None,
+    packed: bool = False,
 ) -> CausalLM:
     """The model of a Hugging Face folder, in `dtype`; each tensor is in memory once.
 
@@ -153,8 +155,9 @@ def load_model(
     of 4 or 8 bits stay packed, and `dtype` is what the model computes in. `config` takes the place
     of the folder's, as where a context is extended. With `mapped`, tensors that are stored as they
     are used stay in their files on a CPU, read when first touched, and take no memory that the
-    system cannot have back; such a model is for inference. `adapter` is the folder of a LoRA
-    that is merged into the weights, which are widened to `dtype` for it.
+    system cannot have back; such a model is for inference. With `packed`, so do a GGUF file's
+    blocks that have kernels. `adapter` is the folder of a LoRA that is merged into the weights,
+    which are widened to `dtype` for it.
     Raises `UserError` as `read_folder` does, for a scale that is not a number, and for weights
     that do not fit the device's memory.
     """
@@ -169,6 +172,8 @@ def load_model(
         if fp8:
             keep_fp8(model, tensors)
         keep_packed(model, tensors)
+        if packed:
+            tensors = keep_blocks(model, tensors)
     return materialise(model, tensors if fp8 else dequantized(tensors, dtype), mapped, device)
 
 

@@ -336,6 +336,8 @@ class DataRecipe(Section):
     `preferences`, `arithmetic`, `guard`, `policies`, `reviews`."""
     holdout: float = Field(default=0.02, ge=0, lt=1)
     """Share of the data, taken from the end, that is held out for evaluation."""
+    shuffle: bool = False
+    """Shuffle the rows of files by `seed` before the share of `holdout` is taken from their end."""
     length: int = Field(default=256, ge=2)
     """Tokens per training row."""
     isolate: bool = True
@@ -405,6 +407,9 @@ class TrainRecipe(Section):
     model."""
     eval_every: int = Field(default=200, ge=1)
     """Steps between evaluations."""
+    samples: int = Field(default=10, ge=0)
+    """Held-out rows of files that the model answers before and after the run, for its report; 0:
+    none."""
     save_every: int = Field(default=500, ge=1)
     """Steps between checkpoints."""
     keep: int = Field(default=2, ge=1)

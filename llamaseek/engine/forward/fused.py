@@ -10,7 +10,7 @@ V v_head_dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,6 +28,7 @@ from llamaseek.models.head import Head
 from llamaseek.models.layers import GatedMLP, RMSNorm, dense_weight, widen
 from llamaseek.models.llama3 import Llama3Layer
 from llamaseek.models.moe import Experts, MoE
+from llamaseek.models.quant.blocks import BlockExperts, BlockLinear
 from llamaseek.models.quant.packed import PackedExperts, PackedLinear
 from llamaseek.parallel.layers import ParallelLMHead, RowParallelLinear
 
@@ -64,8 +65,35 @@ class Weights:
         return out if self.split is None else self.split.reduce(out)
 
 
-def weights(*layers: nn.Module) -> Weights:
+@dataclass(frozen=True)
+class BlockWeights:
+    """The same, of matrices in GGUF's blocks."""
+
+    layers: Sequence[BlockLinear]
+
+    def __call__(
+        self,
+        x: Tensor,
+        norm: RMSNorm | None = None,
+        residual: Tensor | None = None,
+        gate: bool = False,
+    ) -> Tensor:
+        """See `Weights.__call__`."""
+        weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
+        blocks = [layer.weight_blocks for layer in self.layers]
+        kinds = [layer.kind for layer in self.layers]
+        heads = [layer.head for layer in self.layers]
+        out: Tensor = torch.ops.llamaseek.linear_blocks(
+            x, weight, eps, blocks, kinds, heads, residual, gate
+        )
+        return out
+
+
+def weights(*layers: nn.Module) -> Weights | BlockWeights:
     """The layers' weights. ValueError where they are of different kinds, or none we know."""
+    blocks = [layer for layer in layers if isinstance(layer, BlockLinear)]
+    if len(blocks) == len(layers):
+        return BlockWeights(blocks)
     if all(type(layer) in DENSE for layer in layers):
         found: list[Tensor] = [layer.get_parameter("weight") for layer in layers]
         kinds = {BITS.get(weight.dtype, 0) for weight in found}
@@ -197,8 +225,12 @@ class Mixture:
         self.shared = None if shared is None else Gated(shared, None)
         routed = layer.experts
         self.group = routed.group if isinstance(routed, SummedExperts) else None
+        self.routed = routed
+        self.experts: tuple[Tensor | int | None, ...] = ()
+        if isinstance(routed, BlockExperts):
+            return
         if isinstance(routed, PackedExperts):
-            self.experts: tuple[Tensor | int | None, ...] = (
+            self.experts = (
                 routed.gate_up_proj_packed.flatten(1, 2),
                 routed.gate_up_proj_scale.flatten(1, 2),
                 routed.down_proj_packed,
@@ -227,7 +259,11 @@ class Mixture:
             config.norm_topk_prob,
             config.routed_scaling_factor,
         )
-        routed: Tensor = torch.ops.llamaseek.experts(inner, chosen, gates, *self.experts)
+        routed: Tensor = (
+            torch.ops.llamaseek.experts(inner, chosen, gates, *self.experts)
+            if self.experts
+            else self.routed(inner, chosen, gates)
+        )
         out = x + (routed if self.group is None else self.group.sum(routed))
         return out if self.shared is None else self.shared.add(inner, out)
 

@@ -41,6 +41,18 @@ class Prompt:
     tools: Any = None
 
 
+def asked(prompt: Prompt) -> str:
+    """The text of a prompt's last message, to show."""
+    return text_of(prompt.messages[-1].get("content")) if prompt.messages else ""
+
+
+def text_of(content: Any) -> str:
+    """A message's content as text, of parts the texts."""
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return content if isinstance(content, str) else ""
+
+
 def read_prompts(
     rows: Iterable[Row],
     tokenizer: Tokenizer,
