@@ -16,8 +16,8 @@ from tests.attack.strangers import SECONDS, measured
 
 
 def test_malformed_files_end_in_one_line() -> None:
-    found = measured(1000)
-    assert len(found) >= 200
+    found = measured(70)  # of all kinds; `make attack WHAT=files` takes all of them
+    assert len(found) == 70
     for each in found:
         print(f"{each.seconds:.1f} s {each.megabytes} MB {each.name}: {each.error.strip()[:100]}")
         assert each.kept or (each.seconds > SECONDS and each.code == 2), each  # on a busy machine
@@ -33,7 +33,7 @@ def test_aliases_and_repetitive_packed_rows_are_read(tmp_path: Path) -> None:
         "a": {"b": 1}, "c": {"b": 1}, "d": {"b": 1, "e": 2},
     }  # fmt: skip
     path = tmp_path / "a.jsonl.gz"
-    path.write_bytes(gzip.compress(b'{"text": "hello"}\n' * 2_000_000))
-    assert sum(1 for _ in read_documents([path])) == 2_000_000
+    path.write_bytes(gzip.compress(b'{"text": "hello"}\n' * 100_000))
+    assert sum(1 for _ in read_documents([path])) == 100_000
     (tmp_path / "b.json").write_text(json.dumps([{"text": "a," * 100}] * 50_000))
     assert sum(1 for _ in read_documents([tmp_path / "b.json"])) == 50_000
