@@ -8,11 +8,20 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llamaseek.errors import UserError, shorten, unknown_name
 from llamaseek.files import read_bytes
 from llamaseek.recipe.plain import LARGEST, load_yaml
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are errors, as are numbers that are not finite, and nothing
+    changes after loading. The string below a field is its entry in docs/recipes.md.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
 
 Checked = TypeVar("Checked", bound=BaseModel)
 Overrides = Mapping[str, Any] | Iterable[str]

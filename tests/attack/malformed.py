@@ -233,18 +233,18 @@ def data_cases() -> Iterator[Case]:
                     file.write(piece)
             return made.getvalue()
 
-    zeros = packed(b"\0" * (1 << 20), 300)
-    long = packed(b"a" * (1 << 20), 300)
+    zeros = packed(b"\0" * (1 << 20), 140)
+    long = packed(b"a" * (1 << 20), 140)
     with pa.BufferOutputStream() as sink:
         with pa.CompressedOutputStream(sink, "zstd") as file:
-            for _ in range(400):
+            for _ in range(140):
                 file.write(b"a" * (1 << 20))
         zst = sink.getvalue().to_pybytes()
     for name in ("a.jsonl.gz", "a.txt.gz", "a.csv.gz", "a.json.gz", "a.parquet.gz"):
-        yield case(name, "300 MB of zeros", zeros)
-        yield case(name, "300 MB of one letter", long)
+        yield case(name, "140 MB of zeros", zeros)
+        yield case(name, "140 MB of one letter", long)
     for name in ("a.jsonl.zst", "a.txt.zst"):
-        yield case(name, "400 MB of one letter", zst)
+        yield case(name, "140 MB of one letter", zst)
     rows = b'{"text": "hello"}\n' * 1000
     whole = gzip.compress(rows)
     yield case("a.jsonl.gz", "half of it", whole[: len(whole) // 2])

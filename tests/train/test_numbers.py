@@ -15,8 +15,9 @@ from llamaseek.data.source import Rows
 from llamaseek.herd import config_from_sizes
 from llamaseek.models.score import add_value_head
 from llamaseek.plan.learning_rate import unusual_rate, usual_rate
+from llamaseek.recipe.post_training import GrpoRecipe, PpoRecipe
 from llamaseek.recipe.reading import bundled
-from llamaseek.recipe.schema import GrpoRecipe, PpoRecipe, Recipe
+from llamaseek.recipe.schema import Recipe
 from llamaseek.runtime.check import model_config
 from llamaseek.runtime.device import PeakRate
 from llamaseek.train.job import Job

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from llamaseek.checkpoints.hf import load_model, save_model
-from llamaseek.checkpoints.peft import load_adapter
 from llamaseek.data.bad_rows import RowError
 from llamaseek.data.pack import Example, pack_whole
 from llamaseek.errors import UserError
@@ -19,7 +18,7 @@ from llamaseek.models import CausalLM, build_model
 from llamaseek.models.quant.nf4 import NF4Linear
 from llamaseek.models.score import reward_model
 from llamaseek.recipe.load import make_recipe
-from llamaseek.recipe.schema import DistillRecipe
+from llamaseek.recipe.post_training import DistillRecipe
 from llamaseek.report.page import write_report
 from llamaseek.train.jobs.pretrain import build_job
 from llamaseek.train.loop import Trainer, train
@@ -148,8 +147,7 @@ def test_adapters_alone_are_trained_and_saved(
     assert any(isinstance(m, NF4Linear) for m in frozen.modules()) == (base == "nf4")
     merged = load_model(run.final)
     if base == "float":
-        again = load_model(starts[family])
-        load_adapter(again, run.adapter)
+        again = load_model(starts[family], adapter=run.adapter)
         ids = torch.arange(20)[None]
         ours, theirs = (m.eval()(ids, ids).detach() for m in (merged, again))
         assert float((ours - theirs).abs().max()) < 1e-5

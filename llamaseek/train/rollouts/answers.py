@@ -22,7 +22,7 @@ from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.models import CausalLM
 from llamaseek.parallel.collectives import split_over_ranks
 from llamaseek.parallel.fully_sharded import whole_weights
-from llamaseek.recipe.schema import RewardRecipe
+from llamaseek.recipe.post_training import RewardRecipe
 from llamaseek.text.messages import Message
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.rewards import Episode, Reward, check_columns
