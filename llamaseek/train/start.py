@@ -13,6 +13,7 @@ from llamaseek.herd import ModelConfig
 from llamaseek.herd.configs import MASKED, ROUTING_BIAS
 from llamaseek.herd.folder import read_config, stored_tensors
 from llamaseek.herd.formats import PACKED
+from llamaseek.herd.grouped import QWEIGHT
 from llamaseek.models import CausalLM
 from llamaseek.models.lora import add_lora
 from llamaseek.models.quant.nf4 import quantize_layers
@@ -58,7 +59,7 @@ def trainable(folder: Path, config: ModelConfig | None = None, mapped: bool = Fa
     widen a layer at a time.
     """
     stored = stored_tensors(folder)
-    if any(name.endswith(PACKED) for name in stored):
+    if any(name.endswith((PACKED, QWEIGHT)) for name in stored):
         raise UserError(
             f"model.init_from: {folder} holds weights in 4 or 8 bits, which cannot be trained; "
             "allowed: the model it was quantized from, or: "
