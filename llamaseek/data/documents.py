@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llamaseek.data.bad_rows import BadRows, RowError
-from llamaseek.data.opened import PACKED_ENDINGS, ending_of, naming, opened
+from llamaseek.data.opened import PACKED_ENDINGS, bounded_line, ending_of, naming, opened
 from llamaseek.data.tables import ROW_ENDINGS, Row, is_written, json_row, rows_of
 from llamaseek.errors import UserError, shorten
 
@@ -94,7 +94,7 @@ def _line_rows(path: Path, start: int, stop: int, number: int) -> Iterator[tuple
     with naming(path), path.open("rb") as stream:
         stream.seek(start)
         while stream.tell() < stop:
-            line = stream.readline()
+            line = bounded_line(path, stream)
             if is_written(line):
                 place = f"{path}:{number}"
                 yield place, json_row(place, line)
