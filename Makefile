@@ -2,12 +2,14 @@
 VENV ?= .venv
 PYTHON ?= python3
 FAMILY ?= llama3
+# Processes of the test suite, each with one thread.
+WORKERS ?= 2
 # PyTorch's own index for its CPU build, where there is no GPU:
 #   make quickstart TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 BIN = $(VENV)/bin
 
-.PHONY: quickstart chat test test-parallel lint bench clean
+.PHONY: quickstart chat test test-parallel test-serve check-smollm2 lint bench clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/llamaseek quickstart --family $(FAMILY)
@@ -18,7 +20,7 @@ chat: $(VENV)/.installed
 	$(BIN)/llamaseek chat smollm2-135m-instruct
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
 test-parallel: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -m "parallel or not parallel" tests/parallel
@@ -26,6 +28,13 @@ test-parallel: $(VENV)/.installed-dev
 # 1,000 connections at once, 5,000 cases of schemathesis: minutes.
 test-serve: $(VENV)/.installed-dev
 	LLAMASEEK_SERVE_FULL=1 $(BIN)/python -m pytest -q -s tests/serve
+
+# The published SmolLM2 through SFT, DPO and GRPO, read back by transformers and llama.cpp: 25 minutes.
+# LLAMASEEK_SHARED_DATA names a folder with gsm8k/train.jsonl, LLAMASEEK_LLAMA_CPP a Python that has
+# llama-cpp-python, if $(VENV) has not.
+check-smollm2: $(VENV)/.installed-dev
+	$(BIN)/llamaseek download smollm2-135m-instruct
+	$(BIN)/python -m tests.smollm2.campaign
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
