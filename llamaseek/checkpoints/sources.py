@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from llamaseek.errors import UserError, shorten
+from llamaseek.errors import UserError, quoted, shorten
 from llamaseek.files import is_gguf, replacing
 from llamaseek.herd.published import ENTRIES
 
@@ -152,7 +152,7 @@ def find_source(path: Path, adapters: bool = False) -> Path:
         raise UserError(f"{path}: no such {_wanted(path)}{_download(str(path))}")
     for file, hint in HINTS.items():
         if (path / file).is_file() and not (adapters and file == ADAPTER):
-            raise UserError(f"{path}: {hint.format(path)}")
+            raise UserError(f"{path}: {hint.format(quoted(path))}")
     return path
 
 

@@ -54,8 +54,11 @@ class CausalLM(nn.Module):
         return self.config.tie_word_embeddings and not self.config.is_reward_model
 
     def tie(self) -> None:
-        """Tie embedding and head if the config says so; call it again after moving off `meta`."""
-        if self.tied:
+        """Tie embedding and head if the config says so; call it again after moving off `meta`.
+
+        Layers over a GGUF file's blocks share them as they are read.
+        """
+        if self.tied and isinstance(self.model.embed_tokens, nn.Embedding):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(self, tokens: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
@@ -101,18 +104,19 @@ class CausalLM(nn.Module):
         return out
 
     def run_layer(self, index: int, x: Tensor, *rest: Any) -> Tensor:
-        """One layer; its expert load is counted once.
+        """One layer; its expert load is counted once, and in training alone.
 
         Load and balance loss leave the layer as outputs, so recomputing cannot count them again.
         """
         x, load, balance = self.model.layers[index](x, *rest)
-        if load is not None and self.training:
+        if load is not None:
             self._record(index, load, balance)
         return x
 
     def _record(self, index: int, load: Tensor, balance: Tensor) -> None:
-        seen = self.expert_load.get(index)
-        self.expert_load[index] = load if seen is None else seen + load
+        if self.training:
+            seen = self.expert_load.get(index)
+            self.expert_load[index] = load if seen is None else seen + load
         self.balance_loss = balance if self.balance_loss is None else self.balance_loss + balance
 
     def initialize(self) -> None:

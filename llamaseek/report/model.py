@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llamaseek.errors import UserError
+from llamaseek.errors import UserError, quoted
 from llamaseek.recipe.load import load_recipe
 from llamaseek.recipe.schema import Recipe
 from llamaseek.study.lecture import STAGES, Sample
+from llamaseek.units import count
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def read_report(folder: Path) -> Report:
     """
     if (folder / "recipe.yaml").is_file():
         stage = read_stage(folder, "", {}, [])
-        return Report(stage.recipe.name, [], [stage], f"llamaseek chat {folder / 'model'}")
+        return Report(stage.recipe.name, [], [stage], quoted("llamaseek", "chat", folder / "model"))
     figures = read_json(folder / "figures.json", {})
     samples = [Sample(**sample) for sample in read_json(folder / "samples.json", [])]
     stages = [
@@ -70,7 +71,7 @@ def read_report(folder: Path) -> Report:
     if not stages:
         raise UserError(f"{folder}: holds no run (no recipe.yaml in it or in its stages)")
     last = list(STAGES)[len(stages) - 1]
-    chat = f"llamaseek chat {folder / last / 'model'}"
+    chat = quoted("llamaseek", "chat", folder / last / "model")
     return Report(folder.name, headline(figures), stages, chat)
 
 
@@ -87,7 +88,7 @@ def read_stage(
         recipe,
         [line for line in lines if "loss" in line],
         [line for line in lines if any(name.startswith("val_") for name in line)],
-        f"llamaseek {recipe.stage} {folder / 'recipe.yaml'} --overwrite",
+        quoted("llamaseek", recipe.stage, folder / "recipe.yaml", "--overwrite"),
         stage_figures(name, figures),
         [sample for sample in samples if sample.stage == name],
     )
@@ -120,9 +121,9 @@ def headline(figures: dict[str, Any]) -> list[tuple[str, str]]:
     facts = [("family", {"llama3": "Llama 3", "deepseek_v3": "DeepSeek-V3"}.get(f, f))
              for f in [figures.get("family")] if f]  # fmt: skip
     if "parameters" in figures:
-        facts.append(("parameters", f"{figures['parameters'] / 1e6:.2f} M"))
+        facts.append(("parameters", count(figures["parameters"])))
     if "activated_parameters" in figures:
-        facts.append(("activated", f"{figures['activated_parameters'] / 1e6:.2f} M"))
+        facts.append(("activated", count(figures["activated_parameters"])))
     if "seconds" in figures:
         facts.append(("time", f"{figures['seconds'] / 60:.1f} min"))
     if "expert_load_max_over_mean" in figures:

@@ -16,6 +16,10 @@ class Limits:
 
     body_bytes: int = 4 * MEGABYTE
     json_depth: int = 64
+    json_values: int = 500_000
+    json_containers: int = 20_000  # objects and arrays
+    json_keys: int = 50_000
+    object_keys: int = 4096  # of one object
     prompts: int = 64  # in one request to /v1/completions or /v1/embeddings
     choices: int = 16  # n
     answers: int = 128  # prompts times n
@@ -36,6 +40,7 @@ class ServeOptions:
 
     `timeout` bounds a request as a whole, `guard_timeout` one verdict of a guard, `body_timeout`
     the arrival of a body, `drain` how long answers under way may take after a signal to stop.
+    `guard_system` has the guard judge system messages as the user's.
     `allowed_hosts` are `Host` headers that are accepted beside the server's own names.
     Raises UserError for a value that is not allowed.
     """
@@ -49,6 +54,7 @@ class ServeOptions:
     drain: float = 30.0
     limits: Limits = field(default_factory=Limits)
     guard_timeout: float = 30.0
+    guard_system: bool = False
     allowed_hosts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
 from llamaseek.engine.background import Stream
 from llamaseek.engine.request import Delta, Logprob, SamplingParams
@@ -22,6 +21,7 @@ from llamaseek.serve.wire.errors import ApiError
 from llamaseek.serve.wire.fields import CompletionFields
 from llamaseek.serve.wire.logprobs import CompletionLogprobs
 from llamaseek.serve.wire.params import at_most, constraint_of, sampling
+from llamaseek.serve.wire.pieces import as_json
 from llamaseek.serve.wire.streaming import as_events, deltas_of, unless_gone, usage
 from llamaseek.text.tokenizer import Tokenizer
 
@@ -143,7 +143,7 @@ async def completions(request: Request, fields: CompletionFields) -> Response:
     job = await begin(request.app.state.service, fields)
     if fields.stream:
         return as_events(job.chunks())
-    return JSONResponse(await unless_gone(request, job.whole()))
+    return as_json(await unless_gone(request, job.whole()))
 
 
 async def begin(service: Service, fields: CompletionFields) -> CompletionJob:
@@ -181,6 +181,9 @@ def params_of(service: Service, fields: CompletionFields, constraint: Any) -> Sa
     wanted = None
     if fields.logprobs is not None:
         wanted = at_most("logprobs", fields.logprobs, limits.logprobs)
+    start = fields.logprob_start_len or 0
+    if start and not (fields.echo and wanted is not None):
+        raise bad_value("logprob_start_len", start, "0 without echo and logprobs")
     most = DEFAULT_TOKENS if fields.max_tokens is None else fields.max_tokens
     if most == 0 and not fields.echo:
         raise bad_value("max_tokens", 0, "at least 1, or 0 with echo")
@@ -190,6 +193,7 @@ def params_of(service: Service, fields: CompletionFields, constraint: Any) -> Sa
         max_tokens=most,
         logprobs=wanted,
         prompt_logprobs=wanted if fields.echo else None,
+        logprob_start_len=start,
         constraint=constraint,
         ignore_eos=scores_one(fields),
     )
