@@ -9,7 +9,7 @@ WORKERS ?= 2
 TORCH_INDEX ?=
 BIN = $(VENV)/bin
 
-.PHONY: quickstart chat test test-parallel test-serve check-smollm2 lint bench clean
+.PHONY: quickstart chat test test-parallel test-serve check-smollm2 course docs lint bench clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/llamaseek quickstart --family $(FAMILY)
@@ -36,6 +36,11 @@ check-smollm2: $(VENV)/.installed-dev
 	$(BIN)/llamaseek download smollm2-135m-instruct
 	$(BIN)/python -m tests.smollm2.campaign
 
+# The fourteen notebooks, solved and for students, and the site; FULL=1 for the sizes of the text.
+course docs: $(VENV)/.installed-course
+	$(BIN)/python -m notebooks.course build/course $(if $(FULL),--full)
+	$(BIN)/python -m notebooks.site build/course/solved build/site
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -60,4 +65,8 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-course: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install -q -c constraints.txt -e '.[course]'
 	touch $@ $(VENV)/.installed

@@ -56,7 +56,6 @@ plt.show()
 
 # %%
 from llamaseek.data.clean.filters.gopher import GopherRepetition, repeated
-from llamaseek.data.documents import Document
 
 source(GopherRepetition)
 

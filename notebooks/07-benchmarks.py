@@ -32,7 +32,7 @@ TABLE = {  # the lecture's table: (value, questions in the benchmark, share righ
 
 # %%
 figure, axis = plt.subplots(figsize=(9, 3.2))
-for place, (name, (values, count, chance)) in enumerate(TABLE.items()):
+for place, (values, count, chance) in enumerate(TABLE.values()):
     for offset, (model_name, value) in enumerate(values.items()):
         share = value / 100
         error = 100 * math.sqrt(share * (1 - share) / count)
@@ -53,7 +53,7 @@ plt.show()
 # processes of its own, bounded in time and memory:
 
 # %%
-from llamaseek.workers.sandbox import Limits, Sandbox
+from llamaseek.workers.sandbox import Sandbox, SandboxLimits
 
 sandbox = Sandbox()
 right = "def add(a, b):\n    return a + b\n"
@@ -61,8 +61,11 @@ wrong = "def add(a, b):\n    return a - b\n"
 endless = "def add(a, b):\n    while True: pass\n"
 tests = "assert add(2, 3) == 5"
 for name, code in (("right", right), ("wrong", wrong), ("endless", endless)):
-    (verdict,) = sandbox.run_all([(code, tests)], Limits(seconds=2))
+    (verdict,) = sandbox.run_all([(code, tests)], SandboxLimits(seconds=2))
     print(f"{name:8} passed: {verdict.passed}")
+
+# %%
+source(Sandbox.run_all)
 
 # %% [markdown]
 # ## Oracle, random, and a tiny model

@@ -10,9 +10,6 @@
 # sizes from which every parameter can be counted.
 
 # %%
-import contextlib
-import io
-
 from llamaseek.herd.published import ENTRIES
 from llamaseek.herd.tensors import count_parameters
 from notebooks.kit import plt, source

@@ -14,9 +14,9 @@
 import torch
 
 from llamaseek.herd import config_from_sizes
-from llamaseek.models import Llama3, build_model
+from llamaseek.models import build_model
 from llamaseek.models.attention import GroupedQueryAttention
-from llamaseek.models.layers import GatedMLP, RMSNorm
+from llamaseek.models.layers import RMSNorm
 from llamaseek.models.llama3 import Llama3Layer
 from llamaseek.models.rope import inverse_frequencies, rotate_halves
 from notebooks.kit import SMOLLM2, plt, source, trained

@@ -16,7 +16,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
 
 import llamaseek
 from notebooks.kit import plt, source

@@ -19,7 +19,7 @@ from llamaseek.herd.published import ENTRIES
 from llamaseek.models import build_model
 from llamaseek.models.attention import LatentAttention
 from llamaseek.models.moe import Router
-from notebooks.kit import curve, pick, plt, run, source, trained
+from notebooks.kit import curve, pick, plt, source, trained
 
 source(LatentAttention._expanded)
 

@@ -22,12 +22,17 @@ from nbformat import NotebookNode
 
 FOLDER = Path(__file__).parent
 SOURCES = sorted(FOLDER.glob("[0-9]*.py"))
+METADATA = {
+    "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
+    "language_info": {"name": "python", "pygments_lexer": "ipython3"},
+}
 LARGEST = 150_000  # bytes of an executed notebook
 
 
 def read(source: Path) -> NotebookNode:
     """The solved edition, not executed. Cell ids follow from their places."""
     notebook = jupytext.read(source)
+    notebook.metadata = nbformat.from_dict(METADATA)
     for index, cell in enumerate(notebook.cells):
         cell.id = f"cell-{index}"
     return notebook
@@ -59,7 +64,7 @@ def without_bodies(code: str) -> str:
 
 
 def execute(notebook: NotebookNode, allow_errors: bool = False, seconds: int = 600) -> None:
-    """Run every cell in a kernel of its own, in the current folder; outputs stay in the notebook."""
+    """Run every cell in a kernel of its own, in the current folder; keeps the outputs."""
     client = NotebookClient(notebook, timeout=seconds, allow_errors=allow_errors)
     client.create_kernel_manager()
     client.km.transport = "ipc"

@@ -43,7 +43,7 @@ SIZES: dict[str, tuple[Overrides, Overrides]] = {
     "instruct": ({"train.steps": 80}, {"train.steps": 8, "data.rows": {"instructions": 200}}),
     "dpo": ({"train.steps": 30}, {"train.steps": 4, "data.rows": {"preferences": 60}}),
 }  # fmt: skip
-"""What a stage of the course changes in the quickstart's recipe: at full size, and at smoke size."""
+"""What a stage changes in the quickstart's recipe: at full size, and at smoke size."""
 
 
 def pick(full: T, smoke: T) -> T:

@@ -15,9 +15,11 @@ import pytest
 
 pytest.importorskip("nbclient", reason="the extra course is not installed")
 
+import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from notebooks import site
 from notebooks.course import (
     LARGEST,
     SOURCES,
@@ -99,8 +101,20 @@ def test_both_editions_are_written(place: Path) -> None:
     assert "Your turn" in without and "heads = config" not in without
 
 
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(place: Path) -> None:
+    """From the docs and one notebook that is not executed; links inside it lead somewhere."""
+    pytest.importorskip("myst_nb", reason="the extra course is not installed")
+    (place / "plain").mkdir()
+    nbformat.write(read(SOURCES[8]), place / "plain" / "09-herd-and-guard.ipynb")
+    assert site.build(place / "plain", place / "site") == 0
+    page = (place / "site" / "course" / "09-herd-and-guard.html").read_text()
+    assert "8_030_261_248" in re.sub("<[^>]+>", "", page) and "search.html" in page
+    assert "The course" in (place / "site" / "landing.html").read_text()
+
+
 def test_solutions_lose_their_bodies_alone() -> None:
-    code = 'def f(x: int) -> int:\n    """What it does."""\n    return x + 1\n\n\nanswer = "equal"\n'
+    code = 'def f(x: int) -> int:\n    """What it does."""\n    return x + 1\n\nanswer = "equal"\n'
     found = without_bodies(code)
     assert "def f(x: int) -> int:" in found and "What it does" in found
     assert "x + 1" not in found and "equal" not in found
