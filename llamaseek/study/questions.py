@@ -8,7 +8,7 @@ from llamaseek.errors import unknown_name
 
 
 @dataclass(frozen=True)
-class Question:
+class ClassQuestion:
     """A question with its options; `answers` are the numbers of those that are right."""
 
     text: str
@@ -19,8 +19,8 @@ class Question:
     command: str
 
 
-QUESTIONS: dict[int, Question] = {
-    0: Question(
+QUESTIONS: dict[int, ClassQuestion] = {
+    0: ClassQuestion(
         "Why not just do a single training instead of multiple trainings for LLMs?",
         (
             "Single training won't work",
@@ -37,7 +37,7 @@ QUESTIONS: dict[int, Question] = {
         "llamaseek.study.stages",
         "llamaseek study stages",
     ),
-    2: Question(
+    2: ClassQuestion(
         "Which of the following statements are true?",
         (
             "BERT training uses the masked language model objective",
@@ -52,7 +52,7 @@ QUESTIONS: dict[int, Question] = {
         "llamaseek.train.objectives.next_token and llamaseek.train.objectives.masked",
         "llamaseek pretrain quickstart-llama3 train.objective=masked out=runs/masked",
     ),
-    3: Question(
+    3: ClassQuestion(
         "What is the loss function for SFT?",
         ("Cross-entropy", "Quadratic loss"),
         (1,),
@@ -62,7 +62,7 @@ QUESTIONS: dict[int, Question] = {
         "llamaseek.train.objectives.next_token.NextToken",
         "llamaseek sft quickstart-sft model.init_from=runs/mine/model out=runs/mine-sft",
     ),
-    4: Question(
+    4: ClassQuestion(
         "If you had to fine-tune an LLM that can detect an emotion from a review, which would you"
         " pick?",
         (
@@ -79,7 +79,7 @@ QUESTIONS: dict[int, Question] = {
         "llamaseek.study.start",
         "llamaseek study start",
     ),
-    5: Question(
+    5: ClassQuestion(
         "Llama 4 is trained on 40T tokens, has a context window of 256k tokens, a tokenizer with a"
         " vocabulary of 108k and an embedding size of 4096. How many classes does the classifier"
         " of the LM head have?",
@@ -90,7 +90,7 @@ QUESTIONS: dict[int, Question] = {
         "llamaseek.models.head.Head",
         "llamaseek herd show llama-3.1-8b",
     ),
-    6: Question(
+    6: ClassQuestion(
         "DeepFetch has 1 trillion parameters. How many H100 GPUs with 80 GB hold the model in"
         " memory?",
         ("25", "50", "75", "100"),
@@ -105,7 +105,7 @@ QUESTIONS: dict[int, Question] = {
 """By the lecture's own numbers; it has no question 1."""
 
 
-def find_question(number: int) -> Question:
+def find_question(number: int) -> ClassQuestion:
     """The question with this number. UserError where there is none."""
     if number not in QUESTIONS:
         raise unknown_name("question", str(number), [str(known) for known in QUESTIONS])
