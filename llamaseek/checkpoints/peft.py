@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llamaseek.checkpoints.hub import parse_name
 from llamaseek.checkpoints.shards import open_tensors, write_tensors
 from llamaseek.errors import UserError, bad_value
 from llamaseek.files import read_json_object, write_json
@@ -120,11 +121,12 @@ def save_adapter(model: nn.Module, folder: Path, base: str) -> None:
     Of a reward model it holds `score` as well, which is trained whole beside them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    adapter = adapter_of(model)
+    adapter, hub = adapter_of(model), None if Path(base).exists() else parse_name(base)
     config: dict[str, Any] = {
         **PLAIN,
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": hub.repo if hub else base,
+        "revision": hub.revision if hub else None,
         "r": adapter.rank,
         "lora_alpha": adapter.alpha,
         "lora_dropout": 0.0,

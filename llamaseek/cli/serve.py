@@ -11,22 +11,24 @@ import typer
 from llamaseek.cli.shared import (
     CHAT_TEMPLATE,
     DEVICE,
+    MODEL_NAMES,
     TEMPLATE_KWARGS,
     load_tokenizer,
     model_folder,
 )
 from llamaseek.errors import UserError, bad_value
-from llamaseek.files import GGUF_SUFFIX
 
 if TYPE_CHECKING:
     from llamaseek.engine.ranks.tensor_group import TensorGroup
     from llamaseek.models import CausalLM
     from llamaseek.text.guard_prompt import Category
 
-MODEL = typer.Argument(help="The model folder.", callback=model_folder)
-NAME = typer.Option(None, help="Model name in requests.", show_default="the folder's name")
+MODEL = typer.Argument(help=MODEL_NAMES, callback=model_folder)
+NAME = typer.Option(
+    None, help="Model name in requests.", show_default="the folder's name or the Hub's id"
+)
 ADAPTER = typer.Option(
-    [], "--adapter", help="NAME=FOLDER: a PEFT LoRA adapter, served under this name."
+    [], "--adapter", help="NAME=FOLDER: a PEFT LoRA adapter, or its Hub id, served under NAME."
 )
 HOST = typer.Option("127.0.0.1", help="Address to listen on.")
 ALLOWED = typer.Option(
@@ -56,7 +58,7 @@ COMPILE = typer.Option(False, "--compile", help="Compile decoding steps on a GPU
 TIMEOUT = typer.Option(600.0, help="Maximum seconds per request.")
 GUARD = typer.Option(
     None,
-    help="Folder of a guard model that checks messages and answers of chats.",
+    help="A guard model that checks messages and answers of chats; a folder or name as MODEL.",
     callback=model_folder,
 )
 DROP = typer.Option([], "--guard-drop", help="Remove a category from the guard's policy, e.g. S13.")
@@ -89,6 +91,7 @@ def serve(
     chat_template_kwargs: str = TEMPLATE_KWARGS,
 ) -> None:
     """Serve a model over OpenAI's API; Ctrl-C or SIGTERM shuts down gracefully."""
+    from llamaseek.checkpoints.sources import shown_name
     from llamaseek.engine.leader import answer
     from llamaseek.engine.options import EngineOptions
     from llamaseek.serve.options import ServeOptions
@@ -97,7 +100,7 @@ def serve(
     from llamaseek.serve.service import load_served_guard, make_service
 
     options = ServeOptions(
-        name=name or model.resolve().name.removesuffix(GGUF_SUFFIX),
+        name=name or shown_name(model),
         host=host,
         allowed_hosts=tuple(allowed_host),
         port=port,
