@@ -11,12 +11,14 @@ from __future__ import annotations
 import glob
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from llamaseek.checkpoints.hub_resume import cache_folder_name, resume
 from llamaseek.errors import UserError, shorten
 from llamaseek.files import GGUF_SUFFIX, disk_reason
 from llamaseek.gguf_header import SPLIT_NAME
@@ -61,11 +63,12 @@ def parse_name(text: str) -> HubName | None:
 
 @dataclass(frozen=True)
 class Listing:
-    """A repository's files with their sizes in bytes, at the commit `sha`; `folder` is where the
-    cache has them if the Hub is out of reach."""
+    """A repository's files with their sizes in bytes, at the commit `sha`, and the SHA-256 of large
+    ones; `folder` is where the cache has them if the Hub is out of reach."""
 
     sha: str
     files: dict[str, int]
+    digests: dict[str, str] = field(default_factory=dict)
     folder: Path | None = None
 
 
@@ -78,17 +81,23 @@ def fetch(name: HubName, need: Need = "model", to: Path | None = None) -> Path:
     with user_errors(name):
         listing = list_files(name)
         chosen = choose(name, sorted(listing.files), need)
-        return _download(name, chosen, sum(listing.files[file] for file in chosen), to)
+        return _download(name, listing, chosen, to)
 
 
-def _download(name: HubName, files: Sequence[str], size: int, to: Path | None = None) -> Path:
+def _download(name: HubName, listing: Listing, files: Sequence[str], to: Path | None) -> Path:
     from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
 
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     target = to or Path(constants.HF_HUB_CACHE)
-    cached = sum(_cached_size(name, file) for file in files) if to is None else 0
-    _check_room(name, size - cached, target)
+    missing = [file for file in files if to is not None or not _is_cached(name, listing, file)]
+    _check_room(name, sum(listing.files[file] for file in missing), target)
     patterns = [glob.escape(file) for file in files]
     try:
+        for file in missing:
+            if to is None and file in listing.digests:
+                resume(name.repo, listing.sha, file, listing.digests[file], listing.files[file])
         found = snapshot_download(
             name.repo, revision=name.revision, allow_patterns=patterns, local_dir=to
         )
@@ -100,11 +109,10 @@ def _download(name: HubName, files: Sequence[str], size: int, to: Path | None = 
     return folder / files[0] if files[0].endswith(GGUF_SUFFIX) else folder
 
 
-def _cached_size(name: HubName, file: str) -> int:
+def _is_cached(name: HubName, listing: Listing, file: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name.repo, file, revision=name.revision)
-    return Path(found).stat().st_size if isinstance(found, str) else 0
+    return isinstance(try_to_load_from_cache(name.repo, file, revision=listing.sha), str)
 
 
 def _check_room(name: HubName, size: int, target: Path) -> None:
@@ -119,22 +127,37 @@ def _check_room(name: HubName, size: int, target: Path) -> None:
 
 def list_files(name: HubName) -> Listing:
     """What a repository holds; where the Hub is out of reach, what the cache has of it."""
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
     try:
         info = HfApi().model_info(name.repo, revision=name.revision, files_metadata=True)
     except HfHubHTTPError:
         raise
-    except (HTTPError, OfflineModeIsEnabled) as error:
-        try:
-            kept = Path(snapshot_download(name.repo, revision=name.revision, local_files_only=True))
-        except OSError:
-            raise error from None
+    except (HTTPError, OfflineModeIsEnabled):
+        kept = _cached_folder(name)
+        if kept is None:
+            raise
         paths = [path for path in kept.rglob("*") if path.is_file()]
         sizes = {path.relative_to(kept).as_posix(): path.stat().st_size for path in paths}
-        return Listing(kept.name, sizes, kept)
-    return Listing(info.sha or "", {one.rfilename: one.size or 0 for one in info.siblings or []})
+        return Listing(kept.name, sizes, folder=kept)
+    files = info.siblings or []
+    return Listing(
+        info.sha or "",
+        {one.rfilename: one.size or 0 for one in files},
+        {one.rfilename: one.lfs.sha256 for one in files if one.lfs is not None},
+    )
+
+
+def _cached_folder(name: HubName) -> Path | None:
+    """What the cache has of a repository's revision; the Hub's guide "Understand caching"."""
+    from huggingface_hub import constants
+
+    root = Path(constants.HF_HUB_CACHE) / cache_folder_name(name.repo)
+    revision = name.revision or "main"
+    ref = root / "refs" / revision
+    folder = root / "snapshots" / (ref.read_text().strip() if ref.is_file() else revision)
+    return folder if folder.is_dir() else None
 
 
 def choose(name: HubName, files: Sequence[str], need: Need = "model") -> list[str]:
