@@ -378,7 +378,7 @@ def check_recipe(recipe: str | Path | Recipe, overrides: Overrides = ()) -> Reci
     else:
         read = Recipe.load(recipe, overrides)
     layout = resolve(with_sources_found(read, "config"), started_ranks()).parallel
-    read = with_sources_found(read.model_copy(update={"parallel": layout}))
+    read = read.model_copy(update={"parallel": layout})
     check_reads(read)
     if not isinstance(recipe, Recipe):
         check_recipe_file(find_recipe(str(recipe)), read)

@@ -200,7 +200,8 @@ def find_entry(model: str) -> Entry:
     """The herd's entry called `model`, else one made of the config of what `find_source` finds."""
     if model.lower() in ENTRIES:
         return ENTRIES[model.lower()]
-    return replace(find_or_read(str(find_source(model, need="config"))), name=model)
+    place = Path(model) if "/" not in model else find_source(model, need="config")
+    return replace(find_or_read(str(place)), name=model)
 
 
 def name_of(path: str) -> str:
@@ -218,14 +219,14 @@ def shown_name(place: Path) -> str:
 
 
 def with_sources_found(recipe: Recipe, need: Need = "model") -> Recipe:
-    """The recipe with paths in place of the names of models, each fetched as far as `need` says.
+    """The recipe with paths in place of models' names, each fetched as far as `need` says.
 
     UserError, with the recipe's key, as `find_source` raises it.
     """
 
     def find(key: str, name: str) -> str:
-        if Path(name).exists():
-            return name  # what it is worth is for its readers to say
+        if Path(name).exists() or not (cached(name) or hub_name(name)):
+            return name  # a path: what lies there is for its readers to say
         only: Need = "tokenizer" if need == "model" and key == "tokenizer.path" else need
         try:
             return str(_find_named(name, only))

@@ -18,7 +18,7 @@ from llamaseek.cli.shared import (
     model_folder,
     read_stdin,
 )
-from llamaseek.errors import UserError
+from llamaseek.errors import UserError, bad_value
 
 if TYPE_CHECKING:
     from llamaseek.engine.engine import Engine
@@ -125,7 +125,10 @@ def speculation(source: str, depth: int, device: str) -> Speculation:
     try:
         draft = open_model(find_source(source), device=device)
     except UserError as error:
-        raise UserError(f"--speculate: {error}; allowed: {', '.join(methods)}, a model") from None
+        allowed = (
+            f"{', '.join(methods)}, a model folder or a .gguf file, or a model's name ({error})"
+        )
+        raise bad_value("--speculate", source, allowed) from None
     return Speculation(kind="model", depth=depth, draft_model=draft)
 
 

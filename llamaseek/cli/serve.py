@@ -91,7 +91,6 @@ def serve(
     chat_template_kwargs: str = TEMPLATE_KWARGS,
 ) -> None:
     """Serve a model over OpenAI's API; Ctrl-C or SIGTERM shuts down gracefully."""
-    from llamaseek.checkpoints.sources import shown_name
     from llamaseek.engine.leader import answer
     from llamaseek.engine.options import EngineOptions
     from llamaseek.serve.options import ServeOptions
@@ -100,7 +99,7 @@ def serve(
     from llamaseek.serve.service import load_served_guard, make_service
 
     options = ServeOptions(
-        name=name or shown_name(model),
+        name=name or _shown_name(model),
         host=host,
         allowed_hosts=tuple(allowed_host),
         port=port,
@@ -127,6 +126,12 @@ def serve(
         run(service)
 
     answer(model, device, partial(_load, model, device, dtype), use)
+
+
+def _shown_name(model: Path) -> str:
+    from llamaseek.checkpoints.sources import shown_name
+
+    return shown_name(model)
 
 
 def _load(model: Path, device: str, dtype: str, group: TensorGroup | None) -> CausalLM:
