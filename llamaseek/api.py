@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -42,7 +43,14 @@ __all__ = [
 
 Message = dict[str, Any]
 T = TypeVar("T")
-OTHER_METHODS = {"n": 1, "logprobs": None, "prompt_logprobs": None, "embed": False}
+OTHER_METHODS = {
+    "n": 1,
+    "logprobs": None,
+    "prompt_logprobs": None,
+    "logprob_start_len": 0,
+    "logprob_token_ids": (),
+    "embed": False,
+}
 """Fields of `SamplingParams` whose results are no text, with their defaults."""
 
 
@@ -356,6 +364,8 @@ def train(
         from llamaseek.train.saving.run_folder import RunFolder
 
         RunFolder(read.folder).check(bool(resume), overwrite)
+    if is_first_rank():
+        _warn(read)
     _run(read, bool(resume) or again, allow_change)
     if is_first_rank():
         from llamaseek.report.page import write_report
@@ -383,6 +393,15 @@ def check_recipe(recipe: str | Path | Recipe, overrides: Overrides = ()) -> Reci
     if not isinstance(recipe, Recipe):
         check_recipe_file(find_recipe(str(recipe)), read)
     return read
+
+
+def _warn(recipe: Recipe) -> None:
+    """Say what is allowed and unlikely to be meant."""
+    from llamaseek.plan.learning_rate import unusual_rate
+    from llamaseek.runtime.check import model_config
+
+    if warning := unusual_rate(recipe, model_config(recipe)):
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _run(recipe: Recipe, resume: bool, allow_change: Sequence[str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 
@@ -31,3 +33,8 @@ def shorten(text: str, limit: int = 120) -> str:
     """`text` on one line, cut to `limit` characters, so that an error never floods a terminal."""
     flat = " ".join(text.split())
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
+
+
+def quoted(*words: str | Path) -> str:
+    """A command to type, quoted for a shell where a word needs it."""
+    return shlex.join(map(str, words))

@@ -40,6 +40,10 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 DEFAULT_QUANTIZATION = "q4_k_m"  # as llama.cpp and Ollama choose where none is named
 
 
+class HubUnreachable(UserError):
+    """The Hub gives no answer, or is not to be asked."""
+
+
 @dataclass(frozen=True)
 class HubName:
     """A repository, and where they are named a branch, tag or commit, and a GGUF file."""
@@ -241,7 +245,10 @@ def user_errors(name: HubName) -> Iterator[None]:
     try:
         yield
     except (*kinds, errors.HFValidationError, errors.SafetensorsParsingError) as error:
-        raise UserError(_reason(error, name, constants.ENDPOINT)) from None
+        answered = getattr(error, "response", None) is not None
+        network = isinstance(error, kinds) and not answered
+        kind = HubUnreachable if network else UserError
+        raise kind(_reason(error, name, constants.ENDPOINT)) from None
 
 
 def _reason(error: Exception, name: HubName, place: str) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 
 from llamaseek.checkpoints.hub import HubName, Need, fetch, parse_name, snapshot_name
 from llamaseek.checkpoints.hub_headers import fetch_headers
-from llamaseek.errors import UserError, shorten
+from llamaseek.errors import UserError, quoted, shorten
 from llamaseek.files import GGUF_SUFFIX, is_gguf, replacing
 from llamaseek.herd.folder import find_or_read
 from llamaseek.herd.published import ENTRIES, Entry
@@ -164,7 +164,7 @@ def find_source(path: str | Path, adapters: bool = False, need: Need = "model") 
     if path.is_dir():
         for file, hint in HINTS.items():
             if (path / file).is_file() and not (adapters and file == ADAPTER):
-                raise UserError(f"{path}: {hint.format(path)}")
+                raise UserError(f"{path}: {hint.format(quoted(path))}")
     elif not is_gguf(path):
         raise UserError(f"{path}: no such folder; it is a file, and not a GGUF one")
     return path

@@ -15,7 +15,7 @@ from llamaseek.checkpoints.peft import merged, read_adapter
 from llamaseek.checkpoints.widen import dequantized, widened
 from llamaseek.errors import UserError
 from llamaseek.files import GGUF_SUFFIX, check_kept, is_gguf, replacing, write_text
-from llamaseek.herd.configs import config_from_dict
+from llamaseek.herd.json_config import config_from_dict
 from llamaseek.models.lazy import Lazy
 from llamaseek.text.tokenizer import META_FILE, TOKENIZER_FILE, Tokenizer
 

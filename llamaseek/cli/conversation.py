@@ -161,6 +161,8 @@ def _retry(talk: ChatSession, value: str) -> None:
     if not talk.turns:
         raise UserError("/retry: there is no message to answer yet")
     del talk.turns[-1]
+    if talk.sampling.temperature > 0:  # the same seed would give the same answer again
+        talk.sampling = replace(talk.sampling, seed=(talk.sampling.seed or 0) + 1)
 
 
 def _quit(talk: ChatSession, value: str) -> str:

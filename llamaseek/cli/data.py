@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llamaseek.cli.shared import program, this_command
-from llamaseek.errors import bad_value
+from llamaseek.errors import bad_value, quoted
 from llamaseek.recipe.reading import find_recipe
 from llamaseek.recipe.schema import Recipe
 
@@ -144,7 +144,8 @@ def finish(folder: Path) -> None:
     report = write_data_report(folder)
     print_stages(folder)
     print(f"documents  {folder / 'documents'}\nreport     {report}")
-    print(f"read them  {program()} pretrain RECIPE 'data.sources=[{folder / 'documents'}]'")
+    words = ("pretrain", "RECIPE", f"data.sources=[{folder / 'documents'}]")
+    print(f"read them  {quoted(program(), *words)}")
 
 
 def cores() -> int:

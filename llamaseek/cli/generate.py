@@ -125,9 +125,7 @@ def speculation(source: str, depth: int, device: str) -> Speculation:
     try:
         draft = open_model(find_source(source), device=device)
     except UserError as error:
-        allowed = (
-            f"{', '.join(methods)}, a model folder or a .gguf file, or a model's name ({error})"
-        )
+        allowed = f"{', '.join(methods)}, a model folder or a .gguf file or a name ({error})"
         raise bad_value("--speculate", source, allowed) from None
     return Speculation(kind="model", depth=depth, draft_model=draft)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from llamaseek.cli.shared import program, this_command
+from llamaseek.errors import quoted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,9 +59,8 @@ def quickstart(
     console.print(f"took     {figures['seconds'] / 60:.1f} minutes")
     console.print(f"report   {page}", soft_wrap=True)
     console.print(f"figures  {folder / 'figures.json'}", soft_wrap=True)
-    console.print(
-        f"chat     [bold]{program()} chat {folder / 'dpo' / 'model'}[/bold]", soft_wrap=True
-    )
+    command = quoted(program(), "chat", folder / "dpo" / "model")
+    console.print(f"chat     {command}", style="bold", markup=False, soft_wrap=True)
 
 
 def show_figures(console: Console, figures: list[Figure]) -> None:

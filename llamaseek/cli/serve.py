@@ -19,9 +19,12 @@ from llamaseek.cli.shared import (
 from llamaseek.errors import UserError, bad_value
 
 if TYPE_CHECKING:
+    from llamaseek.engine.options import EngineOptions
     from llamaseek.engine.ranks.tensor_group import TensorGroup
     from llamaseek.models import CausalLM
+    from llamaseek.serve.options import ServeOptions
     from llamaseek.text.guard_prompt import Category
+    from llamaseek.text.tokenizer import Tokenizer
 
 MODEL = typer.Argument(help=MODEL_NAMES, callback=model_folder)
 NAME = typer.Option(
@@ -63,6 +66,9 @@ GUARD = typer.Option(
 )
 DROP = typer.Option([], "--guard-drop", help="Remove a category from the guard's policy, e.g. S13.")
 CATEGORIES = typer.Option(None, "--guard-categories", help="A JSON file with your own categories.")
+SYSTEM = typer.Option(
+    False, "--guard-system", help="The guard also checks system messages, as the user's."
+)
 DRAIN = typer.Option(30.0, help="Seconds that running answers may take after a stop signal.")
 
 
@@ -87,16 +93,14 @@ def serve(
     guard: Path = GUARD,
     guard_drop: list[str] = DROP,
     guard_categories: Path = CATEGORIES,
+    guard_system: bool = SYSTEM,
     chat_template: str = CHAT_TEMPLATE,
     chat_template_kwargs: str = TEMPLATE_KWARGS,
 ) -> None:
     """Serve a model over OpenAI's API; Ctrl-C or SIGTERM shuts down gracefully."""
-    from llamaseek.engine.leader import answer
     from llamaseek.engine.options import EngineOptions
     from llamaseek.serve.options import ServeOptions
     from llamaseek.serve.server import check_address
-    from llamaseek.serve.server import serve as run
-    from llamaseek.serve.service import load_served_guard, make_service
 
     options = ServeOptions(
         name=name or _shown_name(model),
@@ -106,6 +110,7 @@ def serve(
         api_key=api_key,
         timeout=timeout,
         drain=drain,
+        guard_system=guard_system,
     )
     engine = EngineOptions(
         cache_bytes=_cache_bytes(cache_gb),
@@ -115,15 +120,34 @@ def serve(
         max_num_batched_tokens=max_num_batched_tokens,
         compile=compile_steps,
     )
-    categories = _policy(guard, guard_categories, guard_drop)
+    judge = guard, _policy(guard, guard_categories, guard_drop, guard_system)
     check_address(host, port)
     tokenizer = load_tokenizer(model, chat_template, chat_template_kwargs)
+    _run(model, (device, dtype), options, engine, adapter, judge, tokenizer)
+
+
+def _run(
+    model: Path,
+    place: tuple[str, str],
+    options: ServeOptions,
+    engine: EngineOptions,
+    adapters: list[str],
+    judge: tuple[Path | None, tuple[Category, ...]],
+    tokenizer: Tokenizer | None,
+) -> None:
+    """Load the model to `place`, a device and a dtype, and serve it with the guard of `judge`."""
+    from llamaseek.engine.leader import answer
+    from llamaseek.serve.server import serve
+    from llamaseek.serve.service import load_served_guard, make_service
+
+    device, dtype = place
+    guard, categories = judge
 
     def use(loaded: CausalLM, group: TensorGroup | None) -> None:
-        service = make_service(loaded, model, options, engine, adapter, group, tokenizer)
+        service = make_service(loaded, model, options, engine, adapters, group, tokenizer)
         if guard:
             service.guard = load_served_guard(guard, device, categories, options, engine)
-        run(service)
+        serve(service)
 
     answer(model, device, partial(_load, model, device, dtype), use)
 
@@ -148,11 +172,14 @@ def _cache_bytes(gb: float) -> int:
     return int(gb * (1 << 30))
 
 
-def _policy(guard: Path | None, file: Path | None, dropped: list[str]) -> tuple[Category, ...]:
-    """The guard's categories; UserError if they are changed without a guard."""
+def _policy(
+    guard: Path | None, file: Path | None, dropped: list[str], system: bool
+) -> tuple[Category, ...]:
+    """The guard's categories; UserError if its policy is changed without a guard."""
     from llamaseek.cli.guard import policy
 
-    for field, given in (("--guard-drop", dropped), ("--guard-categories", file)):
+    fields = {"--guard-drop": dropped, "--guard-categories": file, "--guard-system": system}
+    for field, given in fields.items():
         if given and guard is None:
             raise UserError(f"{field}: changes the policy of a guard, but --guard is not given")
     return policy(file, dropped)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from llamaseek.errors import bad_value
+from llamaseek.errors import bad_value, quoted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,7 +74,7 @@ def program() -> str:
 def this_command(extra: str = "") -> str:
     """The command as it was typed, with `extra` added if it is missing."""
     words = [*sys.argv[1:], extra] if extra and extra not in sys.argv else sys.argv[1:]
-    return " ".join([program(), *map(shlex.quote, words)])
+    return quoted(program(), *words)
 
 
 DEVICE = typer.Option("auto", help="cpu, cuda or cuda:1; auto uses the GPU if there is one.")

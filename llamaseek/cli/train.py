@@ -11,11 +11,12 @@ import typer
 
 from llamaseek.api import check_recipe, train
 from llamaseek.cli.shared import program, this_command
-from llamaseek.errors import UserError
+from llamaseek.errors import UserError, quoted
 from llamaseek.recipe.keys import check_allowed
 from llamaseek.recipe.schema import Recipe
 from llamaseek.recipe.stages import STAGES
 from llamaseek.runtime.world import is_first_rank
+from llamaseek.text.special import MASK_WORD
 
 RECIPE = typer.Argument(help="A recipe file, or the name of a bundled recipe.")
 OVERRIDES = typer.Argument(
@@ -95,6 +96,9 @@ def run_recipe(
         raise UserError("--allow-change: is for --resume and --auto-resume")
     check_allowed(allow_change)
 
+    if is_first_rank():  # PyTorch takes seconds to load, and nothing else says that it runs
+        print(f"{recipe.name}: {stage}, reading the model and the data", file=sys.stderr)
+
     from llamaseek.train.job import Interrupted
 
     try:
@@ -114,10 +118,19 @@ def run_recipe(
     if not is_first_rank():
         return
     print(f"model   {run.model_folder}\nreport  {run.folder / 'report.html'}")
-    kind = STAGES[stage]
-    if kind.generates and recipe.train.objective != "masked":  # these cannot generate text
-        verb = "chat" if kind.chats else "generate"
-        print(f"try     {program()} {verb} {run.model_folder}")
+    words = next_words(recipe, run.model_folder)
+    if words:
+        print(f"try     {quoted(program(), *words)}")
+
+
+def next_words(recipe: Recipe, model: Path) -> list[str | Path]:
+    """The words of the command that uses a trained model; none for a reward model."""
+    kind = STAGES[recipe.stage]
+    if recipe.train.objective == "masked":
+        return ["fill", model, f"The red {MASK_WORD} chased"]
+    if not kind.generates:
+        return []
+    return ["chat" if kind.chats else "generate", model]
 
 
 def report(

@@ -33,6 +33,7 @@ class BadRows:
     used: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)  # reason → where it was first seen
+    notes: list[str] = field(default_factory=list)  # what else of the rows is not used, a line each
 
     @property
     def skipped(self) -> int:
@@ -62,10 +63,14 @@ class BadRows:
             yield made
 
     def summary(self) -> list[str]:
-        """One line that says how many were skipped, then one a reason with its first row."""
+        """One line that says how many were skipped, one a reason with its first row, the notes."""
         if not self.skipped:
-            return []
+            return self.notes
         total = self.used + self.skipped
         lines = [f"{count} {reason}; first: {self.first[reason]}"
                  for reason, count in self.reasons.most_common()]  # fmt: skip
-        return [f"data: skipped {self.skipped} of {total} rows", *(f"  {line}" for line in lines)]
+        return [
+            f"data: skipped {self.skipped} of {total} rows",
+            *(f"  {line}" for line in lines),
+            *self.notes,
+        ]

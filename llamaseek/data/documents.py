@@ -1,26 +1,20 @@
-"""Documents from files: text, web pages, JSON lines and parquet, each also as .gz or .zst.
+"""Documents from files: text, web pages, and rows (see `tables`), each also as .gz or .zst.
 
 Files are read as a stream. What is in memory is one document, or for parquet one batch of rows.
 """
 
 from __future__ import annotations
 
-import codecs
 import glob
-import gzip
-import io
-import json
 import os
-import shutil
-import tempfile
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from llamaseek.data.bad_rows import BadRows, RowError
+from llamaseek.data.opened import PACKED_ENDINGS, ending_of, naming, opened
+from llamaseek.data.tables import ROW_ENDINGS, Row, is_written, json_row, rows_of
 from llamaseek.errors import UserError, shorten
 
 
@@ -36,15 +30,11 @@ def page_text(page: bytes) -> str:
 
 TEXT_ENDINGS = (".txt", ".md", ".py")
 PAGE_ENDINGS = (".html", ".htm")
-ROW_ENDINGS = (".jsonl", ".parquet")
-PACKED_ENDINGS = (".gz", ".zst")
 ENDINGS = TEXT_ENDINGS + PAGE_ENDINGS + ROW_ENDINGS
 ALLOWED = f"{', '.join(ENDINGS)}, each also with {' or '.join(PACKED_ENDINGS)}"
 
-PARQUET_ROWS = 1024
-"""Rows read at once: 5 MB where a document has 5 kB."""
-
-Row = dict[str, Any]
+IN_FOLDERS = tuple(ending for ending in ENDINGS if ending != ".json")
+"""Of a folder's files: a .json there is as often about the data as it is data."""
 
 
 @dataclass(frozen=True)
@@ -95,37 +85,14 @@ def read_lines(
 
 
 def _line_rows(path: Path, start: int, stop: int, number: int) -> Iterator[tuple[str, Row]]:
-    with _naming(path), path.open("rb") as stream:
+    with naming(path), path.open("rb") as stream:
         stream.seek(start)
         while stream.tell() < stop:
             line = stream.readline()
-            if _written(line):
+            if is_written(line):
                 place = f"{path}:{number}"
-                yield place, _json_row(place, line)
+                yield place, json_row(place, line)
             number += 1
-
-
-def read_rows(path: str | Path) -> Iterator[tuple[str, Row]]:
-    """The rows of one .jsonl or .parquet file, each with its place `path:line`, from line 1.
-
-    Raises UserError at once for a path that is missing or of another kind, and while reading for
-    a line that is not a JSON object, a broken file, or a file without rows.
-    """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(f"{path}: no such file")
-    if _kind(file) not in ROW_ENDINGS:
-        raise UserError(f"{path}: not rows; allowed: {', '.join(ROW_ENDINGS)}, also .gz or .zst")
-    return _some_rows(file)
-
-
-def _some_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    empty = True
-    for place, row in _rows(path):
-        empty = False
-        yield place, row
-    if empty:
-        raise UserError(f"{path}: holds no rows")
 
 
 def _documents(
@@ -143,7 +110,7 @@ def _documents(
 
 def _of_file(path: Path, bad: BadRows) -> Iterator[Document]:
     if _kind(path) in ROW_ENDINGS:
-        yield from bad.usable(_rows(path), row_document)
+        yield from bad.usable(rows_of(path), row_document)
         return
     text = _whole_text(path)
     if text.strip():
@@ -172,13 +139,13 @@ def row_document(place: str, row: Row, column: str = "text") -> Document:
 def _files(source: str | Path) -> list[Path]:
     path = Path(source).expanduser()
     if path.is_dir():
-        return _of_folder(path) or _no_files(source)
+        return files_within(path, IN_FOLDERS) or _no_files(source)
     if path.is_file():
         if _kind(path) is None:
             raise UserError(f"{source}: cannot be read as documents; allowed: {ALLOWED}")
         return [path]
     if glob.has_magic(str(path)):
-        return _of_glob(str(path)) or _no_files(source)
+        return files_matching(str(path), IN_FOLDERS) or _no_files(source)
     raise UserError(f"{source}: no such file or folder")
 
 
@@ -186,20 +153,23 @@ def _no_files(source: str | Path) -> list[Path]:
     raise UserError(f"{source}: no file to read there; allowed: {ALLOWED}")
 
 
-def _of_folder(folder: Path) -> list[Path]:
+def files_within(folder: Path, endings: Collection[str]) -> list[Path]:
+    """The files of these kinds in a folder and all below it, in order, without hidden ones."""
     found = []
     for root, folders, names in os.walk(folder, onerror=_unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         shown = sorted(name for name in names if not name.startswith("."))
-        found += [Path(root, name) for name in shown if _kind(Path(name))]
+        found += [Path(root, name) for name in shown if ending_of(Path(name)) in endings]
     return found
 
 
-def _of_glob(pattern: str) -> list[Path]:
+def files_matching(pattern: str, endings: Collection[str]) -> list[Path]:
+    """The files of these kinds that a glob matches, and those in the folders that it matches."""
     matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
-    found = [match for match in matches if match.is_file() and _kind(match)]
+    found = [match for match in matches if match.is_file() and ending_of(match) in endings]
     if "**" not in pattern:  # which itself reaches what lies inside folders
-        found += [path for match in matches if match.is_dir() for path in _of_folder(match)]
+        inside = (files_within(match, endings) for match in matches if match.is_dir())
+        found += [path for paths in inside for path in paths]
     return sorted(found)
 
 
@@ -209,105 +179,14 @@ def _unreadable(error: OSError) -> None:
 
 def _kind(path: Path) -> str | None:
     """The ending that says how to read a file, without .gz or .zst; None if it cannot be."""
-    packed = path.suffix.lower() in PACKED_ENDINGS
-    ending = Path(path.stem if packed else path.name).suffix.lower()
-    return ending if ending in ENDINGS else None
+    return ending if (ending := ending_of(path)) in ENDINGS else None
 
 
 # What is in them
 
 
 def _whole_text(path: Path) -> str:
-    with _naming(path), _opened(path) as stream:
+    with naming(path), opened(path) as stream:
         if _kind(path) in PAGE_ENDINGS:
             return page_text(stream.read())
         return stream.read().decode("utf-8-sig").replace("\r\n", "\n")
-
-
-def _rows(path: Path) -> Iterator[tuple[str, Row]]:
-    rows = _jsonl_rows(path) if _kind(path) == ".jsonl" else _parquet_rows(path)
-    with _naming(path):
-        yield from rows
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    with _opened(path) as stream:
-        for number, line in enumerate(stream, start=1):
-            if _written(line):
-                yield f"{path}:{number}", _json_row(f"{path}:{number}", line)
-
-
-def _written(line: bytes) -> bool:
-    """Whether a line holds more than blanks and a byte order mark."""
-    return bool(line.removeprefix(codecs.BOM_UTF8).strip())
-
-
-def _json_row(place: str, line: bytes) -> Row:
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-        if b"\\u" in line:  # an escape can spell what UTF-8 cannot hold
-            json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{place}: not UTF-8: {error.reason} at byte {error.start}") from error
-    except UnicodeEncodeError as error:
-        raise UserError(f"{place}: holds half of a \\u surrogate pair") from error
-    except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", error)  # without the parser's own count of lines
-        raise UserError(f"{place}: not JSON: {reason}") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{place}: not a JSON object but {shorten(repr(row), 40)}")
-    return row
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
-
-    with _opened(path) as stream, _seekable(path, stream) as file:
-        number = 0
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=PARQUET_ROWS):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{path}:{number}", row
-
-
-# How they are opened
-
-
-def _opened(path: Path) -> io.BufferedIOBase:
-    """The unpacked bytes of a file."""
-    ending = path.suffix.lower()
-    if ending == ".gz":
-        return gzip.open(path)
-    if ending == ".zst":
-        return _zstd(path)
-    return path.open("rb")
-
-
-def _zstd(path: Path) -> io.BufferedIOBase:
-    """Through pyarrow, which reports a file cut short; zstandard's reader returns what is left."""
-    import pyarrow as pa
-
-    return io.BufferedReader(pa.input_stream(str(path), compression="zstd"), 1 << 16)
-
-
-@contextmanager
-def _seekable(path: Path, stream: io.BufferedIOBase) -> Iterator[io.BufferedIOBase | IO[bytes]]:
-    """The same bytes, but from a temporary file where the path is packed: parquet jumps about."""
-    if path.suffix.lower() not in PACKED_ENDINGS:
-        yield stream
-        return
-    with tempfile.TemporaryFile() as copy:
-        shutil.copyfileobj(stream, copy)
-        copy.seek(0)
-        yield copy
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Turns what a broken file raises while it is read into a UserError with its path."""
-    try:
-        yield
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error
-    except (OSError, EOFError, zlib.error, ValueError, NotImplementedError) as error:
-        raise UserError(f"{path}: cannot be read: {shorten(str(error))}") from error

@@ -1,109 +1,32 @@
 """The row formats that users have, read into one: messages, or a prompt and ranked answers.
 
-A format is recognized by a row's columns: `messages`; `prompt` and `completion`; `instruction` and
-`output` (Alpaca); `conversations` (ShareGPT); `chosen` and `rejected`. Sources: TRL's "Dataset
-formats", LLaMA-Factory's `data/README.md`.
+A format is recognized by a row's columns (`columns.FORMATS`). Sources: TRL's "Dataset formats",
+LLaMA-Factory's `data/README.md`, OpenAI's fine-tuning guide.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from llamaseek.data.bad_rows import RowError
-from llamaseek.errors import UserError, shorten, unknown_name
+from llamaseek.data.columns import (
+    FORMATS,
+    MappedRow,
+    check_columns,
+    format_of_row,
+    mapped,
+)
+from llamaseek.data.turns import as_messages, from_json, joined, same, says_something, show
+from llamaseek.errors import UserError, shorten
+from llamaseek.recipe.schema import DataRecipe
 from llamaseek.text.messages import Message
 
-SPEAKERS = {
-    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
-    "system": "system", "function_call": "assistant", "observation": "tool", "tool": "tool",
-}  # fmt: skip
-
-
-def as_messages(place: str, key: str, value: Any, role: str) -> list[Message]:
-    """A text as one message of `role`, or a list of messages, ShareGPT's too, as it is."""
-    if isinstance(value, str):
-        return [{"role": role, "content": value}]
-    if isinstance(value, Mapping):
-        value = [value]
-    if not isinstance(value, list) or not all(isinstance(one, Mapping) for one in value):
-        found = shorten(repr(value), 60)
-        raise RowError(place, "malformed", f"{key} is {found}, not a text or a list of messages")
-    return [_message(place, one) for one in value]
-
-
-def show(row: Any) -> str:
-    """A row on one line, for an error."""
-    return shorten(str(row))
-
-
-def _message(place: str, message: Mapping[str, Any]) -> Message:
-    if "from" not in message:
-        return dict(message)
-    speaker, value = message["from"], message.get("value")
-    if speaker not in SPEAKERS:
-        allowed = ", ".join(SPEAKERS)
-        raise RowError(place, "malformed", f"from is {speaker!r}; allowed: {allowed}")
-    rest = {"train": message["train"]} if "train" in message else {}
-    if speaker == "function_call":
-        return {"role": "assistant", "content": None, "tool_calls": _calls(place, value), **rest}
-    return {"role": SPEAKERS[speaker], "content": value, **rest}
-
-
-def _calls(place: str, value: Any) -> list[dict[str, Any]]:
-    """ShareGPT's function_call: JSON text of one call or of several."""
-    try:
-        calls = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
-        calls = None
-    calls = calls if isinstance(calls, list) else [calls]
-    if not all(isinstance(call, Mapping) for call in calls):
-        found = shorten(repr(value), 60)
-        raise RowError(place, "malformed", f"function_call is {found}, not JSON of a call")
-    return [{"type": "function", "function": dict(call)} for call in calls]
-
-
-def alpaca_prompt(place: str, row: Mapping[str, Any]) -> list[Message]:
-    """System, history, then the instruction with its input on a line of its own."""
-    messages = system_column(row)
-    for pair in row.get("history") or []:
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise RowError(place, "malformed", f"history holds {show(pair)}, not a pair of texts")
-        for role, text in zip(("user", "assistant"), pair, strict=True):
-            messages.append({"role": role, "content": text})
-    parts = [row["instruction"], row.get("input") or ""]
-    if not all(isinstance(part, str) for part in parts):
-        raise RowError(place, "malformed", "instruction and input must be texts")
-    return [*messages, {"role": "user", "content": "\n".join(part for part in parts if part)}]
-
-
-def system_column(row: Mapping[str, Any]) -> list[Message]:
-    return [{"role": "system", "content": row["system"]}] if row.get("system") else []
-
-
-def tools_column(row: Mapping[str, Any]) -> Any:
-    """The tools column, also as JSON text."""
-    tools = row.get("tools")
-    if not isinstance(tools, str):
-        return tools
-    try:
-        return json.loads(tools) if tools.strip() else None
-    except ValueError:
-        return tools  # refused by name where the conversation is encoded
-
-
-COLUMNS = {
-    "messages": ("messages",),
-    "prompt_completion": ("prompt", "completion"),
-    "alpaca": ("instruction", "output"),
-    "sharegpt": ("conversations",),
-    "preference": ("chosen", "rejected"),
-}
-OPTIONAL = ("input", "system", "history", "tools", "edited")
-KNOWN = tuple(dict.fromkeys([*(name for names in COLUMNS.values() for name in names), *OPTIONAL]))
 RANKED = ("edited", "chosen", "rejected")  # best first (Llama 3 §4.1.2)
+REPEATED = 20
+"""Characters from which a prompt that an answer begins with is unlikely to be there by chance."""
 
 
 @dataclass(frozen=True)
@@ -128,180 +51,280 @@ class RowReader:
     """Reads rows. The first row that can be read fixes the format of its file.
 
     `columns` names, for our column, the file's own; a dotted name leads into objects and lists
-    (`instances.0.output`). `format` "auto" goes by the columns.
+    (`instances.0.output`). `format` "auto" goes by the columns. `unused` counts, for each column
+    and message key that nothing read, the rows or messages that have it; those in `ignore` are
+    declared as not needed.
     """
 
     format: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
+    ignore: Collection[str] = ()
     found: dict[str, tuple[str, str]] = field(default_factory=dict)  # file → format, its place
+    unused: Counter[str] = field(default_factory=Counter)
+    repeats: Counter[str] = field(default_factory=Counter)  # answers that begin with the prompt
+    rows: int = 0
 
     def __post_init__(self) -> None:
-        for name in self.columns:
-            if name not in KNOWN:
-                raise unknown_name("data.columns", name, list(KNOWN))
+        check_columns(self.columns)
 
-    def conversation(self, place: str, row: dict[str, Any]) -> Conversation:
+    @classmethod
+    def of(cls, data: DataRecipe, used: Collection[str] = ()) -> RowReader:
+        """As a recipe asks for it; `used` names columns that something else reads."""
+        return cls(data.format, data.columns, {*data.ignore, *used})
+
+    def conversation(self, place: str, row: Mapping[str, Any]) -> Conversation:
         """A conversation to learn from, which ends with an assistant's turn."""
-        row = self.mapped(place, row)
-        conversation = self._read(place, row, self._format(place, row))
+        view = mapped(place, row, self.columns)
+        conversation = self._read(place, view, self._format(place, view))
         _check_end(place, conversation.messages)
+        self._count(row, view)
         return conversation
 
-    def prompt(self, place: str, row: dict[str, Any]) -> Conversation:
+    def prompt(self, place: str, row: Mapping[str, Any]) -> Conversation:
         """A conversation to be answered: everything before its last answer, if it has one."""
-        row = self.mapped(place, row)
-        if "prompt" in row:
-            return Conversation(
-                as_messages(place, "prompt", row["prompt"], "user"), tools_column(row)
-            )
-        if "instruction" in row:
-            return Conversation(alpaca_prompt(place, row), tools_column(row))
-        conversation = self._read(place, row, self._format(place, row))
-        messages = conversation.messages
-        while messages and messages[-1].get("role") == "assistant":
-            messages = messages[:-1]
-        if not messages:
-            raise RowError(place, "without a prompt", f"has no prompt in {show(row)}")
-        return Conversation(messages, conversation.tools)
-
-    def ranking(self, place: str, row: dict[str, Any]) -> Ranking:
-        """A prompt with a chosen and a rejected answer, and an edited one if there is one."""
-        row = self.mapped(place, row)
-        for key in COLUMNS["preference"]:
-            if row.get(key) is None:
-                raise _lacks(place, row, key)
-        names = [name for name in RANKED if row.get(name) is not None]
-        answers = {name: as_messages(place, name, row[name], "assistant") for name in names}
-        start = self._start(place, row)
+        view = mapped(place, row, self.columns)
+        if "messages" not in view and "conversations" not in view:
+            view.alias(FORMATS["preference"].optional)
+        start = self._start(place, view, ("prompt", "instruction"))
         if start is None:
-            start, answers = _without_common_start(place, row, answers)
-        for name, answer in answers.items():
-            if not answer or answer[-1].get("role") != "assistant" or not _says(answer[-1]):
+            start = self._read(place, view, self._format(place, view)).messages
+            while start and start[-1].get("role") == "assistant":
+                start = start[:-1]
+        if not start:
+            raise RowError(place, "without a prompt", f"has no prompt in {show(row)}")
+        tools = _tools(view)
+        self._count(row, view)
+        return Conversation(start, tools)
+
+    def ranking(self, place: str, row: Mapping[str, Any]) -> Ranking:
+        """A prompt with a chosen and a rejected answer, and an edited one if there is one."""
+        view = mapped(place, row, self.columns)
+        columns = FORMATS["preference"]
+        view.alias((*columns.required, *columns.optional))
+        for key in columns.required:
+            if key not in view or view[key] is None:
+                raise _lacks(place, view, key)
+        names = [name for name in RANKED if view.get(name) is not None]
+        answers = {n: self._messages(place, n, view[n], "assistant") for n in names}
+        start = self._start(place, view, ("prompt", "instruction", "conversations", "messages"))
+        whole = {n: self._joined(place, n, start or [], one) for n, one in answers.items()}
+        prompt = _common_start(place, row, whole)
+        answers = {name: messages[len(prompt) :] for name, messages in whole.items()}
+        tools = _tools(view)
+        for name, messages in whole.items():
+            if not _answers(messages):
                 raise RowError(place, "without an answer", f"{name} is empty in {show(row)}")
-        return Ranking(start, answers, tools_column(row))
+            _check_calls(place, messages, tools, view)
+        self._count(row, view)
+        return Ranking(prompt, answers, tools)
 
-    def mapped(self, place: str, row: dict[str, Any]) -> dict[str, Any]:
-        """The row under our column names."""
-        if not self.columns:
-            return row
-        moved = {path.split(".")[0] for path in self.columns.values()} & set(KNOWN)
-        out = {key: value for key, value in row.items() if key not in moved}
-        for name, path in self.columns.items():
-            out[name] = _follow(place, row, name, path)
-        return out
+    def notes(self) -> list[str]:
+        """What was read of no row, and what is likely to be a mistake, a line each."""
+        unused = [f"{name} ({n:,})" for name, n in self.unused.items() if name not in self.ignore]
+        lines = [
+            f"data: {name} begins with the text of its prompt in {n:,} of {self.rows:,} rows; it "
+            "is learnt as it is written"
+            for name, n in self.repeats.items()
+        ]
+        if unused:
+            lines.append(
+                f"data: not used, with the count of each: {', '.join(unused)}; data.columns can "
+                "map them, data.ignore says that they are not needed"
+            )
+        return lines
 
-    def _start(self, place: str, row: dict[str, Any]) -> list[Message] | None:
-        """The prompt of a ranking in whatever way it is given; None where it is not."""
-        if "prompt" in row:
-            return as_messages(place, "prompt", row["prompt"], "user")
-        if "instruction" in row:
-            return alpaca_prompt(place, row)
-        for key in ("conversations", "messages"):
-            if key in row:
-                return system_column(row) + as_messages(place, key, row[key], "user")
-        return None
+    def _count(self, row: Mapping[str, Any], view: MappedRow) -> None:
+        self.rows += 1
+        self.unused.update(k for k, v in row.items() if v is not None and k not in view.used)
 
-    def _read(self, place: str, row: dict[str, Any], name: str) -> Conversation:
-        if name == "messages":
-            messages = as_messages(place, "messages", row["messages"], "user")
-        elif name == "sharegpt":
-            turns = as_messages(place, "conversations", row["conversations"], "user")
-            messages = system_column(row) + turns
-        elif name == "alpaca":
-            output = as_messages(place, "output", row["output"], "assistant")
-            messages = alpaca_prompt(place, row) + output
-        elif name == "prompt_completion":
-            messages = as_messages(place, "prompt", row["prompt"], "user")
-            messages = messages + as_messages(place, "completion", row["completion"], "assistant")
-        else:
+    def _messages(self, place: str, key: str, value: Any, role: str) -> list[Message]:
+        return as_messages(place, key, value, role, self.unused)
+
+    def _joined(
+        self, place: str, name: str, start: list[Message], answer: list[Message]
+    ) -> list[Message]:
+        texts = [m[-1].get("content") if m else None for m in (start, answer)]
+        if all(isinstance(text, str) for text in texts) and len(answer) == 1:
+            asked, said = str(texts[0]), str(texts[1])
+            if len(asked) >= REPEATED and said.startswith(asked):
+                self.repeats[name] += 1
+        return joined(place, name, start, answer)
+
+    def _start(self, place: str, row: MappedRow, names: tuple[str, ...]) -> list[Message] | None:
+        """The prompt in whichever of these columns it is given; None where it is in none."""
+        given = [name for name in names if row.cells.get(name) is not None]
+        if not given:
+            return _system(place, row, []) or None
+        name = given[0]
+        if name == "instruction":
+            return self._alpaca_prompt(place, row)
+        return _system(place, row, self._messages(place, name, row[name], "user"))
+
+    def _read(self, place: str, row: MappedRow, name: str) -> Conversation:
+        columns = FORMATS[name]
+        if name == "preference":
             raise UserError(
                 f"{place}: holds pairs of answers (chosen, rejected), for `dpo` and `reward`; "
                 "data.columns {completion: chosen} uses the better one"
             )
-        return Conversation(messages, tools_column(row))
+        row.alias((*columns.required, *columns.optional))
+        first, last = columns.required[0], columns.required[-1]
+        if name == "alpaca":
+            start = self._alpaca_prompt(place, row)
+        else:
+            start = _system(place, row, self._messages(place, first, row[first], "user"))
+        messages = start
+        if last != first:
+            said = _label(row[last]) if name == "labels" else row[last]
+            if said is None or said == "":
+                raise RowError(place, "without an answer", f"{last} is empty in {show(dict(row))}")
+            answer = self._messages(place, last, said, "assistant")
+            messages = self._joined(place, last, start, answer)
+        tools = _tools(row)
+        _check_calls(place, messages, tools, row)
+        return Conversation(messages, tools)
 
-    def _format(self, place: str, row: dict[str, Any]) -> str:
+    def _alpaca_prompt(self, place: str, row: MappedRow) -> list[Message]:
+        """System, history, then the instruction with its input on a line of its own."""
+        instruction = row["instruction"]
+        if isinstance(instruction, list):
+            return _system(place, row, self._messages(place, "instruction", instruction, "user"))
+        messages: list[Message] = []
+        for pair in from_json(row.get("history")) or []:
+            if not isinstance(pair, list) or len(pair) != 2:
+                found = show(pair)
+                raise RowError(place, "malformed", f"history holds {found}, not a pair of texts")
+            for role, text in zip(("user", "assistant"), pair, strict=True):
+                messages.append({"role": role, "content": text})
+        parts = [instruction, row.get("input") or ""]
+        if not all(isinstance(part, str) for part in parts):
+            raise RowError(place, "malformed", "instruction and input must be texts")
+        asked = "\n".join(part for part in parts if part)
+        return _system(place, row, [*messages, {"role": "user", "content": asked}])
+
+    def _format(self, place: str, row: MappedRow) -> str:
         file = place.rpartition(":")[0]
         name = self.format
         if name == "auto":
-            name = detect(place, row)
+            name = format_of_row(place, row)
             before, where = self.found.setdefault(file, (name, place))
             if name != before:
                 raise RowError(
                     place, "in another format", f"is in format {name}, {where} in {before}"
                 )
-        for column in COLUMNS[name]:
+        row.alias(FORMATS[name].required)
+        for column in FORMATS[name].required:
             if column not in row:
                 raise _lacks(place, row, column)
         return name
 
 
-def detect(place: str, row: Mapping[str, Any]) -> str:
-    """The format that a row's columns mean; RowError where they mean none, or more than one."""
-    fitting = [name for name, columns in COLUMNS.items() if all(map(row.__contains__, columns))]
-    if "preference" in fitting:
-        return "preference"
-    if len(fitting) == 1:
-        return fitting[0]
-    columns = f"its columns are {shorten(', '.join(row)) or 'none'}"
-    if fitting:
-        raise RowError(
-            place,
-            "in no clear format",
-            f"could be {' or '.join(fitting)}; {columns}; say which in data.format",
-        )
-    known = "; ".join(" and ".join(names) for names in COLUMNS.values())
-    raise RowError(
-        place,
-        "in no known format",
-        f"is in no known format; {columns}; known: {known}; data.columns can map them",
-    )
+def _label(value: Any) -> Any:
+    """A label that is a number or a truth as text."""
+    return str(value).lower() if isinstance(value, bool | int | float) else value
 
 
-def _follow(place: str, row: dict[str, Any], name: str, path: str) -> Any:
-    value: Any = row
-    for part in path.split("."):
-        try:
-            value = value[int(part)] if isinstance(value, list) else value[part]
-        except (KeyError, IndexError, ValueError, TypeError):
-            columns = shorten(", ".join(row)) or "none"
-            raise RowError(
-                place,
-                "without a column",
-                f"has no column {path!r} (data.columns.{name}); its columns are {columns}",
-            ) from None
-    return value
+def _system(place: str, row: MappedRow, messages: list[Message]) -> list[Message]:
+    """The messages after the system column's text, unless they begin with the same."""
+    row.alias(("system",))
+    system = row.get("system")
+    if not system:
+        return messages
+    first = as_messages(place, "system", system, "system")
+    if not messages or messages[0].get("role") != "system":
+        return first + messages
+    if not same(first, messages[:1]):
+        message = "the system column and the first message are two different system texts"
+        raise RowError(place, "malformed", message)
+    return messages
+
+
+def _tools(row: MappedRow) -> Any:
+    """The tools column, also as JSON text of all or of each."""
+    row.alias(("tools",))
+    tools = row.get("tools")
+    if isinstance(tools, str):
+        return from_json(tools) if tools.strip() else None
+    return [from_json(tool) for tool in tools] if isinstance(tools, list) else tools
+
+
+def _check_calls(place: str, messages: list[Message], tools: Any, row: MappedRow) -> None:
+    """Leave out nulls that fill up arguments; RowError for more calls than the row allows."""
+    row.alias(("parallel_tool_calls",))
+    parallel = row.get("parallel_tool_calls")
+    declared = _parameters(tools)
+    for index, message in enumerate(messages):
+        calls = message.get("tool_calls")
+        if not isinstance(calls, list):
+            continue
+        if parallel is False and len(calls) > 1:
+            text = f"messages[{index}].tool_calls: {len(calls)} calls; parallel_tool_calls is false"
+            raise RowError(place, "malformed", text)
+        message["tool_calls"] = [_without_fillers(call, declared) for call in calls]
+
+
+def _parameters(tools: Any) -> dict[str, Collection[str]]:
+    """The names of each tool's parameters, by the tool's name."""
+    found: dict[str, Collection[str]] = {}
+    for tool in tools if isinstance(tools, list) else []:
+        inner = tool.get("function", tool) if isinstance(tool, Mapping) else None
+        parameters = inner.get("parameters") if isinstance(inner, Mapping) else None
+        properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
+        if isinstance(inner, Mapping) and isinstance(properties, Mapping):
+            found[str(inner.get("name"))] = properties
+    return found
+
+
+def _without_fillers(call: Any, declared: Mapping[str, Collection[str]]) -> Any:
+    """A call without null arguments that its tool does not have: columns of other tools' calls,
+    as a table written to JSON has them.
+    """
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping):
+        return call
+    given, known = function.get("arguments"), declared.get(str(function.get("name")))
+    if not isinstance(given, Mapping) or known is None:
+        return call
+    kept = {name: value for name, value in given.items() if value is not None or name in known}
+    return {**call, "function": {**function, "arguments": kept}}
+
+
+def _answers(messages: list[Message]) -> bool:
+    """Whether the last message is an answer that says something."""
+    return bool(messages) and messages[-1].get("role") == "assistant" and says_something(
+        messages[-1]
+    )  # fmt: skip
 
 
 def _check_end(place: str, messages: list[Message]) -> None:
+    """RowError for a conversation that ends with a question, or with an answer that is empty."""
     role = messages[-1].get("role") if messages else None
-    if messages and role in ("user", "system", "tool", "ipython"):
+    if role in ("user", "system", "tool", "ipython"):
         raise RowError(
             place,
             "not ending with an answer",
             f"ends with a {role} turn, which nothing answers: {show(messages[-1])}",
         )
+    for index, message in enumerate(messages):
+        empty = message.get("role") == "assistant" and not says_something(message)
+        if empty and message.get("train", True) and "content" in message:
+            text = f"the answer messages[{index}] is empty in {show(messages)}"
+            raise RowError(place, "without an answer", text)
 
 
-def _without_common_start(
-    place: str, row: dict[str, Any], answers: dict[str, list[Message]]
-) -> tuple[list[Message], dict[str, list[Message]]]:
-    """An implicit prompt: the messages that all answers begin with."""
-    lists = list(answers.values())
-    shared = 0
-    while all(len(one) > shared for one in lists) and all(
-        one[shared] == lists[0][shared] for one in lists
-    ):
+def _common_start(
+    place: str, row: Mapping[str, Any], whole: dict[str, list[Message]]
+) -> list[Message]:
+    """The prompt of a ranking: the messages that all its conversations begin with."""
+    lists = list(whole.values())
+    shared, most = 0, min(map(len, lists)) - 1
+    while shared < most and all(one[shared] == lists[0][shared] for one in lists):
         shared += 1
-    if shared == 0:
+    if shared <= 0:
         raise RowError(
             place, "without a prompt", f"has no prompt, and its answers share none: {show(row)}"
         )
-    return lists[0][:shared], {name: one[shared:] for name, one in answers.items()}
-
-
-def _says(message: Message) -> bool:
-    return bool(message.get("content") or message.get("tool_calls"))
+    return lists[0][:shared]
 
 
 def _lacks(place: str, row: Mapping[str, Any], column: str) -> RowError:

@@ -47,6 +47,11 @@ def hub_shards(source: str) -> int:
     return int(getattr(_stream(parse_hub(source)), "num_shards", 1))
 
 
+def hub_rows(source: str) -> Iterator[Row]:
+    """All rows of a data set, each with its place `source:row`."""
+    return _rows(parse_hub(source), source, 0, 1)
+
+
 def read_hub(
     source: str, shard: int, shards: int, bad: BadRows | None = None
 ) -> Iterator[Document]:

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from llamaseek.data.bad_rows import BadRows, Row, RowError
 from llamaseek.data.batch import IGNORE, Batch
-from llamaseek.data.documents import read_rows
-from llamaseek.data.formats import RowReader, show
+from llamaseek.data.formats import RowReader
 from llamaseek.data.pack import Example, pack_whole
+from llamaseek.data.turns import show
 from llamaseek.errors import UserError
 from llamaseek.text.chat import END, PROMPT, ChatIds, encode_chat
 from llamaseek.text.messages import Message
 from llamaseek.text.tokenizer import Tokenizer
-
-
-def file_rows(sources: list[str]) -> Iterator[Row]:
-    """Rows of the user's jsonl or parquet files, each with its place."""
-    for source in sources:
-        yield from read_rows(source)
 
 
 def conversations(
@@ -67,25 +61,13 @@ def encode(
         chat = encode_chat(tokenizer, plain, add_generation_prompt, tools, spans=spans)
     except UserError as error:
         raise RowError(place, "malformed", str(error)) from None
-    in_loss = _in_loss(place, messages)
+    in_loss = _in_loss(messages)
     return chat if all(in_loss) else _without(place, chat, in_loss)
 
 
-def _in_loss(place: str, messages: list[Message]) -> list[bool]:
+def _in_loss(messages: list[Message]) -> list[bool]:
     """Whether each assistant message is in the loss."""
-    in_loss = []
-    for index, message in enumerate(messages):
-        from_assistant = message.get("role") == "assistant"
-        wanted = message.get("train", True)
-        if not isinstance(wanted, bool):
-            where = f"messages[{index}].train: {wanted!r} is not allowed; allowed: true, false"
-            raise RowError(place, "malformed", where)
-        if message.get("train") and not from_assistant:
-            role = message.get("role")
-            where = f"messages[{index}].train: a {role} turn is never in the loss; allowed: false"
-            raise RowError(place, "malformed", where)
-        in_loss += [wanted] if from_assistant else []
-    return in_loss
+    return [m.get("train", True) for m in messages if m.get("role") == "assistant"]
 
 
 def _without(place: str, chat: ChatIds, in_loss: list[bool]) -> ChatIds:

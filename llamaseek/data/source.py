@@ -31,6 +31,11 @@ class Source(Protocol):
         """Tokens a row, at most."""
         ...
 
+    @property
+    def rows(self) -> int | None:
+        """Rows of one epoch; None where a source has no epochs of rows."""
+        return None
+
     def step(self, step: int, rows: int) -> Batch:
         """The rows of one training step (from 0)."""
         ...
@@ -66,6 +71,11 @@ class Rows(Source):
     def length(self) -> int:
         """Tokens a row."""
         return int(self.batch.tokens.shape[1])
+
+    @property
+    def rows(self) -> int:
+        """Packed rows of one epoch."""
+        return len(self)
 
     def step(self, step: int, rows: int) -> Batch:
         """The rows of one training step, a function of seed and step alone.

@@ -42,6 +42,7 @@ from llamaseek.engine.speculate import make_drafter
 from llamaseek.engine.statistics import Statistics
 from llamaseek.engine.text_out import TextOut
 from llamaseek.errors import UserError, bad_value
+from llamaseek.herd.configs import MASKED
 from llamaseek.models import CausalLM
 from llamaseek.text.tokenizer import Tokenizer
 
@@ -112,6 +113,8 @@ class Engine:
     ) -> None:
         if model.config.is_reward_model:
             raise UserError("model: is a reward model: it returns scores and cannot generate text")
+        if not model.config.is_causal:
+            raise UserError(f"model: {MASKED}")
         self.model, self.tokenizer, self.group = model.eval(), tokenizer, group
         self.grammars = None if tokenizer is None else Grammars(tokenizer)
         self.adapters = Adapters(model, adapters or {})
@@ -359,7 +362,8 @@ class Engine:
         """
         answer = chunk.answer
         scores = answer.prompt_logprobs
-        scores += [None] if not scores else []
+        start = min(answer.scored_from + 1, answer.prompt_length)
+        scores += [] if scores else [None] * start
         wanted = answer.params.prompt_logprobs or 0
         rows = max(1, PROMPT_LOGITS // self.model.config.vocab_size)
         first = max(chunk.start, len(scores) - 1)
@@ -489,13 +493,16 @@ def _score(logits: Tensor, scored: Sequence[tuple[SequenceState, Delta, int]]) -
     rows: list[int] = []
     tokens: list[int] = []
     most: list[int] = []
+    named: list[Sequence[int]] = []
     for answer, delta, start in scored:
         rows += range(start, start + len(delta.tokens))
         tokens += delta.tokens
         most += repeat(answer.params.logprobs or 0, len(delta.tokens))
+        named += repeat(answer.params.logprob_token_ids, len(delta.tokens))
     if not rows:
         return
-    found = iter(log_probabilities(logits[torch.tensor(rows, device=logits.device)], tokens, most))
+    chosen = logits[torch.tensor(rows, device=logits.device)]
+    found = iter(log_probabilities(chosen, tokens, most, named))
     for answer, delta, _ in scored:
         delta.logprobs = [next(found) for _ in delta.tokens]
         answer.logprobs += delta.logprobs

@@ -14,9 +14,10 @@ from llamaseek.checkpoints.peft import CONFIG as ADAPTER_CONFIG
 from llamaseek.checkpoints.sources import find_source, is_id
 from llamaseek.engine.ranks.shards import load_share
 from llamaseek.engine.ranks.tensor_group import TensorGroup
-from llamaseek.errors import UserError, bad_value
+from llamaseek.errors import UserError, bad_value, quoted
 from llamaseek.files import read_json_object
-from llamaseek.herd.folder import stored_tensors
+from llamaseek.herd.configs import MASKED
+from llamaseek.herd.folder import read_config, stored_tensors
 from llamaseek.models import CausalLM
 from llamaseek.runtime.device import has_bf16, pick_device, pick_dtype
 from llamaseek.text.tokenizer import Tokenizer
@@ -43,6 +44,8 @@ def open_model(
         raise bad_value("dtype", dtype, ", ".join(DTYPES))
     place = pick_device(str(device), "device")
     folder, lora = _parts(Path(source), adapter)
+    if not read_config(folder).is_causal:
+        raise UserError(f"{source}: {MASKED}; use: {quoted('llamaseek', 'fill', source)} TEXT")
     kind = inference_dtype(folder, dtype, place)
     if group is None:
         fp8 = place.type == "cuda"

@@ -33,11 +33,13 @@ class SamplingParams:
     the likeliest token's probability).
     `max_tokens` None runs to the end of the context; 0 only reads the prompt. `logprobs` and
     `prompt_logprobs` ask for log-probabilities with that many likeliest alternatives; they are
-    the model's own, before penalties and temperature. The same `seed` gives the same answer
-    whatever else is running; None is a different one each time. An answer ends at the
-    model's own end tokens, unless `ignore_eos`, and at `stop_token_ids`, which are not part of it;
-    `stop` strings likewise, also where they span tokens. Without `detokenize` an answer has tokens
-    and no text. `embed` asks for the hidden state of the prompt's last token.
+    the model's own, before penalties and temperature. Those of a prompt begin at its token number
+    `logprob_start_len` (SGLang's name), so that what stands before may come from the cache. The
+    tokens of `logprob_token_ids` (vLLM's name) are listed after the likeliest. The same `seed`
+    gives the same answer whatever else is running; None is a different one each time. An answer
+    ends at the model's own end tokens, unless `ignore_eos`, and at `stop_token_ids`, which are not
+    part of it; `stop` strings likewise, also where they span tokens. Without `detokenize` an answer
+    has tokens and no text. `embed` asks for the hidden state of the prompt's last token.
     Raises UserError, naming the field, for a value that is not allowed.
     """
 
@@ -57,6 +59,8 @@ class SamplingParams:
     detokenize: bool = True
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    logprob_start_len: int = 0
+    logprob_token_ids: Sequence[int] = ()
     n: int = 1
     constraint: Constraint | None = None
     embed: bool = False
@@ -77,8 +81,18 @@ class SamplingParams:
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _whole(name, getattr(self, name), 0, MOST_LOGPROBS)
-        for token in self.stop_token_ids:
-            _whole("stop_token_ids", token, 0, 2**31)
+        _whole("logprob_start_len", self.logprob_start_len, 0, 2**31)
+        for name in ("stop_token_ids", "logprob_token_ids"):
+            for token in getattr(self, name):
+                _whole(name, token, 0, 2**31)
+        if self.logprob_start_len and self.prompt_logprobs is None:
+            raise bad_value(
+                "logprob_start_len", self.logprob_start_len, "0 without prompt_logprobs"
+            )
+        if self.logprob_token_ids and self.logprobs is None:
+            raise bad_value(
+                "logprob_token_ids", list(self.logprob_token_ids), "none without logprobs"
+            )
         for token, bias in self.logit_bias.items():
             _whole("logit_bias", token, 0, 2**31)
             _number(f"logit_bias[{token}]", bias, -100, 100)
@@ -120,6 +134,8 @@ class Request:
 class Logprob(NamedTuple):
     """A token's log-probability, and the most probable tokens at its position in order.
 
+    Those of `logprob_token_ids` follow the most probable ones.
+
     Both come from one float32 tensor, so that `logprob == top[0][1]` identifies a greedy choice.
     """
 
@@ -144,7 +160,8 @@ class Completion:
 class Output:
     """All answers to one request, in order of their index.
 
-    `prompt_logprobs` has an entry a prompt token, the first of them None; `embedding` is the (D)
+    `prompt_logprobs` has an entry a prompt token, None for the first and for those before
+    `logprob_start_len`; `embedding` is the (D)
     hidden state that was asked for. `cached` counts prompt
     tokens that came from shared blocks. Times are `time.monotonic()` seconds.
     """
@@ -229,6 +246,11 @@ class SequenceState:
         return self.matcher is not None and not self.matcher.ready
 
     @property
+    def scored_from(self) -> int:
+        """The first place whose hidden state its prompt's log-probabilities need."""
+        return max(self.params.logprob_start_len, 1) - 1
+
+    @property
     def unscored(self) -> bool:
         """Whether log-probabilities of its prompt are wanted and not all there."""
         wanted = self.params.prompt_logprobs is not None and self.index == 0
@@ -248,7 +270,9 @@ def check_request(request: Request, context: int, vocabulary: int) -> None:
     room = context if request.params.max_tokens == 0 else context - 1
     if len(prompt) > room:
         raise UserError(f"prompt: has {len(prompt)} tokens; the model's context leaves {room}")
-    for name, ids in (("prompt", prompt), ("logit_bias", request.params.logit_bias)):
+    params = request.params
+    named = {"logit_bias": params.logit_bias, "logprob_token_ids": params.logprob_token_ids}
+    for name, ids in {"prompt": prompt, **named}.items():
         if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
             outside = next(token for token in ids if not 0 <= token < vocabulary)
             raise bad_value(name, outside, f"ids from 0 to {vocabulary - 1}")

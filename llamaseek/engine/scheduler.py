@@ -20,6 +20,8 @@ from llamaseek.engine.blocks import BlockPool, chain
 from llamaseek.engine.request import Request, SequenceState
 from llamaseek.errors import UserError
 
+WORTH_WAITING = 32  # tokens; SGLang's threshold
+
 
 class QueueFull(Exception):
     """The queue is full; retry later."""
@@ -161,7 +163,11 @@ class Scheduler:
         """Start those that wait, in order, as far as rows, budget and blocks go."""
         while self.waiting and self._rows and budget > 0:
             answer = self.waiting[0]
-            shared = self.pool.share(self._shareable(answer))
+            keys = self._shareable(answer)
+            shared = self.pool.share(keys)
+            if self._computed_soon(keys[len(shared) :]):
+                self.pool.release(shared)
+                return
             if -(-len(answer.tokens) // self.pool.size) - len(shared) > self.pool.free:
                 self.pool.release(shared)
                 return
@@ -179,16 +185,28 @@ class Scheduler:
             if count > 0:
                 plan.append(Chunk(answer, answer.computed, count))
 
+    def _computed_soon(self, missing: list[bytes]) -> bool:
+        """Whether a running answer computes `WORTH_WAITING` tokens or more of missing blocks.
+
+        Who needs the same ones waits for it rather than compute them too.
+        """
+        blocks = -(-WORTH_WAITING // self.pool.size)
+        if len(missing) < blocks:
+            return False
+        key = missing[blocks - 1]
+        return any(key in answer.keys[answer.published :] for answer in self.running)
+
     def _shareable(self, answer: SequenceState) -> list[bytes]:
         """The keys of its full blocks but the last token's, which has to be computed.
 
-        Log-probabilities of a prompt need all of it computed.
+        Log-probabilities of a prompt need what is scored computed.
         """
-        if not self.enable_prefix_caching or answer.unscored:
+        if not self.enable_prefix_caching:
             return []
         full = (len(answer.tokens) - 1) // self.pool.size
         self._name_blocks(answer, full)
-        return answer.keys[:full]
+        unscored = answer.scored_from // self.pool.size
+        return answer.keys[: min(full, unscored) if answer.unscored else full]
 
     def _name_blocks(self, answer: SequenceState, full: int) -> None:
         """The keys of its first `full` blocks."""

@@ -12,7 +12,9 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
 from llamaseek.errors import UserError, bad_value, unknown_name
+from llamaseek.herd.limits import check_experts, check_field
 from llamaseek.herd.panels import Box, Panel, gated_panel
+from llamaseek.herd.rotary import RopeScaling, read_scaling
 
 SCORING = "ForSequenceClassification"
 ROUTING_BIAS = "e_score_correction_bias"
@@ -34,38 +36,8 @@ class LayerRun:
         return self.stop - self.start
 
 
-@dataclass(frozen=True)
-class RopeScaling:
-    """How rotary frequencies are stretched beyond the length a model was first trained on.
-
-    `llama3` uses factor, low/high_freq_factor and the original length (8 for Llama 3.1, 32 for
-    3.2); `yarn` uses factor, the original length, beta_fast/slow and the two mscales.
-    """
-
-    rope_type: str
-    factor: float
-    original_max_position_embeddings: int
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    mscale: float = 1.0
-    mscale_all_dim: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.rope_type not in ("llama3", "yarn"):
-            raise bad_value("rope_scaling.rope_type", self.rope_type, "llama3 or yarn")
-        if self.factor < 1:
-            raise bad_value("rope_scaling.factor", self.factor, "a number of at least 1")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The keys this type of scaling has in `config.json`."""
-        shared = ["rope_type", "factor", "original_max_position_embeddings"]
-        own = {
-            "llama3": ["low_freq_factor", "high_freq_factor"],
-            "yarn": ["beta_fast", "beta_slow", "mscale", "mscale_all_dim"],
-        }[self.rope_type]
-        return {key: getattr(self, key) for key in shared + own}
+MASKED = "is a masked language model (is_causal: false): it fills in words and cannot generate text"
+"""Why such a model is refused where text is to be generated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +53,15 @@ class ModelConfig:
     may_be_zero: ClassVar[frozenset[str]] = frozenset()  # integer fields that 0 is allowed in
     # Whether YaRN's temperature goes into the softmax scale instead of the rotary tables.
     yarn_scales_softmax: ClassVar[bool] = False
+    title: ClassVar[str] = ""  # what a `model_type` stands for, in messages
+    # Of a `config.json`: what transformers takes for missing keys, those that may be null because
+    # they follow from others, and the values that a key with no field here may have.
+    published_defaults: ClassVar[dict[str, Any]] = {"rms_norm_eps": 1e-6}
+    derived: ClassVar[tuple[str, ...]] = ()
+    published_values: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "hidden_act": ("silu", "swish"),
+        "attention_bias": (False,),
+    }
 
     vocab_size: int
     hidden_size: int
@@ -103,10 +84,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            value, least = getattr(self, item.name), int(item.name not in self.may_be_zero)
-            integer = item.type in (int, "int")
-            if integer and (not isinstance(value, int) or value < least):
-                raise bad_value(f"model.{item.name}", value, f"an integer of at least {least}")
+            least = int(item.name not in self.may_be_zero)
+            check_field(item.name, item.type, getattr(self, item.name), least)
+        if self.rope_theta <= 1:
+            raise bad_value("model.rope_theta", self.rope_theta, "a number above 1")
+        check_experts(self.num_hidden_layers, self.num_experts)
 
     @classmethod
     def default_sizes(cls, sizes: dict[str, Any]) -> dict[str, Any]:
@@ -115,8 +97,12 @@ class ModelConfig:
 
     @classmethod
     def default_published(cls, sizes: dict[str, Any]) -> dict[str, Any]:
-        """The same for the `sizes` of a `config.json`, which may leave out more."""
-        return {}
+        """What transformers takes for keys that a `config.json` with these `sizes` lacks."""
+        return cls.published_defaults
+
+    @classmethod
+    def check_published(cls, data: dict[str, Any]) -> None:
+        """UserError for keys of a `config.json` that contradict what this family computes."""
 
     @property
     def family(self) -> str:
@@ -295,79 +281,13 @@ def config_from_sizes(family: str, sizes: dict[str, Any]) -> ModelConfig:
             raise unknown_name("model.config key", key, known)
     sizes = dict(sizes)
     if isinstance(sizes.get("rope_scaling"), dict):
-        sizes["rope_scaling"] = _rope_scaling(sizes["rope_scaling"])
+        length = sizes.get("max_position_embeddings", kind.max_position_embeddings)
+        sizes["rope_scaling"] = read_scaling(sizes["rope_scaling"], length)
     sizes |= kind.default_sizes(sizes)
     required = [f.name for f in fields(kind) if f.default is MISSING and f.name not in sizes]
     if required:
         raise UserError(f"model.config lacks {', '.join(required)}")
     return kind(**sizes)
-
-
-def config_from_dict(data: dict[str, Any]) -> ModelConfig:
-    """The config of a `config.json`; keys that only other software uses are passed over.
-
-    Raises `UserError` for an unknown `model_type` and for settings this code would run wrongly.
-    """
-    model_type = data.get("model_type")
-    by_type = {kind.model_type: (name, kind) for name, kind in FAMILIES.items()}
-    if model_type not in by_type:
-        raise bad_value("config.json model_type", model_type, " or ".join(by_type))
-    _refuse_unsupported(data)
-    family, kind = by_type[model_type]
-    known = {item.name for item in fields(kind)}
-    sizes = {key: value for key, value in data.items() if key in known and value is not None}
-    sizes["is_reward_model"] = _is_scoring(data)
-    rope = data.get("rope_parameters") or {}
-    sizes["rope_theta"] = float(rope.get("rope_theta", data.get("rope_theta", 10000.0)))
-    sizes["rope_scaling"] = _rope_scaling(data.get("rope_scaling") or rope)
-    if isinstance(sizes.get("eos_token_id"), list):
-        sizes["eos_token_id"] = tuple(sizes["eos_token_id"])
-    return config_from_sizes(family, kind.default_published(sizes) | sizes)
-
-
-def _is_scoring(data: dict[str, Any]) -> bool:
-    """Whether a `config.json` is a reward model's; UserError for a classifier of more classes."""
-    names = data.get("architectures") or [""]
-    if not str(names[0]).endswith(SCORING):
-        return False
-    labels = data.get("id2label") or {}
-    if len(labels) != 1:
-        raise bad_value("config.json id2label", labels, "one label, as reward models have")
-    return True
-
-
-def _rope_scaling(data: dict[str, Any]) -> RopeScaling | None:
-    rope_type = data.get("rope_type", data.get("type", "default"))
-    if rope_type == "default":
-        return None
-    known = {item.name for item in fields(RopeScaling)}
-    values = {key: value for key, value in data.items() if key in known and value is not None}
-    try:
-        return RopeScaling(**{**values, "rope_type": rope_type})
-    except TypeError as error:
-        raise UserError(f"rope_scaling lacks a key: {error}") from None
-
-
-def _refuse_unsupported(data: dict[str, Any]) -> None:
-    wanted = {
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "scoring_func": "sigmoid",
-        "topk_method": "noaux_tc",
-        "moe_layer_freq": 1,
-        "rope_interleave": True,
-    }
-    for key, value in wanted.items():
-        if key in data and data[key] != value:
-            raise bad_value(f"config.json {key}", data[key], repr(value))
-    quantized = data.get("quantization_config")
-    blocks = {"quant_method": "fp8", "weight_block_size": [128, 128]}
-    packed = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
-    kinds = (blocks, packed)
-    if quantized and not any(kind.items() <= quantized.items() for kind in kinds):
-        allowed = f"none, {blocks}, or {packed}"
-        raise bad_value("config.json quantization_config", quantized, allowed)
 
 
 def extended(config: ModelConfig, to: int, rope: str, factor: float | None = None) -> ModelConfig:
@@ -382,12 +302,15 @@ def extended(config: ModelConfig, to: int, rope: str, factor: float | None = Non
         allowed = f"more than the model's {config.max_position_embeddings} tokens"
         raise bad_value("model.extend.to", to, allowed)
     before = config.rope_scaling
+    if before is not None and before.rope_type == "linear":
+        raise UserError("model.extend: the model's rope_scaling is linear, which is not extended")
     first = before.original_max_position_embeddings if before else config.max_position_embeddings
     in_softmax = rope == "yarn" and config.yarn_scales_softmax
     scaling = RopeScaling(
         rope_type=rope,
         factor=factor or to / first,
         original_max_position_embeddings=first,
-        mscale_all_dim=1.0 if in_softmax else 0.0,
+        mscale=float(in_softmax),
+        mscale_all_dim=float(in_softmax),
     )
     return replace(config, max_position_embeddings=to, rope_scaling=scaling)

@@ -23,6 +23,25 @@ class DeepseekV3Config(ModelConfig):
 
     model_type: ClassVar[str] = "deepseek_v3"
     architecture: ClassVar[str] = "DeepseekV3ForCausalLM"
+    title: ClassVar[str] = "DeepSeek-V3 and R1"
+    derived: ClassVar[tuple[str, ...]] = ("num_key_value_heads", "head_dim", "qk_head_dim")
+    published_defaults: ClassVar[dict[str, Any]] = {
+        **ModelConfig.published_defaults,
+        "max_position_embeddings": 4096,
+        "q_lora_rank": 1536,
+        "n_group": 8,
+        "topk_group": 4,
+        "first_k_dense_replace": 3,
+        "num_experts_per_tok": 8,
+        "num_nextn_predict_layers": 1,
+    }
+    published_values: ClassVar[dict[str, tuple[Any, ...]]] = {
+        **ModelConfig.published_values,
+        "scoring_func": ("sigmoid",),
+        "topk_method": ("noaux_tc",),
+        "moe_layer_freq": (1,),
+        "rope_interleave": (True,),
+    }
     may_be_zero: ClassVar[frozenset[str]] = frozenset(
         ("first_k_dense_replace", "num_nextn_predict_layers", "n_shared_experts")
     )
@@ -45,7 +64,6 @@ class DeepseekV3Config(ModelConfig):
     num_nextn_predict_layers: int = 0
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-6
-    rope_interleave: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,6 +81,20 @@ class DeepseekV3Config(ModelConfig):
         if self.qk_rope_head_dim % 2:
             raise bad_value("model.qk_rope_head_dim", self.qk_rope_head_dim, "an even number")
 
+    @classmethod
+    def check_published(cls, data: dict[str, Any]) -> None:
+        """Three keys repeat what others say."""
+        same = {
+            "num_key_value_heads": ("num_attention_heads",),
+            "head_dim": ("qk_rope_head_dim",),
+            "qk_head_dim": ("qk_nope_head_dim", "qk_rope_head_dim"),
+        }
+        for key, others in same.items():
+            values = [data[other] for other in others if type(data.get(other)) is int]
+            if len(values) == len(others) and data.get(key) not in (None, sum(values)):
+                allowed = f"{sum(values)}, as {' and '.join(others)} say"
+                raise bad_value(f"config.json {key}", data[key], allowed)
+
     @property
     def qk_head_dim(self) -> int:
         """Width of a query or key head when expanded."""
@@ -72,7 +104,7 @@ class DeepseekV3Config(ModelConfig):
         data = super().to_dict()
         data["num_key_value_heads"] = self.num_attention_heads
         data["head_dim"] = self.qk_rope_head_dim
-        data.update(scoring_func="sigmoid", topk_method="noaux_tc")
+        data.update(scoring_func="sigmoid", topk_method="noaux_tc", rope_interleave=True)
         data.setdefault("q_lora_rank", None)
         return data
 

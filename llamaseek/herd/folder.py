@@ -9,8 +9,9 @@ from pathlib import Path
 
 from llamaseek.errors import UserError, unknown_name
 from llamaseek.files import is_gguf, read_json_object
-from llamaseek.herd.configs import ModelConfig, config_from_dict
+from llamaseek.herd.configs import ModelConfig
 from llamaseek.herd.header import StoredTensor, folder_tensors, stored_names
+from llamaseek.herd.json_config import config_from_dict
 from llamaseek.herd.published import ENTRIES, Entry
 
 

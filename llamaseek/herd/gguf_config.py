@@ -13,15 +13,13 @@ from gguf import ExpertGatingFuncType, GGMLQuantizationType
 
 from llamaseek.errors import UserError, shorten
 from llamaseek.gguf_header import GgufHeader, GgufTensor
-from llamaseek.herd.configs import ModelConfig, RopeScaling
+from llamaseek.herd.configs import ModelConfig
 from llamaseek.herd.deepseek_v3 import DeepseekV3Config
 from llamaseek.herd.llama3 import Llama3Config
+from llamaseek.herd.rotary import RopeScaling
 
 ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
-READ = {
-    "llama": "Llama 2 and 3 and what shares their architecture",
-    "deepseek2": "DeepSeek-V3 and R1",
-}
+READ = {"llama": Llama3Config.title, "deepseek2": DeepseekV3Config.title}
 SHARED = (
     "vocab_size",
     "context_length",
@@ -67,6 +65,7 @@ OF_DEEPSEEK = (
     "nextn_predict_layers",
 )
 NEXTN = "blk.{}.nextn.eh_proj.weight"
+NOT_LLAMA3 = "rope_freqs.weight holds a scaling that is not Llama 3.1's, which is not read"
 LLAMA3_FREQUENCIES = (1.0, 4.0, 8192)
 """low_freq_factor, high_freq_factor and original length of every Llama 3 that has scaling."""
 
@@ -214,11 +213,13 @@ def _scaling(header: GgufHeader) -> RopeScaling | None:
             raise UserError(f"{header.key('{arch}')}.rope.scaling.{key} is {found}; read is 1")
     if factor in (0.0, 1.0) and kind != "yarn":
         return None
+    length = header.get("{arch}.context_length", int, 1)
+    if kind in ("linear", "none"):
+        return RopeScaling("linear", factor, length)
     if kind != "yarn":
         raise UserError(
-            f"rope.scaling.type is {kind!r} with factor {factor}; read are yarn and none"
+            f"rope.scaling.type is {kind!r} with factor {factor}; read are yarn, linear and none"
         )
-    length = header.get("{arch}.context_length", int)
     # The key holds a tenth of mscale_all_dim; mscale itself is in no key, and is the same in every
     # DeepSeek that was published.
     mscale = round(10 * header.get("{arch}.rope.scaling.yarn_log_multiplier", float, 0.0), 6)
@@ -230,7 +231,7 @@ def _scaling(header: GgufHeader) -> RopeScaling | None:
         ),
         beta_fast=header.get("{arch}.rope.scaling.yarn_beta_fast", float, 32.0),
         beta_slow=header.get("{arch}.rope.scaling.yarn_beta_slow", float, 1.0),
-        mscale=mscale or 1.0,
+        mscale=mscale,
         mscale_all_dim=mscale,
     )
 
@@ -257,9 +258,7 @@ def _frequencies(header: GgufHeader) -> RopeScaling | None:
     if not np.allclose(_divisors(found, waves), divisors, rtol=1e-5):
         found = _fitted(divisors, waves, length, round(factor, 6))
     if not np.allclose(_divisors(found, waves), divisors, rtol=1e-4):
-        raise UserError(
-            "rope_freqs.weight holds a scaling that is not Llama 3.1's, which is not read"
-        )
+        raise UserError(NOT_LLAMA3)
     return found
 
 
@@ -275,13 +274,13 @@ def _fitted(divisors: np.ndarray, waves: np.ndarray, length: int, factor: float)
     """The scaling whose blended frequencies are those seen, for this original length."""
     blended = (divisors > 1 + 1e-6) & (divisors < factor - 1e-6 * factor)
     if blended.sum() < 2:
-        raise UserError(
-            "rope_freqs.weight holds a scaling that is not Llama 3.1's, which is not read"
-        )
+        raise UserError(NOT_LLAMA3)
     share = (1 / divisors[blended] - 1 / factor) / (1 - 1 / factor)
     slope, start = np.polyfit(length / waves[blended], share, 1)
-    low = -start / slope
-    return RopeScaling("llama3", factor, length, round(low, 5), round(low + 1 / slope, 5))
+    low, high = float(-start / slope), float((1 - start) / slope)
+    if not 0 <= low < high:
+        raise UserError(NOT_LLAMA3)
+    return RopeScaling("llama3", factor, length, round(low, 5), round(high, 5))
 
 
 def read_floats(tensor: GgufTensor) -> np.ndarray:

@@ -14,6 +14,7 @@ from llamaseek.herd.compare import is_second_copy, problems
 from llamaseek.herd.configs import ModelConfig, Shape
 from llamaseek.herd.folder import read_config, stored_tensors
 from llamaseek.herd.header import StoredTensor
+from llamaseek.herd.json_config import unused_keys
 from llamaseek.herd.published import ENTRIES
 from llamaseek.herd.tensors import count_parameters
 
@@ -57,9 +58,15 @@ def inspect_folder(folder: Path) -> dict[str, Any]:
         "dtypes": dict(Counter(tensor.dtype for tensor in stored.values()).most_common()),
         "tensors": [asdict(group) for group in groups(stored)],
         "second_copies": [name for name in stored if is_second_copy(config, name)],
+        "unused_config_keys": _unused(folder),
         "problems": [asdict(problem) for problem in found],
         "tokenizer": tokenizer_facts(folder, config),
     }
+
+
+def _unused(folder: Path) -> list[str]:
+    """Keys of a folder's `config.json` that have no effect here, nor in transformers."""
+    return [] if is_gguf(folder) else unused_keys(read_json_object(folder / "config.json"))
 
 
 def nearest(config: ModelConfig) -> dict[str, Any]:

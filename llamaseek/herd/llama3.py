@@ -16,6 +16,16 @@ class Llama3Config(ModelConfig):
 
     model_type: ClassVar[str] = "llama"
     architecture: ClassVar[str] = "LlamaForCausalLM"
+    title: ClassVar[str] = "Llama 2 and 3 and what shares their architecture"
+    derived: ClassVar[tuple[str, ...]] = ("num_key_value_heads", "head_dim")
+    published_defaults: ClassVar[dict[str, Any]] = {
+        **ModelConfig.published_defaults,
+        "max_position_embeddings": 2048,
+    }
+    published_values: ClassVar[dict[str, tuple[Any, ...]]] = {
+        **ModelConfig.published_values,
+        "mlp_bias": (False,),
+    }
 
     num_key_value_heads: int
     head_dim: int
@@ -39,7 +49,7 @@ class Llama3Config(ModelConfig):
 
     @classmethod
     def default_published(cls, sizes: dict[str, Any]) -> dict[str, Any]:
-        return {"num_key_value_heads": sizes.get("num_attention_heads")}
+        return {**cls.published_defaults, "num_key_value_heads": sizes.get("num_attention_heads")}
 
     def attention_tensors(self) -> dict[str, Shape]:
         width, head = self.hidden_size, self.head_dim

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from datetime import date
 
 from llamaseek.errors import unknown_name
-from llamaseek.herd.configs import ModelConfig, RopeScaling
+from llamaseek.herd.configs import ModelConfig
 from llamaseek.herd.deepseek_v3 import DeepseekV3Config
 from llamaseek.herd.llama3 import Llama3Config
+from llamaseek.herd.rotary import RopeScaling
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,7 +102,7 @@ class GroupedQueryAttention(nn.Module):
         self.head_dim = config.head_dim
         self.causal = config.is_causal
         self.whole_row, self.attend = whole_row, attend_in_row
-        self.scale = softmax_scale(config.head_dim, config.rope_scaling)
+        self.scale = config.head_dim**-0.5
         width, heads = config.hidden_size, config.num_attention_heads
         self.q_proj = nn.Linear(width, heads * self.head_dim, bias=False)
         self.k_proj = nn.Linear(width, config.num_key_value_heads * self.head_dim, bias=False)
@@ -209,8 +209,11 @@ class LatentAttention(nn.Module):
         k_nope, v = expanded.split((self.nope, self.value), dim=-1)
         q = torch.cat((q_nope, q_rope), dim=-1)
         k = torch.cat((k_nope, k_rope.expand(-1, -1, k_nope.shape[2], -1)), dim=-1)
-        # The fused kernels want values as wide as keys; the zeros come out as zeros.
-        v = F.pad(v, (0, self.nope + self.rope - self.value))
+        # The fused kernels want values as wide as keys; added zeros change no sum.
+        wider = self.nope + self.rope - self.value
+        if wider < 0:
+            q, k = F.pad(q, (0, -wider)), F.pad(k, (0, -wider))
+        v = F.pad(v, (0, max(wider, 0)))
         out: Tensor = self.attend(q, k, v, mask, self.causal, self.scale)
         return out[..., : self.value]
 

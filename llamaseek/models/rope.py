@@ -20,6 +20,8 @@ def inverse_frequencies(width: int, theta: float, scaling: RopeScaling | None) -
     frequencies = 1.0 / theta ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
     if scaling is None:
         return frequencies
+    if scaling.rope_type == "linear":
+        return frequencies / scaling.factor
     if scaling.rope_type == "llama3":
         return _scale_llama3(frequencies, scaling)
     return _scale_yarn(frequencies, width, theta, scaling)
@@ -39,11 +41,14 @@ def _scale_llama3(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
 
 def _scale_yarn(frequencies: Tensor, width: int, theta: float, scaling: RopeScaling) -> Tensor:
     """Interpolate pairs that turn less than beta_slow times over the original length."""
-    first = math.floor(_pair_of_rotations(scaling.beta_fast, width, theta, scaling))
-    last = math.ceil(_pair_of_rotations(scaling.beta_slow, width, theta, scaling))
+    first = _pair_of_rotations(scaling.beta_fast, width, theta, scaling)
+    last = _pair_of_rotations(scaling.beta_slow, width, theta, scaling)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, width - 1)
     pairs = torch.arange(width // 2, dtype=torch.float32)
-    ramp = ((pairs - first) / max(last - first, 0.001)).clamp(0, 1)
+    # The range may be empty or turned around; transformers computes with it as it is.
+    ramp = ((pairs - first) / (last - first or 0.001)).clamp(0, 1)
     return frequencies / scaling.factor * ramp + frequencies * (1 - ramp)
 
 
@@ -59,9 +64,11 @@ def yarn_mscale(factor: float, mscale: float) -> float:
 
 
 def rotary_magnitude(scaling: RopeScaling | None) -> float:
-    """What cosines and sines are multiplied by (1 unless YaRN's two mscales differ)."""
+    """What cosines and sines are multiplied by: YaRN's temperature, unless the softmax has it."""
     if scaling is None or scaling.rope_type != "yarn":
         return 1.0
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
     if scaling.mscale and scaling.mscale_all_dim:
         above = yarn_mscale(scaling.factor, scaling.mscale)
         return above / yarn_mscale(scaling.factor, scaling.mscale_all_dim)

@@ -101,18 +101,19 @@ class CausalLM(nn.Module):
         return out
 
     def run_layer(self, index: int, x: Tensor, *rest: Any) -> Tensor:
-        """One layer; its expert load is counted once.
+        """One layer; its expert load is counted once, and in training alone.
 
         Load and balance loss leave the layer as outputs, so recomputing cannot count them again.
         """
         x, load, balance = self.model.layers[index](x, *rest)
-        if load is not None and self.training:
+        if load is not None:
             self._record(index, load, balance)
         return x
 
     def _record(self, index: int, load: Tensor, balance: Tensor) -> None:
-        seen = self.expert_load.get(index)
-        self.expert_load[index] = load if seen is None else seen + load
+        if self.training:
+            seen = self.expert_load.get(index)
+            self.expert_load[index] = load if seen is None else seen + load
         self.balance_loss = balance if self.balance_loss is None else self.balance_loss + balance
 
     def initialize(self) -> None:

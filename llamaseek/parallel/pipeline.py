@@ -112,12 +112,10 @@ class PipelinePart(nn.Module):
 
 
 def add_balance(balance: Tensor | None) -> Callable[..., None]:
-    """A forward hook that adds the balance loss of earlier stages to the model's own; evaluations
-    have none.
-    """
+    """A forward hook that adds the balance loss of earlier stages to the model's own."""
 
     def hook(model: CausalLM, args: Any, out: Any) -> None:
-        if balance is not None and model.training:
+        if balance is not None:
             own = model.balance_loss
             model.balance_loss = balance if own is None else own + balance
 

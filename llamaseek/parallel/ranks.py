@@ -215,7 +215,8 @@ def pad(batch: Batch, rows: int, multiple: int) -> Batch:
     """More rows, and columns up to a multiple, in which nothing counts.
 
     Padding is documents of one token without a target; whole numbers that go with tokens become
-    -1, as do places in a row, everything else 0.
+    -1, as do places in a row, everything else 0. Where rows are added, the extra `real` is 1 for
+    the others.
     """
     count, time = batch.tokens.shape
     wide = -(-time // multiple) * multiple
@@ -231,6 +232,7 @@ def pad(batch: Batch, rows: int, multiple: int) -> Batch:
         beside_tokens = x.shape == batch.tokens.shape and not x.is_floating_point()
         return beside_tokens or name in PLACES
 
-    extra = {name: fill(x, -nowhere(name, x)) for name, x in batch.extra.items()}
+    real = {"real": torch.ones(count)} if rows > count else {}
+    extra = {name: fill(x, -nowhere(name, x)) for name, x in (batch.extra | real).items()}
     targets = fill(batch.targets, IGNORE)
     return Batch(fill(batch.tokens, 0), fill(batch.positions, 0), targets, extra)

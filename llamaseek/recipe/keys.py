@@ -37,6 +37,7 @@ FIXED = (
     "data.bad_rows",
     "data.format",
     "data.columns",
+    "data.encoding",
     "train.objective",
     "train.batch",
     "train.lr",
@@ -99,6 +100,7 @@ FIXED = (
 FREE = (
     "name",
     "out",
+    "data.ignore",
     "train.steps",
     "train.min_lr",
     "train.decay",

@@ -228,7 +228,9 @@ class DistillRecipe(Section):
 
 
 Stage = Literal["pretrain", "sft", "dpo", "reward", "grpo", "ppo"]
-RowFormat = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "preference"]
+RowFormat = Literal[
+    "auto", "messages", "prompt_completion", "alpaca", "sharegpt", "labels", "preference"
+]
 # YAML's yes and no mean full and none.
 Recomputed = Annotated[
     Literal["none", "selective", "full"],
@@ -344,6 +346,12 @@ class DataRecipe(Section):
     """Format of the rows; `auto` detects it from the column names."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Column names of llamaseek → those of the file, e.g. `{prompt: question}`."""
+    ignore: list[str] = Field(default_factory=list)
+    """Columns that are not needed, and keys of messages, as `messages.timestamp`; any other that
+    nothing reads is reported with its count."""
+    encoding: str = "auto"
+    """Encoding of text files of rows, by Python's name, e.g. `cp1252`; `auto` is UTF-8, or UTF-16
+    with a byte order mark."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> DataRecipe:

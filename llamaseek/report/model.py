@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llamaseek.errors import UserError
+from llamaseek.errors import UserError, quoted
 from llamaseek.recipe.load import load_recipe
 from llamaseek.recipe.schema import Recipe
 from llamaseek.study.lecture import STAGES, Sample
@@ -59,7 +59,7 @@ def read_report(folder: Path) -> Report:
     """
     if (folder / "recipe.yaml").is_file():
         stage = read_stage(folder, "", {}, [])
-        return Report(stage.recipe.name, [], [stage], f"llamaseek chat {folder / 'model'}")
+        return Report(stage.recipe.name, [], [stage], quoted("llamaseek", "chat", folder / "model"))
     figures = read_json(folder / "figures.json", {})
     samples = [Sample(**sample) for sample in read_json(folder / "samples.json", [])]
     stages = [
@@ -70,7 +70,7 @@ def read_report(folder: Path) -> Report:
     if not stages:
         raise UserError(f"{folder}: holds no run (no recipe.yaml in it or in its stages)")
     last = list(STAGES)[len(stages) - 1]
-    chat = f"llamaseek chat {folder / last / 'model'}"
+    chat = quoted("llamaseek", "chat", folder / last / "model")
     return Report(folder.name, headline(figures), stages, chat)
 
 
@@ -87,7 +87,7 @@ def read_stage(
         recipe,
         [line for line in lines if "loss" in line],
         [line for line in lines if any(name.startswith("val_") for name in line)],
-        f"llamaseek {recipe.stage} {folder / 'recipe.yaml'} --overwrite",
+        quoted("llamaseek", recipe.stage, folder / "recipe.yaml", "--overwrite"),
         stage_figures(name, figures),
         [sample for sample in samples if sample.stage == name],
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import platform
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import cache
 
 import torch
 
@@ -65,10 +65,9 @@ def keep_freed_memory() -> None:
     libc.mallopt(trim_threshold, 2**31 - 1)
 
 
-@cache
 def matrix_peak(dtype: torch.dtype, device: torch.device, size: int = 2048) -> float:
     """FLOP/s of the best of the square products that a third of a second has time for, two at the
-    least; measured once a process.
+    least.
     """
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     taken: list[float] = []
@@ -79,3 +78,28 @@ def matrix_peak(dtype: torch.dtype, device: torch.device, size: int = 2048) -> f
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - start)
     return 2 * size**3 / min(taken)
+
+
+class PeakRate:
+    """The best FLOP/s that this machine has shown: by `measure`, or by the run itself.
+
+    A measurement beside another program's work is too low, so it is repeated: at most each
+    `every` seconds, which costs the run half a percent.
+    """
+
+    def __init__(
+        self,
+        measure: Callable[[], float],
+        every: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.measure, self.every, self.clock = measure, every, clock
+        self.best, self.measured = measure(), clock()
+
+    def share(self, rate: float) -> float:
+        """`rate` in FLOP/s as a share of the best one, from 0 to 1."""
+        if self.clock() - self.measured >= self.every:
+            self.best = max(self.best, self.measure())
+            self.measured = self.clock()
+        self.best = max(self.best, rate)
+        return rate / self.best

@@ -98,12 +98,17 @@ class ServedGuard:
             stream.close()
         return Completion(0, tokens, text, finish, logprobs)
 
-    async def check(self, messages: Sequence[Message]) -> GuardFindings:
-        """What is found of the message that a conversation ends with."""
+    async def check(self, views: Sequence[Sequence[Message]]) -> GuardFindings:
+        """What is found of the last turns of conversations, see `views.input_views`.
+
+        The verdict is the first that is not safe, else the first.
+        """
         try:
-            return GuardFindings(input=await self.judge(messages))
+            verdicts = [await self.judge(messages) for messages in views]
         except GuardError as error:
             return GuardFindings(failed=_logged(error))
+        unsafe = [verdict for verdict in verdicts if not verdict.safe]
+        return GuardFindings(input=(unsafe or verdicts)[0])
 
 
 @dataclass

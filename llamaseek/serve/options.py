@@ -36,6 +36,7 @@ class ServeOptions:
 
     `timeout` bounds a request as a whole, `guard_timeout` one verdict of a guard, `body_timeout`
     the arrival of a body, `drain` how long answers under way may take after a signal to stop.
+    `guard_system` has the guard judge system messages as the user's.
     `allowed_hosts` are `Host` headers that are accepted beside the server's own names.
     Raises UserError for a value that is not allowed.
     """
@@ -49,6 +50,7 @@ class ServeOptions:
     drain: float = 30.0
     limits: Limits = field(default_factory=Limits)
     guard_timeout: float = 30.0
+    guard_system: bool = False
     allowed_hosts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -95,7 +95,7 @@ def guard_prompt(messages: Sequence[Message], categories: Sequence[Category] = P
     """The text of the one user message that a guard reads; it judges the last turn.
 
     The last turn is the user's (input) or the assistant's (output). System messages are not part
-    of it. What an assistant calls, and what its tools return, counts as the assistant's.
+    of it. An assistant's reasoning and calls, and what its tools return, count as the assistant's.
     Raises UserError where no turn is left, or no category.
     """
     turns = _spoken(read_messages(messages))
@@ -134,4 +134,5 @@ def _spoken(turns: Iterable[Turn]) -> list[tuple[str, str]]:
 
 def _text(turn: Turn) -> str:
     calls = [write_calls([call], "json", typed=False) for call in turn.calls]
-    return "\n".join(part for part in (turn.content.strip(), *calls) if part)
+    texts = ((turn.reasoning or "").strip(), turn.content.strip(), *calls)
+    return "\n".join(text for text in texts if text)

@@ -14,6 +14,9 @@ PYTHON_TAG = "<|python_tag|>"
 MASK = "<|reserved_special_token_0|>"
 """The token that hides a word in masked-language-model training; Llama 3 leaves it unused."""
 
+MASK_WORD = "[MASK]"
+"""How a hidden word is written in the text that `fill` completes."""
+
 SPECIAL_TOKENS: tuple[str, ...] = (
     BEGIN_OF_TEXT,
     END_OF_TEXT,

@@ -68,22 +68,23 @@ def evaluate(
 def held_out_scores(
     job: Job, ranks: ParallelModel, run: Callable[[Batch, LossAccumulator], None]
 ) -> dict[str, float]:
-    """`val_loss` in nats an item, each term as `val_loss/NAME`, and `val_bits_per_byte`.
+    """`val_loss`, the weighted sum that a training step logs as `loss`; each term as
+    `val_loss/NAME`; figures that are only watched as `val_NAME`; and `val_bits_per_byte`.
 
     Bits per byte come from the first term's sum over the bytes that the held-out text has; only
-    plain text has them. Figures that are only watched are `val_NAME`.
+    plain text has them.
     """
     assert job.held_out is not None
     batch = job.objective.prepare(job.held_out, 0)
     counts = job.objective.counts(batch)
     tally = LossAccumulator(counts)
     run(batch, tally)
-    _, means = tally.totals(ranks)
+    loss, means = tally.totals(ranks)
     logged = ranks.from_last_stage(tally.logged)
-    main = next(iter(logged))
-    scores = {"val_loss": means[main]}
+    scores = {"val_loss": loss}
     scores |= {f"val_{name}": means[term] for term, name in logged.items()}
     if job.held_out_bytes:
+        main = next(iter(logged))
         nats = means[main] * counts[main]
         scores["val_bits_per_byte"] = nats / math.log(2) / job.held_out_bytes
     return scores

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from llamaseek.parallel.ranks import ParallelModel
 from llamaseek.plan.flops import recipe_flops
 from llamaseek.recipe.load import save_recipe
 from llamaseek.runtime.device import (
+    PeakRate,
     autocast,
     keep_freed_memory,
     matrix_peak,
@@ -36,13 +38,14 @@ from llamaseek.runtime.device import (
 from llamaseek.runtime.watch import set_phase
 from llamaseek.train.evaluate import LossAccumulator, evaluate
 from llamaseek.train.job import Interrupted, Job, StepHook, summary_lines
-from llamaseek.train.monitor import Curves, NonFiniteGuard, Progress
+from llamaseek.train.monitor import Curves, NonFiniteGuard
 from llamaseek.train.optimizer import (
     WeightAverage,
     learning_rate,
     make_optimizer,
     update_routing_bias,
 )
+from llamaseek.train.progress import Progress
 from llamaseek.train.saving.lock import hold, release
 from llamaseek.train.saving.pins import compare, pins_of, read_pins, save_pins
 from llamaseek.train.saving.run_folder import RunFolder
@@ -117,8 +120,17 @@ class Trainer:
         """All steps that are left, then the final model."""
         done = self._start(resume)
         name, main = self.job.recipe.name, self.ranks.main
-        peak = matrix_peak(self.ranks.dtype, self.device) if main else 1.0
-        progress = Progress(name, self.recipe.steps, done, self.flops, peak, main)
+        peak = PeakRate(partial(matrix_peak, self.ranks.dtype, self.device)) if main else None
+        progress = Progress(
+            name,
+            self.recipe.steps,
+            done,
+            self.flops,
+            peak,
+            rows=self.job.source.rows,
+            batch=self.recipe.batch,
+            shown=main,
+        )
         self.curves = Curves(self.folder.path / "tensorboard", done) if main else None
         progress.say(self.job.bad_rows.summary())
         with progress, closing(self), stop_signals() as asked:

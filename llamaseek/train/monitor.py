@@ -1,112 +1,15 @@
-"""The progress bar of a run: loss, tokens per second, share of peak FLOP/s, time left."""
+"""What a run records beside its checkpoints: skipped batches and curves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 from safetensors.torch import save_file
 from torch.utils.tensorboard import SummaryWriter
 
 from llamaseek.data.batch import Batch
 from llamaseek.errors import UserError
-
-WATCHED = ("reward", "accuracy", "margin", "kl", "entropy", "clip_fraction", "length", "no_signal")
-"""Metrics of post-training shown in the progress line, by their names."""
-
-
-def log_line(line: dict[str, Any], prefix: str = "") -> str:
-    """The watched metrics that a line has, each after a space."""
-    found = ((name, line.get(prefix + name)) for name in WATCHED)
-    return "".join(f" {prefix}{name} {value:.3g}" for name, value in found if value is not None)
-
-
-class Progress:
-    """The progress bar of a run; on a pipe, one plain line per evaluation."""
-
-    def __init__(
-        self, name: str, steps: int, done: int, flops: float, peak: float, shown: bool = True
-    ) -> None:
-        self.name, self.steps, self.flops, self.peak = name, steps, flops, peak
-        self.console = Console(stderr=True, quiet=not shown)
-        self.rate = 0.0
-        self.line: dict[str, Any] = {}
-        self.validation = ""
-        self.bar = Bar(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.completed}/{task.total} {task.fields[text]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not (shown and self.console.is_terminal),
-        )
-        self.task = self.bar.add_task(name, total=steps, completed=done, text="")
-
-    def __enter__(self) -> Progress:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()
-
-    def say(self, lines: list[str]) -> None:
-        """Print lines above the bar."""
-        for line in lines:
-            self.console.print(line, highlight=False, markup=False)
-
-    def update(self, line: dict[str, Any]) -> None:
-        """Show the metrics of a finished step."""
-        self.line = line
-        rate = line["tokens_per_second"]
-        self.rate = rate if self.rate == 0 else 0.9 * self.rate + 0.1 * rate
-        self.bar.update(self.task, completed=line["step"], text=self._text())
-
-    def evaluated(self, done: int, scores: dict[str, float]) -> None:
-        """Show the scores of an evaluation in the bar, or print them if there is no bar."""
-        bits = scores.get("val_bits_per_byte")
-        loss = f" val {scores['val_loss']:.3f}" if "val_loss" in scores else ""
-        self.validation = loss + (f" ({bits:.3f} bpb)" if bits else "") + log_line(scores, "val_")
-        if not self.console.is_terminal:
-            step = f"{done}/{self.steps}"
-            self.console.print(
-                f"{self.name} {step} {self._text()}", highlight=False, soft_wrap=True
-            )
-
-    def _text(self) -> str:
-        if not self.line:  # before the first step
-            return self.validation.strip()
-        share = self.rate * self.flops / self.peak
-        return (
-            f"loss {self.line['loss']:.3f}{log_line(self.line)}{self.validation} "
-            f"{self.rate:,.0f} tok/s {share:.0%} of peak"
-        )
-
-
-@contextmanager
-def tokenizing(name: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar of tokenizing, before the first step; nothing on a pipe."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=20),
-        TextColumn("{task.percentage:.0f}% of the text tokenized"),
-    )
-    with Bar(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def watch(source: str, done: int, total: int) -> None:
-            if source not in tasks:
-                tasks[source] = bar.add_task(f"{name} {source}", total=total)
-            bar.update(tasks[source], completed=done)
-
-        yield watch
 
 
 class NonFiniteGuard:

@@ -8,9 +8,9 @@ import torch
 
 from llamaseek.checkpoints.hf import load_model
 from llamaseek.checkpoints.peft import CONFIG as ADAPTER
-from llamaseek.errors import UserError, bad_value
+from llamaseek.errors import UserError, bad_value, quoted
 from llamaseek.herd import ModelConfig
-from llamaseek.herd.configs import ROUTING_BIAS
+from llamaseek.herd.configs import MASKED, ROUTING_BIAS
 from llamaseek.herd.folder import read_config, stored_tensors
 from llamaseek.herd.formats import PACKED
 from llamaseek.models import CausalLM
@@ -61,7 +61,7 @@ def trainable(folder: Path, config: ModelConfig | None = None, mapped: bool = Fa
         raise UserError(
             f"model.init_from: {folder} holds weights in 4 or 8 bits, which cannot be trained; "
             "allowed: the model it was quantized from, or: "
-            f"llamaseek convert {folder} NEW --dtype bfloat16"
+            f"llamaseek convert {quoted(folder)} NEW --dtype bfloat16"
         )
     if mapped and {t.dtype for n, t in stored.items() if not n.endswith(ROUTING_BIAS)} == {"BF16"}:
         model = load_model(folder, torch.bfloat16, config=config, mapped=True)
@@ -80,17 +80,23 @@ def by_layer(recipe: Recipe) -> bool:
     return recipe.parallel.ranks > 1 and not whole and not narrow
 
 
-def check_speaks(field: str, folder: str | Path) -> None:
-    """Refuse a reward model where a model of language is wanted, and an adapter's folder."""
+def check_speaks(field: str, folder: str | Path, masked: bool = False) -> None:
+    """Refuse a reward model where a model of language is wanted, and an adapter's folder.
+
+    A masked language model is refused too, unless its own objective goes on (`masked`).
+    """
     if not (Path(folder) / "config.json").is_file() and (Path(folder) / ADAPTER).is_file():
         raise UserError(
             f"{field}: {folder} is an adapter; allowed: the model folder beside it, or: llamaseek "
-            f"convert BASE NEW --adapter {folder}"
+            f"convert BASE NEW --adapter {quoted(folder)}"
         )
-    if read_config(folder).is_reward_model:
+    config = read_config(folder)
+    if config.is_reward_model:
         raise UserError(
             f"{field}: {folder} is a reward model: it returns scores and cannot generate text"
         )
+    if not config.is_causal and not masked:
+        raise UserError(f"{field}: {folder} {MASKED}")
 
 
 def adapt_model(model: CausalLM, lora: LoraRecipe, seed: int) -> None:

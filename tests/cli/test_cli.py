@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import shlex
 import time
 from pathlib import Path
 
@@ -16,9 +18,12 @@ from llamaseek.engine.engine import Engine
 from llamaseek.engine.request import SamplingParams
 from llamaseek.errors import UserError
 from llamaseek.text.tokenizer import Tokenizer
+from llamaseek.train.jobs.pretrain import build_job
+from llamaseek.train.loop import train
 from tests.cli.run import Cli, process
 from tests.serve.spoken import Speech, spoken_service
 from tests.text.styles import made, tokenizer
+from tests.train.tiny import LLAMA_SIZES, recipe
 
 VERBS = ("quickstart", "tokenize", "pretrain", "sft", "dpo", "generate", "chat", "report")
 
@@ -175,3 +180,76 @@ def test_files_take_the_place_of_what_a_recipe_makes(cli: Cli) -> None:
         assert before[kept] and not before["sources"]
         assert after == {**before, kept: {}, "sources": ["mine.jsonl"]}
         assert none == before
+
+
+def test_a_retry_draws_another_answer_and_a_greedy_one_the_same(talk: ChatSession) -> None:
+    talk.command("/temperature 2")
+    "".join(talk.ask("hello"))
+    seeds = [talk.sampling.seed]
+    for _ in range(2):
+        assert talk.command("/retry") is None
+        "".join(talk.answer())
+        seeds.append(talk.sampling.seed)
+    assert seeds == [None, 1, 2]
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A masked language model that knows four sentences, in a folder with a blank in its name."""
+    folder = tmp_path_factory.mktemp("a masked model")
+    lines = [f"The red {animal} chased a ball." for animal in ("fox", "cat", "dog", "hen")]
+    (folder / "text.txt").write_text("\n\n".join(lines * 200))
+    changes = {
+        "train__objective": "masked",
+        "train__steps": 150,
+        "train__lr": 1e-2,
+        "train__batch": 16,
+        "tokenizer__vocab_size": 290,
+        "train__eval_every": 150,
+    }
+    sizes = {**LLAMA_SIZES, "initializer_range": 0.15}
+    made = recipe(folder, data={"sources": [str(folder / "text.txt")], "length": 32},
+                  model={"config": sizes}, **changes)  # fmt: skip
+    return train(build_job(made)).path / "model"
+
+
+def test_fill_prints_the_likely_words_of_a_masked_model(cli: Cli, masked: Path) -> None:
+    done = cli("fill", str(masked), "The red [MASK] chased a ball.", "--top", "4")
+    assert done.code == 0, done.err
+    title, *rows = done.out.splitlines()
+    assert title == "[MASK]:" and len(rows) == 4
+    shares = [float(row.split("%")[0]) for row in rows]
+    assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 100.1
+    two = cli("fill", str(masked), "The [MASK] fox chased a [MASK].").out
+    assert "[MASK] 1:" in two and "[MASK] 2:" in two
+    assert "red" in two.split("[MASK] 2:")[0] and "ball" in two.split("[MASK] 2:")[1]
+
+
+def test_a_masked_model_is_refused_by_name_where_text_is_generated(
+    cli: Cli, masked: Path, model: Path
+) -> None:
+    for words in (("generate", masked, "The red"), ("chat", masked), ("serve", masked)):
+        done = cli(*map(str, words))
+        assert done.code == 2, words
+        assert done.err.startswith(f"error: {masked}: is a masked language model")
+        assert f"llamaseek fill '{masked}' TEXT" in done.err
+    done = cli("sft", "alpaca-sft", f"model.init_from={masked}", "data.sources=[x.jsonl]")
+    assert done.code == 2 and "model.init_from" in done.err and "masked" in done.err
+    done = cli("fill", str(model), "The [MASK]")
+    assert done.code == 2 and "is not a masked language model" in done.err
+    done = cli("fill", str(masked), "no place")
+    assert done.code == 2 and "has no [MASK]" in done.err
+
+
+def test_printed_commands_are_quoted(cli: Cli, tmp_path: Path) -> None:
+    out = tmp_path / "with space"
+    (tmp_path / "text.txt").write_text("a line of text to learn\n\n" * 200)
+    words = ("pretrain", "tiny-shakespeare", f"data.sources=[{tmp_path / 'text.txt'}]",
+             f"out={out}", "train.steps=1", "data.length=32", "tokenizer.vocab_size=280",
+             "train.batch=2", "data.mix={}", "data.corpora={}")  # fmt: skip
+    done = cli(*words)
+    assert done.code == 0, done.err
+    tried = next(line for line in done.out.splitlines() if line.startswith("try"))
+    assert shlex.split(tried)[1:] == ["llamaseek", "generate", str(out / "model")]
+    page = (out / "report.html").read_text()
+    assert html.escape(shlex.quote(str(out / "model"))).replace("&#x27;", "&#39;") in page

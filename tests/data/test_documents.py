@@ -14,7 +14,8 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 import zstandard
 
-from llamaseek.data.documents import Document, read_documents, read_rows
+from llamaseek.data.documents import Document, read_documents
+from llamaseek.data.row_sources import read_rows
 from llamaseek.errors import UserError
 
 ROWS = [{"text": "été 🙂", "n": 1}, {"text": "two\nlines\u2028", "id": "b", "n": 2}]
@@ -149,10 +150,11 @@ def test_sources_are_checked_before_reading(tmp_path: Path) -> None:
 
 def test_a_source_that_cannot_be_documents_is_named(tmp_path: Path) -> None:
     write(tmp_path / "a.png", b"x")
-    write(tmp_path / "b.json.gz", b"{}")
-    allowed = r"allowed: \.txt, \.md, \.py, \.html, \.htm, \.jsonl, \.parquet, each also with"
+    write(tmp_path / "b.bin.gz", b"{}")
+    rows = r"\.jsonl, \.ndjson, \.json, \.csv, \.tsv, \.parquet, \.arrow, \.feather"
+    allowed = rf"allowed: \.txt, \.md, \.py, \.html, \.htm, {rows}, each also with"
     fails(rf"a\.png: cannot be read as documents; {allowed}", tmp_path / "a.png")
-    fails(r"b\.json\.gz: cannot be read as documents", tmp_path / "b.json.gz")
+    fails(r"b\.bin\.gz: cannot be read as documents", tmp_path / "b.bin.gz")
     fails("no file to read there", tmp_path)
     fails(r"\*\.txt: no file to read there", f"{tmp_path}/*.txt")
 
@@ -220,7 +222,7 @@ def test_a_file_that_is_something_else_is_named(tmp_path: Path, name: str) -> No
 
 
 def test_rows_are_refused_where_there_are_none(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"a\.txt: not rows; allowed: \.jsonl, \.parquet"):
+    with pytest.raises(UserError, match=r"a\.txt: not rows; allowed: \.jsonl, .*\.parquet"):
         read_rows(write(tmp_path / "a.txt", b"x"))
     for name, content in [("a.jsonl", b"\n"), ("a.parquet", as_parquet([{"a": 1}][:0]))]:
         with pytest.raises(UserError, match=rf"{name}: holds no rows"):

@@ -10,9 +10,11 @@ import pytest
 
 from llamaseek.data.bad_rows import BadRows
 from llamaseek.data.batch import IGNORE
-from llamaseek.data.formats import RowReader, detect
+from llamaseek.data.columns import format_of_row, mapped
+from llamaseek.data.formats import RowReader
 from llamaseek.data.rankings import preferences, rankings
-from llamaseek.data.rows import conversation, conversations, file_rows, stretches
+from llamaseek.data.row_sources import file_rows
+from llamaseek.data.rows import conversation, conversations, stretches
 from llamaseek.errors import UserError
 from tests.train.tiny import tiny_tokenizer
 
@@ -85,10 +87,10 @@ def test_columns_are_mapped_also_into_lists() -> None:
 
 def test_what_is_not_obvious_is_refused() -> None:
     with pytest.raises(UserError, match="x:1: is in no known format; its columns are q, a; known"):
-        detect("x:1", {"q": 1, "a": 2})
+        format_of_row("x:1", mapped("x:1", {"q": 1, "a": 2}, {}))
     both = {**SAME["messages"], **SAME["alpaca"]}
     with pytest.raises(UserError, match="could be messages or alpaca; .* data.format"):
-        detect("x:1", both)
+        format_of_row("x:1", mapped("x:1", both, {}))
     assert RowReader(format="alpaca").conversation("x:1", both).messages == [Q, A]
     with pytest.raises(UserError, match="pairs of answers"):
         RowReader().conversation("x:1", {"prompt": "a", "chosen": "b", "rejected": "c"})

@@ -15,7 +15,8 @@ from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.data.builtin.rows import generated_rows
 from llamaseek.data.pack import Example, best_fit, pack_text, pack_whole
 from llamaseek.data.rankings import preferences
-from llamaseek.data.rows import conversations, file_rows
+from llamaseek.data.row_sources import file_rows
+from llamaseek.data.rows import conversations
 from llamaseek.data.source import Rows
 from llamaseek.errors import UserError
 from tests.train.tiny import tiny_tokenizer

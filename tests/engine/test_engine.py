@@ -161,6 +161,64 @@ def test_log_probabilities_of_prompt_and_answer(
     assert out.cached == 0
 
 
+@pytest.mark.parametrize("budget", [5, 512])
+def test_a_prompt_is_scored_from_a_position_on(model: CausalLM, budget: int) -> None:
+    prompt = [*PROMPT, *PROMPT[::-1], *PROMPT]
+    wanted = full_scores(model, prompt)
+    it = engine(model, max_num_batched_tokens=budget)
+    it.generate([request(prompt)])
+    for start in (0, 1, 16, 17, 33, 40, len(prompt) - 1, len(prompt), len(prompt) + 9):
+        asked = {"max_tokens": 0, "prompt_logprobs": 1, "logprob_start_len": start}
+        (out,) = it.generate([request(prompt, **asked)])
+        assert out.cached == min(max(start - 1, 0), len(prompt) - 1) // 16 * 16
+        assert out.prompt_logprobs is not None and len(out.prompt_logprobs) == len(prompt)
+        for place, entry in enumerate(out.prompt_logprobs):
+            assert (entry is None) == (place < max(start, 1))
+            if entry is not None:
+                assert entry.token == prompt[place]
+                value = float(wanted[place - 1, entry.token])
+                assert entry.logprob == pytest.approx(value, abs=1e-4)
+
+
+def test_named_tokens_are_scored_after_the_likeliest(model: CausalLM) -> None:
+    params = {"max_tokens": 2, "logprobs": 1, "logprob_token_ids": [3, 9, 3]}
+    out, other = engine(model).generate([request(**params), request([7, 8], max_tokens=1)])
+    tokens, scores = out.answers[0].tokens, out.answers[0].logprobs
+    wanted = full_scores(model, PROMPT + tokens)
+    assert scores is not None and other.answers[0].logprobs is None
+    for place, entry in enumerate(scores, start=len(PROMPT) - 1):
+        assert [token for token, _ in entry.top] == [entry.token, 3, 9, 3]
+        for token, value in entry.top:
+            assert value == pytest.approx(float(wanted[place, token]), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("params", "field"),
+    [
+        ({"logprob_start_len": 3}, "logprob_start_len"),
+        ({"logprob_start_len": -1, "prompt_logprobs": 0}, "logprob_start_len"),
+        ({"logprob_token_ids": [3]}, "logprob_token_ids"),
+        ({"logprob_token_ids": [10**6], "logprobs": 0}, "logprob_token_ids"),
+    ],
+)
+def test_scores_that_cannot_be_had_are_refused_by_name(
+    model: CausalLM, params: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(UserError, match=field):
+        engine(model).generate([request(**params)])
+
+
+def test_what_a_running_answer_computes_is_waited_for_and_shared(model: CausalLM) -> None:
+    it = engine(model, max_num_batched_tokens=512)
+    prompts = [[*range(1, 41), last] for last in (50, 51, 52)]
+    alone = [engine(model).generate([request(p, max_tokens=4)])[0] for p in prompts]
+    found = it.generate([request(p, max_tokens=4) for p in prompts])
+    assert [out.cached for out in found] == [0, 32, 32]
+    assert it.statistics.computed == 41 + 2 * 9 + 3 * 3
+    for one, other in zip(alone, found, strict=True):
+        assert one.answers[0].tokens == other.answers[0].tokens
+
+
 def test_a_prompt_may_be_scored_without_an_answer(model: CausalLM) -> None:
     ends = range(model.config.vocab_size)
     (out,) = engine(model).generate([request(max_tokens=0, prompt_logprobs=0, stop_token_ids=ends)])

@@ -213,6 +213,26 @@ def test_completions_with_logprobs(client: openai.OpenAI) -> None:
         assert all(value < 0 for value in scores.token_logprobs[1:])
 
 
+def test_completions_score_a_prompt_from_a_token_on(client: openai.OpenAI) -> None:
+    asked: Any = {
+        "model": "tiny",
+        "prompt": "The red fox ran over the hill and the red fox slept.",
+        "max_tokens": 1,
+        "logprobs": 1,
+        "echo": True,
+        "temperature": 0,
+    }
+    whole = client.completions.create(**asked).choices[0].logprobs
+    part = client.completions.create(**asked, extra_body={"logprob_start_len": 5}).choices[0]
+    assert whole is not None and part.logprobs is not None
+    found, wanted = part.logprobs.token_logprobs, whole.token_logprobs
+    assert found is not None and wanted is not None and part.logprobs.tokens == whole.tokens
+    assert found[:5] == [None] * 5
+    assert found[5:] == pytest.approx(wanted[5:], abs=1e-4)
+    with pytest.raises(openai.BadRequestError, match="logprob_start_len"):
+        client.completions.create(**{**asked, "echo": False}, extra_body={"logprob_start_len": 5})
+
+
 def test_embeddings(client: openai.OpenAI) -> None:
     texts = ["The red fox", "A blue bird"]
     plain = client.embeddings.create(model="tiny", input=texts, encoding_format="float")

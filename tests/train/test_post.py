@@ -162,7 +162,7 @@ def test_dpo_trains_deepseek_too(starts: dict[str, str], tmp_path: Path) -> None
     logged = lines(train(build_job(made)).path)
     first, last = logged[0], logged[-1]
     assert first["loss/dpo"] == pytest.approx(0.6931, abs=1e-3)  # it is its own reference
-    assert last["val_loss"] < 0.69 and last["val_accuracy"] > 0.5
+    assert last["val_loss/dpo"] < 0.69 and last["val_accuracy"] > 0.5
 
 
 def test_dpo_and_grpo_take_adapters(starts: dict[str, str], tmp_path: Path) -> None:

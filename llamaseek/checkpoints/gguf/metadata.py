@@ -86,15 +86,22 @@ def _add_deepseek(writer: GGUFWriter, config: DeepseekV3Config) -> None:
 
 def _add_scaling(writer: GGUFWriter, config: ModelConfig, scaling: RopeScaling) -> None:
     """YaRN's keys. Llama 3.1's scaling is a tensor; its original length alone is a key."""
+    if scaling.rope_type == "linear":
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(scaling.factor)
+        return
     writer.add_rope_scaling_orig_ctx_len(scaling.original_max_position_embeddings)
     if scaling.rope_type != "yarn":
         return
+    for key, value in (("attention_factor", None), ("truncate", True)):
+        if getattr(scaling, key) != value:
+            raise UserError(f"rope_scaling.{key} has no place in a .gguf file")
     writer.add_rope_scaling_type(RopeScalingType.YARN)
     writer.add_rope_scaling_factor(scaling.factor)
     writer.add_rope_scaling_yarn_beta_fast(scaling.beta_fast)
     writer.add_rope_scaling_yarn_beta_slow(scaling.beta_slow)
     whole, part = scaling.mscale_all_dim, scaling.mscale
-    if isinstance(config, Llama3Config) and (whole or part != 1):
+    if isinstance(config, Llama3Config) and whole and part:
         raise UserError("rope_scaling.mscale has no place in a Llama's .gguf file")
     if isinstance(config, DeepseekV3Config):
         if whole and part != whole:

@@ -16,6 +16,7 @@ from llamaseek.engine.constrain import Constraint
 from llamaseek.engine.request import SamplingParams
 from llamaseek.errors import UserError, bad_value, shorten
 from llamaseek.safety.served import GuardedAnswer, GuardFindings
+from llamaseek.safety.views import input_views
 from llamaseek.serve.metrics import Clock
 from llamaseek.serve.routes.chat_choice import AnswerReader, ChatChoice
 from llamaseek.serve.service import SHORT, Service, new_id
@@ -25,13 +26,15 @@ from llamaseek.serve.wire.params import at_most, constraint_of, sampling
 from llamaseek.serve.wire.streaming import as_events, deltas_of, unless_gone, usage
 from llamaseek.serve.wire.tools import call_constraint, one_call_a_turn, shown_tools
 from llamaseek.text.chat import ChatOptions, encode_chat
-from llamaseek.text.messages import REASONING_KEYS
+from llamaseek.text.messages import REASONING_KEYS, Message
 from llamaseek.text.parse import family_of
 from llamaseek.text.tokenizer import StreamDecoder
 
 MESSAGE_KEYS = frozenset(
     {"role", "content", "tool_calls", "tool_call_id", "refusal", *REASONING_KEYS}
 )
+SHOWN = {"tools", "response_format", "chat_template_kwargs"}
+"""Fields beside the messages whose texts may reach the model."""
 router = APIRouter(route_class=StrictRoute)
 
 
@@ -116,7 +119,7 @@ async def begin(service: Service, fields: ChatFields) -> Chat | GuardFindings:
     params = params_of(service, fields, constraint)
     opened, options = ending(fields)
     prompt = await encode(service, fields.messages, tools, opened, options)
-    found = None if service.guard is None else await service.guard.check(fields.messages)
+    found = None if service.guard is None else await service.guard.check(judged(service, fields))
     if found is not None and not found.safe:
         return found
     _, stream = service.submit([prompt], params, adapter, fields.user, "messages")
@@ -131,6 +134,15 @@ async def begin(service: Service, fields: ChatFields) -> Chat | GuardFindings:
         for index in range(params.n)
     ]
     return Chat(service, fields, len(prompt), stream, clock, choices)
+
+
+def judged(service: Service, fields: ChatFields) -> list[list[Message]]:
+    """What the guard judges before the model is asked: all that reaches the model.
+
+    Fields are read as they were sent, also where this model is not shown them.
+    """
+    sent = fields.model_dump(include=SHOWN, exclude_unset=True, by_alias=True)
+    return input_views(fields.messages, sent, service.options.guard_system)
 
 
 def watch_over(

@@ -181,6 +181,9 @@ def params_of(service: Service, fields: CompletionFields, constraint: Any) -> Sa
     wanted = None
     if fields.logprobs is not None:
         wanted = at_most("logprobs", fields.logprobs, limits.logprobs)
+    start = fields.logprob_start_len or 0
+    if start and not (fields.echo and wanted is not None):
+        raise bad_value("logprob_start_len", start, "0 without echo and logprobs")
     most = DEFAULT_TOKENS if fields.max_tokens is None else fields.max_tokens
     if most == 0 and not fields.echo:
         raise bad_value("max_tokens", 0, "at least 1, or 0 with echo")
@@ -190,6 +193,7 @@ def params_of(service: Service, fields: CompletionFields, constraint: Any) -> Sa
         max_tokens=most,
         logprobs=wanted,
         prompt_logprobs=wanted if fields.echo else None,
+        logprob_start_len=start,
         constraint=constraint,
         ignore_eos=scores_one(fields),
     )

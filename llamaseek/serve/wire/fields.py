@@ -1,7 +1,8 @@
 """The fields of requests. A field that is not listed here is an error that names it.
 
 Names and ranges are OpenAI's; `top_k`, `min_p`, `repetition_penalty`, `ignore_eos`, and
-how the chat template is rendered, which that API lacks, are called as in vLLM.
+how the chat template is rendered, which that API lacks, are called as in vLLM, and
+`logprob_start_len` as in SGLang.
 """
 
 from __future__ import annotations
@@ -113,6 +114,7 @@ class CompletionFields(SamplingFields):
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0)] | None = None
+    logprob_start_len: Annotated[int, Field(ge=0, le=LARGEST)] | None = None
     best_of: Annotated[int, Field(ge=1)] | None = None
 
 

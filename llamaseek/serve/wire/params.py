@@ -26,6 +26,7 @@ def sampling(
     max_tokens: int | None,
     logprobs: int | None = None,
     prompt_logprobs: int | None = None,
+    logprob_start_len: int = 0,
     constraint: Constraint | None = None,
     ignore_eos: bool = False,
 ) -> SamplingParams:
@@ -46,6 +47,7 @@ def sampling(
         stop=stops(fields.stop, limits),
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
+        logprob_start_len=logprob_start_len,
         n=count,
         constraint=constraint,
     )

@@ -22,8 +22,8 @@ from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.job import Job
 from llamaseek.train.jobs.reinforce import grpo_job, ppo_job
 from llamaseek.train.jobs.supervised import dpo_job, reward_job, sft_job
-from llamaseek.train.monitor import tokenizing
 from llamaseek.train.objectives.choose import make_objective
+from llamaseek.train.progress import tokenizing
 from llamaseek.train.saving.lock import hold, released_on_error
 from llamaseek.train.saving.reads import check_reads
 from llamaseek.train.saving.run_folder import RunFolder
@@ -84,7 +84,8 @@ JOBS: dict[str, Callable[[Recipe], Job]] = {
 def _check_model(recipe: Recipe) -> None:
     """Check what can be wrong with the model before its text is tokenized."""
     if recipe.model.init_from:
-        check_speaks("model.init_from", recipe.model.init_from)
+        masked = recipe.train.objective == "masked"
+        check_speaks("model.init_from", recipe.model.init_from, masked)
         config = starting_config(recipe)
     elif recipe.model.extend is not None:
         raise UserError("model.extend: needs model.init_from, the model whose context is extended")

@@ -20,7 +20,7 @@ from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.job import Source
 from llamaseek.train.jobs.reinforce import rollout_prompts
 from llamaseek.train.jobs.supervised import packer, read_data, training_part
-from llamaseek.train.monitor import tokenizing
+from llamaseek.train.progress import tokenizing
 from llamaseek.train.rollouts.answers import Prompt, read_prompts
 from llamaseek.train.rollouts.rollout import prompt_order
 from llamaseek.train.start import recipe_tokenizer
@@ -98,7 +98,7 @@ def _prompts(recipe: Recipe, tokenizer: Tokenizer) -> list[Prompt]:
     plan, data = recipe.sampling, recipe.data
     return read_prompts(
         training_part(recipe), tokenizer, data.length, plan.max_tokens, plan.rewards,
-        RowReader(data.format, data.columns), bad,
+        RowReader.of(data), bad,
     )  # fmt: skip
 
 

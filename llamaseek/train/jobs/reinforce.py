@@ -7,7 +7,7 @@ import torch
 from llamaseek.data.bad_rows import BadRows, Row
 from llamaseek.data.builtin.rows import generated_rows
 from llamaseek.data.formats import RowReader
-from llamaseek.data.rows import file_rows
+from llamaseek.data.row_sources import file_rows
 from llamaseek.errors import UserError, bad_value
 from llamaseek.models import CausalLM
 from llamaseek.models.score import add_value_head
@@ -84,17 +84,19 @@ def rollout_prompts(
 ) -> tuple[list[Prompt], list[Prompt]]:
     """Prompts to train on, and held-out ones, from files or the generators."""
     data, rollout = recipe.data, recipe.rollout
-    reader = RowReader(data.format, data.columns)
+    reader = RowReader.of(data, [reward.column for reward in rollout.rewards])
 
     def read(rows: list[Row]) -> list[Prompt]:
         room = rollout.max_tokens
         return read_prompts(rows, tokenizer, data.length, room, rollout.rewards, reader, bad)
 
     if data.sources:
-        rows = list(file_rows(data.sources))
+        rows = list(file_rows(data.sources, data.encoding))
         kept = max(len(rows) - int(len(rows) * data.holdout), 1)
         held_out = rows[kept:][: rollout.eval_prompts]
-        return read(rows[:kept]), read(held_out) if held_out else []
+        train, tested = read(rows[:kept]), read(held_out) if held_out else []
+        bad.notes = reader.notes()
+        return train, tested
     if not data.rows:
         raise UserError("data.sources: is empty; give files of rows, or generators in data.rows")
     few = dict.fromkeys(data.rows, max(rollout.eval_prompts // len(data.rows), 1))

@@ -14,7 +14,8 @@ from llamaseek.data.batch import Batch
 from llamaseek.data.builtin.rows import generated_rows
 from llamaseek.data.formats import RowReader
 from llamaseek.data.rankings import preferences, rankings
-from llamaseek.data.rows import conversations, file_rows
+from llamaseek.data.row_sources import file_rows
+from llamaseek.data.rows import conversations
 from llamaseek.data.source import Rows
 from llamaseek.errors import UserError
 from llamaseek.models import CausalLM
@@ -119,11 +120,13 @@ def reward_job(recipe: Recipe) -> Job:
 def read_data(recipe: Recipe, pack: Pack) -> tuple[Batch, Batch | None, BadRows]:
     """Training rows, held-out rows, and what was skipped, from files or the generators."""
     data = recipe.data
-    reader, bad = RowReader(data.format, data.columns), BadRows(data.bad_rows == "skip")
+    reader, bad = RowReader.of(data), BadRows(data.bad_rows == "skip")
     if data.sources:
-        train, held_out = split_rows(list(file_rows(data.sources)), data)
+        train, held_out = split_rows(list(file_rows(data.sources, data.encoding)), data)
         packed = pack(train, reader, bad)
-        return packed, _packed_if_any(pack, held_out, reader, bad), bad
+        tested = _packed_if_any(pack, held_out, reader, bad)
+        bad.notes = reader.notes()
+        return packed, tested, bad
     packed = pack(training_part(recipe), reader, bad)
     few = dict.fromkeys(data.rows, HELD_OUT)
     return packed, pack(generated_rows(few, recipe.seed, "test"), reader, bad), bad
@@ -133,7 +136,7 @@ def training_part(recipe: Recipe) -> Iterable[Row]:
     """The rows that are trained on, of files or generators."""
     data = recipe.data
     if data.sources:
-        return split_rows(list(file_rows(data.sources)), data)[0]
+        return split_rows(list(file_rows(data.sources, data.encoding)), data)[0]
     if not data.rows:
         raise UserError("data.sources: is empty; give files of rows, or generators in data.rows")
     return generated_rows(data.rows, recipe.seed, "train")

@@ -45,7 +45,7 @@ class Distill(Objective):
         return [
             Term("next_token", loss, 1 - weight),
             Term("distill", kl, weight),
-            *balance_terms(model, self.balance_weight),
+            *balance_terms(model, batch, self.balance_weight),
         ]
 
     def _kl(self, model: CausalLM, hidden: Tensor, batch: Batch) -> Tensor:

@@ -55,7 +55,7 @@ class DPO(Objective):
             Term("accuracy", (margins.detach() > 0).float().sum(), 0.0),
             Term("margin", margins.detach().sum(), 0.0),
             Term("nll", nll, self.nll_weight),
-            *balance_terms(model, self.balance_weight),
+            *balance_terms(model, batch, self.balance_weight),
         ]
 
 

@@ -73,7 +73,7 @@ class GRPO(Objective):
             *terms,
             Term("entropy", entropy.sum(), 0.0),
             Term("clip_fraction", (clipped * counted).sum(), 0.0),
-            *balance_terms(model, self.balance_weight),
+            *balance_terms(model, batch, self.balance_weight),
         ]
 
     def surrogate(self, ratio: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor]:

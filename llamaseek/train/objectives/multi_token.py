@@ -48,7 +48,7 @@ class MultiToken(Objective):
             hidden = model.mtp(k, hidden, tokens, batch.positions)
             loss = next_token_loss(model.lm_head, hidden, targets, self.kernel)
             terms.append(Term(f"mtp_{k + 1}", loss, self.weight / self.depth))
-        return terms + balance_terms(model, self.balance_weight)
+        return terms + balance_terms(model, batch, self.balance_weight)
 
 
 def shift(tokens: Tensor, targets: Tensor, positions: Tensor, by: int) -> tuple[Tensor, Tensor]:

@@ -27,11 +27,16 @@ class NextToken(Objective):
         """Cross-entropy of the next token, and the balance loss."""
         hidden = model(batch.tokens, batch.positions)
         loss = next_token_loss(model.lm_head, hidden, batch.targets, self.kernel)
-        return [Term("next_token", loss), *balance_terms(model, self.balance_weight)]
+        return [Term("next_token", loss), *balance_terms(model, batch, self.balance_weight)]
 
 
-def balance_terms(model: CausalLM, weight: float) -> list[Term]:
-    """The sequence-wise balance loss of the latest forward (V3 report eq. 17), if it has one."""
+def balance_terms(model: CausalLM, batch: Batch, weight: float) -> list[Term]:
+    """The sequence-wise balance loss of the latest forward (V3 report eq. 17), if it has one.
+
+    Rows that only fill up a rank's share (0 in the batch's extra `real`) have none.
+    """
     if model.balance_loss is None or weight == 0:
         return []
-    return [Term("balance", model.balance_loss.sum(), weight)]
+    real = batch.extra.get("real")
+    loss = model.balance_loss if real is None else model.balance_loss * real
+    return [Term("balance", loss.sum(), weight)]

@@ -51,7 +51,7 @@ class PPO(Objective):
             Term("entropy", entropy.sum(), 0.0),
             Term("clip_fraction", (clipped * mask).sum(), 0.0),
             Term("moved", ((moved.detach().exp() - 1 - moved.detach()) * mask).sum(), 0.0),
-            *balance_terms(model, self.balance_weight),
+            *balance_terms(model, batch, self.balance_weight),
         ]
 
     def policy_loss(self, ratio: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,7 @@ class BradleyTerry(Objective):
             Term("accuracy", right.sum(), 0.0),
             Term("margin", seen.sum(), 0.0),
             Term("score", rewards.detach()[ends >= 0].sum(), 0.0),
-            *balance_terms(model, self.balance_weight),
+            *balance_terms(model, batch, self.balance_weight),
         ]
 
 

@@ -6,6 +6,7 @@ Brown et al. 2020 (§C) look for 13-grams, datatrove for 12-grams; one shared n-
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from pydantic import Field
@@ -13,7 +14,10 @@ from pydantic import Field
 from llamaseek.data.clean.hashing import Hashes, ngram_hashes
 from llamaseek.data.clean.stage import CleaningStage, Reason
 from llamaseek.data.clean.words import simplified, words
-from llamaseek.data.documents import Document, read_documents, read_rows
+from llamaseek.data.documents import Document, read_documents
+from llamaseek.data.opened import ending_of
+from llamaseek.data.row_sources import read_rows
+from llamaseek.data.tables import ROW_ENDINGS
 
 
 class Decontaminate(CleaningStage):
@@ -66,7 +70,7 @@ def index(files: tuple[str, ...], fields: tuple[str, ...], n: int) -> tuple[Hash
 def _items(files: tuple[str, ...], fields: tuple[str, ...]) -> list[tuple[str, str]]:
     items = []
     for file in files:
-        if file.removesuffix(".gz").removesuffix(".zst").endswith((".jsonl", ".parquet")):
+        if ending_of(Path(file)) in ROW_ENDINGS:
             for place, row in read_rows(file):
                 chosen = {key: row.get(key) for key in fields} if fields else row
                 items.append((place, " ".join(_strings(chosen))))
