@@ -2,10 +2,10 @@
 
     python bench/parallel.py [--json PATH]
 
-Bytes stand beside the formulas of docs/parallel.md and the planner's: a ratio of 1 is what is
-wanted. Times are compared side by side, in turn: two processes of one thread against one of two,
-and a mixture on two processes with and without expert parallelism. Ranks are processes of this
-machine that talk over gloo. `llamaseek study parallelism` is the same without times.
+Bytes stand beside those that `llamaseek plan` counts: a ratio of 1 is what is wanted. Times are
+compared side by side, in turn: two processes of one thread against one of two, and a mixture on two
+processes with and without expert parallelism. Ranks are processes of this machine that talk over
+gloo. `llamaseek study parallelism` is the same without times.
 """
 
 from __future__ import annotations

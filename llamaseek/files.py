@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from llamaseek import units
 from llamaseek.errors import UserError
 
 GGUF_SUFFIX, GGUF_MAGIC = ".gguf", b"GGUF"
@@ -109,8 +110,8 @@ def disk_reason(error: OSError, folder: Path, needed: int = 0) -> str:
     free = shutil.disk_usage(folder).free
     if error.errno not in (errno.ENOSPC, errno.EDQUOT) and free > max(needed, 1 << 16):
         return error.strerror or str(error)
-    asked = f"{needed / 1e6:,.1f} MB are needed, " if needed else ""
-    return f"No space left on device: {asked}{free / 1e6:,.1f} MB are free in {folder}"
+    asked = f"{units.size(needed)} are needed, " if needed else ""
+    return f"No space left on device: {asked}{units.size(free)} are free in {folder}"
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:
@@ -142,7 +143,7 @@ def new_folder(folder: Path, size: int, overwrite: bool) -> Iterator[Path]:
         partial.mkdir(parents=True)
         free = shutil.disk_usage(partial).free
         if size > free:
-            raise UserError(f"{folder}: needs {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
+            raise UserError(f"{folder}: needs {units.size(size)}, {units.size(free)} are free")
         yield partial
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():

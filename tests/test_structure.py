@@ -40,3 +40,13 @@ def test_no_function_is_longer_than_sixty_lines(room: Path) -> None:
         if (size := (node.end_lineno or 0) - node.lineno + 1) > LONGEST
     }
     assert long == {}
+
+
+def test_one_class_name_has_one_meaning() -> None:
+    """Two rooms may not give two things one name; a private name stays in its file."""
+    found: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+    assert {name: places for name, places in found.items() if len(places) > 1} == {}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from llamaseek.checkpoints.gguf.keep import keep_blocks
 from llamaseek.checkpoints.peft import merged, read_adapter
 from llamaseek.checkpoints.shards import SHARD_BYTES, open_tensors, write_tensors
 from llamaseek.checkpoints.widen import dequantized, widened
@@ -31,6 +32,7 @@ from llamaseek.models.lora import whole_state
 from llamaseek.models.quant.fp8 import check_scale, keep_fp8
 from llamaseek.models.quant.packed import keep_packed
 from llamaseek.models.rope import Rotary
+from llamaseek.units import size
 
 EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight(_\w+)?")
 VALUE_HEAD = "value_head."
@@ -143,6 +145,7 @@ def load_model(
     mapped: bool = False,
     device: torch.device | str = "cpu",
     adapter: Path | None = None,
+    packed: bool = False,
 ) -> CausalLM:
     """The model of a Hugging Face folder, in `dtype`; each tensor is in memory once.
 
@@ -152,8 +155,9 @@ def load_model(
     of 4 or 8 bits stay packed, and `dtype` is what the model computes in. `config` takes the place
     of the folder's, as where a context is extended. With `mapped`, tensors that are stored as they
     are used stay in their files on a CPU, read when first touched, and take no memory that the
-    system cannot have back; such a model is for inference. `adapter` is the folder of a LoRA
-    that is merged into the weights, which are widened to `dtype` for it.
+    system cannot have back; such a model is for inference. With `packed`, so do a GGUF file's
+    blocks that have kernels. `adapter` is the folder of a LoRA that is merged into the weights,
+    which are widened to `dtype` for it.
     Raises `UserError` as `read_folder` does, for a scale that is not a number, and for weights
     that do not fit the device's memory.
     """
@@ -168,6 +172,8 @@ def load_model(
         if fp8:
             keep_fp8(model, tensors)
         keep_packed(model, tensors)
+        if packed:
+            tensors = keep_blocks(model, tensors)
     return materialise(model, tensors if fp8 else dequantized(tensors, dtype), mapped, device)
 
 
@@ -178,8 +184,8 @@ def materialise(
     try:
         model.to_empty(device=device)
     except torch.OutOfMemoryError:
-        size = sum(tensor.nbytes for tensor in model.state_dict().values()) / 1e9
-        raise UserError(f"model: its {size:.1f} GB of weights do not fit {device}") from None
+        needed = size(sum(tensor.nbytes for tensor in model.state_dict().values()))
+        raise UserError(f"model: its {needed} of weights do not fit {device}") from None
     model.tie()
     # Buffers that are not stored, and float32 parts, are initialized after the empty start.
     model.model.rotary = Rotary(model.model.rotary.width, model.config).to(device)

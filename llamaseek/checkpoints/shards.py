@@ -18,25 +18,14 @@ from torch import Tensor
 from llamaseek.checkpoints.gguf.read import open_placed
 from llamaseek.errors import UserError
 from llamaseek.files import write_json
+from llamaseek.herd import formats
 from llamaseek.herd.gguf_tensors import GgufStored
 from llamaseek.herd.header import INDEX, SINGLE, StoredTensor
 from llamaseek.models.lazy import Lazy
 
 SHARD_BYTES = 5_000_000_000
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E8M0": torch.float8_e8m0fnu,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, ours) for name, (ours, _) in formats.DTYPES.items()
 }
 NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 

@@ -18,6 +18,7 @@ from llamaseek.files import GGUF_SUFFIX, check_kept, is_gguf, replacing, write_t
 from llamaseek.herd.json_config import config_from_dict
 from llamaseek.models.lazy import Lazy
 from llamaseek.text.tokenizer import META_FILE, TOKENIZER_FILE, Tokenizer
+from llamaseek.units import size
 
 STORED = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 MODELFILE = "Modelfile"
@@ -79,7 +80,7 @@ class GgufConversion:
         self.target.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.target.parent).free
         if self.nbytes > free:
-            needed = f"{self.nbytes / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
+            needed = f"{size(self.nbytes)}, {size(free)} are free"
             raise UserError(f"{self.target}: needs {needed}")
         with replacing(self.target) as partial:
             self.file.write(partial, watch)

@@ -71,7 +71,7 @@ def _to_folder(
 
     from llamaseek.checkpoints.convert import Conversion
     from llamaseek.cli.shared import bytes_bar
-    from llamaseek.plan.text import size
+    from llamaseek.units import size
 
     dtype = SHORT.get(dtype, dtype)
     if dtype not in DTYPES:
@@ -96,7 +96,7 @@ def _to_gguf(
 ) -> None:
     from llamaseek.checkpoints.to_gguf import GgufConversion
     from llamaseek.cli.shared import bytes_bar
-    from llamaseek.plan.text import size
+    from llamaseek.units import size
 
     if shard_gb is not None:
         raise UserError("--shard-gb: goes with a folder; a .gguf file is one file")
@@ -153,7 +153,7 @@ def quantize(
     """Quantize a model's matrices to 8 or 4 bits or fp8, for generate, chat and serve."""
     from llamaseek.checkpoints.quantize import Quantization
     from llamaseek.cli.shared import bytes_bar
-    from llamaseek.plan.text import size
+    from llamaseek.units import size
 
     work = Quantization(source, target, bits, group)
     with bytes_bar(work.nbytes) as written:
@@ -186,16 +186,15 @@ def inspect(folder: Path = FOLDER, json: bool = JSON) -> None:
 def _print(facts: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from llamaseek.herd.show import short_count
-    from llamaseek.plan.text import size
+    from llamaseek.units import count, size
 
     console = wide_console()
-    dtypes = ", ".join(f"{count:,} {dtype}" for dtype, count in facts["dtypes"].items())
+    dtypes = ", ".join(f"{times:,} {dtype}" for dtype, times in facts["dtypes"].items())
     files = f"{facts['files']:,} file{'s' * (facts['files'] > 1)}"
     lines = {
         "architecture": facts["architecture"],
         "in the herd": _herd(facts["herd"]),
-        "parameters": f"{facts['parameters']:,} ({short_count(facts['parameters'])})",
+        "parameters": f"{facts['parameters']:,} ({count(facts['parameters'])})",
         "multi-token": _module(facts["multi_token_parameters"]),
         "stored": f"{size(facts['bytes'])} in {files}; {dtypes}",
         "tokenizer": _tokenizer(facts["tokenizer"]),
@@ -211,7 +210,7 @@ def _print(facts: dict[str, Any]) -> None:
         table.add_column(title, justify="right")
     for group in facts["tensors"]:
         shape = " × ".join(f"{n:,}" for n in group["shape"])
-        nbytes = short_count(group["nbytes"]) + "B"
+        nbytes = size(group["nbytes"])
         table.add_row(group["name"], f"{group['times']:,}", shape, group["dtype"], nbytes)
     console.print(table)
     for problem in facts["problems"][:20]:
@@ -221,9 +220,9 @@ def _print(facts: dict[str, Any]) -> None:
 
 
 def _module(parameters: int) -> str:
-    from llamaseek.herd.show import short_count
+    from llamaseek.units import count
 
-    return f"{parameters:,} ({short_count(parameters)}) in modules beside" if parameters else ""
+    return f"{parameters:,} ({count(parameters)}) in modules beside" if parameters else ""
 
 
 def _herd(near: dict[str, Any]) -> str:

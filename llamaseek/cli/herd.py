@@ -77,7 +77,7 @@ def _print_table(described: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from llamaseek.herd.show import short_count
+    from llamaseek.units import count
 
     table = Table("model", box=None, pad_edge=False, header_style="bold")
     for title in ("fine-\ntuned", "multi-\nlingual", "long\ncontext", "tool\nuse"):
@@ -89,7 +89,7 @@ def _print_table(described: list[dict[str, Any]]) -> None:
         marks = ["✓" if row[key] else "·" for key in CAPABILITIES]
         context = f"{row['context'] // 1024}k" if row["context"] >= 1024 else str(row["context"])
         release = (row["release"] or "")[:7]
-        table.add_row(row["name"], *marks, release, short_count(row["parameters"]), context)
+        table.add_row(row["name"], *marks, release, count(row["parameters"]), context)
     Console().print(table)
 
 
@@ -99,13 +99,14 @@ CAPABILITIES = ("fine_tuned", "multilingual", "long_context", "tool_use")
 def _print_model(entry: Any) -> None:
     from rich.console import Console
 
-    from llamaseek.herd.show import describe, outline, short_count
+    from llamaseek.herd.show import describe, outline
+    from llamaseek.units import count
 
     facts = describe(entry)
     console = Console(highlight=False)
     console.print(f"[bold]{entry.title}[/]  ({entry.name})")
     lines = {
-        "parameters": f"{facts['parameters']:,} ({short_count(facts['parameters'])})",
+        "parameters": f"{facts['parameters']:,} ({count(facts['parameters'])})",
         "activated a token": f"{facts['activated_parameters']:,}",
         "embedding": f"{facts['embedding_parameters']:,}",
         "multi-token module": f"{facts['multi_token_parameters']:,}",
@@ -129,10 +130,10 @@ def _tree(node: Node) -> Tree:
 
 
 def _label(node: Node) -> str:
-    from llamaseek.herd.show import short_count
+    from llamaseek.units import count
 
     times = f" [bold]× {node.times:,}[/]" if node.times > 1 else ""
     shape = f" [cyan]\\[{' × '.join(f'{n:,}' for n in node.shape)}][/]" if node.shape else ""
-    count = f" [green]{short_count(node.parameters)}[/]" if node.parameters else ""
+    parameters = f" [green]{count(node.parameters)}[/]" if node.parameters else ""
     note = f" [dim]{node.note}[/]" if node.note else ""
-    return f"{node.name}{times}{shape}{count}{note}"
+    return f"{node.name}{times}{shape}{parameters}{note}"

@@ -137,7 +137,8 @@ def _print_json(found: dict[str, Any]) -> None:
 def _print_recipe(found: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from llamaseek.plan.text import PARTS, recipe_lines, size
+    from llamaseek.plan.text import PARTS, recipe_lines
+    from llamaseek.units import size
 
     console = wide_console()
     console.print(f"[bold]{found['recipe']} on {found['gpus']:,} × {found['gpu']}[/]\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import typer
 
 from llamaseek.cli.shared import wide_console
 from llamaseek.cli.train import OVERRIDES, RECIPE
+from llamaseek.units import GIGA, figures
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,7 +23,6 @@ DTYPE = typer.Option(
 )
 JSON = typer.Option(False, "--json", help="Print JSON.")
 DRAW = typer.Option(None, "--draw", help="Draw the mesh and the tensors of one layer to this file.")
-GIGA = 1e9
 NUMBERS = 65  # columns of a terminal that a table's numbers take
 WIDEST, NARROWEST = 35, 12  # of what stands before them
 PARTS = ("weights", "gradients", "optimizer", "gathered", "activations", "total")
@@ -118,13 +117,6 @@ def table(
         cells = ("< 0.001" if 0 < number < 1e-3 else figures(number) for number in row)
         made.add_row(holds(rank, len(ranks) == 1), *cells)
     return made
-
-
-def figures(number: float) -> str:
-    """Three figures, whole numbers at the most."""
-    if number < 1:
-        return f"{number:.2g}"
-    return f"{number:,.{max(0, 2 - int(log10(number)))}f}"
 
 
 def holds(rank: dict[str, Any], alone: bool) -> str:

@@ -15,6 +15,7 @@ from llamaseek.dry_run.rank import RankReport, Setting
 from llamaseek.parallel.mesh import DIMS
 from llamaseek.pictures import BLUE, GREEN, GREY, PURPLE, SKY, VERMILION, save
 from llamaseek.plan.layout import Layout
+from llamaseek.units import count
 
 COLORS = {
     "pipeline": PURPLE,
@@ -80,19 +81,11 @@ def _tensors(axis: Axes, setting: Setting, report: RankReport) -> None:
         width = tensor.held / tensor.whole
         axis.add_patch(Rectangle((0, -row), max(width, 0.004), 0.7, color=color))
         axis.text(-0.02, -row + 0.35, tensor.name, ha="right", va="center")
-        how = f"{short(tensor.held)} of {short(tensor.whole)}, by {' and '.join(dims)}"
-        text = how if dims else f"{short(tensor.whole)}, whole"
+        how = f"{count(tensor.held)} of {count(tensor.whole)}, by {' and '.join(dims)}"
+        text = how if dims else f"{count(tensor.whole)}, whole"
         axis.text(1.02, -row + 0.35, text, va="center")
     axis.set_xlim(-0.8, 1.9)
     axis.set_ylim(-len(matrices) + 0.2, 1.2)
     axis.set_axis_off()
     layer = next((layer for part in report.parts for layer in part.layers), 0)
     axis.set_title(f"what it holds of the matrices of layer {layer}", loc="left")
-
-
-def short(count: float) -> str:
-    """A number in thousands, millions or billions."""
-    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if count >= unit:
-            return f"{count / unit:.3g}{name}"
-    return f"{count:.0f}"

@@ -8,8 +8,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from llamaseek.models import CausalLM
+from llamaseek.parallel.layers import local
 from llamaseek.parallel.mesh import Mesh
-from llamaseek.parallel.tensor import local
 from llamaseek.parallel.weights import Weight, Zero
 
 

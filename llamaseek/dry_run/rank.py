@@ -44,10 +44,10 @@ from llamaseek.parallel.apply import Parallel, parallelize
 from llamaseek.parallel.collectives import exchange
 from llamaseek.parallel.context import SlicedRotary
 from llamaseek.parallel.expert import SplitExperts
+from llamaseek.parallel.layers import local
 from llamaseek.parallel.mesh import Mesh
 from llamaseek.parallel.pipeline import PipelinePart, routes
 from llamaseek.parallel.ranks import layout_of
-from llamaseek.parallel.tensor import local
 from llamaseek.parallel.weights import weights_of
 from llamaseek.plan.layout import Layout, running_of, stage_layers
 from llamaseek.recipe.schema import ParallelRecipe, Recomputed

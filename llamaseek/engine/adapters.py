@@ -9,6 +9,7 @@ N rows of the step, I input width, O output width, r rank.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llamaseek.errors import UserError, unknown_name
+from llamaseek.models.quant.blocks import BlockLinear
 
 if TYPE_CHECKING:
     from llamaseek.checkpoints.peft import Adapter
@@ -60,7 +62,9 @@ class Adapters:
 class AdaptedLinear(nn.Module):
     """A linear layer of any kind, and low-rank products for rows with an adapter."""
 
-    def __init__(self, base: nn.Linear, adapters: Adapters, dtype: torch.dtype) -> None:
+    def __init__(
+        self, base: nn.Linear | BlockLinear, adapters: Adapters, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.base, self.dtype = base, dtype
         self._adapters = adapters
@@ -74,7 +78,7 @@ class AdaptedLinear(nn.Module):
                 f"adapter {name}: has a matrix of shape {[b.shape[0], a.shape[1]]} where the "
                 f"model's is {list(shape)}"
             )
-        device = self.base.weight.device
+        device = next(chain(self.base.parameters(), self.base.buffers())).device
         self._pairs[name] = (a.to(device, self.dtype), (scaling * b).to(device, self.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,7 +97,7 @@ def _adapted(model: CausalLM, layer: str, name: str, adapters: Adapters) -> Adap
     if isinstance(found, AdaptedLinear):
         return found
     own = layer.rpartition(".")[2]
-    if not isinstance(found, nn.Linear) or own == "lm_head":
+    if not isinstance(found, (nn.Linear, BlockLinear)) or own == "lm_head":
         raise UserError(f"adapter {name}: adapts {layer}, which is not a linear layer of the model")
     if own == ABSORBED:
         raise UserError(

@@ -24,7 +24,7 @@ from llamaseek.engine.forward.graphs import Capture, Graphs, capturable, compile
 from llamaseek.engine.forward.paged import build_cache, bytes_per_token
 from llamaseek.engine.forward.runner import Runner, home
 from llamaseek.engine.forward.step_layout import StepLayout, some_rows
-from llamaseek.engine.leader import Blocks, lead
+from llamaseek.engine.leader import CacheBlocks, lead
 from llamaseek.engine.matcher import Session
 from llamaseek.engine.options import EngineOptions
 from llamaseek.engine.request import (
@@ -158,7 +158,7 @@ class Engine:
         options, (dtype, device) = self.options, home(model)
         size, count, tables = options.block_size, self.pool.count, self.scheduler.tables
         if self.group is not None and model is self.model:
-            return lead(self.group, model, Blocks(count, size, options.cache_dtype), tables)
+            return lead(self.group, model, CacheBlocks(count, size, options.cache_dtype), tables)
         adapters = self.adapters if model is self.model else None
         adapted = adapters is not None and adapters.names  # whose rows change from step to step
         replayed = options.cuda_graphs and capturable(model) and not adapted

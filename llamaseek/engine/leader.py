@@ -28,7 +28,7 @@ from llamaseek.runtime.world import started_ranks
 
 
 @dataclass(frozen=True)
-class Blocks:
+class CacheBlocks:
     """The cache that every rank allocates: `count` blocks of `size` tokens."""
 
     count: int
@@ -86,7 +86,7 @@ class Leader(Runner):
             raise
 
 
-def lead(group: TensorGroup, model: CausalLM, blocks: Blocks, tables: Ints) -> Leader:
+def lead(group: TensorGroup, model: CausalLM, blocks: CacheBlocks, tables: Ints) -> Leader:
     """Rank 0's runner; the other ranks are sent the size of the cache to allocate."""
     group.tell(blocks)
     return Leader(group, model, blocks.cache(model), tables, blocks.size)
@@ -101,7 +101,7 @@ def follow(model: CausalLM, group: TensorGroup) -> None:
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    blocks: Blocks | None = group.receive()
+    blocks: CacheBlocks | None = group.receive()
     if blocks is None:
         return
     dtype, device = home(model.eval())

@@ -5,6 +5,8 @@ The kind of `source` is detected here and in the readers on lower floors.
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -15,14 +17,16 @@ from llamaseek.checkpoints.sources import find_source, is_id
 from llamaseek.engine.ranks.shards import load_share
 from llamaseek.engine.ranks.tensor_group import TensorGroup
 from llamaseek.errors import UserError, bad_value, quoted
-from llamaseek.files import read_json_object
+from llamaseek.files import is_gguf, read_json_object
 from llamaseek.herd.configs import MASKED
 from llamaseek.herd.folder import read_config, stored_tensors
+from llamaseek.kernels.build import builder
 from llamaseek.models import CausalLM
 from llamaseek.runtime.device import has_bf16, pick_device, pick_dtype
 from llamaseek.text.tokenizer import Tokenizer
 
 DTYPES = ("auto", "bf16", "fp32")
+log = logging.getLogger(__name__)
 
 
 def open_model(
@@ -35,7 +39,8 @@ def open_model(
 ) -> CausalLM:
     """The model of a folder, to run inference with; with a `group` of ranks, this rank's shard.
 
-    On a CPU the weights stay in their files until they are first read, and fp8 is widened. `source`
+    On a CPU the weights stay in their files until they are first read, fp8 is widened, and with
+    dtype "auto" a GGUF file's blocks are multiplied as they are; else they are widened. `source`
     may be a LoRA adapter's folder that names its base; `adapter` is the folder of one for the model
     of `source`. It is merged into the weights as they are read.
     Raises UserError for a device, dtype, model or adapter that cannot be used.
@@ -48,13 +53,37 @@ def open_model(
         raise UserError(f"{source}: {MASKED}; use: {quoted('llamaseek', 'fill', source)} TEXT")
     kind = inference_dtype(folder, dtype, place)
     if group is None:
-        fp8 = place.type == "cuda"
-        return load_model(folder, kind, fp8=fp8, mapped=True, device=place, adapter=lora)
+        return load_model(
+            folder,
+            kind,
+            fp8=place.type == "cuda",
+            mapped=True,
+            device=place,
+            adapter=lora,
+            packed=dtype == "auto" and lora is None and is_gguf(folder) and keeps_blocks(place),
+        )
     if lora is not None:
         raise UserError(
             f"adapter: {lora} is not for several ranks; merge it with: llamaseek convert --adapter"
         )
     return load_share(folder, kind, group, place)
+
+
+def keeps_blocks(device: torch.device) -> bool:
+    """Whether a GGUF file's blocks are multiplied as they are there; if not, a line says why."""
+    if device.type != "cpu":
+        say_widened(f"there are no kernels for them on {device.type}")
+    elif not builder().possible:
+        say_widened(builder().reason or "no C++ compiler builds the kernels for them")
+    else:
+        return True
+    return False
+
+
+@cache
+def say_widened(reason: str) -> None:
+    """Log, once a process, that blocks are not kept."""
+    log.warning("GGUF blocks are widened as they are read: %s", reason)
 
 
 def open_tokenizer(source: str | Path, adapter: str | Path | None = None) -> Tokenizer:

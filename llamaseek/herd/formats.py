@@ -20,6 +20,24 @@ FLOATS = ("F64", "F32", "F16", "BF16", FP8)
 """Dtypes that a weight may be stored in, as safetensors writes them."""
 
 
+DTYPES = {
+    "F64": ("float64", 8),
+    "F32": ("float32", 4),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    FP8: ("float8_e4m3fn", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
+    "F8_E8M0": ("float8_e8m0fnu", 1),
+    "I64": ("int64", 8),
+    "I32": ("int32", 4),
+    "I16": ("int16", 2),
+    "I8": ("int8", 1),
+    "U8": ("uint8", 1),
+    "BOOL": ("bool", 1),
+}
+"""PyTorch's name and the bytes of a number, by the dtype as safetensors writes it."""
+
+
 def scale_shape(weight: Shape) -> Shape:
     """Scales of an fp8 matrix: one for every block of 128 × 128, the last ones smaller."""
     return tuple(-(-size // BLOCK) for size in weight)

@@ -16,25 +16,10 @@ from typing import Any
 from llamaseek.errors import UserError, shorten
 from llamaseek.files import read_json_object
 from llamaseek.herd.configs import Shape
-from llamaseek.herd.formats import FLOATS
+from llamaseek.herd.formats import DTYPES, FLOATS
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 LARGEST_HEADER = 100_000_000  # the library's own limit, bytes
-BYTES = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-    "F8_E8M0": 1,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
-}
 
 
 @dataclass(frozen=True)
@@ -54,7 +39,7 @@ class StoredTensor:
     @property
     def nbytes(self) -> int:
         """Its size in bytes."""
-        return BYTES[self.dtype] * prod(self.shape)
+        return DTYPES[self.dtype][1] * prod(self.shape)
 
 
 def folder_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -142,7 +127,7 @@ def _unique(path: Path, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 def _entry(path: Path, name: str, entry: dict[str, Any]) -> tuple[StoredTensor, int, int]:
     shape, (start, end) = entry["shape"], entry["data_offsets"]
-    if entry["dtype"] not in BYTES:
+    if entry["dtype"] not in DTYPES:
         raise ValueError(f"{name} has the unknown dtype {entry['dtype']!r}")
     if not all(isinstance(n, int) and n >= 0 for n in (*shape, start, end)):
         raise ValueError(f"{name} has a size that is not a whole number")

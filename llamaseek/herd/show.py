@@ -105,12 +105,3 @@ def describe(entry: Entry) -> dict[str, Any]:
         "license": entry.license,
         "config": entry.config.to_dict(),
     }
-
-
-def short_count(number: float) -> str:
-    """8030261248 → 8.03B."""
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            digits = ".0f" if number >= 100 * size else ".3g"
-            return f"{number / size:{digits}}{unit}"
-    return f"{number:.0f}"

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import platform
+import shutil
 import tempfile
 import threading
 from functools import cache
@@ -17,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from llamaseek.kernels import ops as _ops  # noqa: F401  defines the operators first
+from llamaseek.kernels import blocks as _blocks  # noqa: F401  defines the operators first
+from llamaseek.kernels import ops as _ops  # noqa: F401
 
 SOURCES = Path(__file__).parent / "csrc"
 FLAGS = ["-O3", "-fopenmp", "-fno-math-errno", "-w"]
@@ -32,6 +34,13 @@ class Builder:
         self.reason = "" if supported() else "the processor lacks AVX2, or is not x86-64"
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+
+    @property
+    def possible(self) -> bool:
+        """Whether the kernels are there, or can be built."""
+        compiler = os.environ.get("CXX", "c++")
+        found = self.ready or library_path().exists() or shutil.which(compiler) is not None
+        return found and not self.reason
 
     def start(self) -> None:
         """Load the kernels if they are built, else build them in the background."""

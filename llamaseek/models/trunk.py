@@ -54,8 +54,11 @@ class CausalLM(nn.Module):
         return self.config.tie_word_embeddings and not self.config.is_reward_model
 
     def tie(self) -> None:
-        """Tie embedding and head if the config says so; call it again after moving off `meta`."""
-        if self.tied:
+        """Tie embedding and head if the config says so; call it again after moving off `meta`.
+
+        Layers over a GGUF file's blocks share them as they are read.
+        """
+        if self.tied and isinstance(self.model.embed_tokens, nn.Embedding):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(self, tokens: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:

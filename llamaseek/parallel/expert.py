@@ -30,8 +30,9 @@ from llamaseek.parallel.collectives import (
     sum_whole,
 )
 from llamaseek.parallel.context import Slices
+from llamaseek.parallel.layers import local
 from llamaseek.parallel.mesh import Mesh
-from llamaseek.parallel.tensor import local, split
+from llamaseek.parallel.tensor import split
 
 GROUP = 128
 

@@ -10,49 +10,32 @@ step with the replicas' (`parallel/weights.py`).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
-from torch.nn import functional as F
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from llamaseek.errors import UserError
-from llamaseek.kernels.wide import wide_product
 from llamaseek.models import CausalLM
 from llamaseek.models.attention import GroupedQueryAttention, LatentAttention
 from llamaseek.models.head import Head, Read, Score, Softmax
 from llamaseek.models.layers import GatedMLP, widen
-from llamaseek.models.recompute import unneeded
 from llamaseek.parallel.collectives import Group, gather, gather_whole, own_ids, scatter, sum_whole
 from llamaseek.parallel.context import Slices
+from llamaseek.parallel.layers import (
+    ColumnParallelLinear,
+    ParallelLMHead,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    local,
+)
 from llamaseek.parallel.mesh import Mesh
 
 ROWS, COLUMNS = 0, 1  # of a weight (out, in)
 TOKENS = -2  # of activations (B, T, D) or (N, D)
-
-
-def local(weight: Tensor) -> Tensor:
-    """A rank's own numbers of a split weight, with gradients; a plain weight as it is."""
-    return weight.to_local() if isinstance(weight, DTensor) else weight
-
-
-class ColumnParallelLinear(nn.Linear):
-    """A linear layer of which this rank holds some rows of the weight."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., I) → (..., O / R)."""
-        return F.linear(x, local(self.weight))
-
-
-class RowParallelLinear(ColumnParallelLinear):
-    """A linear layer of which this rank holds some columns of the weight."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., I / R) → this rank's part of the sum (..., O)."""
-        with unneeded():
-            return super().forward(x)
 
 
 def split(parameter: nn.Parameter, mesh: Mesh, dim: int) -> nn.Parameter:
@@ -70,15 +53,20 @@ def split(parameter: nn.Parameter, mesh: Mesh, dim: int) -> nn.Parameter:
 
 
 def split_linears(module: nn.Module, mesh: Mesh, dims: dict[str, int]) -> None:
-    """Put split layers in place of the named linear layers that `module` has."""
+    """Put split layers in place of the named linear layers that `module` has. Partial results are
+    added up, and each rank keeps its tokens.
+    """
     for name, dim in dims.items():
         linear = getattr(module, name, None)
         if linear is None:
             continue
-        kind = ColumnParallelLinear if dim == ROWS else RowParallelLinear
-        replaced = kind(
-            linear.in_features, linear.out_features, bias=False, device=torch.device("meta")
-        )
+        size = linear.in_features, linear.out_features
+        with torch.device("meta"):
+            if dim == ROWS:
+                replaced = ColumnParallelLinear(*size, bias=False)
+            else:
+                replaced = RowParallelLinear(*size, bias=False)
+                replaced.reduce = partial(scatter, dim=TOKENS, group=mesh.tensor)
         replaced.weight = split(linear.weight, mesh, dim)
         setattr(module, name, replaced)
 
@@ -101,7 +89,6 @@ def split_grouped_attention(attention: GroupedQueryAttention, mesh: Mesh) -> Non
     rows = dict.fromkeys(("q_proj", "k_proj", "v_proj"), ROWS)
     split_linears(attention, mesh, {**rows, "o_proj": COLUMNS})
     gather_before(attention, mesh.tensor)
-    scatter_after(attention.o_proj, mesh.tensor)
 
 
 def split_latent_attention(attention: LatentAttention, mesh: Mesh) -> None:
@@ -115,14 +102,12 @@ def split_latent_attention(attention: LatentAttention, mesh: Mesh) -> None:
     else:
         gather_after(attention.q_a_proj, mesh.tensor)
     gather_after(attention.kv_a_proj_with_mqa, mesh.tensor)
-    scatter_after(attention.o_proj, mesh.tensor)
 
 
 def split_feed_forward(mlp: GatedMLP, mesh: Mesh) -> None:
     """Columns of the inner width."""
     split_linears(mlp, mesh, {"gate_proj": ROWS, "up_proj": ROWS, "down_proj": COLUMNS})
     gather_before(mlp, mesh.tensor)
-    scatter_after(mlp.down_proj, mesh.tensor)
 
 
 def gather_before(module: nn.Module, group: Group) -> None:
@@ -139,28 +124,7 @@ def gather_after(module: nn.Module, group: Group) -> None:
     module.register_forward_hook(lambda module, args, out: gather(out, TOKENS, group))
 
 
-def scatter_after(module: nn.Module, group: Group) -> None:
-    """The module's partial results are added up, and each rank keeps its tokens."""
-    module.register_forward_hook(lambda module, args, out: scatter(out, TOKENS, group))
-
-
-class VocabParallelEmbedding(nn.Embedding):
-    """Looks up this rank's columns, and where the table is split, its own ids."""
-
-    slices: Slices
-    group: Group
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """tokens (B, T) → (B, T / C / R, D), this rank's tokens alone."""
-        tokens, weight = self.slices.own(tokens), local(self.weight)
-        if self.group is None:
-            return F.embedding(tokens, weight)
-        inside, place = own_ids(tokens, weight.shape[0], self.group.rank())
-        rows = F.embedding(place, weight).masked_fill(~inside[..., None], 0)
-        return scatter(rows, 1, self.group)
-
-
-class SplitHead(Head):
+class SplitHead(ParallelLMHead):
     """Gathers hidden states over tensor ranks, reads them against its rows of the vocabulary, and
     puts the context ranks' results together: what comes out is whole and the same on all.
     """
@@ -172,12 +136,11 @@ class SplitHead(Head):
         self, hidden: Tensor, targets: Tensor | None = None, read: Read | None = None
     ) -> Tensor:
         """As `Head.forward`, for hidden (B, T / C / R, D) and the targets (B, T) of whole rows."""
-        hidden, weight = gather(hidden, 1, self.group), local(self.weight)
+        hidden = gather(hidden, 1, self.group)
         if read is None or targets is None:
-            logits = gather_whole(wide_product(hidden, weight), -1, self.group)
-            return self.slices.whole_alike(logits)
+            return self.slices.whole_alike(super().forward(hidden))
         softmax = None if self.group is None else vocabulary_softmax(self.group)
-        out = read(hidden, weight, self.slices.own(targets), softmax)
+        out = read(hidden, local(self.weight), self.slices.own(targets), softmax)
         return self.slices.whole_alike(out) if out.dim() else sum_whole(out, self.slices.group)
 
 
@@ -203,12 +166,17 @@ def split_vocabulary(model: CausalLM, mesh: Mesh, slices: Slices) -> None:
         weight = table.get_parameter("weight")
         if weight not in split_weight:
             split_weight[weight] = split(weight, mesh, 0)
-        new.weight, new.slices, new.group = split_weight[weight], slices, mesh.tensor
+        new.weight = split_weight[weight]
         return new
 
     size = (model.config.vocab_size, model.config.hidden_size)
     with torch.device("meta"):
         new_embedding, new_head = VocabParallelEmbedding(*size), SplitHead(size[1], size[0])
+    new_embedding.register_forward_pre_hook(lambda module, args: (slices.own(args[0]),))
+    new_embedding.rank = None if mesh.tensor is None else mesh.tensor.rank()
+    new_embedding.reduce = partial(scatter, dim=1, group=mesh.tensor)
+    new_head.join = partial(gather_whole, dim=-1, group=mesh.tensor)
+    new_head.slices, new_head.group = slices, mesh.tensor
     if isinstance(embedding, nn.Embedding):
         model.model.embed_tokens = replaced(embedding, new_embedding)
     elif embedding.embed_tokens is not None:  # a later stage's second copy

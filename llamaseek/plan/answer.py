@@ -16,6 +16,7 @@ from llamaseek.plan.memory import Memory, training_memory
 from llamaseek.plan.planner import USABLE, Planner
 from llamaseek.plan.question import Question, calibration
 from llamaseek.plan.serving import weight_bytes
+from llamaseek.units import size
 
 
 def answer(question: Question) -> dict[str, Any]:
@@ -185,6 +186,6 @@ def _no_layout(question: Question, planner: Planner) -> str:
     memory = planner.memory(Layout())
     return (
         f"gpu: no layout of {question.gpu.name} that was tried fits {question.title} for "
-        f"{question.task} ({memory.total / 1e9:,.0f} GB in all; batch {question.batch:,}, context "
+        f"{question.task} ({size(memory.total)} in all; batch {question.batch:,}, context "
         f"{question.context:,}); allowed: more memory a GPU, a larger --batch, a shorter --context"
     )

@@ -14,7 +14,8 @@ from llamaseek.pictures import BLUE, GREEN, PURPLE, SKY, VERMILION, YELLOW, chec
 from llamaseek.plan.memory import Memory
 from llamaseek.plan.planner import Planner
 from llamaseek.plan.question import Question
-from llamaseek.plan.text import size, title
+from llamaseek.plan.text import title
+from llamaseek.units import GIGA, size
 
 # Light and dark alternate.
 COLORS = {
@@ -26,7 +27,6 @@ COLORS = {
     "working": PURPLE,
 }
 LABELS = {"working": "working memory"}
-GIGA = 1e9
 
 
 def draw(question: Question, answer: dict[str, Any], path: Path) -> None:

@@ -16,7 +16,7 @@ from llamaseek.plan.layout import Running
 
 
 @dataclass(frozen=True)
-class Run:
+class PublishedRun:
     """Pre-training of `model` on `tokens` in rows of `context`, in `gpu_hours` of `gpu`."""
 
     model: str
@@ -28,7 +28,7 @@ class Run:
 
 
 RUNS = (
-    Run(
+    PublishedRun(
         "llama-3.1-405b",
         "h100-80gb",
         tokens=15.6e12,
@@ -36,7 +36,7 @@ RUNS = (
         gpu_hours=30.84e6,
         source="Llama 3.1 model card; Llama 3 paper §3.1, at 38 to 43% (table 4)",
     ),
-    Run(
+    PublishedRun(
         "deepseek-v3-base",
         "h800-80gb",
         tokens=14.8e12,
@@ -47,7 +47,7 @@ RUNS = (
 )
 
 
-def published_run(config: ModelConfig) -> Run | None:
+def published_run(config: ModelConfig) -> PublishedRun | None:
     """The published run of a model with this architecture."""
     return next((run for run in RUNS if _same(find(run.model).config, config)), None)
 

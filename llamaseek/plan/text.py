@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from llamaseek.units import count, figures, seconds, size
+
 PARTS = {
     "weights": "weights",
     "gradients": "gradients",
@@ -73,33 +75,6 @@ def layout(answer: dict[str, Any]) -> str:
     return text + spread + passes + (f", pipeline idle {idle:.0%}" if idle else "")
 
 
-def size(number: float) -> str:
-    """16060522496 → 16.1 GB, in decimal units."""
-    for unit, scale in (("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= scale:
-            return f"{number / scale:.{_digits(number / scale)}f} {unit}"
-    return f"{number:.0f} B"
-
-
-def _digits(value: float) -> int:
-    return 2 if value < 10 else 1 if value < 100 else 0
-
-
-def short(number: float) -> str:
-    """2743021 → 2.74M."""
-    for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
-        if number >= scale:
-            return f"{number / scale:.4g}{unit}"
-    return f"{number:,.{0 if number >= 100 else _digits(number)}f}"
-
-
-def seconds(number: float) -> str:
-    """0.0085 → 8.5 ms."""
-    if number < 1:
-        return f"{number * 1e3:.{_digits(number * 1e3)}f} ms"
-    return f"{number:,.1f} s"
-
-
 def _parameters(answer: dict[str, Any]) -> str:
     all_of_them = f"{answer['parameters']:,}"
     if answer["activated_parameters"] == answer["parameters"]:
@@ -145,7 +120,7 @@ def recipe_lines(answer: dict[str, Any]) -> list[tuple[str, str]]:
         ("memory", f"{'fits' if answer['fits'] else 'does not fit'} {room} of {answer['gpu']}"),
         ("micro-batch", parts),
         ("step", f"{seconds(_whole(answer))}: " + ", ".join([passes, *shown])),
-        ("speed", f"{short(answer['tokens_per_second'])} tokens/s"),
+        ("speed", f"{count(answer['tokens_per_second'])} tokens/s"),
         ("utilization", f"{answer['utilization']:.1%} of the {answer['dtype']} peak"),
     ]
 
@@ -161,18 +136,19 @@ def _step(answer: dict[str, Any]) -> str:
 
 
 def _speed(answer: dict[str, Any]) -> str:
-    rate = f"{short(answer['tokens_per_second'])} tokens/s"
+    rate = f"{count(answer['tokens_per_second'])} tokens/s"
     if answer["task"] != "inference":
         return rate
     prompts = answer["prefill_tokens_per_second"]
-    return f"{rate} written" + (f", {short(prompts)} tokens/s of prompt read" if prompts else "")
+    return f"{rate} written" + (f", {count(prompts)} tokens/s of prompt read" if prompts else "")
 
 
 def _tokens(answer: dict[str, Any]) -> str:
     if not answer["tokens"]:
         return ""
-    took = f"{answer['days']:,.{_digits(answer['days'])}f} days"
-    return f"{short(answer['tokens'])} tokens in {took}, {short(answer['gpu_hours'])} GPU-hours"
+    took = f"{figures(answer['days'])} days"
+    hours = count(answer["gpu_hours"], 4)
+    return f"{count(answer['tokens'], 4)} tokens in {took}, {hours} GPU-hours"
 
 
 def _cost(answer: dict[str, Any]) -> str:
@@ -190,7 +166,7 @@ def _calibration(answer: dict[str, Any]) -> str:
     if not found:
         return ""
     return (
-        f"the published {short(found['gpu_hours'])} {found['gpu']} hours for "
-        f"{short(found['tokens'])} tokens are {found['utilization_of_bf16_peak']:.1%} of the bf16 "
-        f"peak, {found['utilization_of_fp8_peak']:.1%} of the fp8 peak ({found['source']})"
+        f"the published {count(found['gpu_hours'], 4)} {found['gpu']} hours for "
+        f"{count(found['tokens'], 4)} tokens are {found['utilization_of_bf16_peak']:.1%} of the "
+        f"bf16 peak, {found['utilization_of_fp8_peak']:.1%} of the fp8 peak ({found['source']})"
     )

@@ -84,8 +84,10 @@ class Counted:
         depth, last = self.training.depth, stage == stages - 1
         works.append((self.embedding(), (stage == 0) + last * depth))
         works.append((self.head(), last * (1 + depth)))
+        works.append((self.tables(), self.held_tables(stage == 0, last)))
         if stages > 1:
-            sent = 4 * self.tokens * self.config.hidden_size / self.layout.tensor
+            # Hidden states to the next place, and their gradients to the one before.
+            sent = 2 * self.number * self.tokens * self.config.hidden_size / self.layout.tensor
             works.append((Work(sent={"pipeline": sent}), 1))
         return total(works)
 
@@ -100,7 +102,7 @@ class Counted:
             attention_flops=attention * (3.5 + self.training.checkpoint),
             moved=self.moved(layer),
             sent=sent,
-            **self.shared(self.layer_parameters(layer)),
+            **self.shared(self.layer_parameters(layer), 1 if self.layout.pipeline > 1 else 2),
         )
 
     def attention(self) -> float:
@@ -124,11 +126,24 @@ class Counted:
         size = table_size(self.config) / self.layout.tensor
         return Parameters(size, 0, 0 if self.frozen else size, 0)
 
-    def shared(self, size: Parameters) -> dict[str, float]:
-        """Bytes that shard and data ranks send, and that the optimizer moves."""
+    def tables(self) -> Work:
+        """What embedding or head adds once, however often it is used; it stays gathered between
+        a micro-batch's forward and its backward.
+        """
+        return Work(sent={}, **self.shared(self.table(), again=1))
+
+    def held_tables(self, first: bool, last: bool) -> int:
+        """How many a stage holds: a multi-token module looks tokens up again, in the last one."""
+        if first and last and self.config.tie_word_embeddings:
+            return 1
+        return (first or (last and self.training.depth > 0)) + last
+
+    def shared(self, size: Parameters, again: int) -> dict[str, float]:
+        """Bytes that shard and data ranks send, and that the optimizer moves. Weights are gathered
+        `again` times in a micro-batch.
+        """
         layout, zero = self.layout, self.running.zero
         weights, trained = size.plain + size.routed, size.trained + size.trained_routed
-        again = 1 if layout.pipeline > 1 else 2
         share = others(layout.shard)
         copies = layout.data * layout.context
         spread = layout.replicas * layout.context // max(layout.expert, layout.shard)
@@ -220,7 +235,6 @@ class Counted:
         return Work(
             moved=moved + 6 * self.tokens * width * self.number,
             sent={"tensor": sent} if self.layout.tensor > 1 else {},
-            **self.shared(table),
         )
 
     def head(self) -> Work:
@@ -237,7 +251,6 @@ class Counted:
             product_flops=6 * self.tokens * width * rows,
             moved=moved + 6 * self.tokens * width * self.number,
             sent={"tensor": sent} if split else {},
-            **self.shared(table),
         )
 
 

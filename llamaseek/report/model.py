@@ -11,6 +11,7 @@ from llamaseek.errors import UserError, quoted
 from llamaseek.recipe.load import load_recipe
 from llamaseek.recipe.schema import Recipe
 from llamaseek.study.lecture import STAGES, Sample
+from llamaseek.units import count
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,9 @@ def headline(figures: dict[str, Any]) -> list[tuple[str, str]]:
     facts = [("family", {"llama3": "Llama 3", "deepseek_v3": "DeepSeek-V3"}.get(f, f))
              for f in [figures.get("family")] if f]  # fmt: skip
     if "parameters" in figures:
-        facts.append(("parameters", f"{figures['parameters'] / 1e6:.2f} M"))
+        facts.append(("parameters", count(figures["parameters"])))
     if "activated_parameters" in figures:
-        facts.append(("activated", f"{figures['activated_parameters'] / 1e6:.2f} M"))
+        facts.append(("activated", count(figures["activated_parameters"])))
     if "seconds" in figures:
         facts.append(("time", f"{figures['seconds'] / 60:.1f} min"))
     if "expert_load_max_over_mean" in figures:

@@ -12,6 +12,7 @@ from llamaseek import __version__
 from llamaseek.files import write_text
 from llamaseek.report.model import Report, StageReport, read_report
 from llamaseek.report.plots import curves, expert_bars, watched
+from llamaseek.units import count
 
 
 def templates() -> Environment:
@@ -61,7 +62,7 @@ def _numbers(stage: StageReport) -> list[tuple[str, str]]:
     numbers = []
     if stage.steps:
         last = stage.steps[-1]
-        numbers += [("steps", f"{last['step']:,}"), ("tokens", f"{last['tokens'] / 1e6:.2f} M")]
+        numbers += [("steps", f"{last['step']:,}"), ("tokens", count(last["tokens"]))]
         rates = sorted(line["tokens_per_second"] for line in stage.steps)
         numbers.append(("tokens a second", f"{rates[len(rates) // 2]:,.0f}"))
     if stage.evaluations:

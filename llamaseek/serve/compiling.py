@@ -6,6 +6,7 @@ regular expressions do their work, run in a worker process, which is killed beyo
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
@@ -21,6 +22,7 @@ from llamaseek.serve.wire.errors import ApiError
 JSON = re.compile(r"%json\s+")
 REPEAT = re.compile(r"\{(\d+)?(,)?(\d+)?\}")
 ATOM = re.compile(r"\\[pP]\{[^}]*\}|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|.", re.DOTALL)
+SHORT = 2000  # characters of a constraint whose size is checked at once; others in a thread
 LARGEST_REGEX = 50_000  # characters, once its counted repetitions are written out
 
 
@@ -33,7 +35,10 @@ class Compiler:
 
     async def check(self, constraint: Constraint, field: str) -> None:
         """UserError for a constraint that cannot be compiled; ApiError 429 where too many are."""
-        self._check_size(constraint, field)
+        if len(constraint.source) > SHORT:
+            await asyncio.to_thread(self._check_size, constraint, field)
+        else:
+            self._check_size(constraint, field)
         if self._compiling >= self._limits.compiling:
             message = f"{field}: too many are being compiled; try again later"
             raise ApiError(429, message, field, "queue_full")

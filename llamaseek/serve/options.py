@@ -16,6 +16,10 @@ class Limits:
 
     body_bytes: int = 4 * MEGABYTE
     json_depth: int = 64
+    json_values: int = 500_000
+    json_containers: int = 20_000  # objects and arrays
+    json_keys: int = 50_000
+    object_keys: int = 4096  # of one object
     prompts: int = 64  # in one request to /v1/completions or /v1/embeddings
     choices: int = 16  # n
     answers: int = 128  # prompts times n

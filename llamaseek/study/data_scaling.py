@@ -19,6 +19,7 @@ from llamaseek.study.runs import (
     steps_for,
     trained,
 )
+from llamaseek.units import count
 
 SHARES = tuple(Fraction(1, 2**power) for power in (4, 3, 2, 1, 0))
 
@@ -52,7 +53,7 @@ def data_scaling(settings: Settings) -> Finding:
         label = f"{start:.2f} {slope:+.3f} ln(tokens), R² {fit:.3f}"
         axis.plot(ends, start + slope * np.log(ends), color=SECOND, label=label)
         axis.set_xscale("log", base=2)
-        axis.set_xticks(sorted(set(tokens)), [f"{t / 1e6:.2f}M" for t in sorted(set(tokens))])
+        axis.set_xticks(sorted(set(tokens)), [count(t) for t in sorted(set(tokens))])
         axis.legend()
 
     return Finding(says, rows, draw)

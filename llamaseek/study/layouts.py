@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -30,11 +30,11 @@ from llamaseek.data.source import Rows
 from llamaseek.herd import ModelConfig, config_from_sizes
 from llamaseek.models import build_model
 from llamaseek.parallel.ranks import layout_of
-from llamaseek.parallel.traffic import Traffic
 from llamaseek.plan.layout import Layout
 from llamaseek.recipe.load import make_recipe
 from llamaseek.recipe.reading import apply_override
 from llamaseek.recipe.schema import Recipe
+from llamaseek.study.traffic import Traffic
 from llamaseek.text.train_bpe import train_bpe
 from llamaseek.train.job import Job
 from llamaseek.train.jobs.pretrain import make_objective
@@ -124,7 +124,7 @@ class Case:
 
 @dataclass
 class Seen:
-    """Of one rank: bytes received in a step by collective, bytes held, seconds a step."""
+    """Of one rank: bytes received in a step by purpose, bytes held, seconds a step."""
 
     received: dict[str, float] = field(default_factory=dict)
     held: dict[str, float] = field(default_factory=dict)
@@ -149,13 +149,29 @@ def observe(case: Case) -> Seen:
     held["optimizer"] = sum(map(size, moments))
     with Traffic() as traffic:
         trainer._gradients(batch)
-    received: dict[str, float] = dict(traffic.received)
+    received = traffic.received
     with Traffic() as traffic:
         trainer._update(1e-3, trainer.ranks.loads())
-    received |= {"broadcast": traffic.received["broadcast"]}
+    received["broadcast"] = traffic.received["broadcast"]
     trainer.ranks.zero_gradients()
     seconds = step_seconds(trainer, 3)
-    return Seen(received, held, sum(kept.values()) / case.micro_batches, seconds)
+    return Seen(
+        by_purpose(received, case.layout), held, sum(kept.values()) / case.micro_batches, seconds
+    )
+
+
+def by_purpose(received: Mapping[str, float], layout: Layout) -> dict[str, float]:
+    """Bytes by collective as bytes by what they are: gradients of replicas (and ZeRO-1's weights),
+    FSDP's weights and gradients, or activations, by the dimension of the mesh that sends them.
+    """
+    split = [name for name in ("shard", "tensor", "context") if getattr(layout, name) > 1]
+    found = {
+        "replicas": received.get("all_reduce", 0) + received.get("broadcast", 0),
+        "pipeline": received.get("receive", 0),
+        "expert": received.get("all_to_all", 0),
+    }
+    gathered = received.get("all_gather", 0) + received.get("reduce_scatter", 0)
+    return found | dict.fromkeys(split, gathered)
 
 
 def step_seconds(trainer: Trainer, steps: int) -> float:

@@ -11,6 +11,7 @@ from llamaseek.herd.tensors import count_parameters
 from llamaseek.study.corpus import make_corpus
 from llamaseek.study.runs import COLORS, Finding, Settings, held_out_loss, mean, panel, trained
 from llamaseek.train.jobs.pretrain import build_job
+from llamaseek.units import count
 
 SIZES = {
     "small": ("hidden_size=64", "intermediate_size=192", "num_hidden_layers=3"),
@@ -76,7 +77,7 @@ def draw(figure: Figure, rows: list[dict[str, Any]]) -> None:
         parameters = next(row["parameters"] for row in rows if row["size"] == name)
         for key, style in (("held_out", "-o"), ("training", "--o")):
             values = [over_seeds(rows, name, tokens, key) for tokens in amounts]
-            label = f"{name} ({parameters / 1e6:.1f}M), {key.replace('_', ' ')}"
+            label = f"{name} ({count(parameters)}), {key.replace('_', ' ')}"
             axis.plot(amounts, values, style, color=color, label=label, markersize=4)
     axis.set_xscale("log", base=2)
     axis.set_xticks(amounts, [f"{tokens / 1e3:.0f}k" for tokens in amounts])

@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 from llamaseek.text.llama3_parse import is_name, read_object
-from llamaseek.text.messages import Call, Control, Event, ToolCall, Turn, text_events, to_json
+from llamaseek.text.messages import Control, Event, ToolCall, Turn, text_events, to_json
 from llamaseek.text.pieces import ANSWER, END, Piece, control
 from llamaseek.text.special import (
     ASSISTANT,
@@ -77,7 +77,7 @@ def _turn(turn: Turn, before: Turn | None) -> list[Piece]:
     return [*opening, *text_events, control(SENTENCE_END, END)]
 
 
-def _calls(calls: Sequence[Call]) -> list[Piece]:
+def _calls(calls: Sequence[ToolCall]) -> list[Piece]:
     if not calls:
         return []
     pieces = [control(CALLS_BEGIN, ANSWER)]
@@ -87,12 +87,12 @@ def _calls(calls: Sequence[Call]) -> list[Piece]:
     return [*pieces, control(CALLS_END, ANSWER)]
 
 
-def _call(call: Call) -> list[Piece]:
+def _call(call: ToolCall) -> list[Piece]:
     return [
         control(CALL_BEGIN, ANSWER),
         Piece("function", ANSWER),
         control(CALL_SEP, ANSWER),
-        Piece(f"{call.name}\n```json\n{call.text}\n```", ANSWER),
+        Piece(f"{call.name}\n```json\n{call.written}\n```", ANSWER),
         control(CALL_END, ANSWER),
     ]
 

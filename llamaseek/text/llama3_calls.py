@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llamaseek.errors import UserError, bad_value
-from llamaseek.text.messages import Call, to_json
+from llamaseek.text.messages import ToolCall, to_json
 
 FORMS = ("json", "python_list", "function_tag")
 
@@ -85,7 +85,7 @@ def meta_tools(tools: Sequence[Mapping[str, Any]], form: str) -> str:
     return TAG_PROMPT.format(tools="\n\n".join(listed))
 
 
-def write_calls(calls: Sequence[Call], form: str, typed: bool) -> str:
+def write_calls(calls: Sequence[ToolCall], form: str, typed: bool) -> str:
     """Calls of tools that a user defined. `typed` is Meta's own spelling of JSON calls.
 
     Raises UserError for more than one call where the form holds but one.
@@ -105,7 +105,7 @@ def write_calls(calls: Sequence[Call], form: str, typed: bool) -> str:
     return to_json({"name": calls[0].name, "parameters": calls[0].arguments})
 
 
-def write_built_in(call: Call) -> str:
+def write_built_in(call: ToolCall) -> str:
     """`brave_search.call(query="…")`; the code interpreter's call is its code."""
     given = call.arguments
     if call.name == "code_interpreter":
@@ -117,7 +117,7 @@ def write_built_in(call: Call) -> str:
     return f"{call.name}.call(" + ", ".join(f'{k}="{v}"' for k, v in values) + ")"
 
 
-def _python(call: Call) -> str:
+def _python(call: ToolCall) -> str:
     given = ", ".join(f"{name}={_literal(value)}" for name, value in call.arguments.items())
     return f"{call.name}({given})"
 

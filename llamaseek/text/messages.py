@@ -24,12 +24,14 @@ REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
 
 @dataclass(frozen=True)
-class Call:
-    """One call of a tool. `text` is the arguments as JSON, as they were written."""
+class ToolCall:
+    """One whole call of a tool. `written` is the arguments as JSON, as a user's message has them;
+    of a call that a model makes it is None.
+    """
 
     name: str
     arguments: dict[str, Any]
-    text: str
+    written: str | None = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Turn:
 
     role: str
     content: str
-    calls: tuple[Call, ...] = ()
+    calls: tuple[ToolCall, ...] = ()
     reasoning: str | None = None
 
 
@@ -135,7 +137,7 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _read_calls(where: str, message: Mapping[str, Any]) -> tuple[Call, ...]:
+def _read_calls(where: str, message: Mapping[str, Any]) -> tuple[ToolCall, ...]:
     calls = message.get("tool_calls")
     if calls is None:
         return ()
@@ -144,7 +146,7 @@ def _read_calls(where: str, message: Mapping[str, Any]) -> tuple[Call, ...]:
     return tuple(_read_call(f"{where}[{index}]", call) for index, call in enumerate(calls))
 
 
-def _read_call(where: str, call: Any) -> Call:
+def _read_call(where: str, call: Any) -> ToolCall:
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping):
         raise bad_value(where, call, "an object with a function")
@@ -154,7 +156,7 @@ def _read_call(where: str, call: Any) -> Call:
     return _read_arguments(f"{where}.function.arguments", name, function.get("arguments"))
 
 
-def _read_arguments(where: str, name: str, given: Any) -> Call:
+def _read_arguments(where: str, name: str, given: Any) -> ToolCall:
     arguments, text = given, given
     if isinstance(given, str):
         try:
@@ -164,7 +166,7 @@ def _read_arguments(where: str, name: str, given: Any) -> Call:
             arguments = None
     if not isinstance(arguments, dict):
         raise bad_value(where, given, "an object, or JSON text of one")
-    return Call(name, arguments, text if isinstance(text, str) else json_of(where, arguments))
+    return ToolCall(name, arguments, text if isinstance(text, str) else json_of(where, arguments))
 
 
 def json_of(where: str, value: Any) -> str:
@@ -195,14 +197,6 @@ class Reasoning:
     """More of what the model thinks before it answers."""
 
     text: str
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """One whole call of a tool."""
-
-    name: str
-    arguments: dict[str, Any]
 
 
 Event = Content | Reasoning | ToolCall

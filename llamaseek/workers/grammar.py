@@ -33,7 +33,9 @@ def prepare(blob: bytes) -> Callable[[], Callable[[Mapping[str, Any], bytes], Re
     """See `child`. `blob` is a pickled pair: our own tokenizer, and the options of JSON schemas."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads would not survive the fork
     tokenizer, json_options = pickle.loads(blob)
-    known = LLTokenizer(TokenizerWrapper(Vocabulary(tokenizer)), eos_token=list(tokenizer.stop_ids))
+    known = LLTokenizer(
+        TokenizerWrapper(TokenizerView(tokenizer)), eos_token=list(tokenizer.stop_ids)
+    )
     return lambda: Held(known, json_options).answer
 
 
@@ -83,7 +85,7 @@ class Held:
         return found
 
 
-class Vocabulary:
+class TokenizerView:
     """What llguidance asks of a tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:

@@ -26,10 +26,10 @@ Reply = tuple[dict[str, Any], bytes]
 
 def prepare(blob: bytes) -> Callable[[], Callable[[Mapping[str, Any], bytes], Reply]]:
     """See `child`."""
-    return lambda: Judge().answer
+    return lambda: TestedProgram().answer
 
 
-class Judge:
+class TestedProgram:
     """One program and its tests."""
 
     def __init__(self) -> None:

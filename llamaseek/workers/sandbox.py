@@ -39,7 +39,7 @@ LETS_THROUGH = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class SandboxLimits:
     """What one program may use: seconds by the clock, and bytes of memory."""
 
     seconds: float = 5.0
@@ -47,7 +47,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class SandboxResult:
     """Whether a program passes its tests, why not, and whether the sandbox itself failed."""
 
     passed: bool
@@ -78,17 +78,23 @@ class Sandbox:
         self._confinement = None if mode is None else Confinement(mode)
 
     def run(
-        self, program: str, tests: str, limits: Limits | None = None, entry_point: str | None = None
-    ) -> Verdict:
+        self,
+        program: str,
+        tests: str,
+        limits: SandboxLimits | None = None,
+        entry_point: str | None = None,
+    ) -> SandboxResult:
         """Whether a program passes tests, which are Python that uses its names.
 
         `entry_point` is a name of the program that may replace a built-in function.
         """
-        return self._run(self.confinement().mode, program, tests, limits or Limits(), entry_point)
+        return self._run(
+            self.confinement().mode, program, tests, limits or SandboxLimits(), entry_point
+        )
 
     def run_all(
-        self, pairs: Sequence[tuple[str, str]], limits: Limits | None = None
-    ) -> list[Verdict]:
+        self, pairs: Sequence[tuple[str, str]], limits: SandboxLimits | None = None
+    ) -> list[SandboxResult]:
         """The verdict on each program and its tests, on all processors."""
         self.confinement()
         with ThreadPoolExecutor(cpu_count() or 1) as threads:
@@ -104,15 +110,15 @@ class Sandbox:
     def _try_modes(self) -> Confinement:
         refused = list[str]()
         for mode in MODES:
-            tried = self._run(mode, "def f(n): return n", "assert f(2) == 2", Limits(), None)
+            tried = self._run(mode, "def f(n): return n", "assert f(2) == 2", SandboxLimits(), None)
             if tried.passed:
                 return Confinement(mode, tuple(refused))
             refused.append(f"{mode}: {tried.reason}")
         raise RuntimeError(f"sandbox: no program can be run ({'; '.join(refused)})")
 
     def _run(
-        self, mode: str, program: str, tests: str, limits: Limits, entry_point: str | None
-    ) -> Verdict:
+        self, mode: str, program: str, tests: str, limits: SandboxLimits, entry_point: str | None
+    ) -> SandboxResult:
         try:
             with empty_folder() as folder:
                 worker = self._workers(limits).take()
@@ -125,13 +131,13 @@ class Sandbox:
                     found = worker.ask(job, limits.seconds + GRACE).value
                     if found.get("passed"):
                         found = worker.ask({"tests": tests}, limits.seconds + GRACE).value
-                    return Verdict(bool(found.get("passed")), str(found.get("reason")))
+                    return SandboxResult(bool(found.get("passed")), str(found.get("reason")))
                 finally:
                     worker.close()
         except (WorkerError, OSError, ValueError, RecursionError) as error:
-            return Verdict(False, f"the sandbox fails: {error}", broken=True)
+            return SandboxResult(False, f"the sandbox fails: {error}", broken=True)
 
-    def _workers(self, limits: Limits) -> WorkerPool:
+    def _workers(self, limits: SandboxLimits) -> WorkerPool:
         cpu = int(limits.seconds + GRACE)
         if self._pool is None or self._cpu < cpu:
             self._cpu = cpu

@@ -14,9 +14,10 @@ import torch
 
 from llamaseek.checkpoints.hf import to_hf
 from llamaseek.herd.published import ENTRIES
-from llamaseek.herd.show import outline, short_count
+from llamaseek.herd.show import outline
 from llamaseek.herd.tensors import PARTS, cache_numbers_per_token, count_parameters, model_tensors
 from llamaseek.models import build_model
+from llamaseek.units import count
 from tests.cli.run import Cli
 from tests.models.shapes import tiny_config
 
@@ -96,7 +97,7 @@ def test_an_outline_holds_every_number(name: str) -> None:
 
 
 def test_numbers_for_people() -> None:
-    assert [short_count(n) for n in (8_030_261_248, 405_853_388_800, 1e12, 512)] == [
+    assert [count(n) for n in (8_030_261_248, 405_853_388_800, 1e12, 512)] == [
         "8.03B",
         "406B",
         "1T",

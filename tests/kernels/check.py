@@ -6,11 +6,16 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
+import numpy as np
 import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize
 from torch import Tensor
 
+from llamaseek.checkpoints.gguf.blocks import encode
 from llamaseek.herd.published import ENTRIES
 from llamaseek.kernels import ops
+from llamaseek.kernels.blocks import KINDS, in_halves
 from llamaseek.kernels.build import builder
 from llamaseek.kernels.packed import dequantize_packed, quantize
 from llamaseek.models.moe import Router
@@ -19,6 +24,7 @@ KERNELS = torch.ops.llamaseek
 # Relative errors in the norm of the outcome. Packed weights meet activations of 8 bits: rounding to
 # 1/127 of the largest of 128 normal numbers is 0.7% of their size, and 1.5% where it is done twice.
 EXACT, BF16, PACKED, TWICE = 2e-6, 4e-3, 1.5e-2, 2.5e-2
+BLOCKS = 2e-4  # activations of 15 bits
 AVERAGE = 1e-5  # of attention over random values, which cancel each other out
 FORMS = ((32, 0), (16, 0), (8, 0), (8, 128), (4, 0), (4, 32), (4, 64), (4, 128))
 
@@ -63,6 +69,41 @@ def check_linear(bits: int, group: int) -> None:
         found = KERNELS.linear(x, None, 0.0, *both, bits, None, True)
         wanted = torch.nn.functional.silu(x @ gate[2].T) * (x @ up[2].T)
         assert relative(found, wanted) < 2 * tolerance(bits), (tokens, width)
+
+
+def make_blocks(kind: str, rows: int, width: int) -> tuple[Tensor, Tensor]:
+    """A matrix in GGUF's blocks, and as the gguf package widens it."""
+    type_, weight = GGMLQuantizationType[kind], torch.randn(rows, width) * width**-0.5
+    if kind == "Q5_K":  # which no one writes here
+        data = np.random.default_rng(rows).integers(0, 256, (rows, width // 256, 176), np.uint8)
+        scales = np.array([0.01, 0.005], np.float16).view(np.uint8)
+        data[..., :4] = scales
+        blocks = torch.from_numpy(data.reshape(rows, -1))
+    else:
+        blocks = torch.frombuffer(bytearray(encode(weight, type_)), dtype=torch.uint8)
+        blocks = blocks.view(rows, -1)
+    return blocks, torch.from_numpy(dequantize(blocks.numpy(), type_))
+
+
+def check_blocks(kind: str) -> None:
+    """Two matrices, one of whose heads' rows alternate; 1 to 50 tokens; widths with tails."""
+    number = KINDS[kind]
+    widths = (256, 768) if number > 8 else (32, 96, 256, 576)
+    for tokens, width in itertools.product((1, 2, 3, 5, 8, 16, 19, 50), widths):
+        (first, one), (second, two) = (make_blocks(kind, rows, width) for rows in (45, 48))
+        x, norm, residual = torch.randn(tokens, width), torch.rand(width) + 0.5, torch.randn(93)
+        ready = torch.nn.functional.rms_norm(x, (width,), norm, 1e-5)
+        wanted = torch.cat((ready @ one.T, ready @ in_halves(two, 16).T), -1) + residual
+        kinds, rest = [number, number], residual.expand(tokens, -1).contiguous()
+        found = KERNELS.linear_blocks(x, norm, 1e-5, [first, second], kinds, [0, 16], rest, False)
+        assert relative(found, wanted) < BLOCKS, (kind, tokens, width)
+        found = KERNELS.linear_blocks(
+            x.bfloat16(), None, 0.0, [first, second[:45]], kinds, [0, 0], None, True
+        )
+        inner = x.bfloat16().float()
+        wanted = torch.nn.functional.silu(inner @ one.T) * (inner @ two[:45].T)
+        assert found.dtype == torch.bfloat16 and relative(found, wanted) < BF16
+        assert relative(KERNELS.widen_blocks(first, number), one) < EXACT
 
 
 def check_bf16_activations() -> None:
@@ -192,6 +233,8 @@ def check_all() -> None:
     for form in FORMS:
         check_linear(*form)
         check_experts(*form)
+    for kind in KINDS:
+        check_blocks(kind)
     check_bf16_activations()
     check_heads()
     check_norm()

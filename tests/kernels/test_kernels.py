@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from llamaseek.kernels import build
+from llamaseek.kernels import blocks, build
+from llamaseek.kernels.blocks import KINDS
 from llamaseek.kernels.packed import dequantize_packed, pack, quantize, unpack
 from tests.kernels import check
 
@@ -52,6 +53,11 @@ class TestFallbacks:
         torch.manual_seed(0)
         monkeypatch.setattr(check, "KERNELS", check.ops)
 
+    def test_blocks(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(check, "KERNELS", blocks)
+        check.check_blocks("Q4_1")
+        check.check_blocks("Q6_K")
+
     @pytest.mark.parametrize("form", check.FORMS, ids=str)
     def test_products(self, form: tuple[int, int]) -> None:
         check.check_linear(*form)
@@ -65,6 +71,11 @@ class TestFallbacks:
 
 
 class TestKernels:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_blocks(self, kernels: build.Builder, kind: str) -> None:
+        torch.manual_seed(0)
+        check.check_blocks(kind)
+
     @pytest.mark.parametrize("form", check.FORMS, ids=str)
     def test_products(self, kernels: build.Builder, form: tuple[int, int]) -> None:
         torch.manual_seed(0)

@@ -91,7 +91,7 @@ def test_a_full_disk(after: int, tmp_path: Path, cli: Cli, monkeypatch: pytest.M
     assert result.code == 2
     said = f"error: {tmp_path / 'target'}: cannot be written (No space left on device: "
     assert result.err.startswith(said) and result.err.count("\n") == 1
-    assert "MB are needed, " in result.err and f"MB are free in {tmp_path})" in result.err
+    assert "B are needed, " in result.err and f"B are free in {tmp_path})" in result.err
     assert digest(source) == before
     assert [p.name for p in tmp_path.iterdir()] == ["source"]
 
@@ -103,7 +103,7 @@ def test_too_little_room_is_seen_before_writing(
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     result = cli("convert", str(tmp_path / "source"), str(tmp_path / "target"))
     assert result.code == 2
-    assert "needs 0.00 GB, 0.00 GB are free" in result.err
+    assert "B, 1.00 kB are free" in result.err
     assert not (tmp_path / "target").exists()
 
 

@@ -69,6 +69,8 @@ def test_the_figures_of_the_limits() -> None:
     limits, options = Limits(), ServeOptions()
     for figure in (
         f"{limits.body_bytes >> 20} MB, {limits.json_depth} levels",
+        f"{limits.json_values:,}; {limits.json_containers:,} objects and arrays",
+        f"{limits.json_keys:,} keys, {limits.object_keys:,} of one object",
         f"{options.body_timeout:.0f} s to arrive",
         f"{limits.prompts}; `n` {limits.choices}; prompts × `n` {limits.answers}",
         f"{limits.messages:,}; {limits.tools}",

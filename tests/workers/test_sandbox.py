@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from llamaseek.workers.sandbox import MODES, Limits, Sandbox, Verdict
+from llamaseek.workers.sandbox import MODES, Sandbox, SandboxLimits, SandboxResult
 
-SHORT = Limits(seconds=2.0, memory=1 << 28)
+SHORT = SandboxLimits(seconds=2.0, memory=1 << 28)
 
 
 def available() -> list[str]:
@@ -47,7 +47,7 @@ def best() -> Iterator[Sandbox]:
     made.close()
 
 
-def run(sandbox: Sandbox, program: str, tests: str, limits: Limits = SHORT) -> Verdict:
+def run(sandbox: Sandbox, program: str, tests: str, limits: SandboxLimits = SHORT) -> SandboxResult:
     return sandbox.run(textwrap.dedent(program), textwrap.dedent(tests), limits)
 
 
@@ -288,7 +288,7 @@ BOMBS = {
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_cost_their_own_verdict(sandbox: Sandbox, name: str, tmp_path: Path) -> None:
     begun, before = time.monotonic(), set(os.listdir("/tmp"))
-    limits = Limits(seconds=1.0, memory=1 << 28)
+    limits = SandboxLimits(seconds=1.0, memory=1 << 28)
     verdict = run(sandbox, BOMBS[name] + "\ndef add(a, b): return a + b", TESTS, limits)
     if name not in ("sockets", "one large file"):  # may end there well, within their limits
         assert not verdict.passed
@@ -375,7 +375,7 @@ def test_no_process_is_left(best: Sandbox) -> None:
     os.setsid()
     time.sleep(60)
     """
-    assert not run(best, program, "", Limits(seconds=1)).passed
+    assert not run(best, program, "", SandboxLimits(seconds=1)).passed
     time.sleep(0.2)
     names = [Path(f"/proc/{pid}/comm") for pid in os.listdir("/proc") if pid.isdigit()]
     assert mark[-15:] not in [name.read_text().strip() for name in names if name.exists()]

@@ -34,12 +34,15 @@ PLAIN = {
 class Blocks:
     """A matrix (N, K) of quantized blocks as it lies in a file.
 
-    `data` is uint8 (N, bytes of a row), mapped; row n of the matrix is row `order[n]` of it, or
-    row n where there is no order.
+    `data` is uint8 (N, bytes of a row), mapped, and lies in `whole`, which has all experts' rows.
+    Where rows of heads of `head` numbers alternate between their halves, `order` says where in
+    `data` row n of the matrix lies.
     """
 
     kind: GGMLQuantizationType
     data: np.ndarray
+    whole: np.ndarray
+    head: int = 0
     order: Tensor | None = None
 
     def rows(self, start: int, stop: int) -> Tensor:
@@ -93,8 +96,7 @@ def _open(place: Placed, files: dict[Path, np.ndarray]) -> Lazy:
         return _joined(mapped[0], mapped[1], place.shape)
     if len(place.shape) == 1:
         return _vector(mapped[0])
-    order = interleaved(place.shape[0], place.heads) if place.heads else None
-    return _matrix(mapped[0], place.shape, place.first, order)
+    return _matrix(mapped[0], place.shape, place.first, place.heads)
 
 
 @dataclass(frozen=True)
@@ -133,11 +135,13 @@ def interleaved(rows: int, heads: int) -> Tensor:
     return torch.arange(rows).view(heads, -1, 2).transpose(1, 2).flatten()
 
 
-def _matrix(mapped: Mapped, shape: tuple[int, ...], first: int, order: Tensor | None) -> Lazy:
+def _matrix(mapped: Mapped, shape: tuple[int, ...], first: int, heads: int) -> Lazy:
     count, tensor = shape[0], mapped.tensor
+    order = interleaved(count, heads) if heads else None
     if tensor.kind not in PLAIN:
-        data = mapped.data.reshape(tensor.rows, tensor.row_bytes)[first : first + count]
-        blocks = Blocks(tensor.kind, data, order)
+        every = mapped.data.reshape(tensor.rows, tensor.row_bytes)
+        head = count // heads if heads else 0
+        blocks = Blocks(tensor.kind, every[first : first + count], every, head, order)
         return GgufLazy(torch.float32, tuple(shape), blocks.rows, blocks=blocks)
     whole = mapped.plain().view(tensor.rows, -1)[first : first + count]
     if order is None:
@@ -159,8 +163,8 @@ def _joined(keys: Mapped, values: Mapped, shape: tuple[int, ...]) -> Lazy:
     heads, rank, nope = keys.tensor.shape
     value = values.tensor.shape[1]
     width = nope + value
-    first = _matrix(keys, (heads * rank, nope), 0, None)
-    second = _matrix(values, (heads * value, rank), 0, None)
+    first = _matrix(keys, (heads * rank, nope), 0, 0)
+    second = _matrix(values, (heads * value, rank), 0, 0)
 
     def head(index: int) -> Tensor:
         k = first.rows(index * rank, (index + 1) * rank)

@@ -30,7 +30,7 @@ Watch = Callable[[int], object]
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedTensor:
     """A tensor and the type it is written in."""
 
     tensor: Outgoing
@@ -62,7 +62,7 @@ class GgufFile:
         self.architecture = architecture(config)
         layers, tied = config.num_hidden_layers, config.tie_word_embeddings
         self.planned = [
-            Planned(tensor, kind_of(tensor.name, tensor.shape, asked, layers, tied))
+            PlannedTensor(tensor, kind_of(tensor.name, tensor.shape, asked, layers, tied))
             for tensor in outgoing(config, tensors)
         ]
         self._writer = self._filled()
@@ -109,7 +109,7 @@ class GgufFile:
         return writer
 
 
-def _stored_shape(planned: Planned) -> tuple[int, ...]:
+def _stored_shape(planned: PlannedTensor) -> tuple[int, ...]:
     """The shape as the package wants it: of quantized tensors in bytes."""
     if planned.kind == Kind.F32:
         return planned.tensor.shape
@@ -121,7 +121,7 @@ def _pad(file: BinaryIO) -> None:
     file.write(bytes(-file.tell() % ALIGNMENT))
 
 
-def _encoded(planned: Planned) -> Iterator[bytes]:
+def _encoded(planned: PlannedTensor) -> Iterator[bytes]:
     for rows in planned.tensor.pieces():
         try:
             yield encode(rows, planned.kind)

@@ -20,7 +20,7 @@ REMOVED = pa.schema([(name, pa.string()) for name in ("id", "source", "stage", "
 GROUP = 1 << 22  # characters of text in a row group
 
 
-class Table:
+class ParquetFile:
     """A parquet file written row by row, a few megabytes in memory at a time."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
@@ -29,7 +29,7 @@ class Table:
         self.rows: list[dict[str, Any]] = []
         self.size = 0
 
-    def __enter__(self) -> Table:
+    def __enter__(self) -> ParquetFile:
         return self
 
     def add(self, row: dict[str, Any]) -> None:

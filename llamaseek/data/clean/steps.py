@@ -17,7 +17,7 @@ from llamaseek.data.clean.dedup.stage import Collector, CorpusStage, Shards
 from llamaseek.data.clean.files import (
     DOCUMENTS,
     REMOVED,
-    Table,
+    ParquetFile,
     document_row,
     read_cleaned,
     removed_row,
@@ -86,10 +86,10 @@ def run_pass(work: WorkFolder, step: CleaningPass, shard: int) -> None:
     collector = _collector(work, step, shard)
     with ExitStack() as open_files:
         kept = open_files.enter_context(
-            Table(work.of_pass(step.number, "documents") / f"{name}.parquet", DOCUMENTS)
+            ParquetFile(work.of_pass(step.number, "documents") / f"{name}.parquet", DOCUMENTS)
         )
         removed = open_files.enter_context(
-            Table(work.of_pass(step.number, "removed") / f"{name}.parquet", REMOVED)
+            ParquetFile(work.of_pass(step.number, "removed") / f"{name}.parquet", REMOVED)
         )
         for document, reason, stage in judged(work, step, shard, tally):
             if reason is not None:

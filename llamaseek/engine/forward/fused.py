@@ -10,7 +10,7 @@ V v_head_dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from llamaseek.engine.forward.paged import PagedCache
 from llamaseek.engine.forward.step_layout import StepLayout
-from llamaseek.engine.ranks.shards import ParallelLMHead, RowParallelLinear, SummedExperts
-from llamaseek.engine.ranks.tensor_group import TensorGroup
+from llamaseek.engine.ranks.shards import SummedExperts
 from llamaseek.kernels.build import builder
 from llamaseek.models import CausalLM
 from llamaseek.models.attention import GroupedQueryAttention, LatentAttention
@@ -29,7 +28,9 @@ from llamaseek.models.head import Head
 from llamaseek.models.layers import GatedMLP, RMSNorm, dense_weight, widen
 from llamaseek.models.llama3 import Llama3Layer
 from llamaseek.models.moe import Experts, MoE
+from llamaseek.models.quant.blocks import BlockExperts, BlockLinear
 from llamaseek.models.quant.packed import PackedExperts, PackedLinear
+from llamaseek.parallel.layers import ParallelLMHead, RowParallelLinear
 
 BITS = {torch.float32: 32, torch.bfloat16: 16}
 DENSE = (nn.Linear, Head, RowParallelLinear, ParallelLMHead)
@@ -39,13 +40,13 @@ DENSE = (nn.Linear, Head, RowParallelLinear, ParallelLMHead)
 class Weights:
     """Weights (N_i, K) of layers that read the same input, as one operator takes them.
 
-    With a `group` each rank has a share of the inputs, and their products are added up.
+    Where `split` is a layer, each rank has a share of the inputs, and the products are added up.
     """
 
     weights: list[Tensor]
     scales: list[Tensor]
     bits: int
-    group: TensorGroup | None = None
+    split: RowParallelLinear | None = None
 
     def __call__(
         self,
@@ -56,16 +57,43 @@ class Weights:
     ) -> Tensor:
         """x (N, K), normalized first and added to `residual` after → (N, ΣN_i)."""
         weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
-        if self.group is not None and self.group.rank > 0:
+        if self.split is not None and self.split.rank > 0:
             residual = None  # it is added once
         out: Tensor = torch.ops.llamaseek.linear(
             x, weight, eps, self.weights, self.scales, self.bits, residual, gate
         )
-        return out if self.group is None else self.group.sum(out)
+        return out if self.split is None else self.split.reduce(out)
 
 
-def weights(*layers: nn.Module) -> Weights:
+@dataclass(frozen=True)
+class BlockWeights:
+    """The same, of matrices in GGUF's blocks."""
+
+    layers: Sequence[BlockLinear]
+
+    def __call__(
+        self,
+        x: Tensor,
+        norm: RMSNorm | None = None,
+        residual: Tensor | None = None,
+        gate: bool = False,
+    ) -> Tensor:
+        """See `Weights.__call__`."""
+        weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
+        blocks = [layer.weight_blocks for layer in self.layers]
+        kinds = [layer.kind for layer in self.layers]
+        heads = [layer.head for layer in self.layers]
+        out: Tensor = torch.ops.llamaseek.linear_blocks(
+            x, weight, eps, blocks, kinds, heads, residual, gate
+        )
+        return out
+
+
+def weights(*layers: nn.Module) -> Weights | BlockWeights:
     """The layers' weights. ValueError where they are of different kinds, or none we know."""
+    blocks = [layer for layer in layers if isinstance(layer, BlockLinear)]
+    if len(blocks) == len(layers):
+        return BlockWeights(blocks)
     if all(type(layer) in DENSE for layer in layers):
         found: list[Tensor] = [layer.get_parameter("weight") for layer in layers]
         kinds = {BITS.get(weight.dtype, 0) for weight in found}
@@ -78,8 +106,8 @@ def weights(*layers: nn.Module) -> Weights:
         kinds = set()
     if len(kinds) != 1 or 0 in kinds:
         raise ValueError("no fused operator supports these layers")
-    group = layers[0].group if isinstance(layers[0], RowParallelLinear) else None
-    return Weights(found, scales, kinds.pop(), group)
+    split = layers[0] if isinstance(layers[0], RowParallelLinear) else None
+    return Weights(found, scales, kinds.pop(), split)
 
 
 def normalized(x: Tensor, norm: RMSNorm) -> Tensor:
@@ -197,8 +225,12 @@ class Mixture:
         self.shared = None if shared is None else Gated(shared, None)
         routed = layer.experts
         self.group = routed.group if isinstance(routed, SummedExperts) else None
+        self.routed = routed
+        self.experts: tuple[Tensor | int | None, ...] = ()
+        if isinstance(routed, BlockExperts):
+            return
         if isinstance(routed, PackedExperts):
-            self.experts: tuple[Tensor | int | None, ...] = (
+            self.experts = (
                 routed.gate_up_proj_packed.flatten(1, 2),
                 routed.gate_up_proj_scale.flatten(1, 2),
                 routed.down_proj_packed,
@@ -227,7 +259,11 @@ class Mixture:
             config.norm_topk_prob,
             config.routed_scaling_factor,
         )
-        routed: Tensor = torch.ops.llamaseek.experts(inner, chosen, gates, *self.experts)
+        routed: Tensor = (
+            torch.ops.llamaseek.experts(inner, chosen, gates, *self.experts)
+            if self.experts
+            else self.routed(inner, chosen, gates)
+        )
         out = x + (routed if self.group is None else self.group.sum(routed))
         return out if self.shared is None else self.shared.add(inner, out)
 
@@ -271,7 +307,7 @@ class Fused:
         """hidden (R, D), R up to `layout.FEW` → logits (R, V) in float32."""
         head = self.model.lm_head
         own = self.head(hidden.float())
-        return head.group.beside(own) if isinstance(head, ParallelLMHead) else own
+        return head.join(own) if isinstance(head, ParallelLMHead) else own
 
     def __call__(
         self, tokens: Tensor, layout: StepLayout, cache: PagedCache, before: Tensor | None = None

@@ -14,19 +14,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from llamaseek.checkpoints.hf import SkipInit, materialise, read_folder
 from llamaseek.checkpoints.widen import dequantized
 from llamaseek.engine.ranks.tensor_group import TensorGroup
 from llamaseek.herd.folder import read_config
 from llamaseek.herd.formats import BLOCK
-from llamaseek.kernels.wide import wide_product
 from llamaseek.models import CausalLM, build_model
-from llamaseek.models.head import Head, Read
 from llamaseek.models.lazy import Lazy
 from llamaseek.models.moe import Experts
-from llamaseek.parallel.collectives import own_ids
+from llamaseek.parallel.layers import ParallelLMHead, RowParallelLinear, VocabParallelEmbedding
 
 CPU = torch.device("cpu")
 ROWS = {"q_proj", "q_b_proj", "k_proj", "v_proj", "kv_b_proj", "gate_proj", "up_proj"}
@@ -79,16 +76,6 @@ def _columns(tensor: Lazy, group: TensorGroup) -> Lazy:
     return Lazy(tensor.dtype, (height, count), lambda a, b: tensor.rows(a, b)[:, own])
 
 
-class RowParallelLinear(nn.Linear):
-    """A linear layer over this rank's share of the inputs."""
-
-    group: TensorGroup
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., I / R) → (..., O), the same on every rank."""
-        return self.group.sum(super().forward(x))
-
-
 class SummedExperts(Experts):
     """Routed experts with this rank's share of their inner width."""
 
@@ -99,46 +86,20 @@ class SummedExperts(Experts):
         return self.group.sum(super().forward(x, chosen, gates, load))
 
 
-class VocabParallelEmbedding(nn.Embedding):
-    """This rank's rows of the table."""
-
-    group: TensorGroup
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """tokens (...) → (..., D), the same on every rank."""
-        inside, place = own_ids(tokens, self.weight.shape[0], self.group.rank)
-        rows = F.embedding(place, self.weight).masked_fill(~inside[..., None], 0)
-        return self.group.sum(rows)
-
-
-class ParallelLMHead(Head):
-    """This rank's rows of the vocabulary."""
-
-    group: TensorGroup
-
-    def forward(
-        self, hidden: Tensor, targets: Tensor | None = None, read: Read | None = None
-    ) -> Tensor:
-        """hidden (..., D) → logits (..., V), the same on every rank. There are no losses here."""
-        return self.group.beside(wide_product(hidden, self.weight))
-
-
 def add_up(model: CausalLM, group: TensorGroup) -> None:
     """Put layers that add up over ranks where a narrow model has shares of sums. In place."""
     config = model.config
     size, rows = config.hidden_size, config.vocab_size // group.size
     embedding, head = VocabParallelEmbedding(rows, size), ParallelLMHead(size, rows)
-    embedding.group = head.group = group
+    embedding.rank, embedding.reduce, head.join = group.rank, group.sum, group.beside
     model.model.embed_tokens, model.lm_head = embedding, head
     for name, module in list(model.model.layers.named_modules()):
         if isinstance(module, Experts):
             _, _, hidden, width = module.gate_up_proj.shape
-            made: SummedExperts | RowParallelLinear = SummedExperts(
-                len(module.down_proj), width, hidden
-            )
+            experts = SummedExperts(len(module.down_proj), width, hidden)
+            experts.group = group
+            model.model.layers.set_submodule(name, experts)
         elif name.rpartition(".")[2] in COLUMNS and isinstance(module, nn.Linear):
-            made = RowParallelLinear(module.in_features, module.out_features, bias=False)
-        else:
-            continue
-        made.group = group
-        model.model.layers.set_submodule(name, made)
+            linear = RowParallelLinear(module.in_features, module.out_features, bias=False)
+            linear.rank, linear.reduce = group.rank, group.sum
+            model.model.layers.set_submodule(name, linear)

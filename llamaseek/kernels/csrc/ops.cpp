@@ -5,6 +5,8 @@
 
 TORCH_LIBRARY_IMPL(llamaseek, CPU, m) {
   m.impl("linear", llamaseek::linear);
+  m.impl("linear_blocks", llamaseek::linear_blocks);
+  m.impl("widen_blocks", llamaseek::widen_blocks);
   m.impl("rms_norm", llamaseek::rms_norm);
   m.impl("route", llamaseek::route);
   m.impl("linear_heads", llamaseek::linear_heads);

@@ -13,6 +13,10 @@ using at::Tensor;
 Tensor linear(const Tensor& x, const std::optional<Tensor>& norm, double eps,
               at::TensorList weights, at::TensorList scales, int64_t bits,
               const std::optional<Tensor>& residual, bool gate);
+Tensor linear_blocks(const Tensor& x, const std::optional<Tensor>& norm, double eps,
+                     at::TensorList weights, at::IntArrayRef kinds, at::IntArrayRef heads,
+                     const std::optional<Tensor>& residual, bool gate);
+Tensor widen_blocks(const Tensor& blocks, int64_t kind);
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps);
 Tensor linear_heads(const Tensor& x, const Tensor& weight);
 std::tuple<Tensor, Tensor> route(const Tensor& x, const Tensor& weight, const Tensor& bias,

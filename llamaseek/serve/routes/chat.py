@@ -21,8 +21,10 @@ from llamaseek.serve.metrics import Clock
 from llamaseek.serve.routes.chat_choice import AnswerReader, ChatChoice
 from llamaseek.serve.service import SHORT, Service, new_id
 from llamaseek.serve.wire.bodies import StrictRoute
+from llamaseek.serve.wire.counting import is_larger, sizes
 from llamaseek.serve.wire.fields import ChatFields
 from llamaseek.serve.wire.params import at_most, constraint_of, sampling
+from llamaseek.serve.wire.pieces import as_json
 from llamaseek.serve.wire.streaming import as_events, deltas_of, unless_gone, usage
 from llamaseek.serve.wire.tools import call_constraint, one_call_a_turn, shown_tools
 from llamaseek.text.chat import ChatOptions, encode_chat
@@ -104,7 +106,7 @@ async def chat_completions(request: Request, fields: ChatFields) -> Response:
         return refused(fields, answer)
     if fields.stream:
         return as_events(answer.chunks())
-    return JSONResponse(await unless_gone(request, answer.whole()))
+    return as_json(await unless_gone(request, answer.whole()))
 
 
 async def begin(service: Service, fields: ChatFields) -> Chat | GuardFindings:
@@ -112,7 +114,6 @@ async def begin(service: Service, fields: ChatFields) -> Chat | GuardFindings:
     clock = Clock(service.metrics)
     adapter = service.adapter(fields.model)
     limits, tokenizer = service.options.limits, service.tokenizer
-    at_most("messages", len(fields.messages), limits.messages)
     check_keys(fields.messages)
     tools = shown_tools(fields, tokenizer, limits)
     constraint = await constraint_for(service, fields)
@@ -187,17 +188,24 @@ async def encode(
     open_answer: bool,
     options: ChatOptions,
 ) -> list[int]:
-    """A conversation's ids, with `open_answer` an answer opened at its end."""
-    if family_of(service.tokenizer).startswith("llama3"):
-        messages = one_call_a_turn(messages)
+    """A conversation's ids, with `open_answer` an answer opened at its end.
+
+    UserError for more messages than allowed, and for more characters than the context can hold.
+    """
+    at_most("messages", len(messages), service.options.limits.messages)
 
     def ids() -> list[int]:
-        return encode_chat(service.tokenizer, messages, open_answer, tools or None, options).ids
+        parts = [(each.get("content"), each.get("tool_calls")) for each in messages]
+        size = sum(sizes([part for each in parts for part in each if part]))
+        if size > service.longest_token * service.engine.context:
+            raise UserError(f"messages: have {size} characters, more than the context can hold")
+        llama = family_of(service.tokenizer).startswith("llama3")
+        turns = one_call_a_turn(messages) if llama else messages
+        return encode_chat(service.tokenizer, turns, open_answer, tools or None, options).ids
 
-    size = sum(len(str(message.get("content"))) for message in messages)
-    if size > service.longest_token * service.engine.context:
-        raise UserError(f"messages: have {size} characters, more than the context can hold")
-    return ids() if size + len(str(tools)) < SHORT else await asyncio.to_thread(ids)
+    if is_larger([messages, tools], SHORT):
+        return await asyncio.to_thread(ids)
+    return ids()
 
 
 async def constraint_for(service: Service, fields: ChatFields) -> Constraint | None:

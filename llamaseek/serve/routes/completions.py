@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
 from llamaseek.engine.background import Stream
 from llamaseek.engine.request import Delta, Logprob, SamplingParams
@@ -22,6 +21,7 @@ from llamaseek.serve.wire.errors import ApiError
 from llamaseek.serve.wire.fields import CompletionFields
 from llamaseek.serve.wire.logprobs import CompletionLogprobs
 from llamaseek.serve.wire.params import at_most, constraint_of, sampling
+from llamaseek.serve.wire.pieces import as_json
 from llamaseek.serve.wire.streaming import as_events, deltas_of, unless_gone, usage
 from llamaseek.text.tokenizer import Tokenizer
 
@@ -143,7 +143,7 @@ async def completions(request: Request, fields: CompletionFields) -> Response:
     job = await begin(request.app.state.service, fields)
     if fields.stream:
         return as_events(job.chunks())
-    return JSONResponse(await unless_gone(request, job.whole()))
+    return as_json(await unless_gone(request, job.whole()))
 
 
 async def begin(service: Service, fields: CompletionFields) -> CompletionJob:

@@ -7,7 +7,7 @@ import base64
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
 from llamaseek.engine.request import SamplingParams
 from llamaseek.serve.metrics import Clock
@@ -15,15 +15,16 @@ from llamaseek.serve.routes.completions import prompts_of
 from llamaseek.serve.service import Service
 from llamaseek.serve.wire.bodies import StrictRoute
 from llamaseek.serve.wire.fields import EmbeddingFields
+from llamaseek.serve.wire.pieces import LongList, as_json
 from llamaseek.serve.wire.streaming import deltas_of, unless_gone
 
 router = APIRouter(route_class=StrictRoute)
 
 
 @router.post("/v1/embeddings")
-async def embeddings(request: Request, fields: EmbeddingFields) -> dict[str, Any]:
+async def embeddings(request: Request, fields: EmbeddingFields) -> Response:
     """A vector for each text: the hidden state after the final norm at the last token."""
-    return await unless_gone(request, embed(request.app.state.service, fields))
+    return as_json(await unless_gone(request, embed(request.app.state.service, fields)))
 
 
 async def embed(service: Service, fields: EmbeddingFields) -> dict[str, Any]:
@@ -47,10 +48,10 @@ async def embed(service: Service, fields: EmbeddingFields) -> dict[str, Any]:
     return {"object": "list", "model": fields.model, "data": data, "usage": counts}
 
 
-def vector(numbers: list[float], fields: EmbeddingFields) -> list[float] | str:
+def vector(numbers: list[float], fields: EmbeddingFields) -> LongList | str:
     """Scaled to length 1; as numbers, or as base64 of little-endian float32."""
     found = np.asarray(numbers, "<f4")
     found = found / max(float(np.linalg.norm(found)), 1e-12)
     if fields.encoding_format == "base64":
         return base64.b64encode(found.astype("<f4").tobytes()).decode()
-    return [float(number) for number in found]
+    return LongList(map(float, found))

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
 from llamaseek.errors import UserError, bad_value
 from llamaseek.serve.routes.chat import encode
 from llamaseek.serve.service import Service
 from llamaseek.serve.wire.bodies import StrictRoute
 from llamaseek.serve.wire.fields import DetokenizeFields, TokenizeFields
+from llamaseek.serve.wire.pieces import LongList, as_json
 from llamaseek.text.chat import ChatOptions
 
 router = APIRouter(route_class=StrictRoute)
 
 
 @router.post("/tokenize")
-async def tokenize(request: Request, fields: TokenizeFields) -> dict[str, Any]:
+async def tokenize(request: Request, fields: TokenizeFields) -> Response:
     """The ids of a text, or of a conversation.
 
     A text that is as a whole the name of a special token is that token: so clients learn its id.
@@ -40,20 +42,22 @@ async def tokenize(request: Request, fields: TokenizeFields) -> dict[str, Any]:
         ids = [special]
     else:
         ids = await service.encode(fields.prompt or "")
-    return {"tokens": ids, "count": len(ids), "max_model_len": service.engine.context}
+    counts = {"count": len(ids), "max_model_len": service.engine.context}
+    return as_json({"tokens": LongList(ids), **counts})
 
 
 @router.post("/detokenize")
-async def detokenize(request: Request, fields: DetokenizeFields) -> dict[str, Any]:
+async def detokenize(request: Request, fields: DetokenizeFields) -> Response:
     """The text of ids, special tokens spelled out."""
     service: Service = request.app.state.service
     if fields.model is not None:
         service.adapter(fields.model)
     size = service.engine.model.config.vocab_size
-    for token in fields.tokens:
-        if token >= size:
-            raise bad_value("tokens", token, f"ids from 0 to {size - 1}")
-    return {"prompt": service.tokenizer.decode(fields.tokens, skip_special=False)}
+    largest = max(fields.tokens, default=0)
+    if largest >= size:
+        raise bad_value("tokens", largest, f"ids from 0 to {size - 1}")
+    decode = service.tokenizer.decode
+    return as_json({"prompt": await asyncio.to_thread(decode, fields.tokens, skip_special=False)})
 
 
 @router.get("/tokenizer_info")

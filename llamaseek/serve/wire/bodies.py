@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from fastapi import Request, Response
@@ -14,8 +15,11 @@ from fastapi.routing import APIRoute
 
 from llamaseek.errors import shorten
 from llamaseek.serve.options import Limits, ServeOptions
+from llamaseek.serve.wire.counting import count_json
 from llamaseek.serve.wire.errors import ApiError
 
+SMALL = 65_536
+"""Bytes of a body that is parsed at once; larger ones are counted first, and parsed in a thread."""
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -43,12 +47,15 @@ def parse(body: bytes, limits: Limits) -> Any:
     """The JSON value that a body is, with nothing in it that JSON does not have.
 
     Raises ApiError 400 for text that is no UTF-8 or no JSON, a key given twice, NaN and Infinity,
-    numbers that become infinite, half a surrogate pair, and nesting deeper than allowed.
+    numbers that become infinite, half a surrogate pair, and for nesting deeper, or more values,
+    than allowed.
     """
+    if len(body) > SMALL:
+        _check_counts(body, limits)
     try:
         value = json.loads(
             body.decode(),
-            object_pairs_hook=_no_key_twice,
+            object_pairs_hook=partial(_object, limits.object_keys),
             parse_constant=_no_constant,
             parse_float=_finite,
         )
@@ -80,7 +87,21 @@ def depth(value: Any) -> int:
     return found
 
 
-def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _check_counts(body: bytes, limits: Limits) -> None:
+    most = {
+        "values": limits.json_values,
+        "objects and arrays": limits.json_containers,
+        "keys": limits.json_keys,
+    }
+    for counts in count_json(body):
+        for (name, allowed), count in zip(most.items(), counts, strict=True):
+            if count > allowed:
+                raise ApiError(400, f"body: has more than {allowed} {name}", "body")
+
+
+def _object(most: int, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > most:
+        raise ValueError(f"an object has more than {most} keys")
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("an object has a key twice")
@@ -119,5 +140,9 @@ class _StrictRequest(Request):
 
     async def json(self) -> Any:
         if not hasattr(self, "_json"):
-            self._json = parse(await self.body(), self.app.state.service.options.limits)
+            body, limits = await self.body(), self.app.state.service.options.limits
+            small = len(body) <= SMALL
+            self._json = (
+                parse(body, limits) if small else await asyncio.to_thread(parse, body, limits)
+            )
         return self._json

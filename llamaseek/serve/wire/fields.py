@@ -14,6 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 LARGEST = 2**31 - 1
 Text = Annotated[str, StringConstraints(min_length=1)]
 TokenId = Annotated[int, Field(ge=0, le=LARGEST)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+Texts = Annotated[list[str], Field(fail_fast=True)]
+Prompts = str | Texts | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)]
+"""Lists stop at the first thing that is wrong with them: there may be many thousands."""
+Messages = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
 
 
 class Strict(BaseModel):
@@ -99,7 +104,7 @@ class SamplingFields(Strict):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
-    stop: Text | list[Text] | None = None
+    stop: Text | Annotated[list[Text], Field(fail_fast=True)] | None = None
     ignore_eos: bool = False
     n: Annotated[int, Field(ge=1)] | None = None
     stream: bool | None = None
@@ -111,7 +116,7 @@ class SamplingFields(Strict):
 class CompletionFields(SamplingFields):
     """The body of `/v1/completions`."""
 
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    prompt: Prompts
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0)] | None = None
     logprob_start_len: Annotated[int, Field(ge=0, le=LARGEST)] | None = None
@@ -150,11 +155,11 @@ class NamedTool(Strict):
 class ChatFields(SamplingFields):
     """The body of `/v1/chat/completions`. Messages are read by `llamaseek.text.messages`."""
 
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    messages: Annotated[Messages, Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=0, le=LARGEST)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
-    tools: list[Tool] | None = None
+    tools: Annotated[list[Tool], Field(max_length=1024, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
@@ -165,7 +170,7 @@ class EmbeddingFields(Strict):
     """The body of `/v1/embeddings`."""
 
     model: str
-    input: str | list[str] | list[TokenId] | list[list[TokenId]]
+    input: Prompts
     encoding_format: Literal["float", "base64"] = "float"
     user: str | None = None
 
@@ -175,7 +180,7 @@ class TokenizeFields(Strict):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
+    messages: Messages | None = None
     add_special_tokens: bool = True
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool = True
@@ -186,4 +191,4 @@ class DetokenizeFields(Strict):
     """The body of `/detokenize`."""
 
     model: str | None = None
-    tokens: list[TokenId]
+    tokens: TokenIds

@@ -6,12 +6,14 @@ equals the largest of the list exactly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llamaseek.engine.request import Logprob
+from llamaseek.serve.wire.pieces import LongList
 from llamaseek.text.tokenizer import StreamDecoder, Tokenizer
 
+FEW = 16  # tokens whose figures are written at once
 LEAST = -9999.0  # in place of minus infinity, which JSON does not have
 
 
@@ -33,17 +35,22 @@ class CompletionLogprobs:
         self._offset = 0
 
     def of(self, tokens: Sequence[int], scores: Sequence[Logprob | None]) -> dict[str, Any]:
-        """The object for these tokens, which follow those before; None for what has no score."""
-        offsets = []
-        for token in tokens:
-            offsets.append(self._offset)
-            self._offset += len(self._decoder.push(token))
-        return {
-            "tokens": [token_text(self._tokenizer, token) for token in tokens],
-            "token_logprobs": [None if s is None else max(s.logprob, LEAST) for s in scores],
-            "top_logprobs": [None if s is None else self._top(s) for s in scores],
-            "text_offset": offsets,
+        """The object for these tokens, which follow those before; None for what has no score.
+
+        It has to be written before the next one is.
+        """
+        found: dict[str, Iterator[Any]] = {
+            "tokens": (token_text(self._tokenizer, token) for token in tokens),
+            "token_logprobs": (None if s is None else max(s.logprob, LEAST) for s in scores),
+            "top_logprobs": (None if s is None else self._top(s) for s in scores),
+            "text_offset": self._offsets(tokens),
         }
+        return {name: _listed(each, len(tokens)) for name, each in found.items()}
+
+    def _offsets(self, tokens: Sequence[int]) -> Iterator[int]:
+        for token in tokens:
+            yield self._offset
+            self._offset += len(self._decoder.push(token))
 
     def _top(self, score: Logprob) -> dict[str, float]:
         """Texts and figures, the likeliest first; of tokens with one text the likelier stands."""
@@ -64,8 +71,13 @@ def chat_logprobs(tokenizer: Tokenizer, scores: Sequence[Logprob]) -> dict[str, 
             "bytes": list(tokenizer.token_bytes(token)),
         }
 
-    content = [
+    content = (
         {**entry(s.token, s.logprob), "top_logprobs": [entry(*one) for one in s.top]}
         for s in scores
-    ]
-    return {"content": content, "refusal": None}
+    )
+    return {"content": _listed(content, len(scores)), "refusal": None}
+
+
+def _listed(items: Iterator[Any], count: int) -> list[Any] | LongList:
+    """A few items as they are; more of them are made when they are written."""
+    return list(items) if count <= FEW else LongList(items)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from itertools import chain
 from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
+from starlette.concurrency import iterate_in_threadpool
 
 from llamaseek.engine.background import Stream
 from llamaseek.engine.request import Delta
 from llamaseek.serve.metrics import Clock
 from llamaseek.serve.wire.errors import ApiError, as_api_error
+from llamaseek.serve.wire.pieces import LongList, dumps, json_pieces
 
 log = logging.getLogger("llamaseek.serve")
 T = TypeVar("T")
@@ -76,9 +78,21 @@ async def _gone(request: Request) -> None:
         pass
 
 
-def event(data: Any) -> str:
-    """One server-sent event."""
-    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
+def event(data: Any) -> str | Iterator[str]:
+    """One server-sent event; in pieces if it has a long list."""
+    try:
+        return f"data: {dumps(data, default=_is_long)}\n\n"
+    except _LongData:
+        return chain(("data: ",), json_pieces(data), ("\n\n",))
+
+
+class _LongData(Exception):
+    """There is a long list in an event."""
+
+
+def _is_long(value: Any) -> Any:
+    assert isinstance(value, LongList)
+    raise _LongData
 
 
 def as_events(chunks: AsyncIterator[dict[str, Any]]) -> StreamingResponse:
@@ -87,9 +101,14 @@ def as_events(chunks: AsyncIterator[dict[str, Any]]) -> StreamingResponse:
     async def lines() -> AsyncIterator[str]:
         try:
             async for chunk in chunks:
-                yield event(chunk)
+                made = event(chunk)
+                if isinstance(made, str):
+                    yield made
+                    continue
+                async for piece in iterate_in_threadpool(made):
+                    yield piece
         except (ApiError, TimeoutError, Exception) as error:
-            yield event(as_api_error(error).body())
+            yield f"data: {dumps(as_api_error(error).body())}\n\n"
         yield DONE
 
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}

@@ -21,7 +21,7 @@ from llamaseek.recipe.schema import RewardRecipe
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.rewards.model import RewardModel
 from llamaseek.workers.pool import WorkerPool
-from llamaseek.workers.sandbox import Limits, Sandbox, code_of
+from llamaseek.workers.sandbox import Sandbox, SandboxLimits, code_of
 from llamaseek.workers.worker import JobFailed, WorkerError
 
 NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?|-?\.\d+")
@@ -81,7 +81,7 @@ class UnitTests:
     """Whether an answer's code passes the tests of its row, in a sandbox."""
 
     def __init__(self, column: str, seconds: float) -> None:
-        self._column, self._limits = column, Limits(seconds=seconds)
+        self._column, self._limits = column, SandboxLimits(seconds=seconds)
         self._sandbox, self._warned = Sandbox(), False
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:

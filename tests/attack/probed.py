@@ -1,0 +1,106 @@
+"""A server in a process of its own whose event loop is probed: a tick every 10 ms.
+
+`python -m tests.attack.probed` says its address, serves until its standard input ends, and then
+says by how many milliseconds each tick was late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.models.shapes import tiny_model
+from tests.serve.running import TOKENIZER, make_service
+
+ROOT = Path(__file__).parents[2]
+TICK = 0.01
+CONTEXT = 8192
+
+
+async def probe(late: list[float]) -> None:
+    """Note how late each tick comes, in milliseconds."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + TICK
+        await asyncio.sleep(TICK)
+        late.append(1000 * (loop.time() - due))
+
+
+async def main() -> None:
+    """Serve and probe."""
+    from llamaseek.serve.server import make_server, settle_memory
+
+    sizes = {"vocab_size": TOKENIZER.vocab_size, "max_position_embeddings": CONTEXT}
+    service = make_service(tiny_model("llama3", **sizes), max_num_seqs=64, most_waiting=64)
+    server, late = make_server(service), list[float]()
+    settle_memory()
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(TICK)
+    probing = asyncio.create_task(probe(late))
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def wait_for_the_end() -> None:
+        sys.stdin.read()
+        loop.call_soon_threadsafe(ended.set)
+
+    threading.Thread(target=wait_for_the_end, daemon=True).start()
+    await ended.wait()
+    probing.cancel()
+    used = service.engine.pool.used
+    server.should_exit = True
+    await serving
+    print(json.dumps({"late": late, "used": used}), flush=True)
+
+
+@dataclass
+class Probed:
+    """A server that is probed; `late` is filled when it has ended."""
+
+    port: int
+    pid: int
+    late: list[float] = field(default_factory=list)
+    used: int = 0
+
+    def lateness(self, share: float) -> float:
+        """Milliseconds that this share of all ticks was at most late."""
+        ordered = sorted(self.late)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the server holds."""
+        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextmanager
+def probed() -> Iterator[Probed]:
+    """The server, until the end of the block."""
+    command = [sys.executable, "-m", "tests.attack.probed"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        port = process.stdout.readline().rpartition(":")[2]  # "serving tiny at http://…:PORT"
+        run = Probed(int(port), process.pid)
+        try:
+            yield run
+        finally:
+            with suppress(BrokenPipeError):
+                process.stdin.close()
+            said = json.loads(process.stdout.readline() or '{"late": [], "used": -1}')
+            run.late, run.used = said["late"], said["used"]
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
