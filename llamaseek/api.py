@@ -397,10 +397,11 @@ def check_recipe(recipe: str | Path | Recipe, overrides: Overrides = ()) -> Reci
 
 def _warn(recipe: Recipe) -> None:
     """Say what is allowed and unlikely to be meant."""
+    from llamaseek.checkpoints.sources import with_sources_found
     from llamaseek.plan.learning_rate import unusual_rate
     from llamaseek.runtime.check import model_config
 
-    if warning := unusual_rate(recipe, model_config(recipe)):
+    if warning := unusual_rate(recipe, model_config(with_sources_found(recipe, "config"))):
         print(f"warning: {warning}", file=sys.stderr)
 
 
