@@ -29,18 +29,6 @@ if TYPE_CHECKING:
     from llamaseek.recipe.schema import Recipe
     from llamaseek.text.tokenizer import Tokenizer
 
-__all__ = [
-    "Logprob",
-    "Model",
-    "Recipe",
-    "Run",
-    "SamplingParams",
-    "UserError",
-    "load",
-    "plan",
-    "train",
-]
-
 Message = dict[str, Any]
 T = TypeVar("T")
 OTHER_METHODS = {
@@ -241,7 +229,7 @@ class Model:
 
         Raises UserError for a model that is no reward model.
         """
-        from llamaseek.engine.score import score_sequences
+        from llamaseek.engine.uncached import score_sequences
         from llamaseek.text.chat import encode_chat
 
         def score(talks: Sequence[list[Message]]) -> list[float]:

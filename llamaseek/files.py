@@ -72,6 +72,22 @@ def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of JSON; a last line cut short by a kill is left out, and no file has
+    none. UserError for a line that is not JSON.
+    """
+    if not path.is_file():
+        return []
+    texts, found = path.read_text().splitlines(), []
+    for number, line in enumerate(texts, 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            if number < len(texts):
+                raise UserError(f"{path}:{number}: is not JSON") from None
+    return found
+
+
 def places(path: str | Path) -> set[Path]:
     """Where reading `path`, a file, a folder or a glob, leads: all of it resolved, and what the
     symbolic links below it point to.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from llamaseek.checkpoints.gguf.keep import keep_blocks
-from llamaseek.checkpoints.peft import merged, read_adapter
+from llamaseek.checkpoints.merge_adapter import merged
+from llamaseek.checkpoints.peft import read_adapter
 from llamaseek.checkpoints.shards import SHARD_BYTES, open_tensors, write_tensors
 from llamaseek.checkpoints.widen import dequantized, widened
 from llamaseek.errors import UserError
@@ -167,6 +169,8 @@ def load_model(
     if adapter is not None:
         plain = dequantized(widened(tensors, dtype), dtype)
         tensors = merged(plain, read_adapter(adapter), adapter)
+        if config.tie_word_embeddings and "lm_head.weight" in tensors:
+            config = replace(config, tie_word_embeddings=False)
     with torch.device("meta"), SkipInit():
         model = build_model(config).to(dtype)
         if fp8:

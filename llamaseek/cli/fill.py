@@ -15,9 +15,9 @@ TOP = typer.Option(5, min=1, help="How many words to print for each place.")
 
 def fill(model: Path = MODEL, text: str = TEXT, top: int = TOP, device: str = DEVICE) -> None:
     """Print the likely words of each [MASK] in a text, by a masked language model."""
-    from llamaseek.engine.fill import fill as candidates
-    from llamaseek.engine.fill import open_masked
     from llamaseek.engine.open import open_tokenizer
+    from llamaseek.engine.uncached import fill as candidates
+    from llamaseek.engine.uncached import open_masked
 
     found = candidates(open_masked(model, device), open_tokenizer(model), text, top)
     for number, place in enumerate(found, 1):

@@ -13,6 +13,7 @@ from llamaseek.cli import data, herd
 from llamaseek.cli import tokenize as tokenizer
 from llamaseek.cli.chat import chat
 from llamaseek.cli.fill import fill
+from llamaseek.cli.finetune import finetune
 from llamaseek.cli.folders import average, convert, download, inspect, quantize
 from llamaseek.cli.generate import generate
 from llamaseek.cli.guard import guard
@@ -38,7 +39,7 @@ app = typer.Typer(
 )
 PANELS = {
     "Start": (quickstart, download),
-    "Train": (pretrain, sft, reward, dpo, grpo, ppo, report),
+    "Train": (finetune, pretrain, sft, reward, dpo, grpo, ppo, report),
     "Use": (generate, chat, serve, fill, guard),
     "Checkpoints": (inspect, convert, quantize, average),
     "Plan and study": (plan, train_plan, study),

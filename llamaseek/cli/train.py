@@ -10,7 +10,7 @@ from typing import Literal
 import typer
 
 from llamaseek.api import check_recipe, train
-from llamaseek.cli.shared import program, this_command
+from llamaseek.cli.shared import program, say_started, this_command
 from llamaseek.errors import UserError, quoted
 from llamaseek.recipe.keys import check_allowed
 from llamaseek.recipe.schema import Recipe
@@ -96,9 +96,7 @@ def run_recipe(
         raise UserError("--allow-change: is for --resume and --auto-resume")
     check_allowed(allow_change)
 
-    if is_first_rank():  # PyTorch takes seconds to load, and nothing else says that it runs
-        print(f"{recipe.name}: {stage}, reading the model and the data", file=sys.stderr)
-
+    say_started(f"{recipe.name}: {stage}, reading the model and the data")
     from llamaseek.train.job import Interrupted
 
     try:

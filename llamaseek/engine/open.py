@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
+from llamaseek.checkpoints.adapter_config import CONFIG as ADAPTER_CONFIG
 from llamaseek.checkpoints.hf import load_model
-from llamaseek.checkpoints.peft import CONFIG as ADAPTER_CONFIG
 from llamaseek.checkpoints.sources import find_source, is_id
 from llamaseek.engine.ranks.shards import load_share
 from llamaseek.engine.ranks.tensor_group import TensorGroup

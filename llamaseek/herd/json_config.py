@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 from llamaseek.errors import UserError, bad_value, shorten
-from llamaseek.herd.configs import FAMILIES, SCORING, ModelConfig, config_from_sizes
+from llamaseek.herd.configs import FAMILIES, SCORING, ModelConfig, config_from_sizes, load_plugins
 from llamaseek.herd.limits import check_json
 from llamaseek.herd.rotary import read_scaling
 
@@ -97,8 +97,10 @@ def unused_keys(data: dict[str, Any]) -> list[str]:
 
 def _family(data: dict[str, Any]) -> tuple[str, type[ModelConfig]]:
     """The registered family of a `config.json`, by its type and architecture."""
-    by_type = {kind.model_type: (name, kind) for name, kind in FAMILIES.items()}
     model_type, names = data.get("model_type"), data.get("architectures") or []
+    if all(kind.model_type != model_type for kind in FAMILIES.values()):
+        load_plugins()
+    by_type = {kind.model_type: (name, kind) for name, kind in FAMILIES.items()}
     if model_type not in by_type:
         titles = {key: kind.title or kind.architecture for key, (_, kind) in by_type.items()}
         read = " and ".join(f"{key} ({title})" for key, title in titles.items())

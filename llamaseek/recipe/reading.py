@@ -9,9 +9,18 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llamaseek.errors import UserError, shorten, unknown_name
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are errors, as are numbers that are not finite, and nothing
+    changes after loading. The string below a field is its entry in docs/recipes.md.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
 
 Checked = TypeVar("Checked", bound=BaseModel)
 Overrides = Mapping[str, Any] | Iterable[str]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from llamaseek.checkpoints.adapter_config import CONFIG as ADAPTER
 from llamaseek.checkpoints.hf import load_model
-from llamaseek.checkpoints.peft import CONFIG as ADAPTER
 from llamaseek.errors import UserError, bad_value, quoted
 from llamaseek.herd import ModelConfig
 from llamaseek.herd.configs import MASKED, ROUTING_BIAS
@@ -16,7 +16,8 @@ from llamaseek.herd.formats import PACKED
 from llamaseek.models import CausalLM
 from llamaseek.models.lora import add_lora
 from llamaseek.models.quant.nf4 import quantize_layers
-from llamaseek.recipe.schema import LoraRecipe, Recipe
+from llamaseek.recipe.post_training import LoraRecipe
+from llamaseek.recipe.schema import Recipe
 from llamaseek.recipe.stages import STAGES
 from llamaseek.text.tokenizer import Tokenizer
 

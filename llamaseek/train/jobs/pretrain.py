@@ -19,6 +19,7 @@ from llamaseek.parallel.collectives import on_first_rank
 from llamaseek.recipe.schema import Recipe
 from llamaseek.runtime.check import model_config
 from llamaseek.text.tokenizer import Tokenizer
+from llamaseek.train.examine import held_out_text
 from llamaseek.train.job import Job
 from llamaseek.train.jobs.reinforce import grpo_job, ppo_job
 from llamaseek.train.jobs.supervised import dpo_job, reward_job, sft_job
@@ -27,7 +28,14 @@ from llamaseek.train.progress import tokenizing
 from llamaseek.train.saving.lock import hold, released_on_error
 from llamaseek.train.saving.reads import check_reads
 from llamaseek.train.saving.run_folder import RunFolder
-from llamaseek.train.start import by_layer, check_length, check_speaks, check_vocabulary, trainable
+from llamaseek.train.start import (
+    adapt_model,
+    by_layer,
+    check_length,
+    check_speaks,
+    check_vocabulary,
+    trainable,
+)
 
 
 def build_job(recipe: Recipe, resume: bool = False) -> Job:
@@ -67,6 +75,8 @@ def pretrain_job(recipe: Recipe, tokenizer: Tokenizer | None = None) -> Job:
     size = 0 if recipe.train.objective == "masked" else corpus.held_out_bytes
     job = Job(recipe, model, corpus.tokenizer, objective, corpus.rows, corpus.held_out, size)
     job.bad_rows, job.data_fingerprint = corpus.bad_rows, corpus.fingerprint
+    if recipe.data.sources and corpus.held_out is not None:
+        job.examine = held_out_text(recipe, model, corpus.tokenizer, corpus.held_out)
     return job
 
 
@@ -99,6 +109,8 @@ def _new_model(recipe: Recipe, tokenizer: Tokenizer) -> CausalLM:
         folder = Path(recipe.model.init_from)
         model = trainable(folder, starting_config(recipe), by_layer(recipe))
         check_vocabulary(model, tokenizer)
+        if recipe.lora is not None:
+            adapt_model(model, recipe.lora, recipe.seed)
         return model
     sizes = dict(recipe.model.config)
     asked = sizes.setdefault("vocab_size", tokenizer.vocab_size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from llamaseek.data.bad_rows import BadRows, Row
@@ -22,9 +24,9 @@ from llamaseek.train.rollouts.answers import AnswerSampler, Prompt, read_prompts
 from llamaseek.train.rollouts.assess import ActorCritic, GroupRelative
 from llamaseek.train.rollouts.rollout import (
     AdvantageEstimator,
+    HeldOutRewards,
     LogProbScorer,
     Rollouts,
-    held_out_rewards,
 )
 from llamaseek.train.start import start_from
 
@@ -75,8 +77,11 @@ def _job(
     torch.manual_seed(recipe.seed)
     sampler = AnswerSampler(model, tokenizer, recipe.rollout.max_tokens, recipe.seed)
     source = Rollouts(recipe, sampler, train, rewards, assess)
-    test = held_out_rewards(sampler, held_out, rewards) if held_out else None
-    return Job(recipe, model, tokenizer, objective, source, eval_fn=test, bad_rows=bad)
+    test = HeldOutRewards(sampler, held_out, rewards) if held_out else None
+    job = Job(recipe, model, tokenizer, objective, source, eval_fn=test, bad_rows=bad)
+    if test is not None and recipe.train.samples:
+        job.examine = partial(test.examine, most=recipe.train.samples)
+    return job
 
 
 def rollout_prompts(

@@ -11,7 +11,8 @@ from llamaseek.data.hub import SCHEME, parse_hub
 from llamaseek.errors import UserError
 from llamaseek.files import places
 from llamaseek.recipe.load import load_recipe
-from llamaseek.recipe.schema import Recipe, RewardRecipe
+from llamaseek.recipe.post_training import RewardRecipe
+from llamaseek.recipe.schema import Recipe
 
 OWN = (
     "recipe.yaml",
