@@ -60,7 +60,9 @@ def open_model(
             mapped=True,
             device=place,
             adapter=lora,
-            packed=dtype == "auto" and lora is None and is_gguf(folder) and keeps_blocks(place),
+            packed=dtype == "auto"
+            and lora is None
+            and (keeps_blocks(place) or not is_gguf(folder)),
         )
     if lora is not None:
         raise UserError(

@@ -11,6 +11,7 @@ from typing import Any
 
 from llamaseek.errors import UserError, bad_value, shorten
 from llamaseek.herd.configs import FAMILIES, SCORING, ModelConfig, config_from_sizes, load_plugins
+from llamaseek.herd.grouped import check_grouped
 from llamaseek.herd.limits import check_json
 from llamaseek.herd.rotary import read_scaling
 
@@ -168,6 +169,8 @@ def _check_quantization(data: dict[str, Any]) -> None:
     blocks = {"quant_method": "fp8", "weight_block_size": [128, 128]}
     packed = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
     kinds = (blocks, packed)
+    if quantized and check_grouped(quantized):
+        return
     if quantized and not any(kind.items() <= quantized.items() for kind in kinds):
-        allowed = f"none, {blocks}, or {packed}"
+        allowed = f"none, {blocks}, {packed}, or the quant_method gptq or awq"
         raise bad_value("config.json quantization_config", quantized, allowed)

@@ -122,7 +122,7 @@ def test_what_cannot_be_done_is_one_line(start: Path, cli: Cli, tmp_path: Path) 
         assert said in done.err.splitlines()[-1]
         assert done.err.splitlines()[-1].startswith("error: ")
     rated = [{"prompt": "a", "completion": "b", "rating": 3}] * 8
-    with pytest.raises(UserError, match="ratings are not trained on"):
+    with pytest.raises(UserError, match="no prompt has two answers that are rated differently"):
         planned(start, write(tmp_path / "rated.jsonl", rated))
 
 
@@ -200,6 +200,17 @@ def test_text_and_pairs_go_through_too(start: Path, cli: Cli, tmp_path: Path) ->
     assert "chosen is likelier" in done.out and "nats" in done.out
     page = (tmp_path / "dpo" / "report.html").read_text()
     assert "rejected: No idea." in page and "loss: dpo" in page
+
+
+def test_the_page_shows_what_the_real_run_must(start: Path) -> None:
+    """The transcript in the docs is of the bundled tickets, and gains what the issue asks for."""
+    page = (DOCS / "finetune.md").read_text()
+    assert "$ llamaseek finetune smollm2-135m-instruct tickets.csv" in page
+    found = re.search(r"accuracy +([\d.]+)% +([\d.]+)%", page)
+    assert found is not None and float(found[2]) >= 80 > float(found[1])
+    sentence = planned(start, TICKETS).rows.sentence
+    assert sentence in page
+    assert "on 40 held-out rows" in page
 
 
 @needs_smollm2
