@@ -64,8 +64,9 @@ def with_steps(job: Job, epochs: float) -> Job:
     counted = {**train.model_dump(exclude={"epochs"}), "steps": steps}
     job.recipe = job.recipe.model_copy(update={"train": type(train)(**counted)})
     job.bad_rows.notes.append(
-        f"data: an epoch has {rows:,} rows of {job.source.length:,} tokens, {each:,} steps of "
-        f"{train.batch:,}; train.epochs {epochs:g} is {steps:,} steps"
+        f"data: an epoch has {counted(rows, 'row')} of {job.source.length:,} tokens, "
+        f"{counted(each, 'step')} of {train.batch:,}; train.epochs {epochs:g} is "
+        f"{counted(steps, 'step')}"
     )
     return job
 
