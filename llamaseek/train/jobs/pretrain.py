@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from llamaseek.checkpoints.sources import with_sources_found
 from llamaseek.data.mix.corpus import build_corpus
 from llamaseek.errors import UserError, bad_value
 from llamaseek.herd import ModelConfig, config_from_sizes
@@ -45,6 +46,7 @@ def build_job(recipe: Recipe, resume: bool = False) -> Job:
     Its folder is this process's from here to the end of `train`. A run that is to `resume` keeps
     the tokenizer that it has trained, whatever its text is now.
     """
+    recipe = with_sources_found(recipe)
     check_reads(recipe)
     on_first_rank(lambda: hold(recipe.folder))
     with released_on_error(recipe.folder):
