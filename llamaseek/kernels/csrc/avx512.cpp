@@ -140,6 +140,20 @@ inline void scale_rows(const Rows& rows, const Share& share, __m512 (&sums)[R][M
   }
 }
 
+// A block's stored weights, in two halves, times a token's numbers of 15 bits.
+inline __m512i products(const Tokens& x, int m, int64_t block, __m512i first, __m512i second) {
+  const int8_t* codes = x.codes[m] + 2 * block * kBlock;
+  const auto load = [=](int at) __attribute__((always_inline)) {
+    return _mm512_loadu_si512(codes + at);
+  };
+  __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), first, load(0));
+  dot = _mm512_dpbusd_epi32(dot, second, load(64));
+  const __m512i bias = _mm512_loadu_si512(x.bias[m] + block * kLanes);
+  dot = _mm512_add_epi32(_mm512_slli_epi32(dot, 7), bias);
+  dot = _mm512_dpbusd_epi32(dot, first, load(kBlock));
+  return _mm512_dpbusd_epi32(dot, second, load(kBlock + 64));
+}
+
 template <int R, int M>
 void tile_8(const Rows& rows, const Tokens& x, const Share& share, float* out) {
   const int first = share.first;
@@ -148,13 +162,6 @@ void tile_8(const Rows& rows, const Tokens& x, const Share& share, float* out) {
     const int64_t count = std::min<int64_t>(x.width - k, kBlock);
     const __mmask64 low = low_bytes(count), high = low_bytes(count - 64);
     fetch(rows, share, k), fetch(rows, share, k + 64);
-    __m512i v[M][2], bias[M];
-#pragma GCC unroll 8
-    for (int m = 0; m < M; m++) {
-      v[m][0] = _mm512_loadu_si512(x.codes[first + m] + k);
-      v[m][1] = _mm512_loadu_si512(x.codes[first + m] + k + 64);
-      bias[m] = _mm512_loadu_si512(x.bias[first + m] + block * kLanes);
-    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
       const uint8_t* at = rows.weight[share.row + r] + k;
@@ -163,8 +170,7 @@ void tile_8(const Rows& rows, const Tokens& x, const Share& share, float* out) {
       const float scale = rows.group ? widen(rows.scale[share.row + r][k / rows.group]) : 1.0f;
 #pragma GCC unroll 8
       for (int m = 0; m < M; m++) {
-        const __m512i dot = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(bias[m], w0, v[m][0]), w1,
-                                                v[m][1]);
+        const __m512i dot = products(x, first + m, block, w0, w1);
         const __m512 by = _mm512_set1_ps(scale * x.scale[first + m][block]);
         sums[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), by, sums[r][m]);
       }
@@ -237,13 +243,6 @@ void tile_4(const Rows& rows, const Tokens& x, const Share& share, float* out) {
       fetch(rows, share, block * 64);
       const __mmask64 some = low_bytes((x.width - block * kBlock) / 2);
       const __m512i lanes = spread.of(int(block - span));
-      __m512i v[M][2], bias[M];
-#pragma GCC unroll 8
-      for (int m = 0; m < M; m++) {
-        v[m][0] = _mm512_loadu_si512(x.codes[first + m] + block * kBlock);
-        v[m][1] = _mm512_loadu_si512(x.codes[first + m] + block * kBlock + 64);
-        bias[m] = _mm512_loadu_si512(x.bias[first + m] + block * kLanes);
-      }
 #pragma GCC unroll 8
       for (int r = 0; r < R; r++) {
         __m512i even, odd;
@@ -251,8 +250,7 @@ void tile_4(const Rows& rows, const Tokens& x, const Share& share, float* out) {
         const __m512 scale = _mm512_permutexvar_ps(lanes, scales[r]);
 #pragma GCC unroll 8
         for (int m = 0; m < M; m++) {
-          const __m512i dot = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(bias[m], even, v[m][0]),
-                                                  odd, v[m][1]);
+          const __m512i dot = products(x, first + m, block, even, odd);
           const __m512 by =
               M == 1 ? scale : _mm512_mul_ps(scale, _mm512_set1_ps(x.scale[first + m][block]));
           sums[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), by, sums[r][m]);

@@ -18,8 +18,10 @@ struct Tokens {
   int64_t width;                 // K
   const uint16_t* bf16[kTokens];   // K numbers
   const float* wide[kTokens];      // the same in float32
-  const int8_t* codes[kTokens];    // 8-bit numbers, whole blocks, zeros behind the last
-  const int32_t* bias[kTokens];    // kLanes a block: minus the zero point times the lane's codes
+  // Numbers of 15 bits, 128 * coarse + fine: whole blocks of kBlock coarse ones and then as many
+  // fine ones from -64 to 63, zeros behind the last.
+  const int8_t* codes[kTokens];
+  const int32_t* bias[kTokens];    // kLanes a block: minus the zero point times the lane's numbers
   const float* scale[kTokens];     // one a block
 };
 
