@@ -136,14 +136,11 @@ void tile_4(const Rows& rows, const Tokens& x, const Share& share, float* out) {
       const __m256i odd = _mm256_and_si256(_mm256_srli_epi16(w, 4), nibble);
       const __m256 scale = spread(rows, share.row + r, k, x.width);
       for (int m = 0; m < M; m++) {
-        const int8_t* codes = x.codes[first + m] + 2 * block * kBlock + half;
+        const int8_t* codes = x.codes[first + m] + block * kBlock + half;
         const int32_t* bias = x.bias[first + m] + block * kLanes + half / 4;
-        const auto products = [&](const int8_t* from) {
-          return _mm256_add_epi32(dot(even, load_codes(from)), dot(odd, load_codes(from + 64)));
-        };
         __m256i found = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bias));
-        found = _mm256_add_epi32(found, _mm256_slli_epi32(products(codes), 7));
-        found = _mm256_add_epi32(found, products(codes + kBlock));
+        found = _mm256_add_epi32(found, dot(even, load_codes(codes)));
+        found = _mm256_add_epi32(found, dot(odd, load_codes(codes + 64)));
         const __m256 by = _mm256_mul_ps(scale, _mm256_set1_ps(x.scale[first + m][block]));
         sums[r][m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(found), by, sums[r][m]);
       }

@@ -154,8 +154,57 @@ inline __m512i products(const Tokens& x, int m, int64_t block, __m512i first, __
   return _mm512_dpbusd_epi32(dot, second, load(kBlock + 64));
 }
 
+// sums[r][m] += the whole rows' products with the bytes at `part` of each block of the tokens.
+template <int R, int M>
+inline void whole_rows(const Rows& rows, const Tokens& x, const Share& share, int part,
+                       __m512i (&sums)[R][M]) {
+  for (int64_t k = 0; k < x.width; k += kBlock) {
+    const __mmask64 low = low_bytes(x.width - k), high = low_bytes(x.width - k - 64);
+    if (!part) fetch(rows, share, k), fetch(rows, share, k + 64);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const uint8_t* at = rows.weight[share.row + r] + k;
+      const __m512i first = _mm512_maskz_loadu_epi8(low, at);
+      const __m512i second = _mm512_maskz_loadu_epi8(high, at + 64);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++) {
+        const int8_t* codes = x.codes[share.first + m] + 2 * k + part;
+        __m512i dot = _mm512_dpbusd_epi32(sums[r][m], first, _mm512_loadu_si512(codes));
+        sums[r][m] = _mm512_dpbusd_epi32(dot, second, _mm512_loadu_si512(codes + 64));
+      }
+    }
+  }
+}
+
+// Weights and tokens with one scale a row: whole numbers are summed up along it.
+template <int R, int M>
+void tile_8_whole(const Rows& rows, const Tokens& x, const Share& share, float* out) {
+  __m512i coarse[R][M] = {}, fine[R][M] = {};
+  whole_rows<R, M>(rows, x, share, 0, coarse);
+  whole_rows<R, M>(rows, x, share, kBlock, fine);
+  __m512 sums[R][M];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; m++) {
+    __m512 bias = _mm512_setzero_ps();
+    for (int64_t lane = 0; lane * kBlock < x.width * kLanes; lane += kLanes) {
+      const __m512i some = _mm512_loadu_si512(x.bias[share.first + m] + lane);
+      bias = _mm512_add_ps(bias, _mm512_cvtepi32_ps(some));
+    }
+    const __m512 by = _mm512_set1_ps(x.scale[share.first + m][0]);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const __m512 low = _mm512_add_ps(_mm512_cvtepi32_ps(fine[r][m]), bias);
+      const __m512 high = _mm512_cvtepi32_ps(coarse[r][m]);
+      sums[r][m] = _mm512_mul_ps(_mm512_fmadd_ps(high, _mm512_set1_ps(128.0f), low), by);
+    }
+  }
+  scale_rows(rows, share, sums);
+  keep(sums, share, out);
+}
+
 template <int R, int M>
 void tile_8(const Rows& rows, const Tokens& x, const Share& share, float* out) {
+  if (!rows.group) return tile_8_whole<R, M>(rows, x, share, out);
   const int first = share.first;
   __m512 sums[R][M] = {};
   for (int64_t k = 0, block = 0; k < x.width; k += kBlock, block++) {
@@ -167,7 +216,7 @@ void tile_8(const Rows& rows, const Tokens& x, const Share& share, float* out) {
       const uint8_t* at = rows.weight[share.row + r] + k;
       const __m512i w0 = _mm512_maskz_loadu_epi8(low, at);
       const __m512i w1 = _mm512_maskz_loadu_epi8(high, at + 64);
-      const float scale = rows.group ? widen(rows.scale[share.row + r][k / rows.group]) : 1.0f;
+      const float scale = widen(rows.scale[share.row + r][k / rows.group]);
 #pragma GCC unroll 8
       for (int m = 0; m < M; m++) {
         const __m512i dot = products(x, first + m, block, w0, w1);
@@ -176,7 +225,6 @@ void tile_8(const Rows& rows, const Tokens& x, const Share& share, float* out) {
       }
     }
   }
-  if (!rows.group) scale_rows(rows, share, sums);
   keep(sums, share, out);
 }
 
@@ -243,6 +291,13 @@ void tile_4(const Rows& rows, const Tokens& x, const Share& share, float* out) {
       fetch(rows, share, block * 64);
       const __mmask64 some = low_bytes((x.width - block * kBlock) / 2);
       const __m512i lanes = spread.of(int(block - span));
+      __m512i v[M][2], bias[M];
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++) {
+        v[m][0] = _mm512_loadu_si512(x.codes[first + m] + block * kBlock);
+        v[m][1] = _mm512_loadu_si512(x.codes[first + m] + block * kBlock + 64);
+        bias[m] = _mm512_loadu_si512(x.bias[first + m] + block * kLanes);
+      }
 #pragma GCC unroll 8
       for (int r = 0; r < R; r++) {
         __m512i even, odd;
@@ -250,7 +305,8 @@ void tile_4(const Rows& rows, const Tokens& x, const Share& share, float* out) {
         const __m512 scale = _mm512_permutexvar_ps(lanes, scales[r]);
 #pragma GCC unroll 8
         for (int m = 0; m < M; m++) {
-          const __m512i dot = products(x, first + m, block, even, odd);
+          const __m512i dot = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(bias[m], even, v[m][0]),
+                                                  odd, v[m][1]);
           const __m512 by =
               M == 1 ? scale : _mm512_mul_ps(scale, _mm512_set1_ps(x.scale[first + m][block]));
           sums[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), by, sums[r][m]);
