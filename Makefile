@@ -7,7 +7,7 @@ FAMILY ?= llama3
 TORCH_INDEX ?=
 BIN = $(VENV)/bin
 
-.PHONY: quickstart chat test test-parallel lint bench clean
+.PHONY: quickstart chat test test-finetune test-parallel lint bench clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/llamaseek quickstart --family $(FAMILY)
@@ -19,6 +19,10 @@ chat: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q
+
+# SmolLM2 on 160 tickets, on talks and on our docs, by `finetune`: about ten minutes on 2 cores.
+test-finetune: $(VENV)/.installed-dev
+	LLAMASEEK_FINETUNE=1 $(BIN)/python -m pytest -q -s tests/train/test_finetune.py
 
 test-parallel: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -m "parallel or not parallel" tests/parallel

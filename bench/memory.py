@@ -29,7 +29,6 @@ from llamaseek.data.batch import Batch
 from llamaseek.herd import ModelConfig, config_from_sizes
 from llamaseek.models import CausalLM, build_model
 from llamaseek.models.attention import BLOCKED_LENGTH
-from llamaseek.models.cache import ContiguousCache
 from llamaseek.models.lora import add_lora
 from llamaseek.models.loss import CHUNK_NUMBERS
 from llamaseek.models.recompute import recompute
@@ -40,6 +39,7 @@ from llamaseek.plan.serving import Serving, serving_memory
 from llamaseek.train.objectives import Objective
 from llamaseek.train.objectives.multi_token import MultiToken
 from llamaseek.train.objectives.next_token import NextToken
+from tests.models.contiguous import ContiguousCache
 
 SIZES: dict[str, dict[str, Any]] = {
     "llama3": {

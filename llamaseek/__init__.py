@@ -9,17 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llamaseek.api import (
-        Logprob,
-        Model,
-        Recipe,
-        Run,
-        SamplingParams,
-        UserError,
-        load,
-        plan,
-        train,
-    )
+    from llamaseek.api import Model, Run, evaluate, load, plan, train
+    from llamaseek.engine.request import Logprob, SamplingParams
+    from llamaseek.errors import UserError
+    from llamaseek.recipe.schema import Recipe
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,6 +23,7 @@ __all__ = [
     "SamplingParams",
     "UserError",
     "__version__",
+    "evaluate",
     "load",
     "plan",
     "train",

@@ -23,23 +23,12 @@ if TYPE_CHECKING:
     from llamaseek.engine.constrain import Constraint
     from llamaseek.engine.engine import Engine
     from llamaseek.engine.request import Logprob, Output, Request, SamplingParams
+    from llamaseek.evals.run import Evaluation
     from llamaseek.herd import ModelConfig
     from llamaseek.models import CausalLM
     from llamaseek.recipe.reading import Overrides
     from llamaseek.recipe.schema import Recipe
     from llamaseek.text.tokenizer import Tokenizer
-
-__all__ = [
-    "Logprob",
-    "Model",
-    "Recipe",
-    "Run",
-    "SamplingParams",
-    "UserError",
-    "load",
-    "plan",
-    "train",
-]
 
 Message = dict[str, Any]
 T = TypeVar("T")
@@ -240,7 +229,7 @@ class Model:
 
         Raises UserError for a model that is no reward model.
         """
-        from llamaseek.engine.score import score_sequences
+        from llamaseek.engine.uncached import score_sequences
         from llamaseek.text.chat import encode_chat
 
         def score(talks: Sequence[list[Message]]) -> list[float]:
@@ -408,6 +397,41 @@ def _run(recipe: Recipe, resume: bool, allow_change: Sequence[str]) -> None:
 
     with process_group(recipe):
         run(build_job(recipe, resume), resume, allow_change=allow_change)
+
+
+def evaluate(
+    model: str | Path | Model,
+    tasks: str | Sequence[str] = ("mmlu", "gpqa", "humaneval", "gsm8k", "math"),
+    *,
+    data: str | Path | Sequence[str | Path] = (),
+    adapter: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    **options: Any,
+) -> Evaluation:
+    """Score a model on benchmarks, as `llamaseek eval`.
+
+    `model` is what `load` takes, or a `Model`; `tasks` are names of docs/eval.md or of lm-eval.
+    `data` is a folder of files, or several. `options` are limit, chat, num_fewshot, max_gen_toks,
+    truncate, out and resume. What comes back has lm-eval's `results`, and `samples` by task. Raises
+    UserError.
+    """
+    from llamaseek.evals.run import EvalOptions, evaluate_engine
+
+    known = [each.name for each in fields(EvalOptions) if each.name not in ("tasks", "data")]
+    for name in options:
+        if name not in known:
+            raise unknown_name("option", name, known)
+    folders = [data] if isinstance(data, str | Path) else data
+    asked = EvalOptions(
+        tasks=[tasks] if isinstance(tasks, str) else list(tasks),
+        data=[Path(folder) for folder in folders],
+        **options | ({"out": Path(options["out"])} if options.get("out") else {}),
+    )
+    name = "model" if isinstance(model, Model) else str(model)
+    if not isinstance(model, Model):
+        model = load(model, device=device, dtype=dtype, adapter=adapter)
+    return evaluate_engine(model.engine, asked, name=name)
 
 
 def plan(model: str | Path | None = None, *, gpu: str, **options: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ Pinned are SHA-256 digests of trained weights, greedy tokens of the engine in fo
 losses of parallel layouts, the ids of the lecture, and the figures of the smoke quickstarts.
 Values are equal bit by bit only on the same processor, PyTorch and Python, which the file's header
 names. Everything runs on one CPU thread a process (the layouts on two processes), through the
-command line of the tree that this file lies in; `imported` holds the few imports.
+command line of the tree that this file lies in.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
-import inspect
 import json
 import os
 import platform
@@ -28,7 +27,6 @@ from collections.abc import Callable, Iterator
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,21 +92,6 @@ LECTURE = (
     "She played the piano beautifully for hours and then stopped as it was midnight.<|eot_id|>"
     "<|start_header_id|>assistant<|end_header_id|>\n\n"
 )
-
-
-def imported() -> SimpleNamespace:
-    """What no command gives: the loader, the engine, and the builder of the C++ kernels."""
-    from llamaseek.engine.engine import Engine
-    from llamaseek.engine.request import Request, SamplingParams
-    from llamaseek.kernels.build import builder
-
-    try:
-        from llamaseek.checkpoints.hf import load_model as load
-    except ImportError:
-        from llamaseek.models.checkpoint import load_model as load
-    return SimpleNamespace(
-        Engine=Engine, Request=Request, SamplingParams=SamplingParams, builder=builder, load=load
-    )
 
 
 def llamaseek(*words: str, ranks: int = 1) -> str:
@@ -200,15 +183,16 @@ def continued(folder: Path, dtype: Any) -> dict[str, str]:
     """Each prompt's greedy continuation, at most 24 ids and none of `STOPS`."""
     from tokenizers import Tokenizer
 
-    ours = imported()
+    from llamaseek.checkpoints.hf import load_model
+    from llamaseek.engine.engine import Engine
+    from llamaseek.engine.request import Request, SamplingParams
+
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     begin, *stops = map(tokenizer.token_to_id, ("<|begin_of_text|>", *STOPS))
-    fields = inspect.signature(ours.SamplingParams).parameters
-    stop = "stop_token_ids" if "stop_token_ids" in fields else "stop_ids"
-    params = ours.SamplingParams(temperature=0.0, max_tokens=24, **{stop: stops})
+    params = SamplingParams(temperature=0.0, max_tokens=24, stop_token_ids=stops)
     encoded = [tokenizer.encode(text, add_special_tokens=False).ids for text in PROMPTS]
-    requests = [ours.Request(prompt=[begin, *ids], params=params) for ids in encoded]
-    outputs = ours.Engine(ours.load(folder, dtype)).generate(requests)
+    requests = [Request(prompt=[begin, *ids], params=params) for ids in encoded]
+    outputs = Engine(load_model(folder, dtype)).generate(requests)
     answers = [" ".join(map(str, output.answers[0].tokens)) for output in outputs]
     return dict(zip(PROMPTS, answers, strict=True))
 
@@ -263,6 +247,8 @@ def header() -> dict[str, str]:
     """What the values depend on beside the code."""
     import torch
 
+    from llamaseek.kernels.build import builder
+
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line for line in lines if line.startswith("model name")), platform.machine())
     return {
@@ -270,7 +256,7 @@ def header() -> dict[str, str]:
         "capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "kernels": "C++" if imported().builder().build() else "PyTorch",  # compiled before use
+        "kernels": "C++" if builder().build() else "PyTorch",  # compiled before use
     }
 
 

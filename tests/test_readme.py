@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ SMALL = {
     "sft": "train.steps=2 train.batch=2 'data.rows={tasks: 40}'",
     "dpo": "train.steps=2 train.batch=2 'data.rows={preferences: 20}' data.length=400",
     "quickstart": "--smoke",
+    "finetune": "train.steps=2 train.samples=2",
     "generate": "--max-tokens 4",
     "chat": "--max-tokens 4",
 }
@@ -50,6 +52,7 @@ def test_every_llamaseek_command_of_the_readme_runs_in_order(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path(corpus(tmp_path)).rename(tmp_path / "tinyshakespeare.txt")
+    shutil.copy(ROOT / "tests" / "data" / "tickets" / "tickets.csv", tmp_path)
     wanted = [line for line in commands("README.md") if line.startswith("llamaseek ")]
     assert len(wanted) >= 10
     for line in wanted:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from llamaseek.checkpoints.gguf.read import exact
 from llamaseek.checkpoints.hf import cast_weights, config_json, read_folder
+from llamaseek.checkpoints.merge_adapter import merged
 from llamaseek.checkpoints.meta import is_meta_folder, read_meta
-from llamaseek.checkpoints.peft import merged, read_adapter
+from llamaseek.checkpoints.peft import read_adapter
 from llamaseek.checkpoints.shards import SHARD_BYTES, OnBytes, write_tensors
 from llamaseek.checkpoints.widen import dequantized, widened
 from llamaseek.errors import UserError
@@ -65,6 +66,8 @@ class Conversion:
             check_kept(target, adapter)
             plain = dequantized(widened(tensors, torch.bfloat16), torch.bfloat16)
             tensors = merged(plain, read_adapter(adapter), adapter)
+            if "lm_head.weight" in tensors:
+                config["tie_word_embeddings"] = False
         if dtype is not None:
             tensors = cast_weights(dequantized(widened(tensors, dtype), dtype), dtype)
         quantized = (torch.float8_e4m3fn, torch.int32)

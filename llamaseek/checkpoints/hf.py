@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from llamaseek.checkpoints.gguf.keep import keep_blocks
-from llamaseek.checkpoints.peft import merged, read_adapter
+from llamaseek.checkpoints.grouped import packed_groups, ungrouped
+from llamaseek.checkpoints.merge_adapter import merged
+from llamaseek.checkpoints.peft import read_adapter
 from llamaseek.checkpoints.shards import SHARD_BYTES, open_tensors, write_tensors
 from llamaseek.checkpoints.widen import dequantized, widened
 from llamaseek.errors import UserError
@@ -116,7 +119,7 @@ def read_folder(folder: Path, config: ModelConfig) -> dict[str, Lazy]:
     stored = stored_tensors(folder)
     for problem in problems(config, stored, folder):
         raise UserError(problem.message)
-    tensors = open_tensors(stored)
+    tensors = ungrouped(open_tensors(stored), folder)
     return {name: tensor for name, tensor in tensors.items() if not is_second_copy(config, name)}
 
 
@@ -156,7 +159,8 @@ def load_model(
     of the folder's, as where a context is extended. With `mapped`, tensors that are stored as they
     are used stay in their files on a CPU, read when first touched, and take no memory that the
     system cannot have back; such a model is for inference. With `packed`, so do a GGUF file's
-    blocks that have kernels. `adapter` is the folder of a LoRA that is merged into the weights,
+    blocks that have kernels, and GPTQ's and AWQ's matrices become packed words; otherwise these are
+    widened. `adapter` is the folder of a LoRA that is merged into the weights,
     which are widened to `dtype` for it.
     Raises `UserError` as `read_folder` does, for a scale that is not a number, and for weights
     that do not fit the device's memory.
@@ -167,6 +171,10 @@ def load_model(
     if adapter is not None:
         plain = dequantized(widened(tensors, dtype), dtype)
         tensors = merged(plain, read_adapter(adapter), adapter)
+        if config.tie_word_embeddings and "lm_head.weight" in tensors:
+            config = replace(config, tie_word_embeddings=False)
+    if packed:
+        tensors = packed_groups(tensors)
     with torch.device("meta"), SkipInit():
         model = build_model(config).to(dtype)
         if fp8:

@@ -6,103 +6,171 @@ PEFT (developer guide "checkpoint") writes a layer's matrices as
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from llamaseek.checkpoints.adapter_config import CONFIG, AdapterConfig, read_adapter_config
 from llamaseek.checkpoints.shards import open_tensors, write_tensors
-from llamaseek.errors import UserError, bad_value
-from llamaseek.files import read_json_object, write_json
+from llamaseek.errors import UserError
+from llamaseek.files import write_json
 from llamaseek.herd.header import read_header
 from llamaseek.models.lazy import Lazy, lazy
-from llamaseek.models.lora import LoRALinear, adapt
+from llamaseek.models.lora import LoRALinear
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 PLAIN = {"peft_type": "LORA", "bias": "none", "use_dora": False, "fan_in_fan_out": False}
-HALVES = (".lora_A.weight", ".lora_B.weight")
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+# The endings of tensors' names: A and B of a layer and of an embedding, DoRA's magnitudes, rows of
+# single tokens, and the base of an adapted embedding, which peft stores again.
+A, B, EMBEDDED_A, EMBEDDED_B = (
+    ".lora_A.weight",
+    ".lora_B.weight",
+    ".lora_embedding_A",
+    ".lora_embedding_B",
+)
+MAGNITUDE, TOKENS, BASE = (
+    ".lora_magnitude_vector",
+    ".token_adapter.trainable_tokens_delta",
+    ".base_layer.weight",
+)
+Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """One adapter at hand: its rank, alpha, and per layer A (r, I) and B (O, r), float32."""
+    """One adapter at hand: its rank, alpha, and per layer A (r, I) and B (O, r), float32.
+
+    A layer whose scaling differs (`rank_pattern`, `alpha_pattern`) has the difference in its B.
+    """
 
     rank: int
     alpha: float
     scaling: float
-    pairs: dict[str, tuple[Tensor, Tensor]]
+    pairs: dict[str, Pair]
+    magnitudes: dict[str, Tensor] = field(default_factory=dict)
+    """Of DoRA: the norms of the rows of the adapted matrix, (O) a layer."""
+    embeddings: dict[str, Pair] = field(default_factory=dict)
+    """Of embeddings: A (r, V) and B (D, r), scaled; the product is added turned."""
+    tokens: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Ids (N) and rows (N, D) of an embedding or head of which single rows were trained."""
+    bases: dict[str, Lazy] = field(default_factory=dict)
+    """Weights that the base had, stored again."""
+    saved: dict[str, Lazy] = field(default_factory=dict)
+    """Tensors trained whole (`modules_to_save`), by their names in the model."""
+
+    def beyond_layers(self) -> list[str]:
+        """What is changed besides linear layers."""
+        return [*self.embeddings, *self.tokens, *self.saved]
+
+    def parts_head(self) -> bool:
+        """Whether embedding and head, if they were one table, are two with this adapter.
+
+        Rows of single tokens stay in both.
+        """
+        changed = {*self.pairs, *self.embeddings, *(n.removesuffix(".weight") for n in self.saved)}
+        return bool({EMBEDDING, HEAD} & changed) or HEAD in self.tokens
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """The adapter of a PEFT folder.
+    """The adapter of a PEFT folder: LoRA, rank-stabilized or with magnitudes (DoRA), of layers,
+    embedding and head, with modules saved whole and rows of single tokens.
 
-    Raises `UserError` for a missing or broken file, a kind of adapter other than plain LoRA (or
-    rank-stabilised LoRA), and a layer that lacks one of its matrices.
+    Raises `UserError` for a missing or broken file, for a key of the config that is not understood,
+    and for a layer that lacks one of its matrices.
     """
-    path = folder / CONFIG
-    config = read_json_object(path)
-    for key, value in PLAIN.items():
-        if config.get(key, value) != value:
-            raise bad_value(f"{path} {key}", config[key], repr(value))
-    for key in ("rank_pattern", "alpha_pattern", "modules_to_save", "target_parameters"):
-        if config.get(key):
-            raise bad_value(f"{path} {key}", config[key], "nothing")
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or rank < 1:
-        raise bad_value(f"{path} r", rank, "an integer of at least 1")
-    if not isinstance(alpha, int | float):
-        raise bad_value(f"{path} lora_alpha", alpha, "a number")
-    scaling = alpha / (rank**0.5 if config.get("use_rslora") else rank)
-    return Adapter(rank, alpha, scaling, _pairs(folder / WEIGHTS, rank))
+    config, path = read_adapter_config(folder), folder / WEIGHTS
+    stored = open_tensors({stored.name: stored for stored in read_header(path)})
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in stored.items()}
+    scaling = config.scaling()
+
+    def factor(layer: str) -> float:
+        return config.scaling(layer) / scaling if scaling else 0.0
+
+    pairs = _pairs(config, tensors, A, B)
+    embeddings = _pairs(config, tensors, EMBEDDED_A, EMBEDDED_B)
+    magnitudes = {
+        layer: _read(tensors.pop(name)).flatten()
+        for name in list(tensors)
+        if (layer := name.removesuffix(".weight").removesuffix(MAGNITUDE)) + MAGNITUDE
+        in (name, name.removesuffix(".weight"))
+    }
+    _check_magnitudes(config, magnitudes, pairs)
+    tokens = {
+        layer: _token_rows(config, layer, tensors.pop(layer + TOKENS))
+        for layer in [n.removesuffix(TOKENS) for n in tensors if n.endswith(TOKENS)]
+    }
+    bases = {
+        name.removesuffix(BASE): tensors.pop(name) for name in list(tensors) if name.endswith(BASE)
+    }
+    for name in tensors:
+        if ".lora_" in name or ".token_adapter." in name:
+            raise UserError(f"{path}: holds {name}, which is not understood")
+    return Adapter(
+        rank=config.rank,
+        alpha=config.alpha,
+        scaling=scaling,
+        pairs={n: (a, b if factor(n) == 1 else factor(n) * b) for n, (a, b) in pairs.items()},
+        magnitudes=magnitudes,
+        embeddings={n: (a, config.scaling(n) * b) for n, (a, b) in embeddings.items()},
+        tokens=tokens,
+        bases=bases,
+        saved=tensors,
+    )
 
 
-def _pairs(path: Path, rank: int) -> dict[str, tuple[Tensor, Tensor]]:
-    tensors = open_tensors({stored.name: stored for stored in read_header(path)})
-    if other := [name for name in tensors if not name.endswith(HALVES)]:
-        raise UserError(f"{path}: holds {other[0]}, which is not a LoRA matrix")
-    layers = {name.removeprefix(PREFIX).rpartition(".lora_")[0] for name in tensors}
+def _pairs(config: AdapterConfig, tensors: dict[str, Lazy], a: str, b: str) -> dict[str, Pair]:
+    """Takes the tensors with these endings: both matrices of each layer."""
+    path = config.path.parent / WEIGHTS
     found = {}
+    layers = {n.removesuffix(a).removesuffix(b) for n in tensors if n.endswith((a, b))}
     for layer in sorted(layers):
-        names = [f"{PREFIX}{layer}.lora_{half}.weight" for half in "AB"]
-        if missing := [name for name in names if name not in tensors]:
-            raise UserError(f"{path}: lacks the tensor {missing[0]}")
-        a, b = (_read(tensors[name]) for name in names)
-        if a.dim() != 2 or b.dim() != 2 or not a.shape[0] == b.shape[1] == rank:
+        for name in (layer + a, layer + b):
+            if name not in tensors:
+                raise UserError(f"{path}: lacks the tensor {PREFIX}{name}")
+        first, second = (_read(tensors.pop(layer + end)) for end in (a, b))
+        rank = config.rank_of(layer)
+        if first.dim() != 2 or second.dim() != 2 or not first.shape[0] == second.shape[1] == rank:
             raise UserError(f"{path}: {layer} has a rank other than the {rank} of {CONFIG}")
-        found[layer] = (a, b)
+        found[layer] = (first, second)
     return found
+
+
+def _check_magnitudes(
+    config: AdapterConfig, magnitudes: dict[str, Tensor], pairs: dict[str, Pair]
+) -> None:
+    path = config.path.parent / WEIGHTS
+    if not config.dora and magnitudes:
+        raise UserError(f"{path}: holds magnitudes, but {CONFIG} says no use_dora")
+    for layer in magnitudes:
+        if layer not in pairs:
+            raise UserError(
+                f"{path}: {layer}: use_dora is read of linear layers, not of embeddings"
+            )
+        if len(magnitudes[layer]) != len(pairs[layer][1]):
+            raise UserError(f"{path}: {layer}{MAGNITUDE} has another length than the layer's rows")
+    if config.dora and (without := [layer for layer in pairs if layer not in magnitudes]):
+        raise UserError(f"{path}: lacks the tensor {PREFIX}{without[0]}{MAGNITUDE}")
+
+
+def _token_rows(config: AdapterConfig, layer: str, rows: Lazy) -> tuple[Tensor, Tensor]:
+    ids = torch.tensor(config.tokens_of(layer), dtype=torch.int64)
+    if len(rows.shape) != 2 or len(ids) != rows.shape[0] or (len(ids) and int(ids.min()) < 0):
+        raise UserError(
+            f"{config.path}: trainable_token_indices names {len(ids)} rows of {layer}, "
+            f"{WEIGHTS} holds {rows.shape[0]}"
+        )
+    return ids, _read(rows)
 
 
 def _read(tensor: Lazy) -> Tensor:
     whole = torch.empty(tensor.shape)
     tensor.copy_to(whole)
     return whole
-
-
-def load_adapter(model: nn.Module, folder: Path) -> None:
-    """Adapt `model` in place with a PEFT folder's adapter; its base is frozen."""
-    adapter = read_adapter(folder)
-    layers = dict(model.named_modules())
-    for layer in adapter.pairs:
-        if not isinstance(layers.get(layer), nn.Linear):
-            raise UserError(f"{folder}: adapts {layer}, which is not a linear layer of the model")
-    adapt(model, list(adapter.pairs), adapter.rank, adapter.alpha)
-    _fill(model, adapter, folder)
-
-
-def _fill(model: nn.Module, adapter: Adapter, folder: Path) -> None:
-    for layer, (a, b) in adapter.pairs.items():
-        adapted = model.get_submodule(layer)
-        assert isinstance(adapted, LoRALinear)
-        for half, name in ((a, adapted.lora_A.weight), (b, adapted.lora_B.weight)):
-            if half.shape != name.shape:
-                shapes = f"{list(half.shape)}, the model asks for {list(name.shape)}"
-                raise UserError(f"{folder}: {layer} has a LoRA matrix of shape {shapes}")
-            name.data.copy_(half)
-        adapted.scaling = adapter.scaling
 
 
 def adapter_of(model: nn.Module) -> Adapter:
@@ -142,25 +210,3 @@ def save_adapter(model: nn.Module, folder: Path, base: str) -> None:
         tensors[f"{PREFIX}{name}.lora_B.weight"] = lazy(b)
     write_json(folder / CONFIG, config)
     write_tensors(folder, tensors, single=WEIGHTS)
-
-
-def merged(tensors: dict[str, Lazy], adapter: Adapter, folder: Path) -> dict[str, Lazy]:
-    """A folder's tensors with an adapter folded in: W + scaling · B A, a few rows at a time."""
-    found = dict(tensors)
-    for layer, (a, b) in adapter.pairs.items():
-        name = f"{layer}.weight"
-        shape = (b.shape[0], a.shape[1])
-        if name not in tensors:
-            raise UserError(f"{folder}: adapts {layer}, which the model does not have")
-        if tensors[name].shape != shape:
-            sizes = f"{list(shape)}, the model's is {list(tensors[name].shape)}"
-            raise UserError(f"{folder}: adapts {layer} as a matrix of shape {sizes}")
-        found[name] = _merged(tensors[name], a, b, adapter.scaling)
-    return found
-
-
-def _merged(weight: Lazy, a: Tensor, b: Tensor, scaling: float) -> Lazy:
-    def rows(start: int, stop: int) -> Tensor:
-        return weight.rows(start, stop).float() + scaling * (b[start:stop] @ a)
-
-    return Lazy(weight.dtype, weight.shape, rows)

@@ -11,7 +11,8 @@ from llamaseek.checkpoints.convert import read_any
 from llamaseek.checkpoints.gguf.kinds import ASKED
 from llamaseek.checkpoints.gguf.modelfile import modelfile
 from llamaseek.checkpoints.gguf.write import GgufFile, Watch
-from llamaseek.checkpoints.peft import merged, read_adapter
+from llamaseek.checkpoints.merge_adapter import merged
+from llamaseek.checkpoints.peft import read_adapter
 from llamaseek.checkpoints.widen import dequantized, widened
 from llamaseek.errors import UserError
 from llamaseek.files import GGUF_SUFFIX, check_kept, is_gguf, replacing, write_text
@@ -52,6 +53,8 @@ class GgufConversion:
         if adapter is not None:
             check_kept(target, adapter)
             plain = merged(plain, read_adapter(adapter), adapter)
+            if "lm_head.weight" in plain:
+                data["tie_word_embeddings"] = False
         data.pop("quantization_config", None)
         config = config_from_dict(data)
         name = source.resolve().stem if is_gguf(source) else source.resolve().name

@@ -1,4 +1,4 @@
-"""`generate`: text continued, or one message answered."""
+"""`generate`: text continued, or one message answered; `fill`: masked words of a text."""
 
 from __future__ import annotations
 
@@ -41,6 +41,11 @@ SPECULATE = typer.Option(
     "or the folder of a draft model. The output does not change.",
 )
 DRAFT_TOKENS = typer.Option(1, help="Number of tokens to draft ahead.")
+MASKED_MODEL = typer.Argument(help="The folder of a masked language model.", callback=model_folder)
+MASKED_TEXT = typer.Argument(
+    help='A text with [MASK] for each word to fill in: "The red [MASK] chased".'
+)
+CANDIDATES = typer.Option(5, min=1, help="How many words to print for each place.")
 
 
 def generate(
@@ -137,3 +142,18 @@ def describe(statistics: Statistics, seconds: float) -> str:
     if statistics.drafted:
         parts.append(f"{statistics.acceptance:.1%} of {statistics.drafted} drafts accepted")
     return "  ·  ".join(parts)
+
+
+def fill(
+    model: Path = MASKED_MODEL, text: str = MASKED_TEXT, top: int = CANDIDATES, device: str = DEVICE
+) -> None:
+    """Print the likely words of each [MASK] in a text, by a masked language model."""
+    from llamaseek.engine.open import open_tokenizer
+    from llamaseek.engine.uncached import fill as candidates
+    from llamaseek.engine.uncached import open_masked
+
+    found = candidates(open_masked(model, device), open_tokenizer(model), text, top)
+    for number, place in enumerate(found, 1):
+        print(f"[MASK] {number}:" if len(found) > 1 else "[MASK]:")
+        for word, share in place:
+            print(f"{share:8.1%}  {word.strip() or repr(word)}")

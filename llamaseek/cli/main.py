@@ -12,9 +12,10 @@ from llamaseek import __version__
 from llamaseek.cli import data, herd
 from llamaseek.cli import tokenize as tokenizer
 from llamaseek.cli.chat import chat
-from llamaseek.cli.fill import fill
+from llamaseek.cli.evaluate import evaluate
+from llamaseek.cli.finetune import finetune
 from llamaseek.cli.folders import average, convert, download, inspect, quantize
-from llamaseek.cli.generate import generate
+from llamaseek.cli.generate import fill, generate
 from llamaseek.cli.guard import guard
 from llamaseek.cli.plan import plan
 from llamaseek.cli.quickstart import quickstart
@@ -38,7 +39,7 @@ app = typer.Typer(
 )
 PANELS = {
     "Start": (quickstart, download),
-    "Train": (pretrain, sft, reward, dpo, grpo, ppo, report),
+    "Train": (finetune, pretrain, sft, reward, dpo, grpo, ppo, report),
     "Use": (generate, chat, serve, fill, guard),
     "Checkpoints": (inspect, convert, quantize, average),
     "Plan and study": (plan, train_plan, study),
@@ -48,6 +49,7 @@ for panel, commands in PANELS.items():
         app.command(cls=Command, rich_help_panel=panel)(command)
 TEXT = "Data and tokens"
 app.command(cls=Command, rich_help_panel=TEXT)(tokenize)
+app.command("eval", cls=Command, rich_help_panel="Use")(evaluate)
 app.add_typer(tokenizer.app, name="tokenizer", rich_help_panel=TEXT)
 app.add_typer(data.app, name="data", rich_help_panel=TEXT)
 app.add_typer(herd.app, name="herd", rich_help_panel="Plan and study")

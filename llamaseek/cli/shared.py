@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from llamaseek.errors import bad_value, quoted
+from llamaseek.runtime.world import is_first_rank
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,6 +60,12 @@ def bytes_bar(total: int) -> Iterator[Callable[[int], None]]:
     ) as bar:
         task = bar.add_task("", total=total)
         yield lambda written: bar.advance(task, written)
+
+
+def say_started(text: str) -> None:
+    """Say on a terminal what begins: PyTorch takes seconds to load, and nothing else shows."""
+    if sys.stderr.isatty() and is_first_rank():
+        print(text, file=sys.stderr)
 
 
 def program() -> str:

@@ -10,7 +10,7 @@ from typing import Literal
 import typer
 
 from llamaseek.api import check_recipe, train
-from llamaseek.cli.shared import program, this_command
+from llamaseek.cli.shared import program, say_started, this_command
 from llamaseek.errors import UserError, quoted
 from llamaseek.recipe.keys import check_allowed
 from llamaseek.recipe.schema import Recipe
@@ -33,7 +33,7 @@ ALLOW_CHANGE = typer.Option(
     metavar="KEY",
     help="Resume although this recipe field, or section, has changed; repeatable.",
 )
-DRY_RUN = typer.Option(False, "--dry-run", help="Check the recipe and print it without training.")
+DRY_RUN = typer.Option(False, "--dry-run", help="Open every input, check the recipe and print it.")
 
 
 def verb(stage: str, summary: str) -> Callable[..., None]:
@@ -86,7 +86,11 @@ def run_recipe(
     if dry_run:
         import yaml
 
+        from llamaseek.train.preflight import inputs_found
+
         checked = check_recipe(wanted, overrides)
+        found = list(inputs_found(checked))  # before anything is printed: it may be an error
+        print("\n".join(found), file=sys.stderr)
         print(yaml.safe_dump(checked.model_dump(mode="json"), sort_keys=False), end="")
         return
     if len(asked) > 1:
@@ -96,9 +100,7 @@ def run_recipe(
         raise UserError("--allow-change: is for --resume and --auto-resume")
     check_allowed(allow_change)
 
-    if is_first_rank():  # PyTorch takes seconds to load, and nothing else says that it runs
-        print(f"{recipe.name}: {stage}, reading the model and the data", file=sys.stderr)
-
+    say_started(f"{recipe.name}: {stage}, reading the model and the data")
     from llamaseek.train.job import Interrupted
 
     try:

@@ -8,7 +8,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from llamaseek.errors import UserError
 
-TUNE = "llamaseek sft RECIPE model.init_from=MODEL data.sources=[FILE] fine-tunes a model"
+TUNE = "llamaseek finetune MODEL DATA fine-tunes a model"
 MERGE = "llamaseek convert BASE OUT --adapter FOLDER merges an adapter"
 HERD = "llamaseek herd lists the published models"
 RANKS = "torchrun --nproc-per-node N -m llamaseek serve MODEL splits a model over N ranks"
@@ -17,7 +17,6 @@ COMMANDS = {
     "adapter": MERGE,
     "api": "llamaseek serve MODEL serves a model",
     "export": "llamaseek convert MODEL OUT writes another format or dtype",
-    "finetune": TUNE,
     "fine-tune": TUNE,
     "info": "llamaseek inspect MODEL shows a model folder",
     "list": HERD,

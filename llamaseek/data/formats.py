@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llamaseek.data.bad_rows import RowError
+from llamaseek.data.bad_rows import RowError, unused_line
 from llamaseek.data.columns import (
     FORMATS,
     MappedRow,
@@ -25,6 +25,7 @@ from llamaseek.recipe.schema import DataRecipe
 from llamaseek.text.messages import Message
 
 RANKED = ("edited", "chosen", "rejected")  # best first (Llama 3 §4.1.2)
+TRUTHS = {"true": True, "false": False}
 REPEATED = 20
 """Characters from which a prompt that an answer begins with is unlikely to be there by chance."""
 
@@ -120,18 +121,13 @@ class RowReader:
 
     def notes(self) -> list[str]:
         """What was read of no row, and what is likely to be a mistake, a line each."""
-        unused = [f"{name} ({n:,})" for name, n in self.unused.items() if name not in self.ignore]
         lines = [
             f"data: {name} begins with the text of its prompt in {n:,} of {self.rows:,} rows; it "
             "is learnt as it is written"
             for name, n in self.repeats.items()
         ]
-        if unused:
-            lines.append(
-                f"data: not used, with the count of each: {', '.join(unused)}; data.columns can "
-                "map them, data.ignore says that they are not needed"
-            )
-        return lines
+        unused = {name: n for name, n in self.unused.items() if name not in self.ignore}
+        return lines + unused_line(unused)
 
     def _count(self, row: Mapping[str, Any], view: MappedRow) -> None:
         self.rows += 1
@@ -230,7 +226,10 @@ def _system(place: str, row: MappedRow, messages: list[Message]) -> list[Message
     system = row.get("system")
     if not system:
         return messages
-    first = as_messages(place, "system", system, "system")
+    if not isinstance(system, str):
+        found = shorten(repr(system), 60)
+        raise RowError(place, "malformed", f"system is {found}, not a text")
+    first: list[Message] = [{"role": "system", "content": system}]
     if not messages or messages[0].get("role") != "system":
         return first + messages
     if not same(first, messages[:1]):
@@ -251,7 +250,7 @@ def _tools(row: MappedRow) -> Any:
 def _check_calls(place: str, messages: list[Message], tools: Any, row: MappedRow) -> None:
     """Leave out nulls that fill up arguments; RowError for more calls than the row allows."""
     row.alias(("parallel_tool_calls",))
-    parallel = row.get("parallel_tool_calls")
+    parallel = _truth(place, "parallel_tool_calls", row.get("parallel_tool_calls"))
     declared = _parameters(tools)
     for index, message in enumerate(messages):
         calls = message.get("tool_calls")
@@ -261,6 +260,15 @@ def _check_calls(place: str, messages: list[Message], tools: Any, row: MappedRow
             text = f"messages[{index}].tool_calls: {len(calls)} calls; parallel_tool_calls is false"
             raise RowError(place, "malformed", text)
         message["tool_calls"] = [_without_fillers(call, declared) for call in calls]
+
+
+def _truth(place: str, key: str, value: Any) -> bool | None:
+    """A truth, also as a table of texts has it; RowError for anything else."""
+    found = TRUTHS.get(value.lower()) if isinstance(value, str) else value
+    if not isinstance(found, bool) and value not in (None, ""):
+        text = f"{key}: {shorten(repr(value), 60)} is not allowed; allowed: true, false"
+        raise RowError(place, "malformed", text)
+    return found
 
 
 def _parameters(tools: Any) -> dict[str, Collection[str]]:
@@ -298,7 +306,9 @@ def _answers(messages: list[Message]) -> bool:
 
 def _check_end(place: str, messages: list[Message]) -> None:
     """RowError for a conversation that ends with a question, or with an answer that is empty."""
-    role = messages[-1].get("role") if messages else None
+    if not messages:
+        raise RowError(place, "without an answer", "holds no messages")
+    role = messages[-1].get("role")
     if role in ("user", "system", "tool", "ipython"):
         raise RowError(
             place,

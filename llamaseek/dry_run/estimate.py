@@ -6,7 +6,7 @@ from llamaseek.dry_run.rank import Part, RankReport, Setting
 from llamaseek.plan.gpus import Gpu, rates_of
 from llamaseek.plan.layout import running_of
 from llamaseek.plan.step import Step, Work, step_time, total
-from llamaseek.recipe.schema import ParallelRecipe
+from llamaseek.recipe.parallel import ParallelRecipe
 
 BESIDE = ("data", "shard")  # dimensions whose sends in a micro-batch are FSDP's
 

@@ -50,7 +50,8 @@ from llamaseek.parallel.pipeline import PipelinePart, routes
 from llamaseek.parallel.ranks import layout_of
 from llamaseek.parallel.weights import weights_of
 from llamaseek.plan.layout import Layout, running_of, stage_layers
-from llamaseek.recipe.schema import ParallelRecipe, Recomputed
+from llamaseek.recipe.parallel import ParallelRecipe
+from llamaseek.recipe.schema import Recomputed
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llamaseek.errors import UserError, unknown_name
+from llamaseek.models.layers import dense_weight
 from llamaseek.models.quant.blocks import BlockLinear
 
 if TYPE_CHECKING:
@@ -36,8 +37,11 @@ class Adapters:
         self.names = frozenset(adapters)
         self.rows: dict[str, Rows] = {}
         for name, adapter in adapters.items():
+            if others := adapter.beyond_layers():
+                raise _unserved(name, others[0], "is served for all adapters alike")
             for layer, (a, b) in adapter.pairs.items():
-                _adapted(model, layer, name, self).add(name, a, b, adapter.scaling)
+                norms = adapter.magnitudes.get(layer)
+                _adapted(model, layer, name, self).add(name, a, b, adapter.scaling, norms)
 
     def check(self, name: str) -> None:
         """Raise UserError for an unknown adapter; "" is the base model."""
@@ -69,9 +73,12 @@ class AdaptedLinear(nn.Module):
         self.base, self.dtype = base, dtype
         self._adapters = adapters
         self._pairs: dict[str, tuple[Tensor, Tensor]] = {}
+        self._gains: dict[str, Tensor] = {}
 
-    def add(self, name: str, a: Tensor, b: Tensor, scaling: float) -> None:
-        """One adapter's A (r, I) and B (O, r)."""
+    def add(
+        self, name: str, a: Tensor, b: Tensor, scaling: float, norms: Tensor | None = None
+    ) -> None:
+        """One adapter's A (r, I) and B (O, r), and DoRA's norms (O) of the adapted rows."""
         shape = (self.base.out_features, self.base.in_features)
         if (b.shape[0], a.shape[1]) != shape:
             raise UserError(
@@ -80,6 +87,9 @@ class AdaptedLinear(nn.Module):
             )
         device = next(chain(self.base.parameters(), self.base.buffers())).device
         self._pairs[name] = (a.to(device, self.dtype), (scaling * b).to(device, self.dtype))
+        if norms is not None:
+            whole = dense_weight(self.base, torch.float32) + (scaling * b @ a).to(device)
+            self._gains[name] = (norms.to(device) / whole.norm(dim=1)).to(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., N, I) → (..., N, O)."""
@@ -88,7 +98,15 @@ class AdaptedLinear(nn.Module):
             if name in self._pairs:
                 a, b = self._pairs[name]
                 out[..., rows, :] += F.linear(F.linear(x[..., rows, :], a), b)
+                if name in self._gains:
+                    out[..., rows, :] *= self._gains[name]
         return out
+
+
+def _unserved(name: str, layer: str, why: str) -> UserError:
+    return UserError(
+        f"adapter {name}: adapts {layer}, which {why}; merge it with: llamaseek convert --adapter"
+    )
 
 
 def _adapted(model: CausalLM, layer: str, name: str, adapters: Adapters) -> AdaptedLinear:
@@ -97,13 +115,12 @@ def _adapted(model: CausalLM, layer: str, name: str, adapters: Adapters) -> Adap
     if isinstance(found, AdaptedLinear):
         return found
     own = layer.rpartition(".")[2]
-    if not isinstance(found, (nn.Linear, BlockLinear)) or own == "lm_head":
+    if not isinstance(found, (nn.Linear, BlockLinear)):
         raise UserError(f"adapter {name}: adapts {layer}, which is not a linear layer of the model")
     if own == ABSORBED:
-        raise UserError(
-            f"adapter {name}: adapts {layer}, which decoding splits; "
-            "merge it with: llamaseek convert --adapter"
-        )
+        raise _unserved(name, layer, "decoding splits")
+    if own == "lm_head":
+        raise _unserved(name, layer, "is served for all adapters alike")
     made = AdaptedLinear(found, adapters, model.model.norm.weight.dtype)
     model.set_submodule(layer, made)
     return made

@@ -8,8 +8,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import repeat
 from random import SystemRandom
 from typing import TYPE_CHECKING
 
@@ -25,10 +23,10 @@ from llamaseek.engine.forward.paged import build_cache, bytes_per_token
 from llamaseek.engine.forward.runner import Runner, home
 from llamaseek.engine.forward.step_layout import StepLayout, some_rows
 from llamaseek.engine.leader import CacheBlocks, lead
-from llamaseek.engine.matcher import Session
+from llamaseek.engine.logprobs import score_prompt, score_tokens
 from llamaseek.engine.options import EngineOptions
 from llamaseek.engine.request import (
-    Completion,
+    ActiveRequest,
     Delta,
     Output,
     Request,
@@ -36,7 +34,7 @@ from llamaseek.engine.request import (
     SequenceState,
     check_request,
 )
-from llamaseek.engine.sampler import decide, derive_seed, log_probabilities
+from llamaseek.engine.sampler import decide, derive_seed
 from llamaseek.engine.scheduler import Chunk, QueueFull, Scheduler
 from llamaseek.engine.speculate import make_drafter
 from llamaseek.engine.statistics import Statistics
@@ -50,49 +48,7 @@ if TYPE_CHECKING:
     from llamaseek.checkpoints.peft import Adapter
     from llamaseek.engine.ranks.tensor_group import TensorGroup
 
-PROMPT_LOGITS = 1 << 24  # of a prompt that is scored, held at once
 _entropy = SystemRandom()
-
-
-@dataclass
-class ActiveRequest:
-    """A request that the engine is running."""
-
-    request: Request
-    seed: int
-    answers: list[SequenceState]
-    texts: list[str]
-    arrived: float
-    session: Session | None = None
-    closed: int = 0
-    finished: float = 0.0
-
-    @property
-    def done(self) -> bool:
-        """Whether all of its answers are."""
-        return self.closed == self.request.params.n
-
-    def output(self) -> Output:
-        """What came of it; RuntimeError if an answer failed."""
-        for answer in self.answers:
-            if answer.error is not None:
-                raise RuntimeError(f"request {self.request.id} failed") from answer.error
-        wanted = self.request.params.logprobs is not None
-        answers = [
-            Completion(
-                a.index,
-                a.generated,
-                text,
-                a.finish or "",
-                a.logprobs if wanted else None,
-                a.stop_id,
-            )
-            for a, text in zip(self.answers, self.texts, strict=True)
-        ]
-        first = self.answers[0]
-        scores = first.prompt_logprobs if self.request.params.prompt_logprobs is not None else None
-        moments = (self.arrived, first.first_token, self.finished)
-        return Output(self.request, answers, scores, first.cached or 0, *moments, first.embedding)
 
 
 class Engine:
@@ -348,32 +304,12 @@ class Engine:
         self.statistics.computed += hidden.shape[0]
         for place, chunk in enumerate(plan):
             if chunk.answer.unscored:
-                self._score_prompt(chunk, hidden[layout.ends[place] - chunk.count :])
+                score_prompt(self.runner, chunk, hidden[layout.ends[place] - chunk.count :])
         self._say(plan, hidden, layout, deltas)
         self.drafter.propose(plan, hidden, layout)
         for chunk in plan:
             if chunk.answer.finish is None:
                 self.scheduler.publish(chunk.answer)
-
-    def _score_prompt(self, chunk: Chunk, hidden: Tensor) -> None:
-        """Log-probabilities of prompt tokens from hidden (at least the chunk's, D).
-
-        The logits are made for some places at a time: whole, they would be (N, V).
-        """
-        answer = chunk.answer
-        scores = answer.prompt_logprobs
-        start = min(answer.scored_from + 1, answer.prompt_length)
-        scores += [] if scores else [None] * start
-        wanted = answer.params.prompt_logprobs or 0
-        rows = max(1, PROMPT_LOGITS // self.model.config.vocab_size)
-        first = max(chunk.start, len(scores) - 1)
-        last = min(chunk.start + chunk.count, answer.prompt_length - 1)
-        for at in range(first, last, rows):
-            end = min(at + rows, last)
-            logits = self.runner.logits(hidden[at - chunk.start : end - chunk.start])
-            scores += log_probabilities(
-                logits, answer.tokens[at + 1 : end + 1], [wanted] * (end - at)
-            )
 
     def _say(
         self, plan: list[Chunk], hidden: Tensor, layout: StepLayout, deltas: list[Delta]
@@ -403,7 +339,7 @@ class Engine:
                 scored.append((answer, delta, start))
             start += 1 + drafts
         if scored:
-            _score(logits, scored)
+            score_tokens(logits, scored)
 
     def _add(self, answer: SequenceState, generated: list[int], now: float) -> Delta:
         """Append what an answer says, up to where it ends; then it is done."""
@@ -486,23 +422,3 @@ def _end_token_ids(
     """The ids that end an answer: those of the model's config and those of its tokenizer."""
     ids = (configured,) if isinstance(configured, int) else configured or ()
     return frozenset(ids).union(tokenizer.stop_ids if tokenizer is not None else ())
-
-
-def _score(logits: Tensor, scored: Sequence[tuple[SequenceState, Delta, int]]) -> None:
-    """Give deltas the log-probabilities of their tokens; each starts at its row of logits."""
-    rows: list[int] = []
-    tokens: list[int] = []
-    most: list[int] = []
-    named: list[Sequence[int]] = []
-    for answer, delta, start in scored:
-        rows += range(start, start + len(delta.tokens))
-        tokens += delta.tokens
-        most += repeat(answer.params.logprobs or 0, len(delta.tokens))
-        named += repeat(answer.params.logprob_token_ids, len(delta.tokens))
-    if not rows:
-        return
-    chosen = logits[torch.tensor(rows, device=logits.device)]
-    found = iter(log_probabilities(chosen, tokens, most, named))
-    for answer, delta, _ in scored:
-        delta.logprobs = [next(found) for _ in delta.tokens]
-        answer.logprobs += delta.logprobs

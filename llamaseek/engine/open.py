@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
+from llamaseek.checkpoints.adapter_config import CONFIG as ADAPTER_CONFIG
 from llamaseek.checkpoints.hf import load_model
-from llamaseek.checkpoints.peft import CONFIG as ADAPTER_CONFIG
 from llamaseek.engine.ranks.shards import load_share
 from llamaseek.engine.ranks.tensor_group import TensorGroup
 from llamaseek.errors import UserError, bad_value, quoted
@@ -59,7 +59,9 @@ def open_model(
             mapped=True,
             device=place,
             adapter=lora,
-            packed=dtype == "auto" and lora is None and is_gguf(folder) and keeps_blocks(place),
+            packed=dtype == "auto"
+            and lora is None
+            and (keeps_blocks(place) or not is_gguf(folder)),
         )
     if lora is not None:
         raise UserError(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from llamaseek.engine.constrain import Constraint
-    from llamaseek.engine.matcher import Matcher
+    from llamaseek.engine.matcher import Matcher, Session
     from llamaseek.engine.text_out import TextOut
 
 GREEDY_BELOW = 1e-5  # temperatures so low are greedy; float32 could not divide by them anyway
@@ -290,3 +290,44 @@ def _number(name: str, value: Any, low: float, high: float, above: bool = False)
 def _whole(name: str, value: Any, low: int, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise bad_value(name, value, f"a whole number from {low} to {high}")
+
+
+@dataclass
+class ActiveRequest:
+    """A request that the engine is running."""
+
+    request: Request
+    seed: int
+    answers: list[SequenceState]
+    texts: list[str]
+    arrived: float
+    session: Session | None = None
+    closed: int = 0
+    finished: float = 0.0
+
+    @property
+    def done(self) -> bool:
+        """Whether all of its answers are."""
+        return self.closed == self.request.params.n
+
+    def output(self) -> Output:
+        """What came of it; RuntimeError if an answer failed."""
+        for answer in self.answers:
+            if answer.error is not None:
+                raise RuntimeError(f"request {self.request.id} failed") from answer.error
+        wanted = self.request.params.logprobs is not None
+        answers = [
+            Completion(
+                a.index,
+                a.generated,
+                text,
+                a.finish or "",
+                a.logprobs if wanted else None,
+                a.stop_id,
+            )
+            for a, text in zip(self.answers, self.texts, strict=True)
+        ]
+        first = self.answers[0]
+        scores = first.prompt_logprobs if self.request.params.prompt_logprobs is not None else None
+        moments = (self.arrived, first.first_token, self.finished)
+        return Output(self.request, answers, scores, first.cached or 0, *moments, first.embedding)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llamaseek.engine.request import Logprob, SamplingParams, SequenceState
+from llamaseek.engine.request import SamplingParams, SequenceState
 
 HOTTEST = 1e30  # float32 holds it
 FEW = 256  # candidates looked at before a whole row is sorted
@@ -240,31 +240,6 @@ def _without(chances: Tensor, fell: list[int], given: list[Tensor]) -> Tensor:
     else:
         rest = chances.scatter(1, torch.tensor(fell, device=chances.device)[:, None], 0)
     return torch.where(rest.sum(-1, keepdim=True) > 0, rest, chances)
-
-
-def log_probabilities(
-    logits: Tensor,
-    tokens: Sequence[int],
-    most: Sequence[int],
-    named: Sequence[Sequence[int]] = (),
-) -> list[Logprob]:
-    """Logits (R, V), the tokens (R) that stand there and how many alternatives to name (R).
-
-    One float32 log-softmax serves both a token's own figure and the list of the likeliest, which
-    those of the `named` tokens (R lists) follow.
-    """
-    scores = logits.float().log_softmax(-1)
-    own = scores.gather(1, torch.tensor(tokens, device=scores.device)[:, None])[:, 0].tolist()
-    top = scores.topk(min(max(most), scores.shape[-1]), dim=-1)
-    ranked = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    found = zip(tokens, own, ranked, most, strict=True)
-    told = [
-        Logprob(token, value, list(zip(ids[:count], values[:count], strict=True)))
-        for token, value, (ids, values), count in found
-    ]
-    for row, ids in enumerate(named):
-        told[row].top.extend((token, scores[row, token].item()) for token in ids)
-    return told
 
 
 def _column(numbers: Sequence[float], like: Tensor) -> Tensor:

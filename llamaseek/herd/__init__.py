@@ -4,6 +4,7 @@ from llamaseek.herd.configs import (
     FAMILIES,
     ModelConfig,
     config_from_sizes,
+    find_family,
     register_config,
 )
 from llamaseek.herd.deepseek_v3 import DeepseekV3Config
@@ -22,5 +23,6 @@ __all__ = [
     "RopeScaling",
     "config_from_dict",
     "config_from_sizes",
+    "find_family",
     "register_config",
 ]

@@ -19,6 +19,7 @@ from llamaseek.herd.formats import (
     WORD,
     scale_shape,
 )
+from llamaseek.herd.grouped import QWEIGHT, grouped_dtypes, grouped_shapes
 from llamaseek.herd.header import StoredTensor
 from llamaseek.herd.tensors import model_tensors
 
@@ -50,6 +51,12 @@ def problems(
         yield from _packed_problems(base, shape, stored, folder)
         wanted[base + PACKED_SHAPE] = (2,)
     known = {base + suffix for base in packed for suffix in (PACKED, PACKED_SCALE)}
+    grouped = [name for name in wanted if name.removesuffix(".weight") + QWEIGHT in stored]
+    for name in grouped:
+        shapes = grouped_shapes(name.removesuffix(".weight"), wanted.pop(name), stored)
+        for part, shape in shapes.items():
+            yield from _stored_problems(part, shape, stored, folder)
+        known |= set(shapes)
     for name, shape in wanted.items():
         if name not in stored:
             yield FolderProblem("missing", name, f"{folder}: lacks the tensor {name}")
@@ -63,6 +70,19 @@ def problems(
         if name not in wanted and name not in known and not is_second_copy(config, name):
             message = f"{found.path}: has a tensor the model lacks: {name}"
             yield FolderProblem("unexpected", name, message)
+
+
+def _stored_problems(
+    name: str, shape: Shape, stored: dict[str, StoredTensor], folder: Path
+) -> Iterator[FolderProblem]:
+    """What is wrong with one tensor of a matrix of GPTQ or AWQ."""
+    if name not in stored:
+        yield FolderProblem("missing", name, f"{folder}: lacks the tensor {name}")
+    elif stored[name].shape != shape:
+        yield FolderProblem("shape", name, _shapes(stored[name], shape))
+    else:
+        for message in grouped_dtypes(name, stored[name]):
+            yield FolderProblem("dtype", name, message)
 
 
 def _packed_problems(

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, fields, replace
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Any, ClassVar, Self
 
-from llamaseek.errors import UserError, bad_value, unknown_name
+from llamaseek.errors import UserError, bad_value, shorten, unknown_name
 from llamaseek.herd.limits import check_experts, check_field
 from llamaseek.herd.panels import Box, Panel, gated_panel
 from llamaseek.herd.rotary import RopeScaling, read_scaling
@@ -20,6 +22,24 @@ SCORING = "ForSequenceClassification"
 ROUTING_BIAS = "e_score_correction_bias"
 """A buffer of routers: no parameter, and float32 in every folder."""
 Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LatentWidths:
+    """Widths in latent attention: of the latents of queries (None: they have none) and of keys and
+    values, and of a head's parts.
+    """
+
+    query: int | None
+    key_value: int
+    plain: int
+    rotary: int
+    value: int
+
+    @property
+    def gathered(self) -> int:
+        """Numbers a token of keys' and values' latent with its rotary key."""
+        return self.key_value + self.rotary
 
 
 @dataclass(frozen=True)
@@ -183,7 +203,32 @@ class ModelConfig:
         """Whether the layer routes tokens to experts."""
         return False
 
+    @property
+    def shared_experts(self) -> int:
+        """Experts of a mixture layer that every token is sent to, of the routed ones' width."""
+        return 0
+
     # Attention
+
+    @property
+    def latents(self) -> LatentWidths | None:
+        """The sizes of latent attention; None where keys and values are projected directly."""
+        return None
+
+    @property
+    def query_head_width(self) -> int:
+        """Width of a head's query, and of the key that it is multiplied with."""
+        raise NotImplementedError
+
+    @property
+    def key_heads(self) -> int:
+        """Heads of keys and values that attention multiplies with."""
+        return self.num_attention_heads
+
+    @property
+    def cache_heads(self) -> int:
+        """Heads of the cache, which tensor ranks split."""
+        return self.key_heads
 
     @property
     def cache_width(self) -> int:
@@ -257,6 +302,8 @@ def gated_tensors(width: int, inner: int) -> dict[str, Shape]:
 
 
 FAMILIES: dict[str, type[ModelConfig]] = {}
+PLUGINS = "llamaseek.families"
+"""The group of entry points by which installed packages add families."""
 
 
 def register_config(family: str, kind: type[ModelConfig]) -> None:
@@ -270,11 +317,34 @@ def register_config(family: str, kind: type[ModelConfig]) -> None:
     FAMILIES[family] = kind
 
 
-def config_from_sizes(family: str, sizes: dict[str, Any]) -> ModelConfig:
-    """A config of a registered `family` from field values; unknown keys are errors."""
+def find_family(family: str) -> type[ModelConfig]:
+    """The config class registered under this name. UserError for a name that nobody registers."""
+    if family not in FAMILIES:
+        load_plugins()
     if family not in FAMILIES:
         raise unknown_name("model.family", family, list(FAMILIES))
-    kind = FAMILIES[family]
+    return FAMILIES[family]
+
+
+@cache
+def load_plugins() -> None:
+    """Let installed packages register their families, once: each entry point of the group
+    `llamaseek.families` is a function without arguments that calls `models.register_family`.
+
+    It is called where a family or a `model_type` is not known otherwise, so that nothing imports a
+    plugin (and PyTorch with it) before it is needed. UserError for one that fails.
+    """
+    for found in entry_points(group=PLUGINS):
+        try:
+            found.load()()
+        except Exception as error:
+            reason = shorten(f"{type(error).__name__}: {error}")
+            raise UserError(f"{PLUGINS} entry point {found.name} fails: {reason}") from error
+
+
+def config_from_sizes(family: str, sizes: dict[str, Any]) -> ModelConfig:
+    """A config of a registered `family` from field values; unknown keys are errors."""
+    kind = find_family(family)
     known = [item.name for item in fields(kind)]
     for key in sizes:
         if key not in known:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 from llamaseek.errors import bad_value
 from llamaseek.herd.configs import (
     ROUTING_BIAS,
+    LatentWidths,
     LayerRun,
     ModelConfig,
     Shape,
@@ -144,6 +145,28 @@ class DeepseekV3Config(ModelConfig):
     @property
     def expert_width(self) -> int:
         return self.moe_intermediate_size
+
+    @property
+    def shared_experts(self) -> int:
+        return self.n_shared_experts
+
+    @property
+    def latents(self) -> LatentWidths:
+        return LatentWidths(
+            self.q_lora_rank,
+            self.kv_lora_rank,
+            self.qk_nope_head_dim,
+            self.qk_rope_head_dim,
+            self.v_head_dim,
+        )
+
+    @property
+    def query_head_width(self) -> int:
+        return self.qk_head_dim
+
+    @property
+    def cache_heads(self) -> int:
+        return 1
 
     @property
     def cache_width(self) -> int:

@@ -10,7 +10,8 @@ from dataclasses import fields
 from typing import Any
 
 from llamaseek.errors import UserError, bad_value, shorten
-from llamaseek.herd.configs import FAMILIES, SCORING, ModelConfig, config_from_sizes
+from llamaseek.herd.configs import FAMILIES, SCORING, ModelConfig, config_from_sizes, load_plugins
+from llamaseek.herd.grouped import check_grouped
 from llamaseek.herd.limits import check_json
 from llamaseek.herd.rotary import read_scaling
 
@@ -97,8 +98,10 @@ def unused_keys(data: dict[str, Any]) -> list[str]:
 
 def _family(data: dict[str, Any]) -> tuple[str, type[ModelConfig]]:
     """The registered family of a `config.json`, by its type and architecture."""
-    by_type = {kind.model_type: (name, kind) for name, kind in FAMILIES.items()}
     model_type, names = data.get("model_type"), data.get("architectures") or []
+    if all(kind.model_type != model_type for kind in FAMILIES.values()):
+        load_plugins()
+    by_type = {kind.model_type: (name, kind) for name, kind in FAMILIES.items()}
     if model_type not in by_type:
         titles = {key: kind.title or kind.architecture for key, (_, kind) in by_type.items()}
         read = " and ".join(f"{key} ({title})" for key, title in titles.items())
@@ -166,6 +169,8 @@ def _check_quantization(data: dict[str, Any]) -> None:
     blocks = {"quant_method": "fp8", "weight_block_size": [128, 128]}
     packed = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
     kinds = (blocks, packed)
+    if quantized and check_grouped(quantized):
+        return
     if quantized and not any(kind.items() <= quantized.items() for kind in kinds):
-        allowed = f"none, {blocks}, or {packed}"
+        allowed = f"none, {blocks}, {packed}, or the quant_method gptq or awq"
         raise bad_value("config.json quantization_config", quantized, allowed)

@@ -62,6 +62,14 @@ class Llama3Config(ModelConfig):
         }
 
     @property
+    def query_head_width(self) -> int:
+        return self.head_dim
+
+    @property
+    def key_heads(self) -> int:
+        return self.num_key_value_heads
+
+    @property
     def cache_width(self) -> int:
         return 2 * self.num_key_value_heads * self.head_dim
 

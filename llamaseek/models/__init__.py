@@ -22,7 +22,8 @@ def register_family(
 
     `model_class` makes a `CausalLM` of a `config_class`. Everything else (training, the engine,
     counts, plans, diagrams) asks the two classes. Call it before a recipe or a folder is read, in
-    every process that reads one. Raises UserError where the name or the `model_type` is taken.
+    every process that reads one, or from an entry point of the group `llamaseek.families`, which
+    every process calls by itself. Raises UserError where the name or the `model_type` is taken.
     """
     register_config(family, config_class)
     MODELS[config_class] = model_class

@@ -15,7 +15,7 @@ from llamaseek.parallel.fully_sharded import shard_layer, shard_rest
 from llamaseek.parallel.mesh import Mesh
 from llamaseek.parallel.pipeline import PipelinePart, cut
 from llamaseek.parallel.tensor import split_layer, split_vocabulary
-from llamaseek.recipe.schema import ParallelRecipe
+from llamaseek.recipe.parallel import ParallelRecipe
 
 
 @dataclass(frozen=True)

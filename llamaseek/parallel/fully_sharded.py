@@ -21,7 +21,7 @@ from torch.distributed.fsdp import (
 
 from llamaseek.parallel.expert import SplitExperts
 from llamaseek.parallel.mesh import Mesh
-from llamaseek.recipe.schema import ParallelRecipe
+from llamaseek.recipe.parallel import ParallelRecipe
 
 GIVEN_BACK = "given_back"  # a layer's attribute: whether its weights are resharded after forward
 

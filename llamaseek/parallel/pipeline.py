@@ -25,7 +25,7 @@ from llamaseek.models import CausalLM, build_model
 from llamaseek.models.layers import widen
 from llamaseek.parallel.mesh import Mesh
 from llamaseek.plan.layout import stage_layers
-from llamaseek.recipe.schema import ParallelRecipe
+from llamaseek.recipe.parallel import ParallelRecipe
 
 LossOf = Callable[[CausalLM, Batch], Tensor]
 SCHEDULES: dict[str, Any] = {

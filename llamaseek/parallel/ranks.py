@@ -18,7 +18,7 @@ from llamaseek.parallel.mesh import Mesh
 from llamaseek.parallel.pipeline import LossOf, Pipeline
 from llamaseek.parallel.weights import Zero, add_replicas, own_gradients, squared_norm, weights_of
 from llamaseek.plan.layout import DEGREES, Layout
-from llamaseek.recipe.schema import ParallelRecipe
+from llamaseek.recipe.parallel import ParallelRecipe
 
 PLACES = ("ends",)  # of what objectives add: columns of a row, -1 where there is none
 

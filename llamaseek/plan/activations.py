@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from llamaseek.herd import DeepseekV3Config, Llama3Config, ModelConfig
+from llamaseek.herd import ModelConfig
+from llamaseek.herd.configs import LatentWidths
 
 FLOAT, INTEGER = 4, 8
 BLOCK, BLOCKED_LENGTH = 128, 1024  # `models/attention.py` on CPUs
@@ -64,17 +65,16 @@ def layer_saved(config: ModelConfig, layer: int, run: TrainingPass) -> float:
     """
     width, ranks = config.hidden_size, run.tensor
     token = 2 * run.norm(width) / ranks
-    if isinstance(config, DeepseekV3Config):
-        token += _latent_attention(config, run)
-        mixture = is_mixture(config, layer)
-        dense = _gated(width, config.intermediate_size, run)
-        token += _mixture(config, run) if mixture else dense
+    if config.latents is not None:
+        token += _latent_attention(config, config.latents, run)
     else:
-        assert isinstance(config, Llama3Config)
-        queries = config.num_attention_heads * config.head_dim
+        queries = config.num_attention_heads * config.query_head_width
         token += run.kept(width, "q_proj", "k_proj", "v_proj")
         # What the output projection reads is the fused kernel's output, counted there.
         token += run.kept(queries if run.blocked else 0, "o_proj") / ranks
+    if config.is_moe_layer(layer):
+        token += _mixture(config, run)
+    else:
         token += _gated(width, config.intermediate_size, run)
     if layer >= config.num_hidden_layers:
         token += (2 * run.norm(width) + run.kept(2 * width, "eh_proj")) / ranks
@@ -87,24 +87,20 @@ def selectively_kept(config: ModelConfig, layer: int, run: TrainingPass) -> floa
     experts' products (`models/recompute.py`). The last product's result is needed by nothing.
     """
     heads = config.num_attention_heads / run.tensor
-    width, mixture = config.hidden_size / run.tensor, is_mixture(config, layer)
-    if isinstance(config, DeepseekV3Config):
-        latents = (config.q_lora_rank or 0) + config.kv_lora_rank + config.qk_rope_head_dim
-        queries = config.qk_head_dim * heads
+    width, queries = config.hidden_size / run.tensor, config.query_head_width * heads
+    if config.latents is not None:
+        latents = (config.latents.query or 0) + config.latents.gathered
         token = run.number * (latents / run.tensor + queries + width)
     else:
-        assert isinstance(config, Llama3Config)
-        queries = config.head_dim * heads
-        keys = config.num_key_value_heads / run.tensor * config.head_dim
+        keys = config.key_heads / run.tensor * config.query_head_width
         token = run.number * (2 * queries + 2 * keys + width)
     token += FLOAT * heads
-    if not mixture:
+    if not config.is_moe_layer(layer):
         return run.tokens * (token + run.number * 2 * config.intermediate_size / run.tensor)
-    assert isinstance(config, DeepseekV3Config)
-    inner = config.moe_intermediate_size * config.n_shared_experts
-    token += FLOAT * config.n_routed_experts / run.tensor + run.number * 2 * inner / run.tensor
+    inner = config.expert_width * config.shared_experts
+    token += FLOAT * config.num_experts / run.tensor + run.number * 2 * inner / run.tensor
     sent = (1 + FLOAT / 128 if run.fp8_dispatch else run.number) * (run.expert > 1)
-    return run.tokens * (token + sent * config.num_experts_per_tok * width)
+    return run.tokens * (token + sent * config.experts_per_token * width)
 
 
 def attention_core(config: ModelConfig, run: TrainingPass) -> float:
@@ -112,11 +108,8 @@ def attention_core(config: ModelConfig, run: TrainingPass) -> float:
     queries against the keys of whole rows.
     """
     heads = config.num_attention_heads / run.tensor
-    if isinstance(config, DeepseekV3Config):
-        key_heads, query = heads, config.qk_head_dim  # values are padded to the keys' width
-    else:
-        assert isinstance(config, Llama3Config)
-        key_heads, query = config.num_key_value_heads / run.tensor, config.head_dim
+    # Values that are narrower are padded to the keys' width.
+    key_heads, query = config.key_heads / run.tensor, config.query_head_width
     if not run.blocked:
         # query, output; key, value
         widths = 2 * heads * query + 2 * run.context * key_heads * query
@@ -138,9 +131,7 @@ def attention_core(config: ModelConfig, run: TrainingPass) -> float:
 
 def rotary_tables(config: ModelConfig, run: TrainingPass) -> int:
     """Bytes of the fp32 cosines and sines that all layers share."""
-    latent = isinstance(config, DeepseekV3Config)
-    width = config.qk_rope_head_dim if latent else config.head_dim  # type: ignore[attr-defined]
-    return FLOAT * width * run.tokens
+    return FLOAT * config.rotary_width * run.tokens
 
 
 def widest_gradient(config: ModelConfig, layer: int, run: TrainingPass) -> int:
@@ -148,15 +139,9 @@ def widest_gradient(config: ModelConfig, layer: int, run: TrainingPass) -> int:
     stream's, and those of both halves of the gated product or of the experts' outputs and inputs.
     """
     width, inner = config.hidden_size, 2 * config.intermediate_size
-    if is_mixture(config, layer):
-        assert isinstance(config, DeepseekV3Config)
-        inner = config.num_experts_per_tok * (width + config.moe_intermediate_size)
+    if config.is_moe_layer(layer):
+        inner = config.experts_per_token * (width + config.expert_width)
     return run.number * run.tokens * (width + inner)
-
-
-def is_mixture(config: ModelConfig, layer: int) -> bool:
-    """Whether the layer routes tokens to experts."""
-    return isinstance(config, DeepseekV3Config) and layer >= config.first_k_dense_replace
 
 
 def pairs(length: int, keys_only: bool) -> int:
@@ -168,21 +153,21 @@ def pairs(length: int, keys_only: bool) -> int:
     return total
 
 
-def _latent_attention(config: DeepseekV3Config, run: TrainingPass) -> float:
+def _latent_attention(config: ModelConfig, latents: LatentWidths, run: TrainingPass) -> float:
     """Projections and latent norms; a token. Latents are gathered by tensor and context ranks."""
-    width, rank, rope = config.hidden_size, config.kv_lora_rank, config.qk_rope_head_dim
-    values = config.num_attention_heads * config.v_head_dim
+    width, rank, rope = config.hidden_size, latents.key_value, latents.rotary
+    values = config.num_attention_heads * latents.value
     token = run.kept(values, "o_proj") / run.tensor
-    if config.q_lora_rank is None and run.tensor > 1:  # all tokens' inputs, and its own
+    if latents.query is None and run.tensor > 1:  # all tokens' inputs, and its own
         token += run.kept(width, "q_proj") + run.kept(width, "kv_a_proj_with_mqa") / run.tensor
     else:
-        query = "q_proj" if config.q_lora_rank is None else "q_a_proj"
+        query = "q_proj" if latents.query is None else "q_a_proj"
         token += run.kept(width, query, "kv_a_proj_with_mqa") / run.tensor
     # In fp32 the norm's input is a view of the projection, whose rotary part stays with it.
     token += run.norm(rank) + (FLOAT * rope if run.number == FLOAT else 0)
     token += run.context * run.kept(rank, "kv_b_proj")
-    if config.q_lora_rank is not None:
-        token += run.norm(config.q_lora_rank) + run.kept(config.q_lora_rank, "q_b_proj")
+    if latents.query is not None:
+        token += run.norm(latents.query) + run.kept(latents.query, "q_b_proj")
     return token
 
 
@@ -192,15 +177,15 @@ def _gated(width: int, inner: int, run: TrainingPass) -> float:
     return run.kept(width, "gate_proj", "up_proj") + token / run.tensor
 
 
-def _mixture(config: DeepseekV3Config, run: TrainingPass) -> float:
+def _mixture(config: ModelConfig, run: TrainingPass) -> float:
     """Router, routed experts (never adapted) and shared experts; a token."""
-    width, inner = config.hidden_size, config.moe_intermediate_size
-    chosen, full = config.num_experts_per_tok, run.adapters is None
-    router = FLOAT * (config.n_routed_experts + chosen + 2) + INTEGER * 3 * chosen
-    if full and (run.number < FLOAT or not config.n_shared_experts or run.tensor > 1):
+    width, inner, common = config.hidden_size, config.expert_width, config.shared_experts
+    chosen, full = config.experts_per_token, run.adapters is None
+    router = FLOAT * (config.num_experts + chosen + 2) + INTEGER * 3 * chosen
+    if full and (run.number < FLOAT or not common or run.tensor > 1):
         router += FLOAT * width  # the router's fp32 input, in fp32 also the shared experts'
     # gate and up, silu, their product, the product with the gates; gates; inputs.
     inside = run.number * (4 + full) * inner / run.tensor
     expert = inside + run.number * (full * width + 1)
-    shared = _gated(width, inner * config.n_shared_experts, run) if config.n_shared_experts else 0
+    shared = _gated(width, inner * common, run) if common else 0
     return router / run.tensor + chosen * expert + shared

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llamaseek.herd import DeepseekV3Config, ModelConfig
+from llamaseek.herd import ModelConfig
 from llamaseek.plan.flops import attention_flops, matrix_flops
 from llamaseek.plan.formats import Format
 from llamaseek.plan.gpus import Gpu, rates_of
@@ -89,8 +89,8 @@ def read_bytes(config: ModelConfig, form: Format, rows: int, layout: Layout) -> 
     mixture's experts those that some token chose, were choices independent.
     """
     hit = 1.0
-    if isinstance(config, DeepseekV3Config):
-        hit -= (1 - config.num_experts_per_tok / config.n_routed_experts) ** rows
+    if config.num_experts:
+        hit -= (1 - config.experts_per_token / config.num_experts) ** rows
     read: float = form.other * table_size(config)  # the head; an embedding is looked up
     for layer in range(config.num_hidden_layers):
         size = layer_size(config, kind(config, layer))

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llamaseek.recipe.schema import ParallelRecipe
+    from llamaseek.recipe.parallel import ParallelRecipe
 
 DEGREES = ("data", "shard", "tensor", "pipeline", "context", "expert")
 """The degrees of a layout; `parallel` in a recipe has fields of the same names."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 from llamaseek.herd import ModelConfig
 from llamaseek.herd.tensors import count_parameters
 from llamaseek.recipe.schema import Recipe
+from llamaseek.units import count
 
 FAR = 10.0  # times the usual rate, from which on a run is warned of
 SPREAD = 3.0  # the usual range is the rate divided and multiplied by this
@@ -44,6 +45,6 @@ def unusual_rate(recipe: Recipe, config: ModelConfig) -> str | None:
         return None
     way = "LoRA, " if recipe.lora is not None else ""
     return (
-        f"train.lr: {rate:g} is far from what models of {parameters / 1e6:,.0f}M parameters are "
+        f"train.lr: {rate:g} is far from what models of {count(parameters)} parameters are "
         f"trained with ({way}{recipe.stage}: {usual / SPREAD:.0e} to {usual * SPREAD:.0e})"
     )

@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import chain
 from math import ceil
 
-from llamaseek.herd import DeepseekV3Config, Llama3Config, ModelConfig
+from llamaseek.herd import ModelConfig
 from llamaseek.plan.activations import BLOCKED_LENGTH, TrainingPass
 from llamaseek.plan.cost import Speed, serving_speed, training_speed
 from llamaseek.plan.flops import training_flops
@@ -55,18 +55,16 @@ def serving_layouts(config: ModelConfig, gpu: Gpu, gpus: int, rows: int) -> Iter
 
 def tensor_degrees(config: ModelConfig, gpu: Gpu, gpus: int) -> list[int]:
     """Powers of two inside a node that divide all heads."""
-    heads = config.num_attention_heads
-    if isinstance(config, Llama3Config):
-        heads = config.num_key_value_heads
+    heads = config.tensor_parallel_heads
     powers = (2**n for n in range(10))
     return [t for t in powers if t <= gpu.node and gpus % t == 0 and heads % t == 0]
 
 
 def expert_degrees(config: ModelConfig, replicas: int) -> list[int]:
     """How many ranks a mixture's experts may be spread over."""
-    if not isinstance(config, DeepseekV3Config):
+    if not config.num_experts:
         return [1]
-    return [e for e in _divisors(replicas, 64) if config.n_routed_experts % e == 0]
+    return [e for e in _divisors(replicas, 64) if config.num_experts % e == 0]
 
 
 def counts(gpu: Gpu, least: int) -> Iterator[int]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import groupby
 
-from llamaseek.herd import DeepseekV3Config, Llama3Config, ModelConfig
-from llamaseek.plan.activations import FLOAT, is_mixture
+from llamaseek.herd import ModelConfig
+from llamaseek.plan.activations import FLOAT
 from llamaseek.plan.formats import Format
 from llamaseek.plan.layout import Layout, stage_layers
 from llamaseek.plan.memory import Memory
@@ -22,8 +22,8 @@ STEP_TOKENS = 2048  # of prompts, in one step of the engine: longer ones are rea
 class Serving:
     """`rows` conversations of `length` tokens, each step reading `step` tokens of each row.
 
-    `scores` says that attention makes its matrix of scores, as the contiguous cache does
-    (`models/cache.py`), instead of running a fused kernel.
+    `scores` says that attention makes its matrix of scores, as a plain cache does
+    (`tests/models/contiguous.py`), instead of running a fused kernel.
     """
 
     rows: int
@@ -85,14 +85,12 @@ def working_bytes(
 ) -> float:
     """The larger of attention's and the feed-forward's moment in `layer`; residual included."""
     width, heads = config.hidden_size, config.num_attention_heads
-    if isinstance(config, DeepseekV3Config):
-        cached, share = config.kv_lora_rank + config.qk_rope_head_dim, heads
+    share = heads // config.cache_heads
+    if config.latents is not None:
         # The query, the query against the latent, the latent three times over.
-        inner = heads * (config.qk_head_dim + cached) + 3 * cached
+        inner = heads * (config.query_head_width + config.cache_width) + 3 * config.cache_width
     else:
-        assert isinstance(config, Llama3Config)
-        share = heads // config.num_key_value_heads
-        inner = 2 * (heads + config.num_key_value_heads) * config.head_dim
+        inner = 2 * (heads + config.key_heads) * config.query_head_width
     tokens = rows * serving.step
     attention = number * tokens * (2 * width + inner)
     if serving.scores:
@@ -105,7 +103,7 @@ def working_bytes(
 
 def _feed_forward(config: ModelConfig, layer: int) -> int:
     """Numbers a token of the gated product, or of the experts' inner and outer ones."""
-    if not is_mixture(config, layer):
+    if not config.is_moe_layer(layer):
         return 3 * config.intermediate_size
     expert = 3 * config.expert_width + config.hidden_size
     return config.experts_per_token * expert + 2 * config.hidden_size

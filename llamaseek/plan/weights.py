@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
-from llamaseek.herd import DeepseekV3Config, Llama3Config, ModelConfig
+from llamaseek.herd import ModelConfig
 from llamaseek.herd.tensors import layer_parts, layer_tensors
-from llamaseek.plan.activations import is_mixture
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,7 @@ def whole_of_layer(config: ModelConfig, layer: int) -> int:
 
 def kind(config: ModelConfig, layer: int) -> int:
     """The first layer that is like this one, so that like layers are counted once."""
-    if layer >= config.num_hidden_layers:
-        return config.num_hidden_layers
-    if isinstance(config, DeepseekV3Config) and layer >= config.first_k_dense_replace:
-        return config.first_k_dense_replace
-    return 0
+    return next((run.start for run in config.layer_runs() if layer < run.stop), config.layer_count)
 
 
 @lru_cache(maxsize=64)
@@ -56,9 +51,8 @@ def layer_size(config: ModelConfig, layer: int) -> LayerSize:
     """The sizes of `layer`, one that `kind` returns."""
     parts = layer_parts(config, layer)
     plain = sum(parts.values()) - parts["routed"]
-    if is_mixture(config, layer):
-        assert isinstance(config, DeepseekV3Config)
-        last = config.n_routed_experts * config.hidden_size * config.moe_intermediate_size
+    if config.is_moe_layer(layer):
+        last = config.num_experts * config.hidden_size * config.expert_width
         largest = 2 * last
     else:
         last = largest = config.hidden_size * config.intermediate_size
@@ -88,12 +82,7 @@ def cache_numbers(config: ModelConfig, tensor: int = 1) -> float:
 
     Key-value heads are split over them; a latent has one head, which every rank keeps whole.
     """
-    if isinstance(config, DeepseekV3Config):
-        return config.kv_lora_rank + config.qk_rope_head_dim
-    assert isinstance(config, Llama3Config)
-    return (
-        2 * config.num_key_value_heads * config.head_dim / min(tensor, config.num_key_value_heads)
-    )
+    return config.cache_width / min(tensor, config.cache_heads)
 
 
 def linear_names(config: ModelConfig) -> frozenset[str]:

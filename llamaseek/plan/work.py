@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import NamedTuple
 
-from llamaseek.herd import DeepseekV3Config, Llama3Config, ModelConfig
-from llamaseek.plan.activations import FLOAT, is_mixture
+from llamaseek.herd import ModelConfig
+from llamaseek.plan.activations import FLOAT
 from llamaseek.plan.formats import GRADIENT
 from llamaseek.plan.layout import Layout, Running, stage_layers
 from llamaseek.plan.memory import Training
@@ -109,7 +109,7 @@ class Counted:
         """FLOPs of a forward that causality leaves; narrower values are padded to the keys."""
         run, heads = self.training.run, self.config.num_attention_heads / self.layout.tensor
         keys = run.length * self.layout.context / 2
-        return 2 * run.tokens * keys * heads * 2 * head_width(self.config)
+        return 2 * run.tokens * keys * heads * 2 * self.config.query_head_width
 
     def layer_parameters(self, layer: int) -> Parameters:
         """What the rank multiplies with of a layer, where nothing is sharded."""
@@ -172,7 +172,7 @@ class Counted:
         if layout.context > 1:
             keys = run.tokens * layout.context * cache_numbers(self.config, layout.tensor)
             found["context"] = others(layout.context) * (2 + again) * keys * self.number
-        if layout.expert > 1 and is_mixture(self.config, layer):
+        if layout.expert > 1 and self.config.is_moe_layer(layer):
             found["expert"] = others(layout.expert) * self.exchanged(layer) * self.rows
         return found
 
@@ -188,8 +188,7 @@ class Counted:
     @property
     def rows(self) -> float:
         """Numbers in the rows that tokens send to experts."""
-        assert isinstance(self.config, DeepseekV3Config)
-        chosen = self.config.num_experts_per_tok
+        chosen = self.config.experts_per_token
         return self.tokens * chosen * self.config.hidden_size / self.layout.tensor
 
     def moved(self, layer: int) -> float:
@@ -216,15 +215,15 @@ class Counted:
         config, layout = self.config, self.layout
         token = passes.hidden * config.hidden_size / layout.tensor
         token += passes.inner * inner_width(config, layer) / layout.tensor
-        if isinstance(config, DeepseekV3Config):
-            queries = config.num_attention_heads * config.qk_head_dim
+        if config.latents is not None:
+            queries = config.num_attention_heads * config.query_head_width
             token += passes.queries * queries / layout.tensor
         if layout.tensor > 1:
             token += passes.collectives * sum(collective_numbers(config, layer))
         if layout.context > 1:
             keys = layout.context * cache_numbers(config, layout.tensor)
             token += passes.keys * keys
-        rows = passes.rows * self.rows if is_mixture(config, layer) else 0
+        rows = passes.rows * self.rows if config.is_moe_layer(layer) else 0
         return self.tokens * token + rows
 
     def embedding(self) -> Work:
@@ -283,10 +282,10 @@ def layer_products(
     size = layer_size(config, kind(config, layer))
     weights = float(size.plain)
     last = config.hidden_size * inner_width(config, layer)
-    if isinstance(config, DeepseekV3Config) and is_mixture(config, layer):
-        chosen = config.num_experts_per_tok
-        weights += size.routed * chosen / config.n_routed_experts
-        last = chosen * config.hidden_size * config.moe_intermediate_size
+    if config.is_moe_layer(layer):
+        chosen = config.experts_per_token
+        weights += size.routed * chosen / config.num_experts
+        last = chosen * config.hidden_size * config.expert_width
     again = 0.0
     after = layer >= config.num_hidden_layers
     if training.checkpoint:  # the last product's result is needed by nothing, unless a norm follows
@@ -300,44 +299,33 @@ def products_again(config: ModelConfig, layer: int, layout: Layout) -> float:
     """Weights whose products "selective" computes again: those that are parts of sums, latent
     attention's up-projections, and the experts (`models/recompute.py`).
     """
-    queries = config.num_attention_heads * head_width(config) * config.hidden_size
-    if not isinstance(config, DeepseekV3Config):
-        return queries if layout.tensor > 1 else 0
-    heads = config.num_attention_heads
-    up = heads * (config.qk_nope_head_dim + config.v_head_dim) * config.kv_lora_rank
-    up += heads * config.qk_head_dim * (config.q_lora_rank or 0)
-    if is_mixture(config, layer):
-        inner = config.moe_intermediate_size
-        chosen, shared = 2 * config.num_experts_per_tok, config.n_shared_experts
-        up += config.hidden_size * inner * (chosen + shared)
-    return up
-
-
-def head_width(config: ModelConfig) -> int:
-    """Of queries and keys."""
-    if isinstance(config, DeepseekV3Config):
-        return config.qk_head_dim
-    assert isinstance(config, Llama3Config)
-    return config.head_dim
+    queries = config.num_attention_heads * config.query_head_width * config.hidden_size
+    latents, again = config.latents, 0
+    if latents is None:
+        again = queries if layout.tensor > 1 else 0
+    else:
+        again = (latents.plain + latents.value) * latents.key_value
+        again += config.query_head_width * (latents.query or 0)
+        again *= config.num_attention_heads
+    if config.is_moe_layer(layer):
+        chosen = 2 * config.experts_per_token + config.shared_experts
+        again += config.hidden_size * config.expert_width * chosen
+    return again
 
 
 def inner_width(config: ModelConfig, layer: int) -> int:
     """Of a layer's gated product: a mixture's chosen and shared experts together."""
-    if not is_mixture(config, layer):
+    if not config.is_moe_layer(layer):
         return config.intermediate_size
-    assert isinstance(config, DeepseekV3Config)
-    experts = config.num_experts_per_tok + config.n_shared_experts
-    return experts * config.moe_intermediate_size
+    return (config.experts_per_token + config.shared_experts) * config.expert_width
 
 
 def collective_numbers(config: ModelConfig, layer: int) -> tuple[int, int]:
     """Numbers a token that a layer's tensor ranks gather and scatter in a forward pass."""
-    width = config.hidden_size
-    if not isinstance(config, DeepseekV3Config):
-        return 2 * width, 2 * width
-    query = config.q_lora_rank or width
-    latents = query + config.kv_lora_rank + config.qk_rope_head_dim
-    if not is_mixture(config, layer):
-        return latents + width, 2 * width
-    shared = width * (config.n_shared_experts > 0)
-    return latents + width + config.num_experts_per_tok + shared, 2 * width + shared
+    width, before = config.hidden_size, config.hidden_size
+    if config.latents is not None:
+        before = (config.latents.query or width) + config.latents.gathered
+    if not config.is_moe_layer(layer):
+        return before + width, 2 * width
+    shared = width * (config.shared_experts > 0)
+    return before + width + config.experts_per_token + shared, 2 * width + shared

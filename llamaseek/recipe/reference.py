@@ -10,7 +10,7 @@ import inspect
 import json
 from typing import Any
 
-from llamaseek.recipe import schema
+from llamaseek.recipe import parallel, post_training, schema
 
 INTRODUCTION = """\
 # Recipe reference
@@ -20,13 +20,15 @@ from the schema by `python -m llamaseek.recipe.reference`. A field is set in the
 or, by its full name, on the command line, as in `train.steps=200`. An unknown field is an error
 that names the nearest known one; a value that is not allowed is an error that says what is allowed.
 """
+MODULES = (parallel, post_training, schema)
+"""Where the sections of a recipe are."""
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
 def reference() -> str:
     """docs/recipes.md: one table for each section of the recipe, in the order of the schema."""
     whole = schema.Recipe.model_json_schema()
-    meanings = field_docstrings(inspect.getsource(schema))
+    meanings = field_docstrings()
     parts = [INTRODUCTION]
     paths = _sections(whole)
     for name in paths:
@@ -34,8 +36,8 @@ def reference() -> str:
     return "\n".join(parts)
 
 
-def field_docstrings(source: str) -> dict[str, dict[str, str]]:
-    """The string below each field of each class in Python source, in one line.
+def field_docstrings() -> dict[str, dict[str, str]]:
+    """The string below each field of each section, in one line.
 
     Read from the source, since Python does not keep them.
     """
@@ -49,7 +51,8 @@ def field_docstrings(source: str) -> dict[str, dict[str, str]]:
             and isinstance(text.value, ast.Constant)
             and isinstance(text.value.value, str)
         }
-        for node in ast.parse(source).body
+        for module in MODULES
+        for node in ast.parse(inspect.getsource(module)).body
         if isinstance(node, ast.ClassDef)
     }
 

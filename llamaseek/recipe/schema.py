@@ -5,10 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
+from llamaseek.recipe.parallel import ParallelRecipe
+from llamaseek.recipe.post_training import (
+    DistillRecipe,
+    GrpoRecipe,
+    LoraRecipe,
+    PpoRecipe,
+    RolloutRecipe,
+    SamplingRecipe,
+)
 from llamaseek.recipe.reading import (
     Overrides,
+    Section,
     apply_override,
     as_words,
     find_recipe,
@@ -16,216 +32,6 @@ from llamaseek.recipe.reading import (
     validated,
 )
 from llamaseek.recipe.stages import STAGES, stage_of
-
-
-class Section(BaseModel):
-    """A part of a recipe: unknown keys are errors, as are numbers that are not finite, and nothing
-    changes after loading. The string below a field is its entry in docs/recipes.md.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-Schedule = Literal["1f1b", "interleaved", "zero_bubble"]
-
-
-class ParallelRecipe(Section):
-    """Degrees of parallelism. Their product is the world size, without `expert`, which divides
-    data × shard.
-
-    `parallel: auto` lets the planner choose the layout for the model and the ranks that torchrun
-    started.
-    """
-
-    auto: bool = False
-    """Let the planner choose the layout for the model and the ranks that torchrun started;
-    `parallel: auto` is the short form."""
-    data: int = Field(default=1, ge=1)
-    """Data-parallel replicas of the model; each trains on its own rows."""
-    shard: int = Field(default=1, ge=1)
-    """FSDP2 ranks: weights, gradients and optimizer state are sharded over them."""
-    tensor: int = Field(default=1, ge=1)
-    """Tensor-parallel ranks: each matrix is split by heads, columns or vocabulary."""
-    pipeline: int = Field(default=1, ge=1)
-    """Pipeline-parallel ranks: the layers are split into stages."""
-    context: int = Field(default=1, ge=1)
-    """Context-parallel ranks: the tokens of a row are split over them."""
-    expert: int = Field(default=1, ge=1)
-    """Expert-parallel ranks: routed experts are split over them; divides `data` × `shard`."""
-    schedule: Schedule = "1f1b"
-    """The pipeline schedule of torch.distributed.pipelining."""
-    stages_per_rank: int = Field(default=2, ge=2)
-    """Pipeline stages per rank, for the schedules `interleaved` and `zero_bubble`."""
-    last_layers: int | None = Field(default=None, ge=0)
-    """Layers of the last pipeline stage, which also holds the head; none: layers are split
-    evenly."""
-    zero: bool = False
-    """ZeRO-1: the optimizer state is split over the data-parallel ranks."""
-    fp8_dispatch: bool = False
-    """Send tokens to the ranks of their experts in fp8 (DeepSeek-V3 report §3.3.3)."""
-    reshard: bool = True
-    """Free the gathered weights after each layer's forward; false keeps them until the
-    backward."""
-    offload: bool = False
-    """Keep sharded weights and optimizer state in CPU memory."""
-    timeout: float = Field(default=600, gt=0)
-    """Seconds without progress after which the run is stopped as hung."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _auto(cls, data: Any) -> Any:
-        return {"auto": True} if data == "auto" else data
-
-    @property
-    def ranks(self) -> int:
-        """The world size."""
-        return self.data * self.shard * self.tensor * self.pipeline * self.context
-
-    @property
-    def stages(self) -> int:
-        """Pipeline stages: one per rank, or `stages_per_rank` if the schedule interleaves."""
-        alone = self.pipeline == 1 or self.schedule == "1f1b"
-        return self.pipeline * (1 if alone else self.stages_per_rank)
-
-
-NEEDS = {"regex": "pattern", "model": "model"}
-"""The field that a kind of reward requires."""
-
-
-class LoraRecipe(Section):
-    """LoRA adapters are trained instead of all weights; base `nf4` keeps the frozen base in 4 bits
-    (QLoRA)."""
-
-    rank: int = Field(default=8, ge=1)
-    """Rank r of the two low-rank matrices."""
-    alpha: float = Field(default=16.0, gt=0)
-    """The adapter's output is scaled by alpha / rank."""
-    targets: list[str] = Field(default_factory=list)
-    """Last names of the linear layers that get adapters; empty: every linear layer of the
-    trunk."""
-    base: Literal["float", "nf4"] = "float"
-    """Precision of the frozen base weights; `nf4` is 4-bit NormalFloat (QLoRA)."""
-
-
-class RewardRecipe(Section):
-    """One reward of an answer. `column` is the row's column with the reference answer or tests."""
-
-    kind: Literal["exact", "numeric", "regex", "unit_tests", "model"]
-    """`exact`, `numeric` and `unit_tests` compare with the row's `column`, `regex` searches for
-    `pattern`, `model` asks a reward model."""
-    weight: float = 1.0
-    """Factor of this reward in the sum of rewards."""
-    column: str = "answer"
-    """The row's column that holds the reference answer, or the tests."""
-    pattern: str | None = None
-    """Regular expression; an answer that contains a match is worth 1. Required by kind
-    `regex`."""
-    model: str | None = None
-    """Folder of a reward model. Required by kind `model`."""
-    timeout: float = Field(default=5.0, gt=0)
-    """Seconds that `unit_tests`, and the search of `regex`, may run per answer."""
-
-    @model_validator(mode="after")
-    def _has_what_it_needs(self) -> RewardRecipe:
-        needed = NEEDS.get(self.kind)
-        if needed and getattr(self, needed) is None:
-            raise ValueError(f"a reward of kind {self.kind} needs {needed}")
-        return self
-
-
-class RolloutRecipe(Section):
-    """How answers are sampled from the model, and how they are rewarded.
-
-    One rollout answers as many prompts as `train.batch` × `minibatches` / `samples`; its answers
-    are then trained on for `epochs` × `minibatches` steps.
-    """
-
-    samples: int = Field(default=8, ge=1)
-    """Answers sampled per prompt (the group size of GRPO)."""
-    max_tokens: int = Field(default=64, ge=1)
-    """Most tokens of a sampled answer."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Sampling temperature."""
-    minibatches: int = Field(default=1, ge=1)
-    """Optimizer steps per epoch over a rollout's answers."""
-    epochs: int = Field(default=1, ge=1)
-    """Passes over the answers of one rollout."""
-    rewards: list[RewardRecipe] = Field(default_factory=list)
-    """Rewards of an answer; their weighted sum counts."""
-    missing_end: float = 0.0
-    """Added to the reward of an answer that reached `max_tokens` without an end token."""
-    eval_prompts: int = Field(default=200, ge=1)
-    """Held-out prompts answered at each evaluation."""
-
-
-class GrpoRecipe(Section):
-    """Group relative policy optimization; defaults are TRL's, `sequence` is DeepSeek-V3's form."""
-
-    loss: Literal["dapo", "grpo", "dr_grpo", "sequence"] = "dapo"
-    """How token losses are averaged; `sequence` is DeepSeek-V3's form."""
-    beta: float = Field(default=0.0, ge=0)
-    """Coefficient of the KL divergence to the reference model."""
-    epsilon: float = Field(default=0.2, gt=0)
-    """Clip range of the probability ratio."""
-    kl_ratio: bool = False
-    """Multiply the KL by the probability ratio ρ, as DeepSeek-V3.2 and TRL do."""
-    scale: bool = True
-    """Divide advantages by the standard deviation of their group."""
-
-
-class PpoRecipe(Section):
-    """Proximal policy optimization; defaults are those of TRL, the KL controller Ziegler's."""
-
-    kl: float = Field(default=0.05, ge=0)
-    """Initial coefficient of the KL penalty in the reward."""
-    kl_target: float | None = Field(default=None, gt=0)
-    """Target KL in nats per answer for the adaptive coefficient; none keeps `kl` fixed."""
-    kl_horizon: int = Field(default=1000, ge=1)
-    """Answers over which the adaptive coefficient follows its target."""
-    gamma: float = Field(default=1.0, gt=0, le=1)
-    """Discount factor."""
-    lam: float = Field(default=0.95, ge=0, le=1)
-    """The λ of generalized advantage estimation."""
-    clip: float = Field(default=0.2, gt=0)
-    """Clip range of the probability ratio."""
-    value_clip: float = Field(default=0.2, gt=0)
-    """Clip range of the value function."""
-    value_weight: float = Field(default=0.1, ge=0)
-    """Weight of the value loss."""
-
-
-class SamplingRecipe(Section):
-    """Fine-tuning on sampled answers: rejection sampling, or distillation from a teacher's samples.
-
-    `samples` answers are sampled per prompt, and the one with the highest reward is kept if it
-    reaches `least`.
-    """
-
-    teacher: str | None = None
-    """Folder of the model that answers; none: the model that is trained."""
-    samples: int = Field(default=10, ge=1)
-    """Answers sampled per prompt."""
-    max_tokens: int = Field(default=128, ge=1)
-    """Most tokens of a sampled answer."""
-    temperature: float = Field(default=1.0, ge=0)
-    """Sampling temperature; 0 is greedy."""
-    rewards: list[RewardRecipe] = Field(default_factory=list)
-    """Rewards of an answer; the answer with the largest weighted sum is kept."""
-    least: float | None = None
-    """Smallest reward at which the best answer is kept; none keeps every best answer."""
-
-
-class DistillRecipe(Section):
-    """Distillation from a teacher's logits: the KL divergence to them has the share
-    `weight` of the loss."""
-
-    teacher: str
-    """Folder of the teacher model; it must have the same tokenizer."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Temperature of both softmaxes."""
-    weight: float = Field(default=0.5, ge=0, le=1)
-    """Weight of the KL to the teacher; the rest, 1 − weight, is the cross-entropy of the rows."""
-
 
 Stage = Literal["pretrain", "sft", "dpo", "reward", "grpo", "ppo"]
 RowFormat = Literal[
@@ -336,6 +142,8 @@ class DataRecipe(Section):
     `preferences`, `arithmetic`, `guard`, `policies`, `reviews`."""
     holdout: float = Field(default=0.02, ge=0, lt=1)
     """Share of the data, taken from the end, that is held out for evaluation."""
+    shuffle: bool = False
+    """Shuffle the rows of files by `seed` before the share of `holdout` is taken from their end."""
     length: int = Field(default=256, ge=2)
     """Tokens per training row."""
     isolate: bool = True
@@ -369,6 +177,8 @@ class TrainRecipe(Section):
     `pretrain`."""
     steps: int = Field(default=1000, ge=1)
     """Optimizer steps."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the data, in place of `steps`, which are computed when the data is read."""
     batch: int = Field(default=32, ge=1)
     """Rows per optimizer step, over all ranks."""
     micro_batch: int | None = Field(default=None, ge=1)
@@ -405,6 +215,9 @@ class TrainRecipe(Section):
     model."""
     eval_every: int = Field(default=200, ge=1)
     """Steps between evaluations."""
+    samples: int = Field(default=10, ge=0)
+    """Held-out rows of files that the model answers before and after the run, for its report; 0:
+    none."""
     save_every: int = Field(default=500, ge=1)
     """Steps between checkpoints."""
     keep: int = Field(default=2, ge=1)
@@ -430,11 +243,31 @@ class TrainRecipe(Section):
     dpo_nll: float = Field(default=0.2, ge=0)
     """Weight of the NLL of the chosen answer."""
 
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> TrainRecipe:
+        if self.epochs is not None and "steps" in self.model_fields_set:
+            raise ValueError("steps and epochs are both given; allowed: one of them")
+        return self
 
-def with_sources(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """A recipe's plain data, where overrides that give `data.sources` replace its other origins."""
+    @model_serializer(mode="wrap")
+    def _without_steps(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As it was given: steps are not known where epochs are."""
+        plain: dict[str, Any] = handler(self)
+        if self.epochs is not None:
+            plain.pop("steps")
+        return plain
+
+
+def with_given(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """A recipe's plain data, where overrides that give `data.sources` replace its other origins of
+    data, and of `train.steps` and `train.epochs` the one that is given replaces the other.
+    """
     given = {".".join(override.partition("=")[0].split(".")[:2]) for override in overrides}
-    section = data.get("data")
+    section, train = data.get("data"), data.get("train")
+    for name, other in (("steps", "epochs"), ("epochs", "steps")):
+        alone = f"train.{name}" in given and f"train.{other}" not in given
+        if alone and isinstance(train, dict) and train.get(name) is not None:
+            train.pop(other, None)
     if "data.sources" in given and isinstance(section, dict) and section.get("sources"):
         for name in INSTEAD:
             if f"data.{name}" not in given:
@@ -477,11 +310,13 @@ class Recipe(Section):
     """Parallel layout over the ranks."""
 
     @model_validator(mode="after")
-    def _objective_of_its_stage(self) -> Recipe:
+    def _keys_together(self) -> Recipe:
         objective = self.train.objective
         if objective not in STAGES[self.stage].objectives:
             stage = stage_of(objective)
             raise ValueError(f"train.objective {objective} is for stage {stage}, not {self.stage}")
+        if self.train.epochs is not None and (self.data.phases or self.data.budgets):
+            raise ValueError("data.phases and data.budgets are for train.steps, not train.epochs")
         return self
 
     @classmethod
@@ -493,14 +328,14 @@ class Recipe(Section):
         """
         words = as_words(overrides)
         data = read_mapping(find_recipe(str(source)), words)
-        return validated(cls, with_sources(data, words))
+        return validated(cls, with_given(data, words))
 
     def with_overrides(self, overrides: Overrides) -> Recipe:
         """This recipe with other values. Raises UserError as `load` does."""
         words, data = as_words(overrides), self.model_dump(mode="json")
         for word in words:
             apply_override(data, word)
-        return validated(type(self), with_sources(data, words))
+        return validated(type(self), with_given(data, words))
 
     @property
     def samples(self) -> bool:

@@ -8,19 +8,30 @@ from pathlib import Path
 from typing import Any
 
 from llamaseek.errors import UserError, quoted
+from llamaseek.evals.compare import Confusion
+from llamaseek.files import read_jsonl
 from llamaseek.recipe.load import load_recipe
 from llamaseek.recipe.schema import Recipe
+from llamaseek.recipe.stages import STAGES as RECIPE_STAGES
+from llamaseek.report.outcome import Side, outcome
 from llamaseek.study.lecture import STAGES, Sample
+from llamaseek.text.special import MASK_WORD
 from llamaseek.units import count
+
+SHOWN = 10  # held-out samples on the page
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One number before and after a stage; both are shares of held-out items."""
+    """One number before and after a stage, and what it says; a `share` of held-out items, or any
+    number.
+    """
 
     name: str
     before: float | None
     after: float
+    meaning: str = ""
+    share: bool = True
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,8 @@ class StageReport:
     evaluations: list[dict[str, Any]]
     command: str
     figures: list[Figure] = field(default_factory=list)
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[Side] = field(default_factory=list)
+    confusion: Confusion | None = None
 
     @property
     def expert_load(self) -> list[list[float]] | None:
@@ -60,7 +72,7 @@ def read_report(folder: Path) -> Report:
     """
     if (folder / "recipe.yaml").is_file():
         stage = read_stage(folder, "", {}, [])
-        return Report(stage.recipe.name, [], [stage], quoted("llamaseek", "chat", folder / "model"))
+        return Report(stage.title, run_facts(stage.recipe), [stage], talk(folder, stage.recipe))
     figures = read_json(folder / "figures.json", {})
     samples = [Sample(**sample) for sample in read_json(folder / "samples.json", [])]
     stages = [
@@ -80,18 +92,41 @@ def read_stage(
 ) -> StageReport:
     """One run folder; `name` is its stage in a quickstart, empty for a run of its own."""
     recipe = load_recipe(folder / "recipe.yaml", [])
-    lines = read_lines(folder / "metrics.jsonl")
+    lines = read_jsonl(folder / "metrics.jsonl")
     title, summary = STAGES[name] if name else (recipe.name, f"One {recipe.stage} run.")
+    steps = [line for line in lines if "loss" in line]
+    tested = [line for line in lines if any(name.startswith("val_") for name in line)]
+    command = quoted("llamaseek", recipe.stage, folder / "recipe.yaml", "--overwrite")
+    if not name:
+        found = outcome(recipe, lines, folder)
+        own = [Figure(m.name, m.before, m.after, m.meaning, m.share) for m in found.measures]
+        shown = found.samples[:SHOWN]
+        return StageReport(
+            title, summary, recipe, steps, tested, command, own, shown, found.confusion
+        )
+    mine = [Side(s.prompt, s.wanted, s.before, s.after, s.after == s.wanted != "")
+            for s in samples if s.stage == name]  # fmt: skip
     return StageReport(
-        title,
-        summary,
-        recipe,
-        [line for line in lines if "loss" in line],
-        [line for line in lines if any(name.startswith("val_") for name in line)],
-        quoted("llamaseek", recipe.stage, folder / "recipe.yaml", "--overwrite"),
-        stage_figures(name, figures),
-        [sample for sample in samples if sample.stage == name],
+        title, summary, recipe, steps, tested, command, stage_figures(name, figures), mine
     )
+
+
+def run_facts(recipe: Recipe) -> list[tuple[str, str]]:
+    """What a run began with: model, data, what is trained."""
+    data, lora = recipe.data, recipe.lora
+    sources = ", ".join(data.sources or data.corpora or data.mix or data.rows)
+    trained = "all weights" if lora is None else f"adapters of rank {lora.rank}"
+    facts = [("stage", recipe.stage), ("data", sources), ("trained", trained)]
+    start = recipe.model.init_from
+    return [*facts, ("from", start)] if start else facts
+
+
+def talk(folder: Path, recipe: Recipe) -> str:
+    """The command that uses the model of a run."""
+    if recipe.train.objective == "masked":
+        return quoted("llamaseek", "fill", folder / "model", f"The red {MASK_WORD} chased")
+    verb = "chat" if RECIPE_STAGES[recipe.stage].chats else "generate"
+    return quoted("llamaseek", verb, folder / "model")
 
 
 def stage_figures(stage: str, figures: dict[str, Any]) -> list[Figure]:
@@ -139,17 +174,3 @@ def read_json(path: Path, default: Any) -> Any:
         return json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path}: is not JSON ({error})") from None
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; a last line cut short by a kill is left out."""
-    if not path.is_file():
-        return []
-    lines = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            if number < len(path.read_text().splitlines()):
-                raise UserError(f"{path}:{number}: is not JSON") from None
-    return lines

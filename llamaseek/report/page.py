@@ -10,8 +10,9 @@ from markupsafe import Markup
 
 from llamaseek import __version__
 from llamaseek.files import write_text
-from llamaseek.report.model import Report, StageReport, read_report
-from llamaseek.report.plots import curves, expert_bars, watched
+from llamaseek.recipe.stages import STAGES as RECIPE_STAGES
+from llamaseek.report.model import Figure, Report, StageReport, read_report
+from llamaseek.report.plots import charts, expert_bars
 from llamaseek.units import count
 
 
@@ -24,6 +25,7 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["value"] = _value
     environment.filters["percent"] = lambda share: f"{100 * share:.1f}%"
     return environment
 
@@ -46,16 +48,20 @@ def write_report(folder: Path) -> Path:
     return path
 
 
+def _value(figure: Figure, number: float | None) -> str:
+    """A number of a figure as people read it."""
+    if number is None:
+        return "–"
+    return f"{number:.1%}" if figure.share else f"{number:.3f}"
+
+
 def _view(stage: StageReport) -> dict[str, Any]:
     """A stage with its plots and the few numbers beside its title."""
-    load = stage.expert_load
-    return {
-        "stage": stage,
-        "curves": Markup(curves(stage.steps, stage.evaluations)) if stage.steps else "",
-        "watched": Markup(watched(stage.steps, stage.evaluations)),
-        "experts": Markup(expert_bars(load)) if load else "",
-        "numbers": _numbers(stage),
-    }
+    sampled = RECIPE_STAGES[stage.recipe.stage].rollouts
+    drawn = charts(stage.steps, stage.evaluations, sampled) if stage.steps else []
+    drawn += expert_bars(stage.expert_load or [])
+    shown = [(chart.title, Markup(chart.svg), chart.meaning) for chart in drawn]
+    return {"stage": stage, "charts": shown, "numbers": _numbers(stage)}
 
 
 def _numbers(stage: StageReport) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -11,7 +12,6 @@ import matplotlib
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 INK = "#010203"  # stands for the page's text color until the SVG is written
@@ -38,90 +38,128 @@ STYLE: Any = {
 }
 
 
-def curves(steps: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]]) -> str:
-    """Loss, learning rate and tokens a second over the steps of one run."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 3, figsize=(10.5, 2.5), width_ratios=(2, 1, 1))
-        _loss(axes[0], steps, evaluations)
-        at = [line["step"] for line in steps]
-        axes[1].plot(at, [line["lr"] for line in steps], color=MAIN, linewidth=1.4)
-        axes[1].set_title("learning rate")
-        axes[1].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-        rates = smooth([line["tokens_per_second"] / 1000 for line in steps])
-        axes[2].plot(at, rates, color=MAIN, linewidth=1.4)
-        axes[2].set_title("thousand tokens a second")
-        axes[2].set_ylim(bottom=0)
-        for axis in axes:
-            axis.set_xlabel("step")
-            axis.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
-        return as_svg(figure)
+@dataclass(frozen=True)
+class Chart:
+    """One drawing with its title and what it shows, in a sentence."""
+
+    title: str
+    svg: str
+    meaning: str
 
 
-def _loss(axis: Axes, steps: Sequence[dict[str, Any]], tested: Sequence[dict[str, Any]]) -> None:
-    at, losses = [line["step"] for line in steps], [line["loss"] for line in steps]
-    axis.plot(at, losses, color=MAIN, alpha=0.25, linewidth=0.8)
-    axis.plot(at, smooth(losses), color=MAIN, linewidth=1.4, label="training")
-    _held_out(axis, tested, "val_loss")
-    axis.set_title("loss (nats)")
-    if min(losses) >= 0:  # a policy's loss has no floor
-        axis.set_ylim(bottom=0)
-    axis.legend(loc="upper right")
-
-
-def _held_out(axis: Axes, tested: Sequence[dict[str, Any]], name: str) -> None:
-    found = [(line["step"], line[name]) for line in tested if name in line]
-    if found:
-        style: Any = {"color": SECOND, "marker": "o", "markersize": 3, "linewidth": 1.2}
-        axis.plot(*zip(*found, strict=True), label="held out", **style)
-
-
-WATCHED = {
-    "reward": "reward",
-    "accuracy": "accuracy",
-    "margin": "reward margin",
-    "kl": "KL to the reference (nats)",
-    "entropy": "entropy (nats a token)",
-    "clip_fraction": "share of tokens clipped",
-    "length": "answer length (tokens)",
-    "no_signal": "groups without signal",
-    "loss/value": "value loss",
-    "explained_variance": "variance explained by the values",
+Lines = Sequence[dict[str, Any]]
+LOSS = (
+    "loss",
+    "What training lowers, a step at a time. The axis shows the last nine tenths of the run.",
+)
+MEANINGS = {
+    "reward": ("reward", "The mean reward of the answers; more is better."),
+    "accuracy": ("accuracy", "The share of items that come out right."),
+    "margin": (
+        "margin",
+        "By how much the better answer is ahead of the worse one; it should grow.",
+    ),
+    "kl": (
+        "KL to the reference (nats)",
+        "How far the model has moved from where it began; a sudden rise is a warning.",
+    ),
+    "entropy": (
+        "entropy (nats a token)",
+        "How undecided the model is about the next token; near 0 it always says the same.",
+    ),
+    "clip_fraction": (
+        "share of tokens clipped",
+        "Tokens whose probability moved further in a step than is allowed.",
+    ),
+    "length": ("answer length (tokens)", "How long the answers are."),
+    "no_signal": (
+        "groups without signal",
+        "Prompts whose answers are all worth the same, from which nothing is learnt.",
+    ),
+    "explained_variance": (
+        "variance explained by the values",
+        "How well the value head predicts the reward; 1 is perfectly.",
+    ),
 }
-"""What users of post-training watch, by its name in the metrics."""
+"""Figures of post-training by their names in the metrics: title and meaning."""
+
+PACE = (
+    ("lr", "learning rate", "How large the steps are: a warm-up, then a decay."),
+    ("tokens_per_second", "tokens a second", "How fast the run was; a dip is the machine's."),
+)
+GREEDY = "Of the likeliest answers to held-out prompts, not of sampled ones."
 
 
-def watched(steps: Sequence[dict[str, Any]], tested: Sequence[dict[str, Any]]) -> str:
-    """A small plot for each of the watched figures that the run has; empty where it has none."""
-    names = [name for name in WATCHED if any(name in line for line in steps)]
-    if not names:
-        return ""
+def charts(steps: Lines, tested: Lines, sampled: bool = False) -> list[Chart]:
+    """Every curve of a run. Training and held-out values stand together where they are the same
+    quantity: not where training values are of `sampled` answers.
+    """
+    terms = [name for name in steps[0] if name.startswith("loss/")]
+    found = [_chart(steps, tested, "loss", *LOSS, last_part=True)]
+    for name in terms if len(terms) > 1 else []:
+        term = name.removeprefix("loss/").replace("_", " ")
+        meaning = f"The part of the loss called {term}, before its weight."
+        found.append(_chart(steps, tested, name, f"loss: {term}", meaning, last_part=True))
+    for name, (title, meaning) in MEANINGS.items():
+        if any(name in line for line in steps):
+            found.append(_chart(steps, () if sampled else tested, name, title, meaning))
+        if sampled and any(f"val_{name}" in line for line in tested):
+            found.append(_chart((), tested, name, f"held-out {title}", GREEDY))
+    return [*found, *(_chart(steps, (), *pace) for pace in PACE)]
+
+
+def _chart(
+    steps: Lines, tested: Lines, name: str, title: str, meaning: str, last_part: bool = False
+) -> Chart:
     with plt.rc_context(STYLE):
-        rows = -(-len(names) // 4)
-        figure, grid = plt.subplots(rows, 4, figsize=(10.5, 2.1 * rows), squeeze=False)
-        for axis in grid.flat[len(names) :]:
-            axis.set_visible(False)
-        for axis, name in zip(grid.flat, names, strict=False):
-            found = [(line["step"], line[name]) for line in steps if name in line]
-            at, values = zip(*found, strict=True)
+        figure, axis = plt.subplots(figsize=(5.0, 2.4))
+        at, values = _column(steps, name)
+        if values:
             axis.plot(at, values, color=MAIN, alpha=0.25, linewidth=0.8)
             axis.plot(at, smooth(values), color=MAIN, linewidth=1.4, label="training")
-            _held_out(axis, tested, f"val_{name}")
-            axis.set_title(WATCHED[name])
-            axis.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
-        return as_svg(figure)
+        places, scores = _column(tested, f"val_{name}")
+        if scores:
+            style: Any = {"color": SECOND, "marker": "o", "markersize": 3, "linewidth": 1.2}
+            axis.plot(places, scores, label="held out", **style)
+            axis.legend(loc="best")
+        if last_part and values:
+            axis.set_ylim(*_last_part(at, smooth(values), places, scores))
+        axis.set_xlabel("step")
+        axis.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
+        return Chart(title, as_svg(figure), meaning)
 
 
-def expert_bars(loads: Sequence[Sequence[float]]) -> str:
-    """Load of every expert over the mean load, one panel a mixture-of-experts layer."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(loads), figsize=(10.5, 2), squeeze=False, sharey=True)
-        for number, (axis, load) in enumerate(zip(axes[0], loads, strict=True), 1):
+def _column(lines: Lines, name: str) -> tuple[list[float], list[float]]:
+    """Steps and values of the lines that have a figure."""
+    found = [(line["step"], line[name]) for line in lines if name in line]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def _last_part(
+    at: Sequence[float], values: Sequence[float], places: Sequence[float], scores: Sequence[float]
+) -> tuple[float, float]:
+    """The range of both curves after the first tenth, with a margin."""
+    begin = at[-1] / 10
+    both = [*zip(at, values, strict=True), *zip(places, scores, strict=True)]
+    shown = [value for step, value in both if step >= begin]
+    low, high = min(shown), max(shown)
+    margin = 0.08 * (high - low) or 0.1
+    return low - margin, high + margin
+
+
+def expert_bars(loads: Sequence[Sequence[float]]) -> list[Chart]:
+    """Load of every expert over the mean load, one chart a mixture-of-experts layer."""
+    found = []
+    for number, load in enumerate(loads, 1):
+        with plt.rc_context(STYLE):
+            figure, axis = plt.subplots(figsize=(5.0, 2.0))
             axis.bar(range(len(load)), load, color=MAIN, width=0.75)
             axis.axhline(1, color=SECOND, linewidth=1.2)
-            axis.set_title(f"expert load, MoE layer {number}")
             axis.set_xlabel(f"expert; busiest {max(load):.2f} × mean")
             axis.set_xticks([])
-        return as_svg(figure)
+            meaning = "Tokens that each expert computed, as a multiple of the mean."
+            found.append(Chart(f"expert load, MoE layer {number}", as_svg(figure), meaning))
+    return found
 
 
 def length_bars(before: dict[str, int], after: dict[str, int]) -> str:

@@ -12,7 +12,8 @@ from llamaseek.plan.gpus import GPUS, Gpu, find_gpu, found_gpu, this_cpu
 from llamaseek.plan.layout import Layout
 from llamaseek.plan.planner import Planner
 from llamaseek.plan.recipe import question_of
-from llamaseek.recipe.schema import ParallelRecipe, Recipe
+from llamaseek.recipe.parallel import ParallelRecipe
+from llamaseek.recipe.schema import Recipe
 from llamaseek.runtime.world import local_ranks
 
 # FLOP/s and bytes a second of a CPU. Not measured: all ranks must come to the same layout.

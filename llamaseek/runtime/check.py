@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from llamaseek.errors import UserError, unknown_name
-from llamaseek.herd import FAMILIES, ModelConfig, config_from_sizes
+from llamaseek.errors import UserError
+from llamaseek.herd import ModelConfig, config_from_sizes, find_family
 from llamaseek.herd.folder import read_config
 from llamaseek.herd.formats import BLOCK, PACKED
 from llamaseek.plan.layout import DEGREES, Layout
-from llamaseek.recipe.schema import ParallelRecipe, Recipe
+from llamaseek.recipe.parallel import ParallelRecipe
+from llamaseek.recipe.schema import Recipe
 from llamaseek.recipe.stages import STAGES
 from llamaseek.runtime.auto import choose
 from llamaseek.runtime.world import started_ranks
@@ -53,8 +54,7 @@ def resolve(recipe: Recipe, ranks: int | None) -> Recipe:
 
     Chooses it where the recipe says `auto`; `UserError` for the first thing that cannot be.
     """
-    if recipe.model.family not in FAMILIES:
-        raise unknown_name("model.family", recipe.model.family, list(FAMILIES))
+    find_family(recipe.model.family)
     alone = recipe.parallel == ParallelRecipe() and ranks in (None, 1)
     if alone and recipe.train.float8 == "none":
         return recipe

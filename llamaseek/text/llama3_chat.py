@@ -75,7 +75,7 @@ def llama3_pieces(
 ) -> list[Piece]:
     """The conversation as pieces.
 
-    Raises UserError for what the variant cannot say: several calls in one JSON message, tools
+    Raises UserError for what the variant cannot say: several calls in one tag, tools
     for a user message that is not there.
     """
     trimmed = [_trim(turn, variant) for turn in turns]

@@ -46,6 +46,8 @@ class Job:
     held_out_bytes: int = 0
     # Figures of the model itself at each evaluation, as `val_NAME`.
     eval_fn: Callable[[CausalLM], dict[str, float]] | None = None
+    # What held-out rows come out as, before the run (true) and after it: JSON of a row each.
+    examine: Callable[[CausalLM, bool], list[dict[str, Any]]] | None = None
     bad_rows: BadRows = field(default_factory=BadRows)  # what was left out of the data
     # Figures of what was sampled before the run, for its first line; rows for `samples.jsonl`.
     sampled: dict[str, float] = field(default_factory=dict)

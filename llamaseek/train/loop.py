@@ -55,6 +55,9 @@ from llamaseek.train.saving.state import (
     save_source,
 )
 
+BEFORE, AFTER = "before.jsonl", "after.jsonl"
+"""What held-out rows came out as at both ends of a run, in its folder."""
+
 UNPINNED = (
     "the checkpoint does not say what it was trained with (an older version wrote it): its recipe, "
     "tokenizer and data cannot be compared"
@@ -133,8 +136,8 @@ class Trainer:
         self.curves = Curves(self.folder.path / "tensorboard", done) if main else None
         progress.say(self.job.bad_rows.summary())
         with progress, closing(self), stop_signals() as asked:
-            if done == 0 and self.job.eval_fn is not None:  # where the run begins
-                self._test(0, progress)
+            if done == 0:
+                self._begin(progress)
             for step in range(done, self.recipe.steps):
                 self._after(step, self.step(step), progress)
                 if on_step is not None:
@@ -143,8 +146,25 @@ class Trainer:
                     self._save(step + 1, last=True)
                     raise Interrupted(asked[0] if asked else signal.SIGTERM, step + 1)
             progress.say(summary_lines(self.job.source))
+            self._examine(before=False)
         self._finish()
         return self.folder
+
+    def _begin(self, progress: Progress) -> None:
+        """Where the run begins: the figures and answers that its end is compared with."""
+        starts = self.job.recipe.model.init_from is not None and self.job.held_out is not None
+        if self.job.eval_fn is not None or starts:
+            self._test(0, progress)
+        self._examine(before=True)
+
+    def _examine(self, before: bool) -> None:
+        if self.job.examine is None:
+            return
+        set_phase("answers to held-out rows")
+        with self.averaged():
+            found = self.job.examine(self.ranks.parts[0], before)
+        if self.ranks.main:
+            write_jsonl(self.folder.path / (BEFORE if before else AFTER), found)
 
     def close(self) -> None:
         """Flush the curves."""

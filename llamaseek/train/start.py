@@ -6,35 +6,43 @@ from pathlib import Path
 
 import torch
 
+from llamaseek.checkpoints.adapter_config import CONFIG as ADAPTER
 from llamaseek.checkpoints.hf import load_model
-from llamaseek.checkpoints.peft import CONFIG as ADAPTER
 from llamaseek.errors import UserError, bad_value, quoted
 from llamaseek.herd import ModelConfig
 from llamaseek.herd.configs import MASKED, ROUTING_BIAS
 from llamaseek.herd.folder import read_config, stored_tensors
 from llamaseek.herd.formats import PACKED
+from llamaseek.herd.grouped import QWEIGHT
 from llamaseek.models import CausalLM
 from llamaseek.models.lora import add_lora
 from llamaseek.models.quant.nf4 import quantize_layers
-from llamaseek.recipe.schema import LoraRecipe, Recipe
+from llamaseek.recipe.post_training import LoraRecipe
+from llamaseek.recipe.schema import Recipe
 from llamaseek.recipe.stages import STAGES
 from llamaseek.text.tokenizer import Tokenizer
 
 
 def start_from(recipe: Recipe) -> tuple[Tokenizer, CausalLM]:
     """Tokenizer and model of `model.init_from`; UserError where they are not fit."""
-    if not recipe.model.init_from:
-        raise UserError("model.init_from: is empty; give the folder of a pre-trained model")
-    folder = Path(recipe.model.init_from)
-    if STAGES[recipe.stage].generates:
-        check_speaks("model.init_from", folder)
-    check_length(recipe, read_config(folder))
+    folder = check_start(recipe)
     tokenizer = recipe_tokenizer(recipe)
     model = trainable(folder, mapped=by_layer(recipe))
     check_vocabulary(model, tokenizer)
     if recipe.lora is not None:
         adapt_model(model, recipe.lora, recipe.seed)
     return tokenizer, model
+
+
+def check_start(recipe: Recipe) -> Path:
+    """The folder of `model.init_from`; UserError where its config is not fit."""
+    if not recipe.model.init_from:
+        raise UserError("model.init_from: is empty; give the folder of a pre-trained model")
+    folder = Path(recipe.model.init_from)
+    if STAGES[recipe.stage].generates:
+        check_speaks("model.init_from", folder)
+    check_length(recipe, read_config(folder))
+    return folder
 
 
 def recipe_tokenizer(recipe: Recipe) -> Tokenizer:
@@ -57,7 +65,7 @@ def trainable(folder: Path, config: ModelConfig | None = None, mapped: bool = Fa
     widen a layer at a time.
     """
     stored = stored_tensors(folder)
-    if any(name.endswith(PACKED) for name in stored):
+    if any(name.endswith((PACKED, QWEIGHT)) for name in stored):
         raise UserError(
             f"model.init_from: {folder} holds weights in 4 or 8 bits, which cannot be trained; "
             "allowed: the model it was quantized from, or: "

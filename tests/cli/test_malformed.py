@@ -100,8 +100,8 @@ FAULTS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "config lies about layers": (lambda f: config(f, num_hidden_layers=9), ("lacks the tensor",)),
     "config lies about experts": (lambda f: config(f, n_routed_experts=4), ("shape",)),
     "unknown quantization": (
-        lambda f: config(f, quantization_config={"quant_method": "gptq"}),
-        ("quantization_config", "gptq"),
+        lambda f: config(f, quantization_config={"quant_method": "hqq"}),
+        ("quantization_config", "hqq"),
     ),
     "truncated shard": (
         lambda f: shard(f).write_bytes(shard(f).read_bytes()[:-100]),

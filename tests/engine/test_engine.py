@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from llamaseek.engine import engine as engine_file
+from llamaseek.engine import logprobs
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.options import EngineOptions, Speculation
 from llamaseek.engine.request import Delta, Request, SamplingParams
@@ -142,7 +142,7 @@ def full_scores(model: CausalLM, ids: list[int]) -> torch.Tensor:
 def test_log_probabilities_of_prompt_and_answer(
     model: CausalLM, options: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_file, "PROMPT_LOGITS", 3 * model.config.vocab_size)
+    monkeypatch.setattr(logprobs, "PROMPT_LOGITS", 3 * model.config.vocab_size)
     it = engine(model, **options)
     it.generate([request()])  # now the prompt is in the cache
     (out,) = it.generate([request(max_tokens=4, logprobs=2, prompt_logprobs=1)])

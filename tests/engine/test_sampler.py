@@ -13,13 +13,13 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from llamaseek.engine.logprobs import log_probabilities
 from llamaseek.engine.request import Request, SamplingParams, SequenceState
 from llamaseek.engine.sampler import (
     decide,
     derive_seed,
     distributions,
     draw,
-    log_probabilities,
     shape_logits,
     uniforms,
 )

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from llamaseek.engine.forward.paged import QuantizedStore
 from llamaseek.kernels.paged import attend_paged
-from llamaseek.models.cache import LayerShape, attend_shared_heads
+from llamaseek.models.cache import LayerShape
+from tests.models.contiguous import attend_shared_heads
 
 split = pytest.importorskip("llamaseek.kernels.split")
 pytestmark = pytest.mark.usefixtures("products_of_bf16")

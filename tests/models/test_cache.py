@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llamaseek.models import DeepseekV3
-from llamaseek.models.cache import ContiguousCache
+from tests.models.contiguous import ContiguousCache
 from tests.models.shapes import rows, tiny_config, tiny_model
 
 

@@ -172,7 +172,7 @@ class TestFp8:
         assert error <= 0.02
 
     def test_kept_blocks_decode_from_the_cache(self, tmp_path: Path) -> None:
-        from llamaseek.models.cache import ContiguousCache
+        from tests.models.contiguous import ContiguousCache
 
         _, fp8 = self.folder(tmp_path)
         model = load_model(fp8, fp8=True).eval()

@@ -13,8 +13,8 @@ from torch import nn
 
 from llamaseek.errors import UserError
 from llamaseek.models import CausalLM
-from llamaseek.models.cache import ContiguousCache
 from llamaseek.models.lora import LoRALinear, add_lora, merge
+from tests.models.contiguous import ContiguousCache
 from tests.models.shapes import rows, tiny_model
 
 TARGETS = {

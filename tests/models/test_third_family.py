@@ -5,6 +5,9 @@ is Llama 3 with a norm on each head's query and key before they are rotated.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +25,8 @@ from llamaseek.engine.forward.fused import fuse
 from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.errors import UserError
 from llamaseek.herd import FAMILIES, Llama3Config
-from llamaseek.herd.configs import Shape
-from llamaseek.models import MODELS, Llama3, register_family
+from llamaseek.herd.configs import Shape, find_family, load_plugins
+from llamaseek.models import MODELS, Llama3, build_model, register_family
 from llamaseek.models.attention import GroupedQueryAttention
 from llamaseek.models.layers import RMSNorm
 from llamaseek.models.rope import rotate_halves
@@ -31,7 +34,7 @@ from llamaseek.plan.gpus import GPUS
 from llamaseek.train.jobs.pretrain import build_job
 from llamaseek.train.loop import train
 from tests.cli.run import Cli
-from tests.train.tiny import recipe
+from tests.train.tiny import LLAMA_SIZES, recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,3 +121,51 @@ def test_a_family_registered_from_outside(qwen3: str, cli: Cli, tmp_path: Path) 
     assert planned["parameters"] == shown["parameters"]
     step = plan_training(made, GPUS["h100-80gb"], "bf16").answer
     assert step["per_rank"][0]["parameters"] == shown["parameters"]
+
+
+PLUGIN = """
+from llamaseek.models import register_family
+from tests.models.test_third_family import Qwen3, Qwen3Config
+
+def register():
+    register_family("qwen3", Qwen3Config, Qwen3)
+"""
+
+
+def installed(folder: Path, name: str, text: str) -> None:
+    """A package in `folder`, as pip leaves it, that has an entry point."""
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[llamaseek.families]\nqwen3 = {name}:register\n")
+    (folder / f"{name}.py").write_text(text)
+
+
+def test_an_installed_package_registers_its_family(qwen3: str, tmp_path: Path) -> None:
+    """In a process of its own, which has called nothing."""
+    installed(tmp_path, "some_family", PLUGIN)
+    config = Qwen3Config(vocab_size=300, head_dim=8, **LLAMA_SIZES)
+    save_model(build_model(config), tmp_path / "model")
+    path = os.pathsep.join((str(tmp_path), os.getcwd()))
+    done = subprocess.run(
+        [sys.executable, "-m", "llamaseek", "inspect", str(tmp_path / "model"), "--json"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["architecture"] == "Qwen3ForCausalLM"
+
+
+def test_an_entry_point_that_fails_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed(tmp_path, "broken_family", "def register():\n    raise RuntimeError('no weights')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    load_plugins.cache_clear()
+    message = "llamaseek.families entry point qwen3 fails: RuntimeError: no weights"
+    with pytest.raises(UserError, match=message):
+        find_family("qwen3")
+    assert find_family("llama3") is FAMILIES["llama3"]
+    load_plugins.cache_clear()

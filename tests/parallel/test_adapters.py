@@ -16,7 +16,7 @@ from llamaseek.data.source import Rows
 from llamaseek.herd import config_from_sizes
 from llamaseek.models import build_model
 from llamaseek.models.score import reward_model
-from llamaseek.recipe.schema import LoraRecipe
+from llamaseek.recipe.post_training import LoraRecipe
 from llamaseek.train.job import Job
 from llamaseek.train.loop import train
 from llamaseek.train.objectives.next_token import NextToken

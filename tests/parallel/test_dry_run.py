@@ -25,7 +25,7 @@ from llamaseek.plan.flops import training_flops
 from llamaseek.plan.gpus import find_gpu, rates_of
 from llamaseek.plan.layout import Layout, Running
 from llamaseek.plan.step import send_seconds
-from llamaseek.recipe.schema import ParallelRecipe
+from llamaseek.recipe.parallel import ParallelRecipe
 from tests.cli.run import Cli
 
 LLAMA = {

@@ -14,7 +14,7 @@ from llamaseek.data.source import Rows
 from llamaseek.herd import config_from_sizes
 from llamaseek.models import CausalLM, build_model
 from llamaseek.models.score import reward_model
-from llamaseek.recipe.schema import DistillRecipe
+from llamaseek.recipe.post_training import DistillRecipe
 from llamaseek.train.job import Job
 from llamaseek.train.loop import Trainer
 from llamaseek.train.objectives.distill import Distill

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from llamaseek.data.builtin.documents import NAMES
 from llamaseek.data.builtin.rows import GENERATORS
-from llamaseek.recipe import schema
-from llamaseek.recipe.reference import field_docstrings, reference
+from llamaseek.recipe.reference import MODULES, field_docstrings, reference
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,9 +19,9 @@ def test_the_page_is_what_the_schema_gives() -> None:
 
 
 def test_every_field_of_every_section_is_described_and_listed() -> None:
-    meanings = field_docstrings(inspect.getsource(schema))
+    meanings = field_docstrings()
     page = reference()
-    for name, section in vars(schema).items():
+    for name, section in [pair for module in MODULES for pair in vars(module).items()]:
         if isinstance(section, type) and issubclass(section, BaseModel):
             assert set(meanings.get(name, {})) == set(section.model_fields), name
             for field in section.model_fields:
@@ -44,7 +42,7 @@ def test_types_bounds_and_defaults_are_those_of_the_schema() -> None:
 
 
 def test_the_built_in_generators_and_sources_are_named() -> None:
-    meanings = field_docstrings(inspect.getsource(schema))["DataRecipe"]
+    meanings = field_docstrings()["DataRecipe"]
     for name in GENERATORS:
         assert f"`{name}`" in meanings["rows"], name
     for name in NAMES:

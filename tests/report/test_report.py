@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from llamaseek.errors import UserError
+from llamaseek.files import read_jsonl
 from llamaseek.recipe.load import save_recipe
-from llamaseek.report.model import read_lines, read_report
+from llamaseek.report.model import read_report
 from llamaseek.report.page import render_page, write_report
 from llamaseek.report.plots import smooth
 from tests.train.tiny import recipe
@@ -62,7 +63,8 @@ def test_the_page_says_all_and_fetches_nothing(folder: Path) -> None:
         assert shown in page, shown
     for title in ("Pre-training", "Supervised fine-tuning", "Instruction tuning", "Preference"):
         assert title in page
-    assert page.count("<svg") == 8  # curves and expert load of four stages
+    # Loss, learning rate, speed and expert load of four stages.
+    assert page.count("<svg") == page.count("<figcaption>") == 16
     assert "llamaseek chat" in page and "llamaseek dpo" in page
     assert ODD not in page and "&lt;script&gt;" in page
     assert not re.search(r"(src|href)=[\"'](?!#)", page)
@@ -82,10 +84,10 @@ def test_a_stage_alone_is_a_report_too(folder: Path) -> None:
 def test_metrics_cut_short_by_a_kill_are_read_up_to_there(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 2}\n{"step": 2, "lo')
-    assert read_lines(path) == [{"step": 1, "loss": 2}]
+    assert read_jsonl(path) == [{"step": 1, "loss": 2}]
     path.write_text('{"step": 1, "lo\n{"step": 2, "loss": 1}\n')
     with pytest.raises(UserError, match="metrics.jsonl:1"):
-        read_lines(path)
+        read_jsonl(path)
 
 
 def test_smoothing_keeps_a_level_and_the_start() -> None:

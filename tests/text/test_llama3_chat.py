@@ -23,6 +23,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from llamaseek.errors import UserError
 from llamaseek.text.chat import PROMPT, ChatOptions, encode_chat, format_of, render
 from llamaseek.text.llama3_chat import today
+from llamaseek.text.parse import parse_text
 from llamaseek.text.special import BEGIN_OF_TEXT
 from llamaseek.text.tokenizer import Tokenizer
 from tests.text.conversations import (
@@ -359,12 +360,16 @@ def test_definitions_go_into_the_first_user_message() -> None:
         assert "You have access to the following" in render(opening, tools=[TOOL], options=inside)
 
 
-def test_one_json_message_holds_one_call() -> None:
+def test_a_message_holds_several_json_calls_and_one_tag() -> None:
     twice = calls("f")
     twice["tool_calls"] *= 2
-    for form in ("json", "function_tag"):
-        with pytest.raises(UserError, match="tool_calls: 2 calls in one message"):
-            render([QUESTION, twice], options=options("llama3.1", call_form=form))
+    with pytest.raises(UserError, match="tool_calls: 2 calls in one message"):
+        render([QUESTION, twice], options=options("llama3.1", call_form="function_tag"))
+    written = render([QUESTION, twice], options=options("llama3.1"))
+    one = '{"name": "f", "parameters": {}}'
+    assert written.endswith(f"\n\n{one}; {one}<|eot_id|>")
+    read = parse_text("llama3", f"{one}; {one}")["tool_calls"]
+    assert [call["function"]["name"] for call in read] == ["f", "f"]
     several = options("llama3.2", call_form="python_list")
     assert render([QUESTION, twice], options=several).endswith("[f(), f()]<|eot_id|>")
     built_in = calls("code_interpreter", code="1")

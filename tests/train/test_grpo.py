@@ -13,7 +13,7 @@ from torch import Tensor
 from llamaseek.checkpoints.hf import load_model
 from llamaseek.data.batch import Batch
 from llamaseek.models import CausalLM, build_model
-from llamaseek.recipe.schema import GrpoRecipe
+from llamaseek.recipe.post_training import GrpoRecipe
 from llamaseek.train.objectives.grpo import GRPO, group_advantages, without_signal
 from llamaseek.train.objectives.policy import sampled_log_probs
 from llamaseek.train.rewards import Episode

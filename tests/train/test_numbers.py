@@ -15,8 +15,9 @@ from llamaseek.data.source import Rows
 from llamaseek.herd import config_from_sizes
 from llamaseek.models.score import add_value_head
 from llamaseek.plan.learning_rate import unusual_rate, usual_rate
+from llamaseek.recipe.post_training import GrpoRecipe, PpoRecipe
 from llamaseek.recipe.reading import bundled
-from llamaseek.recipe.schema import GrpoRecipe, PpoRecipe, Recipe
+from llamaseek.recipe.schema import Recipe
 from llamaseek.runtime.check import model_config
 from llamaseek.runtime.device import PeakRate
 from llamaseek.train.job import Job
@@ -173,7 +174,7 @@ def test_a_toys_learning_rate_on_a_real_model_is_warned_of(tmp_path: Path) -> No
              "tie_word_embeddings": True}  # fmt: skip
     warning = unusual_rate(made, config_from_sizes("llama3", sizes))
     assert warning is not None
-    assert "0.002" in warning and "1,236M" in warning and "2e-05 to 2e-04" in warning
+    assert "0.002" in warning and "1.24B" in warning and "2e-05 to 2e-04" in warning
 
 
 def test_no_bundled_recipe_is_warned_of() -> None:

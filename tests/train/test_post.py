@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from llamaseek.checkpoints.hf import load_model, save_model
-from llamaseek.checkpoints.peft import load_adapter
 from llamaseek.data.bad_rows import RowError
 from llamaseek.data.pack import Example, pack_whole
 from llamaseek.errors import UserError
@@ -19,7 +18,7 @@ from llamaseek.models import CausalLM, build_model
 from llamaseek.models.quant.nf4 import NF4Linear
 from llamaseek.models.score import reward_model
 from llamaseek.recipe.load import make_recipe
-from llamaseek.recipe.schema import DistillRecipe
+from llamaseek.recipe.post_training import DistillRecipe
 from llamaseek.report.page import write_report
 from llamaseek.train.jobs.pretrain import build_job
 from llamaseek.train.loop import Trainer, train
@@ -68,6 +67,11 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def trained(folder: Path) -> list[dict[str, Any]]:
+    """The lines of training steps, without those of evaluations."""
+    return [line for line in lines(folder) if "loss" in line]
+
+
 def cut_and_resume(made: Any, step: int) -> Path:
     """A run that stops after `step` and goes on in another job."""
     first = Trainer(build_job(made))
@@ -107,7 +111,7 @@ def test_ppo_runs_and_resumes_with_its_value_head(starts: dict[str, str], tmp_pa
                     data={"length": 400})  # fmt: skip
     reward = train(build_job(scorer))
     assert load_model(reward.final).config.is_reward_model
-    assert {"accuracy", "margin", "score"} <= lines(reward.path)[0].keys()
+    assert {"accuracy", "margin", "score"} <= trained(reward.path)[0].keys()
     judge = {"kind": "model", "model": str(reward.final)}
     sections: dict[str, Any] = {
         "rollout": {**ROLLOUT, "epochs": 2, "rewards": [judge]},
@@ -143,8 +147,7 @@ def test_adapters_alone_are_trained_and_saved(
     assert any(isinstance(m, NF4Linear) for m in frozen.modules()) == (base == "nf4")
     merged = load_model(run.final)
     if base == "float":
-        again = load_model(starts[family])
-        load_adapter(again, run.adapter)
+        again = load_model(starts[family], adapter=run.adapter)
         ids = torch.arange(20)[None]
         ours, theirs = (m.eval()(ids, ids).detach() for m in (merged, again))
         assert float((ours - theirs).abs().max()) < 1e-5
@@ -159,8 +162,8 @@ def test_adapters_alone_are_trained_and_saved(
 def test_dpo_trains_deepseek_too(starts: dict[str, str], tmp_path: Path) -> None:
     made = recipe("dpo", starts["deepseek_v3"], tmp_path / "dpo", "preferences",
                   data={"length": 400}, train={"lr": 3e-3, "steps": 6})  # fmt: skip
-    logged = lines(train(build_job(made)).path)
-    first, last = logged[0], logged[-1]
+    folder = train(build_job(made)).path
+    first, last = trained(folder)[0], lines(folder)[-1]
     assert first["loss/dpo"] == pytest.approx(0.6931, abs=1e-3)  # it is its own reference
     assert last["val_loss/dpo"] < 0.69 and last["val_accuracy"] > 0.5
 
@@ -202,7 +205,7 @@ def test_distillation_is_the_plain_formula() -> None:
 def test_distillation_trains(starts: dict[str, str], tmp_path: Path) -> None:
     made = recipe("sft", starts["llama3"], tmp_path / "run", "arithmetic",
                   distill={"teacher": starts["llama3"]})  # fmt: skip
-    steps = lines(train(build_job(made)).path)
+    steps = trained(train(build_job(made)).path)
     assert steps[0]["loss/distill"] < 1e-6 < steps[1]["loss/distill"]  # it starts as its teacher
     job = build_job(made)
     Trainer(job)

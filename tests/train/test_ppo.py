@@ -7,7 +7,7 @@ import torch
 
 from llamaseek.models import build_model
 from llamaseek.models.score import add_value_head
-from llamaseek.recipe.schema import PpoRecipe
+from llamaseek.recipe.post_training import PpoRecipe
 from llamaseek.train.objectives.ppo import PPO, advantages_and_returns, token_rewards, whiten
 from llamaseek.train.rollouts.assess import Controller
 from tests.models.shapes import tiny_config

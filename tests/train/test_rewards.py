@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llamaseek.errors import UserError
-from llamaseek.recipe.schema import RewardRecipe
+from llamaseek.recipe.post_training import RewardRecipe
 from llamaseek.train.rewards import Episode, check_columns, exact, make_rewards, numeric
 from llamaseek.train.rollouts.answers import judge
 from llamaseek.workers.sandbox import code_of

@@ -18,8 +18,7 @@ from llamaseek.data.clean.filters.gopher import GopherQuality, GopherRepetition
 from llamaseek.data.clean.filters.language import Language, Personal
 from llamaseek.data.clean.filters.url import Url
 from llamaseek.data.clean.stage import CleaningStage
-from llamaseek.recipe.reading import read_mapping, validated
-from llamaseek.recipe.schema import Section
+from llamaseek.recipe.reading import Section, read_mapping, validated
 
 
 class CorpusRecipe(Section):

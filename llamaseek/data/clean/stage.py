@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llamaseek.data.documents import Document
-from llamaseek.recipe.schema import Section
+from llamaseek.recipe.reading import Section
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from llamaseek.data.clean.recipe import CorpusRecipe
-from llamaseek.recipe.reading import read_mapping, validated
-from llamaseek.recipe.schema import Device, Section
+from llamaseek.recipe.reading import Section, read_mapping, validated
+from llamaseek.recipe.schema import Device
 
 RUBRIC = """\
 Grade how much a reader learns from the text, from 0 to 5. Add a point for each of these: it is

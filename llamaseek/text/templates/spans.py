@@ -103,6 +103,6 @@ class PrefixSpans:
     def _unclear(self, turn: int) -> UserError:
         return UserError(
             f"{self.place}: its chat template renders the first {turn + 1} of "
-            f"{len(self.messages)} messages differently when others follow, so what the "
-            "assistant says cannot be told apart; mark it with {% generation %} in the template"
+            f"{len(self.messages)} messages differently when others follow, so the tokens of the "
+            "assistant's answers cannot be located; mark them with {% generation %} in the template"
         )

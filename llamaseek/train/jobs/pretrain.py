@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from llamaseek.parallel.collectives import on_first_rank
 from llamaseek.recipe.schema import Recipe
 from llamaseek.runtime.check import model_config
 from llamaseek.text.tokenizer import Tokenizer
+from llamaseek.train.examine import held_out_text
 from llamaseek.train.job import Job
 from llamaseek.train.jobs.reinforce import grpo_job, ppo_job
 from llamaseek.train.jobs.supervised import dpo_job, reward_job, sft_job
@@ -26,7 +28,14 @@ from llamaseek.train.progress import tokenizing
 from llamaseek.train.saving.lock import hold, released_on_error
 from llamaseek.train.saving.reads import check_reads
 from llamaseek.train.saving.run_folder import RunFolder
-from llamaseek.train.start import by_layer, check_length, check_speaks, check_vocabulary, trainable
+from llamaseek.train.start import (
+    adapt_model,
+    by_layer,
+    check_length,
+    check_speaks,
+    check_vocabulary,
+    trainable,
+)
 
 
 def build_job(recipe: Recipe, resume: bool = False) -> Job:
@@ -39,8 +48,26 @@ def build_job(recipe: Recipe, resume: bool = False) -> Job:
     on_first_rank(lambda: hold(recipe.folder))
     with released_on_error(recipe.folder):
         if recipe.stage == "pretrain":
-            return pretrain_job(recipe, trained_tokenizer(recipe) if resume else None)
-        return JOBS[recipe.stage](recipe)
+            job = pretrain_job(recipe, trained_tokenizer(recipe) if resume else None)
+        else:
+            job = JOBS[recipe.stage](recipe)
+        return job if recipe.train.epochs is None else with_steps(job, recipe.train.epochs)
+
+
+def with_steps(job: Job, epochs: float) -> Job:
+    """The job with as many steps as `epochs` of its data take, and a line that says so."""
+    rows, train = job.source.rows, job.recipe.train
+    if rows is None:
+        raise UserError("train.epochs: a mix of sources has no epochs; allowed: train.steps")
+    each = math.ceil(rows / train.batch)
+    steps = max(math.ceil(epochs * rows / train.batch), 1)
+    counted = {**train.model_dump(exclude={"epochs"}), "steps": steps}
+    job.recipe = job.recipe.model_copy(update={"train": type(train)(**counted)})
+    job.bad_rows.notes.append(
+        f"data: an epoch has {rows:,} rows of {job.source.length:,} tokens, {each:,} steps of "
+        f"{train.batch:,}; train.epochs {epochs:g} is {steps:,} steps"
+    )
+    return job
 
 
 def trained_tokenizer(recipe: Recipe) -> Tokenizer | None:
@@ -56,7 +83,7 @@ def pretrain_job(recipe: Recipe, tokenizer: Tokenizer | None = None) -> Job:
     """A new model, or one from a folder, on text; with `tokenizer` none is trained."""
     if recipe.data.fim and recipe.train.objective == "masked":
         raise bad_value("data.fim", recipe.data.fim, "0 with train.objective masked")
-    _check_model(recipe)
+    check_model(recipe)
     with tokenizing(recipe.name) as watch:
         corpus = build_corpus(recipe, watch, tokenizer)
     model = _new_model(recipe, corpus.tokenizer)
@@ -65,6 +92,8 @@ def pretrain_job(recipe: Recipe, tokenizer: Tokenizer | None = None) -> Job:
     size = 0 if recipe.train.objective == "masked" else corpus.held_out_bytes
     job = Job(recipe, model, corpus.tokenizer, objective, corpus.rows, corpus.held_out, size)
     job.bad_rows, job.data_fingerprint = corpus.bad_rows, corpus.fingerprint
+    if recipe.data.sources and corpus.held_out is not None:
+        job.examine = held_out_text(recipe, model, corpus.tokenizer, corpus.held_out)
     return job
 
 
@@ -79,7 +108,7 @@ JOBS: dict[str, Callable[[Recipe], Job]] = {
 """How the job of each of `recipe.stages.STAGES` is built."""
 
 
-def _check_model(recipe: Recipe) -> None:
+def check_model(recipe: Recipe) -> None:
     """Check what can be wrong with the model before its text is tokenized."""
     if recipe.model.init_from:
         masked = recipe.train.objective == "masked"
@@ -97,6 +126,8 @@ def _new_model(recipe: Recipe, tokenizer: Tokenizer) -> CausalLM:
         folder = Path(recipe.model.init_from)
         model = trainable(folder, starting_config(recipe), by_layer(recipe))
         check_vocabulary(model, tokenizer)
+        if recipe.lora is not None:
+            adapt_model(model, recipe.lora, recipe.seed)
         return model
     sizes = dict(recipe.model.config)
     asked = sizes.setdefault("vocab_size", tokenizer.vocab_size)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from llamaseek.data.bad_rows import BadRows, Row
 from llamaseek.data.builtin.rows import generated_rows
 from llamaseek.data.formats import RowReader
-from llamaseek.data.row_sources import file_rows
 from llamaseek.errors import UserError, bad_value
 from llamaseek.models import CausalLM
 from llamaseek.models.score import add_value_head
 from llamaseek.recipe.schema import Recipe
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.job import Job
+from llamaseek.train.jobs.supervised import split_rows
 from llamaseek.train.objectives import Objective
 from llamaseek.train.objectives.grpo import GRPO
 from llamaseek.train.objectives.ppo import PPO
@@ -22,9 +24,9 @@ from llamaseek.train.rollouts.answers import AnswerSampler, Prompt, read_prompts
 from llamaseek.train.rollouts.assess import ActorCritic, GroupRelative
 from llamaseek.train.rollouts.rollout import (
     AdvantageEstimator,
+    HeldOutRewards,
     LogProbScorer,
     Rollouts,
-    held_out_rewards,
 )
 from llamaseek.train.start import start_from
 
@@ -75,8 +77,11 @@ def _job(
     torch.manual_seed(recipe.seed)
     sampler = AnswerSampler(model, tokenizer, recipe.rollout.max_tokens, recipe.seed)
     source = Rollouts(recipe, sampler, train, rewards, assess)
-    test = held_out_rewards(sampler, held_out, rewards) if held_out else None
-    return Job(recipe, model, tokenizer, objective, source, eval_fn=test, bad_rows=bad)
+    test = HeldOutRewards(sampler, held_out, rewards) if held_out else None
+    job = Job(recipe, model, tokenizer, objective, source, eval_fn=test, bad_rows=bad)
+    if test is not None and recipe.train.samples:
+        job.examine = partial(test.examine, most=recipe.train.samples)
+    return job
 
 
 def rollout_prompts(
@@ -91,10 +96,9 @@ def rollout_prompts(
         return read_prompts(rows, tokenizer, data.length, room, rollout.rewards, reader, bad)
 
     if data.sources:
-        rows = list(file_rows(data.sources, data.encoding))
-        kept = max(len(rows) - int(len(rows) * data.holdout), 1)
-        held_out = rows[kept:][: rollout.eval_prompts]
-        train, tested = read(rows[:kept]), read(held_out) if held_out else []
+        rows, held_out = split_rows(recipe)
+        held_out = held_out[: rollout.eval_prompts]
+        train, tested = read(rows), read(held_out) if held_out else []
         bad.notes = reader.notes()
         return train, tested
     if not data.rows:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from random import Random
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from llamaseek.data.batch import Batch
 from llamaseek.data.builtin.rows import generated_rows
 from llamaseek.data.formats import RowReader
 from llamaseek.data.rankings import preferences, rankings
+from llamaseek.data.ratings import PAIRED, pairs_of_ratings
 from llamaseek.data.row_sources import file_rows
 from llamaseek.data.rows import conversations
 from llamaseek.data.source import Rows
@@ -22,16 +25,17 @@ from llamaseek.models import CausalLM
 from llamaseek.models.loss import sum_by_sequence, target_log_probs
 from llamaseek.models.score import reward_model
 from llamaseek.parallel.collectives import split_over_ranks
-from llamaseek.recipe.schema import DataRecipe, Recipe
+from llamaseek.recipe.schema import Recipe
 from llamaseek.runtime.device import autocast, pick_device
 from llamaseek.text.tokenizer import Tokenizer
+from llamaseek.train.examine import HeldOutPairs, answers_here, held_out_answers
 from llamaseek.train.job import Job
 from llamaseek.train.objectives import Objective
 from llamaseek.train.objectives.choose import make_objective
 from llamaseek.train.objectives.distill import Distill
 from llamaseek.train.objectives.reward import BradleyTerry
 from llamaseek.train.rollouts.answers import AnswerSampler, Prompt
-from llamaseek.train.rollouts.rollout import held_out_rewards
+from llamaseek.train.rollouts.rollout import HeldOutRewards
 from llamaseek.train.rollouts.sampled_rows import RowSampler
 from llamaseek.train.start import check_speaks, start_from
 
@@ -72,14 +76,16 @@ def sft_job(recipe: Recipe) -> Job:
             rows, reader = sampling.rows(prompts, f"rows {len(sampling.kept)}"), RowReader()
         return pack_rows(rows, reader, bad)
 
-    train, held_out, bad = read_data(recipe, pack)
+    train, held_out, bad, tested = read_data(recipe, pack)
     objective = sft_objective(recipe, model, tokenizer)
     job = Job(recipe, model, tokenizer, objective, Rows(train, recipe.seed), held_out, bad_rows=bad)
+    if sampling is None:
+        job.examine = held_out_answers(recipe, model, tokenizer, tested)
     if sampling is not None:
         job.sampled, job.samples = sampling.figures(), sampling.kept
         if sampling.rewards and held_out is not None:
             own = AnswerSampler(model, tokenizer, sampling.plan.max_tokens, recipe.seed)
-            job.eval_fn = held_out_rewards(own, asked, sampling.rewards)
+            job.eval_fn = HeldOutRewards(own, asked, sampling.rewards)
     return job
 
 
@@ -98,12 +104,15 @@ def sft_objective(recipe: Recipe, model: CausalLM, tokenizer: Tokenizer) -> Obje
 def dpo_job(recipe: Recipe) -> Job:
     """Preference optimization; the model as it is now is its own reference."""
     tokenizer, model = start_from(recipe)
-    train, held_out, bad = read_data(recipe, packer(recipe, tokenizer))
+    train, held_out, bad, tested = read_data(recipe, packer(recipe, tokenizer))
     objective = make_objective(recipe, model, tokenizer)
     train = with_reference(recipe, model, train)
     held_out = with_reference(recipe, model, held_out) if held_out is not None else None
     rows = Rows(train, recipe.seed)
-    return Job(recipe, model, tokenizer, objective, rows, held_out, bad_rows=bad)
+    job = Job(recipe, model, tokenizer, objective, rows, held_out, bad_rows=bad)
+    if held_out is not None and tested and recipe.train.samples and answers_here(recipe):
+        job.examine = HeldOutPairs(recipe, tokenizer, held_out)
+    return job
 
 
 def reward_job(recipe: Recipe) -> Job:
@@ -111,32 +120,43 @@ def reward_job(recipe: Recipe) -> Job:
     tokenizer, model = start_from(recipe)
     torch.manual_seed(recipe.seed)
     scorer = reward_model(model)
-    train, held_out, bad = read_data(recipe, packer(recipe, tokenizer))
+    train, held_out, bad, _ = read_data(recipe, packer(recipe, tokenizer))
     objective = BradleyTerry(recipe.train.balance_weight)
     rows = Rows(train, recipe.seed)
     return Job(recipe, scorer, tokenizer, objective, rows, held_out, bad_rows=bad)
 
 
-def read_data(recipe: Recipe, pack: Pack) -> tuple[Batch, Batch | None, BadRows]:
-    """Training rows, held-out rows, and what was skipped, from files or the generators."""
+class RowsRead(NamedTuple):
+    """Packed rows to train on and to test on, what was skipped, and the held-out rows of files."""
+
+    train: Batch
+    held_out: Batch | None
+    bad: BadRows
+    tested: list[Row]
+
+
+def read_data(recipe: Recipe, pack: Pack) -> RowsRead:
+    """The rows of files or of the generators."""
     data = recipe.data
     reader, bad = RowReader.of(data), BadRows(data.bad_rows == "skip")
     if data.sources:
-        train, held_out = split_rows(list(file_rows(data.sources, data.encoding)), data)
+        train, held_out = split_rows(recipe, bad.notes)
+        if bad.notes:  # pairs were made of columns that no pair has
+            reader = RowReader.of(data, [data.columns.get(name, name) for name in PAIRED])
         packed = pack(train, reader, bad)
         tested = _packed_if_any(pack, held_out, reader, bad)
-        bad.notes = reader.notes()
-        return packed, tested, bad
+        bad.notes += reader.notes()
+        return RowsRead(packed, tested, bad, held_out)
     packed = pack(training_part(recipe), reader, bad)
     few = dict.fromkeys(data.rows, HELD_OUT)
-    return packed, pack(generated_rows(few, recipe.seed, "test"), reader, bad), bad
+    return RowsRead(packed, pack(generated_rows(few, recipe.seed, "test"), reader, bad), bad, [])
 
 
 def training_part(recipe: Recipe) -> Iterable[Row]:
     """The rows that are trained on, of files or generators."""
     data = recipe.data
     if data.sources:
-        return split_rows(list(file_rows(data.sources, data.encoding)), data)[0]
+        return split_rows(recipe)[0]
     if not data.rows:
         raise UserError("data.sources: is empty; give files of rows, or generators in data.rows")
     return generated_rows(data.rows, recipe.seed, "train")
@@ -150,8 +170,18 @@ def _packed_if_any(pack: Pack, rows: list[Row], reader: RowReader, bad: BadRows)
         return None
 
 
-def split_rows(rows: list[Row], data: DataRecipe) -> tuple[list[Row], list[Row]]:
-    """The last `data.holdout` of a file's rows apart; at least one is trained on."""
+def split_rows(recipe: Recipe, notes: list[str] | None = None) -> tuple[list[Row], list[Row]]:
+    """The last `data.holdout` of the files' rows apart; at least one is trained on.
+
+    For a stage of pairs, rated answers are made pairs, and `notes` gets a line that says so.
+    """
+    data = recipe.data
+    rows = list(file_rows(data.sources, data.encoding))
+    if recipe.stage in ("dpo", "reward"):
+        rows, said = pairs_of_ratings(rows, data.columns)
+        (notes if notes is not None else []).extend(said)
+    if data.shuffle:
+        Random(recipe.seed).shuffle(rows)
     kept = max(len(rows) - int(len(rows) * data.holdout), 1)
     return rows[:kept], rows[kept:]
 

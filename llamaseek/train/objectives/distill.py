@@ -16,7 +16,7 @@ from llamaseek.models import CausalLM
 from llamaseek.models.head import Softmax
 from llamaseek.models.layers import widen
 from llamaseek.models.loss import chunk_length, next_token_loss
-from llamaseek.recipe.schema import DistillRecipe
+from llamaseek.recipe.post_training import DistillRecipe
 from llamaseek.train.objectives import Objective, Term, targets_counted
 from llamaseek.train.objectives.next_token import balance_terms
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.models import CausalLM
-from llamaseek.recipe.schema import GrpoRecipe
+from llamaseek.recipe.post_training import GrpoRecipe
 from llamaseek.train.objectives import Objective, Term, targets_counted
 from llamaseek.train.objectives.next_token import balance_terms
 from llamaseek.train.objectives.policy import k3, sampled_log_probs

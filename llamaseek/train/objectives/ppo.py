@@ -16,7 +16,7 @@ from torch import Tensor
 from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.models import CausalLM
 from llamaseek.models.score import token_values
-from llamaseek.recipe.schema import PpoRecipe
+from llamaseek.recipe.post_training import PpoRecipe
 from llamaseek.train.objectives import Objective, Term, targets_counted
 from llamaseek.train.objectives.next_token import balance_terms
 from llamaseek.train.objectives.policy import log_probs_of

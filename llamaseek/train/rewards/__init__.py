@@ -17,7 +17,7 @@ from typing import Any
 
 from llamaseek.data.bad_rows import RowError
 from llamaseek.errors import bad_value
-from llamaseek.recipe.schema import RewardRecipe
+from llamaseek.recipe.post_training import RewardRecipe
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.rewards.model import RewardModel
 from llamaseek.workers.pool import WorkerPool

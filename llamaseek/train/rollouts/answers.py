@@ -22,7 +22,7 @@ from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.models import CausalLM
 from llamaseek.parallel.collectives import split_over_ranks
 from llamaseek.parallel.fully_sharded import whole_weights
-from llamaseek.recipe.schema import RewardRecipe
+from llamaseek.recipe.post_training import RewardRecipe
 from llamaseek.text.messages import Message
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.rewards import Episode, Reward, check_columns
@@ -39,6 +39,18 @@ class Prompt:
     ids: list[int]
     messages: list[Message]
     tools: Any = None
+
+
+def asked(prompt: Prompt) -> str:
+    """The text of a prompt's last message, to show."""
+    return text_of(prompt.messages[-1].get("content")) if prompt.messages else ""
+
+
+def text_of(content: Any) -> str:
+    """A message's content as text, of parts the texts."""
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return content if isinstance(content, str) else ""
 
 
 def read_prompts(

@@ -13,7 +13,8 @@ from torch import Tensor
 from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.models import CausalLM
 from llamaseek.models.score import token_values
-from llamaseek.recipe.schema import PpoRecipe, Recipe
+from llamaseek.recipe.post_training import PpoRecipe
+from llamaseek.recipe.schema import Recipe
 from llamaseek.train.objectives.grpo import group_advantages, without_signal
 from llamaseek.train.objectives.policy import log_probs_of
 from llamaseek.train.objectives.ppo import advantages_and_returns, token_rewards, whiten

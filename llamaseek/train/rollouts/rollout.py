@@ -9,6 +9,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -25,7 +26,14 @@ from llamaseek.recipe.schema import Recipe
 from llamaseek.runtime.device import autocast
 from llamaseek.train.objectives.policy import sampled_log_probs
 from llamaseek.train.rewards import Episode, Reward
-from llamaseek.train.rollouts.answers import AnswerSampler, Judged, Prompt, hash_of, judge
+from llamaseek.train.rollouts.answers import (
+    AnswerSampler,
+    Judged,
+    Prompt,
+    asked,
+    hash_of,
+    judge,
+)
 
 Figures = dict[str, float]
 
@@ -68,6 +76,11 @@ class Rollouts(Source):
     def length(self) -> int:
         """Tokens a row, at most."""
         return self._length
+
+    @property
+    def rows(self) -> int:
+        """Answers trained on in one epoch, in which every prompt is answered once by its group."""
+        return len(self.prompts) * self.rollout.samples * self.rollout.epochs
 
     def step(self, step: int, rows: int) -> Batch:
         """A share of the latest rollout's answers; at its first step the rollout is made."""
@@ -215,16 +228,33 @@ def without_adapters(model: CausalLM) -> Iterator[None]:
             layer.scaling = scaling
 
 
-def held_out_rewards(
-    sampler: AnswerSampler, prompts: Sequence[Prompt], rewards: Sequence[Reward]
-) -> Callable[[CausalLM], Figures]:
-    """Figures of greedy answers to held-out prompts, for the loop's evaluations."""
-    seen = [0]
+@dataclass
+class HeldOutRewards:
+    """Figures of greedy answers to held-out prompts, for the loop's evaluations.
 
-    def run(model: CausalLM) -> Figures:
-        seen[0] += 1
-        drawn = sampler.draw(prompts, 1, 0.0, f"evaluation {seen[0]}")
-        judged: Judged = judge(rewards, drawn)
-        return judged.figures(rewards, drawn)
+    Calling it answers anew; `examine` gives the first answers of the latest time.
+    """
 
-    return run
+    sampler: AnswerSampler
+    prompts: Sequence[Prompt]
+    rewards: Sequence[Reward]
+    seen: int = 0
+    drawn: list[Episode] = field(default_factory=list)
+    judged: list[float] = field(default_factory=list)
+
+    def __call__(self, model: CausalLM) -> Figures:
+        """Answer every prompt with the model as it is."""
+        self.seen += 1
+        self.drawn = self.sampler.draw(self.prompts, 1, 0.0, f"evaluation {self.seen}")
+        judged: Judged = judge(self.rewards, self.drawn)
+        self.judged = judged.total
+        return judged.figures(self.rewards, self.drawn)
+
+    def examine(self, model: CausalLM, before: bool, most: int) -> list[dict[str, Any]]:
+        """At most so many of the latest answers with their rewards."""
+        return [
+            {"prompt": asked(prompt), "answer": episode.text, "reward": reward}
+            for prompt, episode, reward in zip(
+                self.prompts[:most], self.drawn, self.judged, strict=False
+            )
+        ]

@@ -16,7 +16,8 @@ from llamaseek.data.bad_rows import BadRows, Row
 from llamaseek.data.formats import RowReader
 from llamaseek.errors import UserError
 from llamaseek.models import CausalLM
-from llamaseek.recipe.schema import Recipe, SamplingRecipe
+from llamaseek.recipe.post_training import SamplingRecipe
+from llamaseek.recipe.schema import Recipe
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.rewards import Episode, make_rewards
 from llamaseek.train.rollouts.answers import AnswerSampler, Prompt, judge, mean, read_prompts

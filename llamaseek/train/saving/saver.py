@@ -19,7 +19,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
 from llamaseek.checkpoints.hf import from_hf, read_folder, to_hf, write_folder
-from llamaseek.checkpoints.peft import adapter_of, merged, save_adapter
+from llamaseek.checkpoints.merge_adapter import merged
+from llamaseek.checkpoints.peft import adapter_of, save_adapter
 from llamaseek.checkpoints.widen import dequantized
 from llamaseek.errors import UserError
 from llamaseek.herd.folder import read_config

@@ -28,7 +28,7 @@ OTHER_TEXT = {
     "name", "out", "model.family", "model.config", "train.device", "data.columns",
     "lora.targets", "rollout.rewards.column", "rollout.rewards.pattern",
     "sampling.rewards.column", "sampling.rewards.pattern",
-    "data.mix", "data.budgets", "data.phases.mix", "data.rows",
+    "data.mix", "data.budgets", "data.phases.mix", "data.rows", "data.encoding", "data.ignore",
 }  # fmt: skip
 """Keys whose values are text and name nothing that is read."""
 

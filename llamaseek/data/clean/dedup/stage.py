@@ -18,7 +18,7 @@ import numpy as np
 from llamaseek.data.clean.hashing import Hashes
 from llamaseek.data.clean.stage import Reason
 from llamaseek.data.documents import Document
-from llamaseek.recipe.schema import Section
+from llamaseek.recipe.reading import Section
 
 SLICE = 2_000_000
 """Keys that one task sorts in memory: about 100 MB."""

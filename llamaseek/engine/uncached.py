@@ -1,12 +1,19 @@
-"""The likely words of the masked places in a text, by a masked language model."""
+"""Models that answer by one forward over whole rows, without a cache: the likely words of masked
+places, and scores of a reward model.
+
+N sequences, T time.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from llamaseek.checkpoints.hf import load_model
+from llamaseek.data.batch import IGNORE
+from llamaseek.data.pack import Example, pack_apart
 from llamaseek.errors import UserError
 from llamaseek.herd.folder import read_config
 from llamaseek.models import CausalLM
@@ -14,6 +21,7 @@ from llamaseek.runtime.device import pick_device
 from llamaseek.text.special import MASK_WORD
 from llamaseek.text.tokenizer import Tokenizer
 
+ROWS = 64  # scored at once
 Candidates = list[tuple[str, float]]
 
 
@@ -62,3 +70,25 @@ def masked_ids(tokenizer: Tokenizer, text: str) -> list[int]:
         kept = part.removesuffix(" ") if number < len(others) else part
         ids += [tokenizer.mask_id, *tokenizer.encode(kept)]
     return ids
+
+
+@torch.inference_mode()
+def score_sequences(model: CausalLM, sequences: Sequence[Sequence[int]]) -> list[float]:
+    """The score r of each sequence of ids, read at its last token.
+
+    UserError for a model that is no reward model, and for a sequence beyond its context.
+    """
+    if not model.config.is_reward_model:
+        raise UserError("model: is no reward model; `llamaseek reward` trains one")
+    longest = model.config.max_position_embeddings
+    for ids in sequences:
+        if not 0 < len(ids) <= longest:
+            raise UserError(f"messages: have {len(ids)} tokens; the model's context is {longest}")
+    device, found = model.model.norm.weight.device, list[float]()
+    for start in range(0, len(sequences), ROWS):
+        rows = [list(ids) for ids in sequences[start : start + ROWS]]
+        batch = pack_apart([[Example(ids, [IGNORE] * len(ids))] for ids in rows]).to(device)
+        ends = torch.tensor([[len(ids) - 1] for ids in rows], device=device)
+        scores = model.eval().score(model(batch.tokens, batch.positions))
+        found += scores.gather(1, ends)[:, 0].tolist()
+    return found

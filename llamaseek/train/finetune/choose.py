@@ -1,0 +1,213 @@
+"""From a model and a user's rows to a recipe: stage, method, learning rate, length, batch, steps.
+
+Every choice is a field of the recipe, so that the recipe repeats it and `KEY=VALUE` changes it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from llamaseek.data.bad_rows import BadRows, Row
+from llamaseek.data.batch import Batch
+from llamaseek.data.detect import DetectedRows, Kind, detect
+from llamaseek.data.documents import read_documents
+from llamaseek.data.formats import RowReader
+from llamaseek.errors import UserError
+from llamaseek.files import GGUF_SUFFIX
+from llamaseek.herd import ModelConfig
+from llamaseek.herd.folder import read_config
+from llamaseek.herd.tensors import count_parameters
+from llamaseek.plan.learning_rate import usual_rate
+from llamaseek.recipe.reading import apply_override
+from llamaseek.recipe.schema import Recipe
+from llamaseek.text.tokenizer import Tokenizer
+from llamaseek.train.finetune.fit import Cost, fitted
+from llamaseek.train.jobs.supervised import PACKERS, split_rows
+from llamaseek.train.start import recipe_tokenizer
+
+STAGES: dict[Kind, str] = {
+    "conversations": "sft",
+    "prompt_completion": "sft",
+    "labels": "sft",
+    "preferences": "dpo",
+    "ratings": "dpo",  # of each prompt its better answers beside its worse
+    "text": "pretrain",
+}
+METHODS = ("lora", "qlora", "full")
+TOY = 30e6  # parameters below which all weights are trained: adapters are for real models
+RANK = 16  # of adapters on all linear layers; QLoRA §4: which layers have them matters, not r
+LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
+LOOKED_AT = 2000  # rows whose lengths decide the length of packed rows
+HELD_OUT = 200  # rows held out at the most, and a quarter of few
+STEPS = 60  # least optimizer steps that epochs are added for
+MOST_EPOCHS = {"sft": 5, "dpo": 3, "pretrain": 3}
+QUANTIZATION = re.compile(r"[.-](I?Q\d\w*|B?F\d+)$", re.IGNORECASE)  # at the end of a GGUF's name
+CHARACTERS = 20_000_000  # of text that are tokenized to count its tokens
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a user asked for; `method` and `epochs` are chosen where they are None."""
+
+    model: Path
+    sources: list[str]
+    method: str | None = None
+    epochs: float | None = None
+    out: str | None = None
+    overrides: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TuningPlan:
+    """A recipe, and what it was chosen from."""
+
+    recipe: Recipe
+    rows: DetectedRows
+    held_out: int  # rows, 0 for text
+    packed: int  # rows of `data.length` tokens in an epoch
+    epochs: float
+    cost: Cost
+
+    @property
+    def epoch_steps(self) -> int:
+        """Optimizer steps of one epoch."""
+        return ceil(self.packed / self.recipe.train.batch)
+
+
+def choose(wanted: Wanted) -> TuningPlan:
+    """The plan for a model and data. Raises UserError for data that cannot be learnt from, a
+    method that does not fit the machine, and overrides that are not allowed.
+    """
+    given: dict[str, Any] = {}
+    for override in wanted.overrides:
+        apply_override(given, override)
+    data = given.get("data", {})
+    rows = detect(wanted.sources, data.get("columns"), data.get("encoding", "auto"))
+    config = read_config(wanted.model)
+    draft = _draft(wanted, rows, config)
+    recipe = draft.with_overrides(wanted.overrides)
+    recipe, packed, whole = _packing(recipe, config, "length" not in data)
+    recipe, epochs = _steps(recipe, wanted, packed, given.get("train", {}))
+    method = "full" if recipe.lora is None else "qlora" if recipe.lora.base == "nf4" else "lora"
+    recipe, cost = fitted(recipe, config, method, asked=wanted.method is not None)
+    recipe = recipe.with_overrides(wanted.overrides)
+    return TuningPlan(recipe, rows, whole, packed, epochs, cost)
+
+
+def _draft(wanted: Wanted, rows: DetectedRows, config: ModelConfig) -> Recipe:
+    """Everything that does not depend on how long the rows are."""
+    stage, parameters = STAGES[rows.kind], count_parameters(config).total
+    method = wanted.method or ("full" if parameters < TOY else "lora")
+    adapters = {"rank": RANK, "alpha": 2.0 * RANK, "base": "nf4" if method == "qlora" else "float"}
+    held_out = min(HELD_OUT, rows.rows // 4) / rows.rows if stage != "pretrain" else 0.1
+    name = f"{_stem(wanted.model)}-{Path(wanted.sources[0]).stem or 'rows'}"
+    return Recipe.model_validate({
+        "name": name,
+        "stage": stage,
+        "out": wanted.out,
+        "model": {"init_from": str(wanted.model)},
+        "data": {
+            "sources": wanted.sources,
+            "format": rows.format,
+            "columns": rows.columns,
+            "holdout": held_out,
+            "shuffle": stage != "pretrain",
+            "length": LENGTHS[0],
+        },
+        "train": {
+            "lr": _rounded(usual_rate(parameters, stage, method != "full")),
+            "weight_decay": 0.1 if method == "full" else 0.0,
+            "keep": 1,
+            "samples": HELD_OUT if rows.kind in ("labels", "prompt_completion") else 10,
+        },
+        "lora": None if method == "full" else adapters,
+    })  # fmt: skip
+
+
+def _stem(model: Path) -> str:
+    """A model's name: of its file or folder, the run's where the folder is called `model`."""
+    path = model.resolve()
+    name = (path.parent if path.name == "model" else path).name.removesuffix(GGUF_SUFFIX)
+    return QUANTIZATION.sub("", name).lower()
+
+
+def _rounded(rate: float) -> float:
+    """To two digits, as people write rates."""
+    return float(f"{rate:.1e}")
+
+
+def _packing(recipe: Recipe, config: ModelConfig, free: bool) -> tuple[Recipe, int, int]:
+    """The recipe with the length that its rows need, packed rows in an epoch, rows held out."""
+    if recipe.stage == "pretrain":
+        length = min(recipe.data.length, config.max_position_embeddings)
+        recipe = recipe.with_overrides({"data.length": length})
+        return recipe, max(_tokens(recipe) // length, 1), 0
+    tokenizer = recipe_tokenizer(recipe)
+    train, held_out = split_rows(recipe)
+    few = train[:LOOKED_AT]
+    lengths = [n for n in LENGTHS if n <= config.max_position_embeddings]
+    for length in (lengths or [config.max_position_embeddings]) if free else [recipe.data.length]:
+        recipe = recipe.with_overrides({"data.length": length})
+        batch, too_long = _packed(recipe, tokenizer, few)
+        if not too_long:
+            break
+    if too_long and free:  # in the longest rows that the model has
+        recipe = recipe.with_overrides({"data.bad_rows": "skip"})
+    return recipe, max(round(len(batch.tokens) * len(train) / len(few)), 1), len(held_out)
+
+
+def _packed(recipe: Recipe, tokenizer: Tokenizer, rows: list[Row]) -> tuple[Batch, int]:
+    """Rows packed by the recipe, and how many do not fit its length; other bad ones are errors."""
+    data, bad = recipe.data, BadRows(skip=True)
+    further = {"form": recipe.train.dpo_form} if recipe.stage == "dpo" else {}
+    reader = RowReader.of(data)
+    batch = PACKERS[recipe.stage](rows, tokenizer, data.length, reader=reader, bad=bad, **further)
+    others = [reason for reason in bad.reasons if reason != "too long"]
+    if others and data.bad_rows == "error":
+        raise UserError(bad.first[others[0]])
+    return batch, bad.reasons["too long"]
+
+
+def _tokens(recipe: Recipe) -> int:
+    """Tokens of the training text, counted in its beginning where there is much of it."""
+    tokenizer = Tokenizer.load(recipe.model.init_from or "")
+    total, read, tokens = 0, 0, 0
+    for document in read_documents(recipe.data.sources):
+        total += len(document.text)
+        if read < CHARACTERS:
+            read += len(document.text)
+            tokens += len(tokenizer.encode(document.text)) + len(tokenizer.prefix_ids)
+    if not read:
+        raise UserError(f"data.sources: {recipe.data.sources} hold no text")
+    return round(tokens * total / read * (1 - recipe.data.holdout))
+
+
+def _steps(
+    recipe: Recipe, wanted: Wanted, packed: int, given: dict[str, Any]
+) -> tuple[Recipe, float]:
+    """The recipe with batch, steps, warm-up and evaluations, and its epochs."""
+    batch = given.get("batch") or _batch(recipe, packed)
+    each = ceil(packed / batch)
+    most = MOST_EPOCHS[recipe.stage]
+    epochs = wanted.epochs or min(max(ceil(STEPS / each), 1), most)
+    if "steps" in given:
+        epochs = given["steps"] * batch / packed
+    steps = max(ceil(epochs * packed / batch), 1)
+    fields = {
+        "train.batch": batch,
+        "train.steps": steps,
+        "train.warmup": max(steps // 10, 1),
+        "train.eval_every": max(min(each, steps // 3), 1),
+        "train.save_every": steps,
+    }
+    return recipe.with_overrides(fields), epochs
+
+
+def _batch(recipe: Recipe, packed: int) -> int:
+    """Packed rows a step: a fiftieth of an epoch, at least one and at most 16,384 tokens."""
+    most = max(16384 // recipe.data.length, 1)
+    return min(max(round(packed / 50), 1), most)

@@ -1,0 +1,47 @@
+"""A tuning plan on one line."""
+
+from __future__ import annotations
+
+from llamaseek.train.finetune.choose import TuningPlan
+from llamaseek.units import size
+
+
+def plan_line(plan: TuningPlan) -> str:
+    """Rows, packed rows, steps, method, memory and time."""
+    recipe, rows = plan.recipe, plan.rows.rows
+    counted = f"{rows:,} documents" if recipe.stage == "pretrain" else f"{rows:,} rows"
+    apart = f", {plan.held_out:,} of them held out" if plan.held_out else ", 10% held out"
+    each = plan.epoch_steps
+    parts = [
+        counted + apart,
+        f"{plan.packed:,} packed {_plural('row', plan.packed)} of {recipe.data.length}",
+        f"1 epoch = {each:,} {_plural('step', each)} of {recipe.train.batch}",
+        f"{plan.epochs:.3g} {_plural('epoch', plan.epochs)} = {recipe.train.steps:,} steps",
+        method(plan),
+        f"lr {recipe.train.lr:g}",
+        size(plan.cost.memory),
+        f"about {duration(plan.cost.seconds)}",
+    ]
+    return "; ".join(parts)
+
+
+def method(plan: TuningPlan) -> str:
+    """What is trained."""
+    lora = plan.recipe.lora
+    if lora is None:
+        return "all weights"
+    where = ", ".join(lora.targets) or "all linear"
+    return f"{'QLoRA' if lora.base == 'nf4' else 'LoRA'} rank {lora.rank} on {where}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, to two digits."""
+    if seconds < 90:
+        return f"{max(round(seconds), 1)} s"
+    if seconds < 5400:
+        return f"{round(seconds / 60)} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _plural(word: str, count: float) -> str:
+    return word if count == 1 else f"{word}s"
