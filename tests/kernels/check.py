@@ -26,7 +26,7 @@ KERNELS = torch.ops.llamaseek
 EXACT, BF16, PACKED, TWICE = 2e-6, 4e-3, 1.5e-2, 2.5e-2
 EIGHT, BLOCKS = 5e-4, 2e-4  # activations of 15 bits, a scale a token, and one for every 32
 AVERAGE = 1e-5  # of attention over random values, which cancel each other out
-FORMS = ((32, 0), (16, 0), (8, 0), (8, 128), (4, 0), (4, 32), (4, 64), (4, 128))
+FORMS = ((32, 0), (16, 0), (8, 0), (8, 32), (8, 64), (8, 128), (4, 0), (4, 32), (4, 64), (4, 128))
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:

@@ -202,9 +202,41 @@ void tile_8_whole(const Rows& rows, const Tokens& x, const Share& share, float* 
   keep(sums, share, out);
 }
 
+// Groups of 32 or 64: each half of a block has its scales, in its lanes, and its own bias.
+template <int R, int M>
+void tile_8_groups(const Rows& rows, const Tokens& x, const Share& share, float* out) {
+  __m512 sums[R][M] = {};
+  const __m512i zero = _mm512_set1_epi8(int8_t(0x80));
+  for (int64_t k = 0; k < x.width; k += 64) {
+    const __mmask64 some = low_bytes(x.width - k);
+    const int64_t last = (x.width - 1) / rows.group;
+    fetch(rows, share, k);
+    for (int r = 0; r < R; r++) {
+      const uint16_t* scale = rows.scale[share.row + r];
+      const float low = widen(scale[k / rows.group]);
+      const float high = widen(scale[std::min((k + 32) / rows.group, last)]);
+      const __m512 by = _mm512_insertf32x8(_mm512_set1_ps(low), _mm256_set1_ps(high), 1);
+      const __m512i w = _mm512_mask_loadu_epi8(zero, some, rows.weight[share.row + r] + k);
+      for (int m = 0; m < M; m++) {
+        const int8_t* codes = x.codes[share.first + m] + k / kBlock * 2 * kBlock + k % kBlock;
+        const auto dot = [&](int part) __attribute__((always_inline)) {
+          const __m512i v = _mm512_loadu_si512(codes + part), none = _mm512_setzero_si512();
+          return _mm512_sub_epi32(_mm512_dpbusd_epi32(none, w, v),
+                                  _mm512_dpbusd_epi32(none, zero, v));
+        };
+        const __m512i both = _mm512_add_epi32(_mm512_slli_epi32(dot(0), 7), dot(kBlock));
+        const __m512 scaled = _mm512_mul_ps(by, _mm512_set1_ps(x.scale[share.first + m][0]));
+        sums[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(both), scaled, sums[r][m]);
+      }
+    }
+  }
+  keep(sums, share, out);
+}
+
 template <int R, int M>
 void tile_8(const Rows& rows, const Tokens& x, const Share& share, float* out) {
   if (!rows.group) return tile_8_whole<R, M>(rows, x, share, out);
+  if (rows.group < kBlock) return tile_8_groups<R, M>(rows, x, share, out);
   const int first = share.first;
   __m512 sums[R][M] = {};
   for (int64_t k = 0, block = 0; k < x.width; k += kBlock, block++) {
