@@ -77,9 +77,9 @@ def clean(
     from llamaseek.data.clean.engine import CleaningWorkers
     from llamaseek.data.clean.run import clean as run
 
-    crew = CleaningWorkers(workers or cores(), machine, machines)
+    pool = CleaningWorkers(workers or cores(), machine, machines)
     with step_bar(loaded.name) as on_step, stoppable():
-        folder = run(loaded, crew, overwrite, on_step)
+        folder = run(loaded, pool, overwrite, on_step)
     if machine == 0:
         finish(folder)
 
@@ -108,9 +108,9 @@ def judge(
     grader = open_judge(
         asked.model, asked.url, asked.rubric, asked.best, asked.at_once, asked.device
     )
-    crew = CleaningWorkers(workers or cores())
+    pool = CleaningWorkers(workers or cores())
     with grade_bar(loaded.name) as on_grade, step_bar(loaded.name) as on_step, stoppable():
-        found = filter_by_judge(loaded, grader, crew, on_grade, on_step)
+        found = filter_by_judge(loaded, grader, pool, on_grade, on_step)
     print(
         f"classifier and judge on {found.documents} held-out documents: "
         f"same grade {found.exact:.1%} (most frequent grade {found.majority:.1%}), "
