@@ -36,6 +36,7 @@ class Internals:
     tokens: list[int]
     attention: list[Tensor]
     experts: dict[int, tuple[Tensor, Tensor]]
+    num_experts: int
     layers: Tensor
     probabilities: Tensor
     cache_bytes: int
@@ -45,7 +46,8 @@ class Internals:
     def expert_load(self) -> dict[int, Tensor]:
         """How many of the tokens chose each expert, by layer: a tensor (E) int64."""
         return {
-            layer: torch.bincount(chosen.flatten()) for layer, (chosen, _) in self.experts.items()
+            layer: torch.bincount(chosen.flatten(), minlength=self.num_experts)
+            for layer, (chosen, _) in self.experts.items()
         }
 
 
@@ -75,6 +77,7 @@ def read_internals(network: CausalLM, tokens: Sequence[int], top: int = 5) -> In
         list(tokens),
         [attention[layer].cpu() for layer in range(count)],
         {layer: experts[layer] for layer in sorted(experts)},
+        network.config.num_experts,
         likeliest.indices.cpu(),
         likeliest.values.cpu(),
         2 * numbers,
