@@ -18,7 +18,7 @@ from llamaseek.cli.folders import average, convert, download, inspect, quantize
 from llamaseek.cli.generate import fill, generate
 from llamaseek.cli.guard import guard
 from llamaseek.cli.plan import plan
-from llamaseek.cli.quickstart import quickstart
+from llamaseek.cli.quickstart import doctor, quickstart
 from llamaseek.cli.serve import serve
 from llamaseek.cli.study import questions, study
 from llamaseek.cli.tokenize import tokenize
@@ -38,7 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 PANELS = {
-    "Start": (quickstart, download),
+    "Start": (quickstart, download, doctor),
     "Train": (finetune, pretrain, sft, reward, dpo, grpo, ppo, report),
     "Use": (generate, chat, serve, fill, guard),
     "Checkpoints": (inspect, convert, quantize, average),
