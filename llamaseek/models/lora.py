@@ -91,8 +91,9 @@ def add_lora(
 ) -> list[str]:
     """Freeze `model` and adapt every linear layer whose last name is in `targets`, or all.
 
-    `kind` is `use_dora` and `use_rslora`. Returns the full names of the adapted layers. `UserError` for a rank below 1, for a target
-    that names no linear layer, and for `lm_head`, whose weight the chunked loss reads directly.
+    `kind` is `use_dora` and `use_rslora`. Returns the full names of the adapted layers. `UserError`
+    for a rank below 1, for a target that names no linear layer, and for `lm_head`, whose weight the
+    chunked loss reads directly.
     """
     if rank < 1:
         raise bad_value("lora.rank", rank, "an integer of at least 1")
