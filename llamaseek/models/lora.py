@@ -27,6 +27,8 @@ class LoRALinear(nn.Linear):
     `lora_magnitude_vector` (Liu et al. 2024). A scaling of 0 leaves the base alone.
     """
 
+    lora_magnitude_vector: nn.Parameter | None
+
     def __init__(
         self,
         base: nn.Linear,
