@@ -92,6 +92,9 @@ def evaluate(
     for other in found[1:]:
         show_differences(found[0], other)
     if out is not None:
+        from llamaseek.evals.published import plot_table
+
+        plot_table(found, out / "table.png")
         print(f"wrote {out}")
 
 

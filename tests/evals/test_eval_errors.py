@@ -246,3 +246,18 @@ def test_rows_come_from_a_folder_as_the_hub_leaves_it(tmp_path: Path) -> None:
         pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
     found = LocalData((tmp_path,)).load("gsm8k", "openai/gsm8k", "main", "test")
     assert {split: len(found[split]) for split in found} == {"train": 3, "test": 3}
+
+
+def test_the_lectures_table_is_drawn(data: Path, tmp_path: Path) -> None:
+    from llamaseek.evals.published import COLUMNS, SCORES, measured, plot_table, standard_error
+    from llamaseek.herd.published import ENTRIES
+
+    assert set(SCORES) <= {name.lower() for name in ENTRIES}
+    assert all(len(scores) == len(COLUMNS) for scores in SCORES.values())
+    found = {column: round(standard_error(column, SCORES["llama-3-8b-instruct"][n] or 0), 2)
+             for n, column in enumerate(COLUMNS)}  # fmt: skip
+    assert found == {"mmlu": 0.39, "gpqa": 2.24, "humaneval": 3.79, "gsm8k": 1.11, "math": 0.65}
+    evaluation = asked(gold(), data, "gsm8k")
+    assert measured(evaluation) == {"gsm8k": (100.0, 0.0)}
+    plot_table([evaluation], tmp_path / "table.png")
+    assert (tmp_path / "table.png").stat().st_size > 10_000
