@@ -49,6 +49,14 @@ SCORES: Mapping[str, tuple[float | None, ...]] = {
 """Percentages by published model, in the order of `COLUMNS`; None where none is published."""
 
 
+MARK = {"fmt": "o", "markersize": 4, "capsize": 3, "elinewidth": 1}
+
+
+def like_for_like(model: str, column: str) -> bool:
+    """Whether a figure is of the column's protocol: later than 3.0, Meta's MATH is 0-shot."""
+    return not (column == "math" and model.startswith(("llama-3.1", "llama-3.2")))
+
+
 def standard_error(column: str, score: float) -> float:
     """Of a published percentage, as of a share of the set's rows."""
     share = score / 100
@@ -89,11 +97,13 @@ def plot_table(evaluations: Sequence[Evaluation], path: Path) -> None:
             if column in figures:
                 value, error = figures[column]
                 spread = None if math.isnan(error) else error
-                panel.errorbar(value, row, xerr=spread, fmt="D", color=VERMILION)
+                panel.errorbar(value, row, xerr=spread, color=VERMILION, **MARK)
         panel.set_title(TITLES[column], fontsize=9)
         panel.set_xlim(0, 100)
         panel.grid(axis="x", alpha=0.3)
         panel.set_yticks(range(len(names)), [Path(name).name for name in names], fontsize=8)
     panels[0].invert_yaxis()
-    figure.supxlabel("% right; blue, grey: published, red: measured here; bars: one standard error")
+    figure.supxlabel(
+        "% right, with one standard error; red: measured here; hollow: another protocol", fontsize=9
+    )
     save(figure, path)
