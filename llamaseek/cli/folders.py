@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import typer
 
@@ -39,23 +40,46 @@ def convert(
 ) -> None:
     """Convert a checkpoint to another format, dtype or shard size, or merge an adapter."""
     from llamaseek.checkpoints.to_gguf import is_gguf_target
+    from llamaseek.units import size
 
     if is_gguf_target(target):
-        _to_gguf(source, target, dtype, adapter, shard_gb, overwrite, modelfile)
+        if shard_gb is not None:
+            raise UserError("--shard-gb: goes with a folder; a .gguf file is one file")
+        work = _to_gguf(source, target, dtype, adapter, modelfile)
     elif modelfile:
         raise UserError(f"--modelfile: goes with a .gguf file, not with the folder {target}")
     else:
-        _to_folder(source, target, dtype, adapter, 5.0 if shard_gb is None else shard_gb, overwrite)
+        work = _to_folder(source, target, dtype, adapter, 5.0 if shard_gb is None else shard_gb)
+    _write(work, overwrite)
+    print(f"wrote {target}: {work.count:,} tensors, {size(work.nbytes)}")
+    if modelfile:
+        beside = target.with_name("Modelfile")
+        print(f"wrote {beside}: ollama create NAME -f {quoted(beside)}")
+
+
+class CheckedWork(Protocol):
+    """What is written once it is checked: `count` tensors, `nbytes` bytes."""
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def run(self, overwrite: bool, watch: Callable[[int], object]) -> None: ...
+
+
+def _write(work: CheckedWork, overwrite: bool) -> None:
+    from llamaseek.cli.shared import bytes_bar
+
+    with bytes_bar(work.nbytes) as written:
+        work.run(overwrite, written)
 
 
 def _to_folder(
-    source: Path, target: Path, dtype: str, adapter: Path, shard_gb: float, overwrite: bool
-) -> None:
+    source: Path, target: Path, dtype: str, adapter: Path, shard_gb: float
+) -> CheckedWork:
     import torch
 
     from llamaseek.checkpoints.convert import Conversion
-    from llamaseek.cli.shared import bytes_bar
-    from llamaseek.units import size
 
     dtype = SHORT.get(dtype, dtype)
     if dtype not in DTYPES:
@@ -63,36 +87,14 @@ def _to_folder(
     if not 0 < shard_gb < float("inf"):
         raise bad_value("--shard-gb", shard_gb, "a number above 0")
     kind = None if dtype == "keep" else getattr(torch, dtype)
-    conversion = Conversion(source, target, kind, adapter, int(shard_gb * 1e9))
-    with bytes_bar(conversion.nbytes) as written:
-        conversion.run(overwrite, written)
-    print(f"wrote {target}: {len(conversion.tensors):,} tensors, {size(conversion.nbytes)}")
+    return Conversion(source, target, kind, adapter, int(shard_gb * 1e9))
 
 
-def _to_gguf(
-    source: Path,
-    target: Path,
-    dtype: str,
-    adapter: Path,
-    shard_gb: float | None,
-    overwrite: bool,
-    modelfile: bool,
-) -> None:
+def _to_gguf(source: Path, target: Path, dtype: str, adapter: Path, modelfile: bool) -> CheckedWork:
     from llamaseek.checkpoints.to_gguf import GgufConversion
-    from llamaseek.cli.shared import bytes_bar
-    from llamaseek.units import size
 
-    if shard_gb is not None:
-        raise UserError("--shard-gb: goes with a folder; a .gguf file is one file")
     asked = {long: short for short, long in SHORT.items()}.get(dtype, dtype)
-    conversion = GgufConversion(source, target, None if asked == "keep" else asked, adapter)
-    with bytes_bar(conversion.nbytes) as written:
-        conversion.run(overwrite, written, modelfile)
-    count = len(conversion.file.planned)
-    print(f"wrote {target}: {count:,} tensors, {size(conversion.nbytes)}")
-    if modelfile:
-        beside = target.with_name("Modelfile")
-        print(f"wrote {beside}: ollama create NAME -f {quoted(beside)}")
+    return GgufConversion(source, target, None if asked == "keep" else asked, adapter, modelfile)
 
 
 def average(
@@ -134,12 +136,10 @@ def quantize(
 ) -> None:
     """Quantize a model's matrices to 8 or 4 bits or fp8, for generate, chat and serve."""
     from llamaseek.checkpoints.quantize import Quantization
-    from llamaseek.cli.shared import bytes_bar
     from llamaseek.units import size
 
     work = Quantization(source, target, bits, group)
-    with bytes_bar(work.nbytes) as written:
-        work.run(overwrite, written)
+    _write(work, overwrite)
     print(f"wrote {target}: {size(work.nbytes)}, before {size(work.before)}")
 
 

@@ -21,7 +21,7 @@ class Columns:
 BESIDE = ("system", "tools", "parallel_tool_calls")
 FORMATS = {
     "messages": Columns(("messages",), BESIDE),
-    "prompt_completion": Columns(("prompt", "completion"), BESIDE),
+    "prompt_completion": Columns(("prompt", "completion"), ("rating", *BESIDE)),
     "alpaca": Columns(("instruction", "output"), ("input", "history", *BESIDE)),
     "sharegpt": Columns(("conversations",), BESIDE),
     "labels": Columns(("text", "label"), BESIDE),

@@ -20,13 +20,11 @@ from llamaseek.data.documents import (
 )
 from llamaseek.data.hub import SCHEME
 from llamaseek.data.opened import ending_of
+from llamaseek.data.ratings import rating_column
 from llamaseek.data.row_sources import file_rows, row_files
 from llamaseek.errors import UserError, shorten
 
 Kind = Literal["conversations", "preferences", "ratings", "labels", "prompt_completion", "text"]
-
-RATINGS = ("label", "score", "rating", "reward")
-"""The columns in which a prompt's answer is rated, as a truth (KTO) or a number."""
 
 TEXTS = ("text", "body", "message", "content", "sentence", "review", "comment", "document")
 LABELS = ("label", "category", "class", "intent", "sentiment", "topic", "tag", "type", "target")
@@ -175,9 +173,10 @@ def _rows(table: Table, columns: dict[str, str]) -> DetectedRows:
     roles = _roles(view, name)
     if name == "labels":
         return _labels(table, roles["text"], roles["label"])
-    rated = next((r for r in RATINGS if r in row and r not in roles.values()), None)
-    if name == "prompt_completion" and rated is not None:
-        return _described("ratings", table, name, {**roles, "rating": rated})
+    rated = rating_column(view) if name == "prompt_completion" else None
+    if rated is not None:
+        column = view.origin.get(rated, rated)
+        return _described("ratings", table, name, {**roles, "rating": column})
     kind: Kind = {
         "preference": "preferences",
         "prompt_completion": "prompt_completion",

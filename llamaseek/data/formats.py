@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llamaseek.data.bad_rows import RowError
+from llamaseek.data.bad_rows import RowError, unused_line
 from llamaseek.data.columns import (
     FORMATS,
     MappedRow,
@@ -121,18 +121,13 @@ class RowReader:
 
     def notes(self) -> list[str]:
         """What was read of no row, and what is likely to be a mistake, a line each."""
-        unused = [f"{name} ({n:,})" for name, n in self.unused.items() if name not in self.ignore]
         lines = [
             f"data: {name} begins with the text of its prompt in {n:,} of {self.rows:,} rows; it "
             "is learnt as it is written"
             for name, n in self.repeats.items()
         ]
-        if unused:
-            lines.append(
-                f"data: not used, with the count of each: {', '.join(unused)}; data.columns can "
-                "map them, data.ignore says that they are not needed"
-            )
-        return lines
+        unused = {name: n for name, n in self.unused.items() if name not in self.ignore}
+        return lines + unused_line(unused)
 
     def _count(self, row: Mapping[str, Any], view: MappedRow) -> None:
         self.rows += 1

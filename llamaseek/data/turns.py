@@ -21,7 +21,10 @@ SPEAKERS = {
     "system": "system", "developer": "system",
     "function_call": "assistant", "observation": "tool", "tool": "tool", "function": "tool",
 }  # fmt: skip
-"""What roles are called, and ours."""
+"""What ShareGPT's turns are from, and our roles."""
+
+ROLES_ELSEWHERE = ("developer", "function", "human", "gpt", "model")
+"""Of these, what messages have as their role: OpenAI's, LLaMA-Factory's and Gemini's names."""
 
 LOSS_KEYS = ("train", "weight", "loss", "training")
 """What says whether a message is learnt: axolotl's and ours, OpenAI's, ms-swift's, axolotl's."""
@@ -103,7 +106,7 @@ def _content(message: Mapping[str, Any]) -> Any:
 def _role(place: str, where: str, message: Mapping[str, Any]) -> Any:
     if "role" in message:
         role = message["role"]
-        return SPEAKERS.get(role, role) if isinstance(role, str) else role
+        return SPEAKERS[role] if role in ROLES_ELSEWHERE else role
     speaker = message.get("from")
     if speaker is None:
         return None  # refused by name where the conversation is encoded

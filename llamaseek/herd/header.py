@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from llamaseek.errors import UserError, shorten
-from llamaseek.files import read_json_object
+from llamaseek.files import check_json_size, read_json_object
 from llamaseek.herd.configs import Shape
 from llamaseek.herd.formats import DTYPES, FLOATS
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 LARGEST_HEADER = 100_000_000  # the library's own limit, bytes
+MOST_DIMENSIONS = 8
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ def _check_start(path: Path, start: bytes, length: int, size: int) -> None:
 def _entries(path: Path, raw: bytes) -> list[tuple[StoredTensor, int, int]]:
     """Header entries with their byte ranges."""
     try:
+        check_json_size(raw)
         header = json.loads(raw, object_pairs_hook=lambda pairs: _unique(path, pairs))
         header.pop("__metadata__", None)
         return [_entry(path, name, entry) for name, entry in header.items()]
@@ -129,6 +131,8 @@ def _entry(path: Path, name: str, entry: dict[str, Any]) -> tuple[StoredTensor, 
     shape, (start, end) = entry["shape"], entry["data_offsets"]
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"{name} has the unknown dtype {entry['dtype']!r}")
+    if len(shape) > MOST_DIMENSIONS:
+        raise ValueError(f"{name} has {len(shape)} dimensions")
     if not all(isinstance(n, int) and n >= 0 for n in (*shape, start, end)):
         raise ValueError(f"{name} has a size that is not a whole number")
     stored = StoredTensor(name, entry["dtype"], tuple(shape), path)

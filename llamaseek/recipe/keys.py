@@ -103,6 +103,7 @@ FREE = (
     "out",
     "data.ignore",
     "train.steps",
+    "train.epochs",
     "train.min_lr",
     "train.decay",
     "train.micro_batch",

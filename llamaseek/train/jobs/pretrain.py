@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -47,8 +48,26 @@ def build_job(recipe: Recipe, resume: bool = False) -> Job:
     on_first_rank(lambda: hold(recipe.folder))
     with released_on_error(recipe.folder):
         if recipe.stage == "pretrain":
-            return pretrain_job(recipe, trained_tokenizer(recipe) if resume else None)
-        return JOBS[recipe.stage](recipe)
+            job = pretrain_job(recipe, trained_tokenizer(recipe) if resume else None)
+        else:
+            job = JOBS[recipe.stage](recipe)
+        return job if recipe.train.epochs is None else with_steps(job, recipe.train.epochs)
+
+
+def with_steps(job: Job, epochs: float) -> Job:
+    """The job with as many steps as `epochs` of its data take, and a line that says so."""
+    rows, train = job.source.rows, job.recipe.train
+    if rows is None:
+        raise UserError("train.epochs: a mix of sources has no epochs; allowed: train.steps")
+    each = math.ceil(rows / train.batch)
+    steps = max(math.ceil(epochs * rows / train.batch), 1)
+    counted = {**train.model_dump(exclude={"epochs"}), "steps": steps}
+    job.recipe = job.recipe.model_copy(update={"train": type(train)(**counted)})
+    job.bad_rows.notes.append(
+        f"data: an epoch has {rows:,} rows of {job.source.length:,} tokens, {each:,} steps of "
+        f"{train.batch:,}; train.epochs {epochs:g} is {steps:,} steps"
+    )
+    return job
 
 
 def trained_tokenizer(recipe: Recipe) -> Tokenizer | None:
@@ -64,7 +83,7 @@ def pretrain_job(recipe: Recipe, tokenizer: Tokenizer | None = None) -> Job:
     """A new model, or one from a folder, on text; with `tokenizer` none is trained."""
     if recipe.data.fim and recipe.train.objective == "masked":
         raise bad_value("data.fim", recipe.data.fim, "0 with train.objective masked")
-    _check_model(recipe)
+    check_model(recipe)
     with tokenizing(recipe.name) as watch:
         corpus = build_corpus(recipe, watch, tokenizer)
     model = _new_model(recipe, corpus.tokenizer)
@@ -89,7 +108,7 @@ JOBS: dict[str, Callable[[Recipe], Job]] = {
 """How the job of each of `recipe.stages.STAGES` is built."""
 
 
-def _check_model(recipe: Recipe) -> None:
+def check_model(recipe: Recipe) -> None:
     """Check what can be wrong with the model before its text is tokenized."""
     if recipe.model.init_from:
         masked = recipe.train.objective == "masked"
