@@ -67,6 +67,7 @@ def rows(evaluation: Evaluation) -> list[Row]:
                     _chance(evaluation, leaves),
                     _shots(results, leaves),
                     told,
+                    _overlap(results, leaves),
                 )  # fmt: skip
             )
             if len(leaves) > 1:
