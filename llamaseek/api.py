@@ -71,15 +71,16 @@ def load(
 ) -> Model:
     """A model and its tokenizer, ready for inference.
 
-    `source` is a model folder, a GGUF file, the name of a published model that is on this machine,
-    or a LoRA adapter's folder that names its base; `adapter` is the
-    folder of an adapter for the model of `source`, merged as it is read. `device` is auto, cpu,
+    `source` is a model folder, a GGUF file, the name of a published model, an id of the Hub
+    (`OWNER/NAME[@REVISION][:FILE]`), or a LoRA adapter's folder that names its base; `adapter` is
+    an adapter for the model of `source`, merged as it is read. `device` is auto, cpu,
     cuda or cuda:1; `dtype` is auto, bf16 or fp32. Raises UserError for what cannot be used.
     """
     from llamaseek.checkpoints.sources import find_source
     from llamaseek.engine.open import open_model, open_tokenizer
 
-    found = find_source(Path(source), adapters=True)
+    found = find_source(source, adapters=True)
+    adapter = None if adapter is None else find_source(adapter, adapters=True)
     tokenizer = open_tokenizer(found, adapter)
     return Model(open_model(found, device=device, dtype=dtype, adapter=adapter), tokenizer)
 
@@ -364,6 +365,7 @@ def train(
 
 def check_recipe(recipe: str | Path | Recipe, overrides: Overrides = ()) -> Recipe:
     """The recipe that `train` would run, checked as far as it can be before anything is read."""
+    from llamaseek.checkpoints.sources import with_sources_found
     from llamaseek.recipe.reading import find_recipe
     from llamaseek.recipe.schema import Recipe
     from llamaseek.runtime.check import resolve
@@ -374,7 +376,8 @@ def check_recipe(recipe: str | Path | Recipe, overrides: Overrides = ()) -> Reci
         read = recipe.with_overrides(overrides) if overrides else recipe
     else:
         read = Recipe.load(recipe, overrides)
-    read = resolve(read, started_ranks())
+    layout = resolve(with_sources_found(read, "config"), started_ranks()).parallel
+    read = read.model_copy(update={"parallel": layout})
     check_reads(read)
     if not isinstance(recipe, Recipe):
         check_recipe_file(find_recipe(str(recipe)), read)
@@ -383,10 +386,11 @@ def check_recipe(recipe: str | Path | Recipe, overrides: Overrides = ()) -> Reci
 
 def _warn(recipe: Recipe) -> None:
     """Say what is allowed and unlikely to be meant."""
+    from llamaseek.checkpoints.sources import with_sources_found
     from llamaseek.plan.learning_rate import unusual_rate
     from llamaseek.runtime.check import model_config
 
-    if warning := unusual_rate(recipe, model_config(recipe)):
+    if warning := unusual_rate(recipe, model_config(with_sources_found(recipe, "config"))):
         print(f"warning: {warning}", file=sys.stderr)
 
 
@@ -438,12 +442,14 @@ def evaluate(
 def plan(model: str | Path | None = None, *, gpu: str, **options: Any) -> dict[str, Any]:
     """Memory, GPUs, layout, speed and cost of a model from its config, as `llamaseek plan --json`.
 
-    `model` is the name of a published model or a model folder; `options` are those of the command:
+    `model` is the name of a published model, a model folder, a GGUF file or an id of the Hub, of
+    which headers alone are read; `options` are those of the command:
     task, dtype, context, batch, gpus, params, tokens, price, utilization, checkpointing. Raises
     UserError.
     """
     from inspect import signature
 
+    from llamaseek.checkpoints.sources import find_entry
     from llamaseek.plan.answer import answer
     from llamaseek.plan.question import ask
 
@@ -451,7 +457,7 @@ def plan(model: str | Path | None = None, *, gpu: str, **options: Any) -> dict[s
     for name in options:
         if name not in known:
             raise unknown_name("option", name, known)
-    return answer(ask(None if model is None else str(model), gpu, **options))
+    return answer(ask(None if model is None else find_entry(str(model)), gpu, **options))
 
 
 def _params(sampling: SamplingParams | None, options: SamplingOptions) -> SamplingParams:

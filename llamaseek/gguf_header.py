@@ -133,7 +133,7 @@ def read_gguf(path: str | Path) -> GgufHeader:
     truncated or broken, and for a split that is not whole.
     """
     path = Path(path)
-    first = _current(path)
+    first = read_gguf_file(path)
     count = first.get("split.count", int, 1)
     if count <= 1:
         return first
@@ -141,7 +141,7 @@ def read_gguf(path: str | Path) -> GgufHeader:
         raise UserError(f"{path}: is not the first file of its split; name the one with 00001-of")
     tensors = dict(first.tensors)
     for other in _other_files(path, count):
-        for name, tensor in _current(other).tensors.items():
+        for name, tensor in read_gguf_file(other).tensors.items():
             if name in tensors:
                 raise UserError(f"{other}: holds {name}, which {tensors[name].path.name} holds")
             tensors[name] = tensor
@@ -165,7 +165,8 @@ def _other_files(path: Path, count: int) -> Iterator[Path]:
         yield other
 
 
-def _current(path: Path) -> GgufHeader:
+def read_gguf_file(path: Path) -> GgufHeader:
+    """The header of one file alone, whichever of a split it is. UserError as `read_gguf`."""
     try:
         state = path.stat()
     except OSError as error:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from llamaseek.checkpoints.adapter_config import CONFIG, AdapterConfig, read_adapter_config
+from llamaseek.checkpoints.hub import parse_name
 from llamaseek.checkpoints.shards import open_tensors, write_tensors
 from llamaseek.errors import UserError
 from llamaseek.files import write_json
@@ -188,11 +189,12 @@ def save_adapter(model: nn.Module, folder: Path, base: str) -> None:
     Of a reward model it holds `score` as well, which is trained whole beside them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    adapter = adapter_of(model)
+    adapter, hub = adapter_of(model), None if Path(base).exists() else parse_name(base)
     config: dict[str, Any] = {
         **PLAIN,
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": hub.repo if hub else base,
+        "revision": hub.revision if hub else None,
         "r": adapter.rank,
         "lora_alpha": adapter.alpha,
         "lora_dropout": 0.0,

@@ -72,7 +72,7 @@ class ModelRecipe(Section):
     config: dict[str, Any] = Field(default_factory=dict)
     """Sizes of a new model by their Hugging Face names, e.g. `{hidden_size: 128}`."""
     init_from: str | None = None
-    """Folder of a trained model to start from."""
+    """A trained model to start from: a folder, a GGUF file, or a name (docs/models.md)."""
     extend: ExtendRecipe | None = None
     """Extend the context length of `init_from`."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from llamaseek.checkpoints.sources import with_sources_found
 from llamaseek.data.bad_rows import BadRows
 from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.data.formats import RowReader
@@ -41,6 +42,7 @@ class ShownRow:
 
 def training_rows(recipe: Recipe, count: int) -> Iterator[ShownRow]:
     """The first `count` rows of a recipe's first step. UserError as the run itself would raise."""
+    recipe = with_sources_found(recipe, "tokenizer")
     if recipe.samples:
         return _prompt_rows(recipe, count)
     source, tokenizer = _source(recipe)
