@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from llamaseek.engine.constrain import Constraint
     from llamaseek.engine.engine import Engine
+    from llamaseek.engine.internals import Internals
     from llamaseek.engine.request import Logprob, Output, Request, SamplingParams
     from llamaseek.evals.run import Evaluation
     from llamaseek.herd import ModelConfig
@@ -253,6 +254,19 @@ class Model:
         found = torch.tensor([o.embedding for o in self.engine.generate(texts, params)])
         states = torch.nn.functional.normalize(found, dim=-1)
         return states[0] if isinstance(text, str) else states
+
+    def internals(self, text: str, *, top: int = 5) -> Internals:
+        """What the model does while it reads `text`: attention of each layer and head, experts of
+        each token, the `top` likeliest next tokens after each layer, bytes of cache.
+
+        Raises UserError for a text of no or too many tokens, and for a reward model.
+        """
+        from llamaseek.engine.internals import read_internals
+
+        if self.config.is_reward_model:
+            raise UserError("model: is a reward model: it returns scores and has no next tokens")
+        ids = [*self.tokenizer.prefix_ids, *self.tokenizer.encode(text)]
+        return read_internals(self.network, ids, top)
 
     def _conversation(
         self,
