@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llamaseek.api import Model, Run, load, plan, train
+    from llamaseek.api import Model, Run, evaluate, load, plan, train
     from llamaseek.engine.request import Logprob, SamplingParams
     from llamaseek.errors import UserError
     from llamaseek.recipe.schema import Recipe
@@ -23,6 +23,7 @@ __all__ = [
     "SamplingParams",
     "UserError",
     "__version__",
+    "evaluate",
     "load",
     "plan",
     "train",

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     from llamaseek.engine.constrain import Constraint
     from llamaseek.engine.engine import Engine
+    from llamaseek.engine.internals import Internals
     from llamaseek.engine.request import Logprob, Output, Request, SamplingParams
+    from llamaseek.evals.run import Evaluation
     from llamaseek.herd import ModelConfig
     from llamaseek.models import CausalLM
     from llamaseek.recipe.reading import Overrides
@@ -70,15 +72,16 @@ def load(
 ) -> Model:
     """A model and its tokenizer, ready for inference.
 
-    `source` is a model folder, a GGUF file, the name of a published model that is on this machine,
-    or a LoRA adapter's folder that names its base; `adapter` is the
-    folder of an adapter for the model of `source`, merged as it is read. `device` is auto, cpu,
+    `source` is a model folder, a GGUF file, the name of a published model, an id of the Hub
+    (`OWNER/NAME[@REVISION][:FILE]`), or a LoRA adapter's folder that names its base; `adapter` is
+    an adapter for the model of `source`, merged as it is read. `device` is auto, cpu,
     cuda or cuda:1; `dtype` is auto, bf16 or fp32. Raises UserError for what cannot be used.
     """
     from llamaseek.checkpoints.sources import find_source
     from llamaseek.engine.open import open_model, open_tokenizer
 
-    found = find_source(Path(source), adapters=True)
+    found = find_source(source, adapters=True)
+    adapter = None if adapter is None else find_source(adapter, adapters=True)
     tokenizer = open_tokenizer(found, adapter)
     return Model(open_model(found, device=device, dtype=dtype, adapter=adapter), tokenizer)
 
@@ -252,6 +255,19 @@ class Model:
         states = torch.nn.functional.normalize(found, dim=-1)
         return states[0] if isinstance(text, str) else states
 
+    def internals(self, text: str, *, top: int = 5) -> Internals:
+        """What the model does while it reads `text`: attention of each layer and head, experts of
+        each token, the `top` likeliest next tokens after each layer, bytes of cache.
+
+        Raises UserError for a text of no or too many tokens, and for a reward model.
+        """
+        from llamaseek.engine.internals import read_internals
+
+        if self.config.is_reward_model:
+            raise UserError("model: is a reward model: it returns scores and has no next tokens")
+        ids = [*self.tokenizer.prefix_ids, *self.tokenizer.encode(text)]
+        return read_internals(self.network, ids, top)
+
     def _conversation(
         self,
         messages: list[Message],
@@ -363,6 +379,7 @@ def train(
 
 def check_recipe(recipe: str | Path | Recipe, overrides: Overrides = ()) -> Recipe:
     """The recipe that `train` would run, checked as far as it can be before anything is read."""
+    from llamaseek.checkpoints.sources import with_sources_found
     from llamaseek.recipe.reading import find_recipe
     from llamaseek.recipe.schema import Recipe
     from llamaseek.runtime.check import resolve
@@ -373,34 +390,21 @@ def check_recipe(recipe: str | Path | Recipe, overrides: Overrides = ()) -> Reci
         read = recipe.with_overrides(overrides) if overrides else recipe
     else:
         read = Recipe.load(recipe, overrides)
-    read = resolve(_located(read), started_ranks())
+    layout = resolve(with_sources_found(read, "config"), started_ranks()).parallel
+    read = read.model_copy(update={"parallel": layout})
     check_reads(read)
     if not isinstance(recipe, Recipe):
         check_recipe_file(find_recipe(str(recipe)), read)
     return read
 
 
-def _located(recipe: Recipe) -> Recipe:
-    """The recipe with the file of a published model that it names and that is on this machine."""
-    from llamaseek.checkpoints.sources import cached
-
-    found = {
-        key: str(path)
-        for key, name in (
-            ("model.init_from", recipe.model.init_from),
-            ("tokenizer.path", recipe.tokenizer.path),
-        )
-        if name and not Path(name).exists() and (path := cached(name))
-    }
-    return recipe.with_overrides(found) if found else recipe
-
-
 def _warn(recipe: Recipe) -> None:
     """Say what is allowed and unlikely to be meant."""
+    from llamaseek.checkpoints.sources import with_sources_found
     from llamaseek.plan.learning_rate import unusual_rate
     from llamaseek.runtime.check import model_config
 
-    if warning := unusual_rate(recipe, model_config(recipe)):
+    if warning := unusual_rate(recipe, model_config(with_sources_found(recipe, "config"))):
         print(f"warning: {warning}", file=sys.stderr)
 
 
@@ -413,15 +417,53 @@ def _run(recipe: Recipe, resume: bool, allow_change: Sequence[str]) -> None:
         run(build_job(recipe, resume), resume, allow_change=allow_change)
 
 
+def evaluate(
+    model: str | Path | Model,
+    tasks: str | Sequence[str] = ("mmlu", "gpqa", "humaneval", "gsm8k", "math"),
+    *,
+    data: str | Path | Sequence[str | Path] = (),
+    adapter: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    **options: Any,
+) -> Evaluation:
+    """Score a model on benchmarks, as `llamaseek eval`.
+
+    `model` is what `load` takes, or a `Model`; `tasks` are names of docs/eval.md or of lm-eval.
+    `data` is a folder of files, or several. `options` are limit, chat, num_fewshot, max_gen_toks,
+    truncate, overlap, out and resume. What comes back has lm-eval's `results`, and `samples` by
+    task. Raises UserError.
+    """
+    from llamaseek.evals.run import EvalOptions, evaluate_engine
+
+    known = [each.name for each in fields(EvalOptions) if each.name not in ("tasks", "data")]
+    for name in options:
+        if name not in known:
+            raise unknown_name("option", name, known)
+    folders = [data] if isinstance(data, str | Path) else data
+    asked = EvalOptions(
+        tasks=[tasks] if isinstance(tasks, str) else list(tasks),
+        data=[Path(folder) for folder in folders],
+        **options
+        | {key: Path(options[key]) for key in ("out", "overlap") if options.get(key) is not None},
+    )
+    name = "model" if isinstance(model, Model) else str(model)
+    if not isinstance(model, Model):
+        model = load(model, device=device, dtype=dtype, adapter=adapter)
+    return evaluate_engine(model.engine, asked, name=name)
+
+
 def plan(model: str | Path | None = None, *, gpu: str, **options: Any) -> dict[str, Any]:
     """Memory, GPUs, layout, speed and cost of a model from its config, as `llamaseek plan --json`.
 
-    `model` is the name of a published model or a model folder; `options` are those of the command:
+    `model` is the name of a published model, a model folder, a GGUF file or an id of the Hub, of
+    which headers alone are read; `options` are those of the command:
     task, dtype, context, batch, gpus, params, tokens, price, utilization, checkpointing. Raises
     UserError.
     """
     from inspect import signature
 
+    from llamaseek.checkpoints.sources import find_entry
     from llamaseek.plan.answer import answer
     from llamaseek.plan.question import ask
 
@@ -429,7 +471,7 @@ def plan(model: str | Path | None = None, *, gpu: str, **options: Any) -> dict[s
     for name in options:
         if name not in known:
             raise unknown_name("option", name, known)
-    return answer(ask(None if model is None else str(model), gpu, **options))
+    return answer(ask(None if model is None else find_entry(str(model)), gpu, **options))
 
 
 def _params(sampling: SamplingParams | None, options: SamplingOptions) -> SamplingParams:

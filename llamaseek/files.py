@@ -16,6 +16,10 @@ from llamaseek import units
 from llamaseek.errors import UserError
 
 GGUF_SUFFIX, GGUF_MAGIC = ".gguf", b"GGUF"
+LARGEST_JSON = 64 << 20
+"""Bytes of one JSON text; DeepSeek-V3's index of 90,000 tensors has 9 million."""
+MOST_VALUES = 4_000_000
+"""Values of one JSON text, which take 60 bytes of memory and more each."""
 
 
 def is_gguf(path: str | Path) -> bool:
@@ -43,10 +47,32 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def check_json_size(text: bytes) -> None:
+    """ValueError for a JSON text of more bytes or values than any sound file has.
+
+    Values are counted by their commas and brackets, also where those stand in strings.
+    """
+    if len(text) > LARGEST_JSON:
+        raise ValueError(f"has {len(text):,} bytes; at most {LARGEST_JSON:,} are read")
+    if sum(map(text.count, (b",", b"[", b"{"))) > MOST_VALUES:
+        raise ValueError(f"has more than {MOST_VALUES:,} values")
+
+
+def read_bytes(path: Path, most: int = LARGEST_JSON) -> bytes:
+    """A file's bytes. OSError where it cannot be read; `UserError` for more than `most`."""
+    with path.open("rb") as file:
+        found = file.read(most + 1)
+    if len(found) > most:
+        raise UserError(f"{path}: has {path.stat().st_size:,} bytes; at most {most:,} are read")
+    return found
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; `UserError` names the file and what is wrong with it."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        text = read_bytes(path)
+        check_json_size(text)
+        data = json.loads(text.decode("utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:

@@ -30,6 +30,8 @@ LARGEST_HEADER = (
     200_000_000  # bytes; Llama 3's, with 128,000 tokens and 280,000 merges, has 8 million
 )
 MOST_DIMENSIONS = 4  # of ggml
+MOST_KEYS, MOST_TENSORS = 1 << 16, 1 << 18
+MOST_ITEMS = 1 << 22  # of all lists of a file; Llama 3's have 0.5 million
 SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 SCALARS = {
     GGUFValueType.UINT8: "B",
@@ -131,7 +133,7 @@ def read_gguf(path: str | Path) -> GgufHeader:
     truncated or broken, and for a split that is not whole.
     """
     path = Path(path)
-    first = _current(path)
+    first = read_gguf_file(path)
     count = first.get("split.count", int, 1)
     if count <= 1:
         return first
@@ -139,7 +141,7 @@ def read_gguf(path: str | Path) -> GgufHeader:
         raise UserError(f"{path}: is not the first file of its split; name the one with 00001-of")
     tensors = dict(first.tensors)
     for other in _other_files(path, count):
-        for name, tensor in _current(other).tensors.items():
+        for name, tensor in read_gguf_file(other).tensors.items():
             if name in tensors:
                 raise UserError(f"{other}: holds {name}, which {tensors[name].path.name} holds")
             tensors[name] = tensor
@@ -163,7 +165,8 @@ def _other_files(path: Path, count: int) -> Iterator[Path]:
         yield other
 
 
-def _current(path: Path) -> GgufHeader:
+def read_gguf_file(path: Path) -> GgufHeader:
+    """The header of one file alone, whichever of a split it is. UserError as `read_gguf`."""
     try:
         state = path.stat()
     except OSError as error:
@@ -188,15 +191,15 @@ class _Parser:
     """Reads a header from a mapped file; ValueError for what its bytes do not bear out."""
 
     def __init__(self, path: Path, view: mmap.mmap) -> None:
-        self.path, self.view, self.at = path, view, 0
+        self.path, self.view, self.at, self.items = path, view, 0, 0
         self.end = min(len(view), LARGEST_HEADER)
 
     def header(self) -> GgufHeader:
         """The whole header, its tensors checked against the file's size."""
         self._begin()
         tensor_count, pair_count = self._scalar("Q"), self._scalar("Q")
-        self._room(tensor_count, 24, "tensors")
-        self._room(pair_count, 12, "keys")
+        self._room(tensor_count, 24, "tensors", MOST_TENSORS)
+        self._room(pair_count, 12, "keys", MOST_KEYS)
         metadata = dict(self._pair() for _ in range(pair_count))
         if len(metadata) != pair_count:
             raise ValueError("a key is there twice")
@@ -235,8 +238,10 @@ class _Parser:
         value = struct.unpack("<" + code, self._bytes(struct.calcsize("<" + code)))[0]
         return value
 
-    def _room(self, count: int, size: int, what: str) -> None:
+    def _room(self, count: int, size: int, what: str, most: int = MOST_ITEMS) -> None:
         """A count of things of at least `size` bytes each must fit what is left of the file."""
+        if count > most:
+            raise ValueError(f"{count:,} {what} are announced; at most {most:,} are read")
         if count * size > self.end - self.at:
             raise ValueError(f"{count:,} {what} are announced, there is no room for them")
 
@@ -259,6 +264,8 @@ class _Parser:
 
     def _array(self) -> list[Any]:
         kind, count = GGUFValueType(self._scalar("I")), self._scalar("Q")
+        self.items += count
+        self._room(self.items, 0, "items of lists")
         if kind == GGUFValueType.ARRAY:
             raise ValueError("is a list of lists, which no key here has")
         if kind == GGUFValueType.STRING:

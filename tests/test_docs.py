@@ -11,10 +11,13 @@ from random import Random
 import pytest
 
 from llamaseek.checkpoints.hf import save_model
+from llamaseek.herd import config_from_sizes
 from llamaseek.herd.published import ENTRIES
 from llamaseek.models import build_model
+from llamaseek.train.saving.state import save_folder
 from tests.cli.run import Cli
 from tests.data.planted import page, write_rows
+from tests.train.tiny import LLAMA_SIZES, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
@@ -28,10 +31,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     for name in ("tiny-llama3", "tiny-deepseek-v3"):
         save_model(build_model(ENTRIES[name].config), folder / "models" / name)
+    save_base(folder / "runs" / "quickstart-llama3" / "pretrain" / "model")
     (folder / "pages").mkdir()
     rng = Random(3)
     write_rows(folder / "pages" / "a.jsonl", [{"text": page(rng)} for _ in range(60)])
     return folder
+
+
+def save_base(folder: Path) -> None:
+    """A model that has been pre-trained, as far as its files say."""
+    tokenizer = tiny_tokenizer()
+    config = config_from_sizes("llama3", LLAMA_SIZES | {"vocab_size": tokenizer.vocab_size})
+    save_folder(folder, build_model(config), tokenizer)
 
 
 def printed(command: str, cli: Cli) -> str:
@@ -73,7 +84,8 @@ def test_sh_blocks_run(
 def test_links_lead_somewhere(document: str) -> None:
     path = ROOT / "docs" / document
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
-        assert "://" in target or (path.parent / target).exists(), target
+        made = document == "landing.md" and target.startswith("course/")  # by notebooks/site.py
+        assert made or "://" in target or (path.parent / target).exists(), target
 
 
 def test_the_drawn_diagram_is_the_command_s(cli: Cli, tmp_path: Path) -> None:

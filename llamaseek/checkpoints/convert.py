@@ -81,6 +81,11 @@ class Conversion:
         """Bytes of the tensors to be written."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
+    @property
+    def count(self) -> int:
+        """Tensors to be written."""
+        return len(self.tensors)
+
     def run(self, overwrite: bool = False, watch: OnBytes = lambda written: None) -> None:
         """Write the target, which appears only when it is whole; `watch` counts its bytes."""
         with new_folder(self.target, self.nbytes, overwrite) as folder:
@@ -128,7 +133,13 @@ def read_any(source: Path) -> tuple[dict[str, Any], dict[str, Lazy]]:
         return config.to_dict(), exact(read_folder(source, config))
     if not source.is_dir():
         raise UserError(f"{source}: no such folder")
-    return read_json_object(source / "config.json"), read_folder(source, read_config(source))
+    data, tensors = (
+        read_json_object(source / "config.json"),
+        read_folder(source, read_config(source)),
+    )
+    if "lm_head.weight" in tensors:  # another one than the embedding, whatever the config says
+        data["tie_word_embeddings"] = False
+    return data, tensors
 
 
 def average_models(folders: Sequence[Path], target: Path) -> None:

@@ -155,6 +155,11 @@ class Quantization:
         """Bytes of the tensors to be written."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
+    @property
+    def count(self) -> int:
+        """Tensors to be written."""
+        return len(self.tensors)
+
     def run(self, overwrite: bool = False, watch: OnBytes = lambda written: None) -> None:
         """Write the target, which appears only when it is whole; `watch` counts its bytes."""
         with new_folder(self.target, self.nbytes, overwrite) as folder:

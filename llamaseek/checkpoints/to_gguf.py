@@ -34,15 +34,21 @@ class GgufConversion:
     """A checked conversion into a GGUF file: made before anything is written, then run."""
 
     def __init__(
-        self, source: Path, target: Path, asked: str | None = None, adapter: Path | None = None
+        self,
+        source: Path,
+        target: Path,
+        asked: str | None = None,
+        adapter: Path | None = None,
+        ollama: bool = False,
     ) -> None:
         """`asked` is one of `kinds.ASKED`; None keeps float32, float16 and bf16 as they are.
 
-        `adapter` is folded in. Raises `UserError` for a source, target or adapter that cannot be
-        used, and for a model or tokenizer that GGUF has no form for.
+        `adapter` is folded in. With `ollama`, a Modelfile is written beside the file. Raises
+        `UserError` for a source, target or adapter that cannot be used, and for a model or
+        tokenizer that GGUF has no form for.
         """
         check_kept(target, source)
-        self.source, self.target = source, target
+        self.source, self.target, self.ollama = source, target, ollama
         data, tensors = read_any(source)
         stored = _of_matrices(tensors)
         kept = STORED.get(stored) if stored is not None else None
@@ -66,20 +72,23 @@ class GgufConversion:
         """Bytes of the tensors to be written."""
         return self.file.nbytes
 
-    def run(
-        self, overwrite: bool = False, watch: Watch = lambda written: None, ollama: bool = False
-    ) -> None:
+    @property
+    def count(self) -> int:
+        """Tensors to be written."""
+        return len(self.file.planned)
+
+    def run(self, overwrite: bool = False, watch: Watch = lambda written: None) -> None:
         """Write the target, which appears only when it is whole; `watch` counts its bytes.
 
-        With `ollama`, a Modelfile is written beside it. UserError where a file is in the way.
+        UserError where a file is in the way.
         """
         beside = self.target.with_name(MODELFILE)
-        for path in (self.target, *([beside] if ollama else [])):
+        for path in (self.target, *([beside] if self.ollama else [])):
             if path.exists() and not overwrite:
                 raise UserError(f"{path}: exists; --overwrite replaces it")
         if self.target.is_dir():
             raise UserError(f"{self.target}: is a folder")
-        text = modelfile(self.target.name, self.tokenizer) if ollama else ""
+        text = modelfile(self.target.name, self.tokenizer) if self.ollama else ""
         self.target.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.target.parent).free
         if self.nbytes > free:
@@ -87,7 +96,7 @@ class GgufConversion:
             raise UserError(f"{self.target}: needs {needed}")
         with replacing(self.target) as partial:
             self.file.write(partial, watch)
-        if ollama:
+        if self.ollama:
             write_text(beside, text)
 
 

@@ -13,6 +13,7 @@ import typer
 from llamaseek.cli.shared import (
     CHAT_TEMPLATE,
     DEVICE,
+    MODEL_NAMES,
     TEMPLATE_KWARGS,
     load_tokenizer,
     model_folder,
@@ -22,7 +23,7 @@ from llamaseek.errors import UserError
 if TYPE_CHECKING:
     from llamaseek.cli.conversation import ChatSession
 
-MODEL = typer.Argument(help="The model folder.", callback=model_folder)
+MODEL = typer.Argument(help=MODEL_NAMES, callback=model_folder)
 SYSTEM = typer.Option("", help="The system message.")
 TEMPERATURE = typer.Option(0.0, help="Sampling temperature; 0 is greedy decoding.")
 TOP_P = typer.Option(1.0, help="Nucleus sampling: keep the most probable tokens up to this total.")
@@ -30,7 +31,9 @@ MAX_TOKENS = typer.Option(256, help="Maximum number of tokens of an answer.")
 STOP = typer.Option([], help="Stop before this text; can be given several times.")
 SEED = typer.Option(0, help="Random seed for temperatures above 0.")
 GUARD = typer.Option(
-    None, help="Folder of a guard model that checks messages and answers.", callback=model_folder
+    None,
+    help="A guard model that checks messages and answers; a folder or name as MODEL.",
+    callback=model_folder,
 )
 HISTORY = Path.home() / ".llamaseek_history"
 

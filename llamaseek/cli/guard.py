@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from llamaseek.cli.shared import DEVICE, model_folder, read_stdin
+from llamaseek.cli.shared import DEVICE, MODEL_NAMES, model_folder, read_stdin
 from llamaseek.errors import UserError, bad_value, shorten
 
 if TYPE_CHECKING:
     from llamaseek.safety.guard import Guard
     from llamaseek.text.guard_prompt import Category
 
-MODEL = typer.Argument(help="Folder of a guard model.", callback=model_folder)
+MODEL = typer.Argument(help=f"A guard model. {MODEL_NAMES}", callback=model_folder)
 MESSAGE = typer.Argument(
     "-", help="The user's message; - reads it, or a conversation in JSON, from standard input."
 )

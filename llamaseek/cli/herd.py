@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from llamaseek.cli.shared import MODEL_NAMES
+
 if TYPE_CHECKING:
     from rich.tree import Tree
 
@@ -40,16 +42,16 @@ def herd(context: typer.Context, json: bool = JSON) -> None:
 
 @app.command()
 def show(
-    model: str = typer.Argument(..., help="The name of a published model, or a model folder."),
+    model: str = typer.Argument(..., help=MODEL_NAMES),
     json: bool = JSON,
     diagram: Path = DIAGRAM,
 ) -> None:
     """Show a model's modules, shapes and parameter counts."""
+    from llamaseek.checkpoints.sources import find_entry
     from llamaseek.errors import bad_value
-    from llamaseek.herd.folder import find_or_read
     from llamaseek.herd.show import describe
 
-    entry = find_or_read(model)
+    entry = find_entry(model)
     if diagram is not None:
         if diagram.suffix != ".svg":
             raise bad_value("--diagram", str(diagram), "a name that ends in .svg")

@@ -12,15 +12,15 @@ from llamaseek import __version__
 from llamaseek.cli import data, herd
 from llamaseek.cli import tokenize as tokenizer
 from llamaseek.cli.chat import chat
-from llamaseek.cli.fill import fill
+from llamaseek.cli.evaluate import evaluate
 from llamaseek.cli.finetune import finetune
 from llamaseek.cli.folders import average, convert, download, inspect, quantize
-from llamaseek.cli.generate import generate
+from llamaseek.cli.generate import fill, generate
 from llamaseek.cli.guard import guard
 from llamaseek.cli.plan import plan
-from llamaseek.cli.quickstart import quickstart
+from llamaseek.cli.quickstart import doctor, quickstart
 from llamaseek.cli.serve import serve
-from llamaseek.cli.study import study
+from llamaseek.cli.study import questions, study
 from llamaseek.cli.tokenize import tokenize
 from llamaseek.cli.train import dpo, grpo, ppo, pretrain, recipes, report, reward, sft
 from llamaseek.cli.train_plan import train_plan
@@ -38,17 +38,18 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 PANELS = {
-    "Start": (quickstart, download),
+    "Start": (quickstart, download, doctor),
     "Train": (finetune, pretrain, sft, reward, dpo, grpo, ppo, recipes, report),
     "Use": (generate, chat, serve, fill, guard),
     "Checkpoints": (inspect, convert, quantize, average),
-    "Plan and study": (plan, train_plan, study),
+    "Plan and study": (plan, train_plan, study, questions),
 }
 for panel, commands in PANELS.items():
     for command in commands:
         app.command(cls=Command, rich_help_panel=panel)(command)
 TEXT = "Data and tokens"
 app.command(cls=Command, rich_help_panel=TEXT)(tokenize)
+app.command("eval", cls=Command, rich_help_panel="Use")(evaluate)
 app.add_typer(tokenizer.app, name="tokenizer", rich_help_panel=TEXT)
 app.add_typer(data.app, name="data", rich_help_panel=TEXT)
 app.add_typer(herd.app, name="herd", rich_help_panel="Plan and study")

@@ -7,13 +7,13 @@ from typing import Any
 
 import typer
 
-from llamaseek.cli.shared import wide_console
+from llamaseek.cli.shared import MODEL_NAMES, wide_console
 from llamaseek.errors import UserError
 
 WORDS = typer.Argument(
     None,
     metavar="[MODEL | KEY=VALUE…]",
-    help="The name of a published model, or a model folder; overrides with --recipe.",
+    help=f"{MODEL_NAMES} Overrides with --recipe.",
 )
 GPU = typer.Option(..., help="h100-80gb, h800, h200, a100, b200, l40s, rtx4090, mi300x, cpu.")
 TASK = typer.Option(None, help="inference, lora, sft or pretrain.", show_default="inference")
@@ -83,10 +83,11 @@ def plan(
     model, given = _model(words or []), given | {"dtype": dtype or "bf16"}
     found = api.plan(model, gpu=gpu, **given)
     if plot is not None:
+        from llamaseek.checkpoints.sources import find_entry
         from llamaseek.plan.plot import draw
         from llamaseek.plan.question import ask
 
-        draw(ask(model, gpu, **given), found, plot)
+        draw(ask(model and find_entry(model), gpu, **given), found, plot)
     if json:
         _print_json(found)
         return
@@ -107,6 +108,7 @@ def _plan_recipe(
     name: str, overrides: list[str], gpu: str, dtype: str | None, given: list[str], json: bool
 ) -> None:
     """Plan a recipe's own layout. Its fields say what other options would."""
+    from llamaseek.checkpoints.sources import with_sources_found
     from llamaseek.plan.gpus import find_gpu
     from llamaseek.plan.recipe import check_dtype, recipe_answer
     from llamaseek.recipe.load import load_recipe
@@ -117,7 +119,8 @@ def _plan_recipe(
         raise UserError(f"--{given[0]}: is not for --recipe; allowed: overrides (KEY=VALUE)")
     chosen = find_gpu(gpu)
     check_dtype(dtype, chosen)
-    loaded = resolve(load_recipe(find_recipe(name), overrides), None)
+    named = load_recipe(find_recipe(name), overrides)
+    loaded = resolve(with_sources_found(named, "config"), None)
     found = recipe_answer(loaded, model_config(loaded), chosen, dtype)
     if json:
         _print_json(found)

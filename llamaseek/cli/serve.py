@@ -11,12 +11,12 @@ import typer
 from llamaseek.cli.shared import (
     CHAT_TEMPLATE,
     DEVICE,
+    MODEL_NAMES,
     TEMPLATE_KWARGS,
     load_tokenizer,
     model_folder,
 )
 from llamaseek.errors import UserError, bad_value
-from llamaseek.files import GGUF_SUFFIX
 
 if TYPE_CHECKING:
     from llamaseek.engine.options import EngineOptions
@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from llamaseek.text.guard_prompt import Category
     from llamaseek.text.tokenizer import Tokenizer
 
-MODEL = typer.Argument(help="The model folder.", callback=model_folder)
-NAME = typer.Option(None, help="Model name in requests.", show_default="the folder's name")
+MODEL = typer.Argument(help=MODEL_NAMES, callback=model_folder)
+NAME = typer.Option(
+    None, help="Model name in requests.", show_default="the folder's name or the Hub's id"
+)
 ADAPTER = typer.Option(
-    [], "--adapter", help="NAME=FOLDER: a PEFT LoRA adapter, served under this name."
+    [], "--adapter", help="NAME=FOLDER: a PEFT LoRA adapter, or its Hub id, served under NAME."
 )
 HOST = typer.Option("127.0.0.1", help="Address to listen on.")
 ALLOWED = typer.Option(
@@ -59,7 +61,7 @@ COMPILE = typer.Option(False, "--compile", help="Compile decoding steps on a GPU
 TIMEOUT = typer.Option(600.0, help="Maximum seconds per request.")
 GUARD = typer.Option(
     None,
-    help="Folder of a guard model that checks messages and answers of chats.",
+    help="A guard model that checks messages and answers of chats; a folder or name as MODEL.",
     callback=model_folder,
 )
 DROP = typer.Option([], "--guard-drop", help="Remove a category from the guard's policy, e.g. S13.")
@@ -101,7 +103,7 @@ def serve(
     from llamaseek.serve.server import check_address
 
     options = ServeOptions(
-        name=name or model.resolve().name.removesuffix(GGUF_SUFFIX),
+        name=name or _shown_name(model),
         host=host,
         allowed_hosts=tuple(allowed_host),
         port=port,
@@ -148,6 +150,12 @@ def _run(
         serve(service)
 
     answer(model, device, partial(_load, model, device, dtype), use)
+
+
+def _shown_name(model: Path) -> str:
+    from llamaseek.checkpoints.sources import shown_name
+
+    return shown_name(model)
 
 
 def _load(model: Path, device: str, dtype: str, group: TensorGroup | None) -> CausalLM:

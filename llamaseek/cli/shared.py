@@ -110,8 +110,14 @@ def load_tokenizer(folder: Path, chat_template: str | None, kwargs: str | None) 
     return open_tokenizer(folder).use_chat_template(chat_template, values)
 
 
+MODEL_NAMES = (
+    "A model folder, a .gguf file, the name of a published model, or a Hub id "
+    "OWNER/NAME[@REVISION][:FILE.gguf]."
+)
+
+
 def model_folder(path: Path | None) -> Path | None:
-    """The model folder or GGUF file that was given, by path or by the name of a published model.
+    """The model folder or GGUF file that was given, by path or by a name, which is fetched.
 
     UserError as `find_source` raises it.
     """
@@ -120,3 +126,33 @@ def model_folder(path: Path | None) -> Path | None:
 
         return find_source(path)
     return path
+
+
+def checkpoint_folder(path: Path) -> Path:
+    """The same where what exists is for its reader to judge, as Meta's folders are."""
+    from llamaseek.checkpoints.sources import find_source
+
+    return path if path.exists() else find_source(path)
+
+
+def checkpoint_folders(paths: list[Path]) -> list[Path]:
+    """The same for several."""
+    return [checkpoint_folder(path) for path in paths]
+
+
+def adapter_folder(path: Path | None) -> Path | None:
+    """The same for an adapter."""
+    if path is not None:
+        from llamaseek.checkpoints.sources import find_source
+
+        return find_source(path, adapters=True)
+    return path
+
+
+def tokenizer_folder(path: Path) -> Path:
+    """The same for a tokenizer: of a model on the Hub its tokenizer's files alone are fetched; a
+    folder here need not hold a model.
+    """
+    from llamaseek.checkpoints.sources import find_source
+
+    return path if path.exists() else find_source(path, need="tokenizer")

@@ -7,10 +7,23 @@ from pathlib import Path
 
 import typer
 
-from llamaseek.cli.shared import CHAT_TEMPLATE, TEMPLATE_KWARGS, load_tokenizer, read_stdin
+from llamaseek.cli.shared import (
+    CHAT_TEMPLATE,
+    MODEL_NAMES,
+    TEMPLATE_KWARGS,
+    load_tokenizer,
+    read_stdin,
+    tokenizer_folder,
+)
 from llamaseek.text.tokenizer import Tokenizer
 
-TOKENIZER = typer.Option(..., "--tokenizer", "-t", help="A model or tokenizer folder.")
+TOKENIZER = typer.Option(
+    ...,
+    "--tokenizer",
+    "-t",
+    help=f"A tokenizer folder, or a model. {MODEL_NAMES}",
+    callback=tokenizer_folder,
+)
 CHAT = typer.Option(False, "--chat", help="Encode the text as a user's message in the chat format.")
 PLAIN = typer.Option(False, "--no-special", help="Encode special tokens in the text as plain text.")
 IDS = typer.Option(False, "--ids", help="Print only the ids, on one line.")

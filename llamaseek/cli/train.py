@@ -33,7 +33,7 @@ ALLOW_CHANGE = typer.Option(
     metavar="KEY",
     help="Resume although this recipe field, or section, has changed; repeatable.",
 )
-DRY_RUN = typer.Option(False, "--dry-run", help="Check the recipe and print it without training.")
+DRY_RUN = typer.Option(False, "--dry-run", help="Open every input, check the recipe and print it.")
 
 
 def verb(stage: str, summary: str) -> Callable[..., None]:
@@ -86,7 +86,11 @@ def run_recipe(
     if dry_run:
         import yaml
 
+        from llamaseek.train.preflight import inputs_found
+
         checked = check_recipe(wanted, overrides)
+        found = list(inputs_found(checked))  # before anything is printed: it may be an error
+        print("\n".join(found), file=sys.stderr)
         print(yaml.safe_dump(checked.model_dump(mode="json"), sort_keys=False), end="")
         return
     if len(asked) > 1:

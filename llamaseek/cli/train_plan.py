@@ -42,6 +42,7 @@ def train_plan(
     draw: Path = DRAW,
 ) -> None:
     """Estimate memory, communication and time of a training step, rank by rank."""
+    from llamaseek.checkpoints.sources import with_sources_found
     from llamaseek.errors import bad_value
     from llamaseek.plan.gpus import find_gpu
     from llamaseek.recipe.load import load_recipe
@@ -50,7 +51,8 @@ def train_plan(
     if dtype not in (None, "bf16", "fp8"):
         raise bad_value("dtype", dtype, "bf16 or fp8")
     chosen = find_gpu(gpu)
-    loaded = load_recipe(find_recipe(recipe), overrides or [])
+    named = load_recipe(find_recipe(recipe), overrides or [])
+    loaded = with_sources_found(named, "config")
     dtype = dtype or ("bf16" if loaded.train.float8 == "none" else "fp8")
     chosen.peak(dtype)
     if draw is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -33,7 +33,8 @@ class BadRows:
     used: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)  # reason → where it was first seen
-    notes: list[str] = field(default_factory=list)  # what else of the rows is not used, a line each
+    unused: Counter[str] = field(default_factory=Counter)  # columns that nothing read
+    notes: list[str] = field(default_factory=list)  # what else there is to say, a line each
 
     @property
     def skipped(self) -> int:
@@ -63,14 +64,20 @@ class BadRows:
             yield made
 
     def summary(self) -> list[str]:
-        """One line that says how many were skipped, one a reason with its first row, the notes."""
-        if not self.skipped:
-            return self.notes
+        """How many rows were skipped, one line a reason with its first row; then what of the others
+        was not used.
+        """
         total = self.used + self.skipped
-        lines = [f"{count} {reason}; first: {self.first[reason]}"
+        lines = [f"  {count} {reason}; first: {self.first[reason]}"
                  for reason, count in self.reasons.most_common()]  # fmt: skip
-        return [
-            f"data: skipped {self.skipped} of {total} rows",
-            *(f"  {line}" for line in lines),
-            *self.notes,
-        ]
+        skipped = [f"data: skipped {self.skipped} of {total} rows", *lines] if lines else []
+        return [*skipped, *self.notes, *unused_line(self.unused)]
+
+
+def unused_line(counts: Mapping[str, int]) -> list[str]:
+    """The line that names the columns, and keys of messages, that nothing read."""
+    named = ", ".join(f"{name} ({count:,})" for name, count in counts.items())
+    return [
+        f"data: not used, with the count of each: {named}; data.columns can map them, data.ignore "
+        "says that they are not needed"
+    ] if named else []  # fmt: skip

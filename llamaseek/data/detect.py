@@ -20,13 +20,12 @@ from llamaseek.data.documents import (
 )
 from llamaseek.data.hub import SCHEME
 from llamaseek.data.opened import ending_of
+from llamaseek.data.ratings import rating_column
 from llamaseek.data.row_sources import file_rows, row_files
 from llamaseek.errors import UserError, shorten
+from llamaseek.units import counted
 
 Kind = Literal["conversations", "preferences", "ratings", "labels", "prompt_completion", "text"]
-
-RATINGS = ("label", "score", "rating", "reward")
-"""The columns in which a prompt's answer is rated, as a truth (KTO) or a number."""
 
 TEXTS = ("text", "body", "message", "content", "sentence", "review", "comment", "document")
 LABELS = ("label", "category", "class", "intent", "sentiment", "topic", "tag", "type", "target")
@@ -149,6 +148,10 @@ class Table:
         if not plain or len(text) > LONGEST_LABEL or len(counts) > max(MOST_LABELS, self.rows):
             self.mixed.add(name)
 
+    def is_free(self, name: str) -> bool:
+        """Whether a column holds longer texts, or more different ones, than labels are."""
+        return name in self.mixed or len(self.counts.get(name, ())) > MOST_LABELS
+
     def labels_of(self, name: str) -> dict[str, int]:
         """The distinct values of a column and their counts; none where they are no labels."""
         counts = self.counts.get(name, Counter())
@@ -173,15 +176,17 @@ def _rows(table: Table, columns: dict[str, str]) -> DetectedRows:
     view.alias((*FORMATS[name].required, *FORMATS[name].optional))
     view.alias(("system", "tools"))
     roles = _roles(view, name)
-    if name == "labels":
+    if name == "labels" and not table.is_free(roles["label"]):
         return _labels(table, roles["text"], roles["label"])
-    rated = next((r for r in RATINGS if r in row and r not in roles.values()), None)
-    if name == "prompt_completion" and rated is not None:
-        return _described("ratings", table, name, {**roles, "rating": rated})
+    rated = rating_column(view) if name == "prompt_completion" else None
+    if rated is not None:
+        column = view.origin.get(rated, rated)
+        return _described("ratings", table, name, {**roles, "rating": column})
     kind: Kind = {
         "preference": "preferences",
         "prompt_completion": "prompt_completion",
         "alpaca": "prompt_completion",
+        "labels": "prompt_completion",
     }.get(name, "conversations")  # type: ignore[assignment]
     return _described(kind, table, name, roles)
 
@@ -228,7 +233,7 @@ def _texts(table: Table) -> list[str]:
 
 def _text(rows: int, uses: dict[str, str], filled: dict[str, int]) -> DetectedRows:
     found = DetectedRows("text", rows, "", uses=uses, filled=filled)
-    sentence = f"{rows:,} {'rows' if uses else 'documents'} of plain text{_aside(found)}"
+    sentence = f"{counted(rows, 'row' if uses else 'document')} of plain text{_aside(found)}"
     return DetectedRows("text", rows, sentence, uses=uses, filled=filled)
 
 
@@ -262,9 +267,9 @@ def _described(
         roles.get("label") if kind == "labels" else None, labels or {}, roles.get("rating"),
     )  # fmt: skip
     named = ", ".join(f"{c} as {k}" if k != c else k for k, c in roles.items())
-    counted = ", ".join(f"{label} {n:,}" for label, n in list(found.labels.items())[:10])
+    listed = ", ".join(f"{label} {n:,}" for label, n in list(found.labels.items())[:10])
     more = f" and {len(found.labels) - 10} more" if len(found.labels) > 10 else ""
-    told = f"; {len(found.labels)} labels: {counted}{more}" if counted else ""
+    told = f"; {len(found.labels)} labels: {listed}{more}" if listed else ""
     sentence = f"{table.rows:,} {WORDS[kind]} ({named}){told}{_aside(found)}"
     return DetectedRows(**{**found.__dict__, "sentence": sentence})
 

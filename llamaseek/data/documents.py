@@ -9,11 +9,12 @@ import glob
 import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llamaseek.data.bad_rows import BadRows, RowError
-from llamaseek.data.opened import PACKED_ENDINGS, ending_of, naming, opened
+from llamaseek.data.opened import PACKED_ENDINGS, bounded_line, ending_of, naming, opened
 from llamaseek.data.tables import ROW_ENDINGS, Row, is_written, json_row, rows_of
 from llamaseek.errors import UserError, shorten
 
@@ -49,11 +50,16 @@ class Document:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-def read_documents(sources: Sequence[str | Path], bad: BadRows | None = None) -> Iterator[Document]:
+def read_documents(
+    sources: Sequence[str | Path],
+    bad: BadRows | None = None,
+    column: str = "text",
+    encoding: str = "auto",
+) -> Iterator[Document]:
     """The documents of files, folders (with all below them) and globs, always in one order.
 
     A text file is one document, passed over if blank; so is the main text of a web page; a row is
-    one by its string field `text`.
+    one by its string field `column`. `encoding` is of files of rows.
     In folders and globs, hidden files and files of other kinds are passed over. Rows without a
     text are an error, or with `bad.skip` counted.
 
@@ -61,7 +67,7 @@ def read_documents(sources: Sequence[str | Path], bad: BadRows | None = None) ->
     while reading for a file, line or row that cannot be used, or if there was no document.
     """
     files = [path for source in sources for path in _files(source)]
-    return _documents(files, sources, bad or BadRows())
+    return _documents(files, sources, bad or BadRows(), column, encoding)
 
 
 def list_files(source: str | Path) -> list[Path]:
@@ -88,7 +94,7 @@ def _line_rows(path: Path, start: int, stop: int, number: int) -> Iterator[tuple
     with naming(path), path.open("rb") as stream:
         stream.seek(start)
         while stream.tell() < stop:
-            line = stream.readline()
+            line = bounded_line(path, stream)
             if is_written(line):
                 place = f"{path}:{number}"
                 yield place, json_row(place, line)
@@ -96,11 +102,11 @@ def _line_rows(path: Path, start: int, stop: int, number: int) -> Iterator[tuple
 
 
 def _documents(
-    files: Sequence[Path], sources: Sequence[str | Path], bad: BadRows
+    files: Sequence[Path], sources: Sequence[str | Path], bad: BadRows, column: str, encoding: str
 ) -> Iterator[Document]:
     empty = True
     for path in files:
-        for document in _of_file(path, bad):
+        for document in _of_file(path, bad, column, encoding):
             empty = False
             yield document
     if empty:
@@ -108,9 +114,11 @@ def _documents(
         raise UserError(f"corpus: holds no document ({named})")
 
 
-def _of_file(path: Path, bad: BadRows) -> Iterator[Document]:
+def _of_file(
+    path: Path, bad: BadRows, column: str = "text", encoding: str = "auto"
+) -> Iterator[Document]:
     if _kind(path) in ROW_ENDINGS:
-        yield from bad.usable(rows_of(path), row_document)
+        yield from bad.usable(rows_of(path, encoding), partial(row_document, column=column))
         return
     text = _whole_text(path)
     if text.strip():

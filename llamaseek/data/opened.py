@@ -10,12 +10,17 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from llamaseek.errors import UserError, bad_value, shorten
+from llamaseek.files import LARGEST_JSON
 
 PACKED_ENDINGS = (".gz", ".zst")
+LARGEST_UNPACKED, MOST_TIMES = 128 << 20, 250
+"""Bytes that any packed file may become, and how many times its size; text packs to a tenth."""
+LONGEST_LINE = LARGEST_JSON
 BYTE_ORDER_MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
@@ -26,20 +31,47 @@ def ending_of(path: Path) -> str:
 
 
 def opened(path: Path) -> io.BufferedReader:
-    """The unpacked bytes of a file."""
+    """The unpacked bytes of a file. Reading raises OSError beyond `unpacked_limit`."""
     ending = path.suffix.lower()
     if ending == ".gz":
-        return io.BufferedReader(gzip.open(path))  # type: ignore[arg-type]
+        return io.BufferedReader(_Unpacked(gzip.open(path), path), 1 << 16)
     if ending == ".zst":
-        return _zstd(path)
+        return io.BufferedReader(_Unpacked(_zstd(path), path), 1 << 16)
     return path.open("rb")
 
 
-def _zstd(path: Path) -> io.BufferedReader:
+def unpacked_limit(packed: int) -> int:
+    """The most bytes that so many packed ones may become."""
+    return max(LARGEST_UNPACKED, MOST_TIMES * packed)
+
+
+class _Unpacked(io.RawIOBase):
+    """The bytes of an unpacking stream, counted: a few kilobytes may stand for terabytes."""
+
+    def __init__(self, stream: Any, path: Path) -> None:
+        self._stream, self._left = stream, unpacked_limit(path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        found = self._stream.read(len(buffer))
+        self._left -= len(found)
+        if self._left < 0:
+            raise OSError(f"it unpacks to more than {MOST_TIMES} times its size")
+        buffer[: len(found)] = found
+        return len(found)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+def _zstd(path: Path) -> Any:
     """Through pyarrow, which reports a file cut short; zstandard's reader returns what is left."""
     import pyarrow as pa  # type: ignore[import-untyped]
 
-    return io.BufferedReader(pa.input_stream(str(path), compression="zstd"), 1 << 16)
+    return pa.input_stream(str(path), compression="zstd")
 
 
 @contextmanager
@@ -55,6 +87,11 @@ def seekable(path: Path) -> Iterator[IO[bytes]]:
             yield copy
 
 
+BROKEN = (OSError, EOFError, ValueError, NotImplementedError, MemoryError, RecursionError,
+          LookupError, TypeError, AttributeError)  # fmt: skip
+"""What libraries raise while they read a broken file."""
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Turns what a broken file raises while it is read into a UserError with its path."""
@@ -62,11 +99,19 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error
-    except (OSError, EOFError, zlib.error, ValueError, NotImplementedError) as error:
+    except (*BROKEN, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {shorten(str(error))}") from error
 
 
-def utf8_lines(path: Path, encoding: str = "auto") -> Iterator[bytes]:
+def bounded_line(path: Path, stream: IO[bytes], longest: int = LONGEST_LINE) -> bytes:
+    """The next line, empty at the end. UserError for one of more than `longest` bytes."""
+    line = stream.readline(longest + 1)
+    if len(line) > longest:
+        raise UserError(f"{path}: has a line of more than {longest:,} bytes")
+    return line
+
+
+def utf8_lines(path: Path, encoding: str = "auto", longest: int = LONGEST_LINE) -> Iterator[bytes]:
     """The lines of a text file, in UTF-8 whatever its encoding is.
 
     "auto" is UTF-8, or UTF-16 where the file begins with its byte order mark. The lines of a UTF-8
@@ -77,7 +122,7 @@ def utf8_lines(path: Path, encoding: str = "auto") -> Iterator[bytes]:
             start = stream.peek(2)[:2]
             encoding = BYTE_ORDER_MARKS.get(start, "utf-8")
         if codecs_name(encoding) in ("utf-8", "utf-8-sig"):
-            yield from stream
+            yield from iter(partial(bounded_line, path, stream, longest), b"")
             return
         text = io.TextIOWrapper(stream, encoding, newline="")
         try:

@@ -10,8 +10,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from llamaseek.data.opened import decoded, ending_of, naming, seekable, utf8_lines
+from llamaseek.data.opened import (
+    LONGEST_LINE,
+    decoded,
+    ending_of,
+    naming,
+    seekable,
+    unpacked_limit,
+    utf8_lines,
+)
 from llamaseek.errors import UserError, shorten
+from llamaseek.files import check_json_size
 
 Row = dict[str, Any]
 Placed = Iterator[tuple[str, Row]]
@@ -23,6 +32,8 @@ DELIMITERS = ",;\t|"
 WRAPPERS = {"data", "rows", "train", "examples", "instances"}
 """The names under which a file that is one JSON object has its rows."""
 
+LARGEST_ARRAY = 1 << 31  # bytes of a JSON array, which is read as a whole
+LONG_TEXT = 1 << 20  # characters of a row whose values are counted before it is parsed
 LONGEST_FIELD = 2**31 - 1
 
 
@@ -37,7 +48,8 @@ def rows_of(path: Path, encoding: str = "auto") -> Placed:
         if ending in COLUMNAR:
             yield from _columnar_rows(path)
         else:
-            yield from TEXTUAL[ending](path, utf8_lines(path, encoding))
+            longest = LARGEST_ARRAY if ending == ".json" else LONGEST_LINE
+            yield from TEXTUAL[ending](path, utf8_lines(path, encoding, longest))
 
 
 # JSON
@@ -56,6 +68,11 @@ def is_written(line: bytes) -> bool:
 
 def json_row(place: str, line: bytes) -> Row:
     """The object of a line. UserError, naming its place, for anything else."""
+    if len(line) > LONG_TEXT:
+        try:
+            check_json_size(line)
+        except ValueError as error:
+            raise UserError(f"{place}: {error}") from None
     return _object(place, _json(place, decoded(place, line)))
 
 
@@ -191,15 +208,28 @@ def _batches(path: Path, file: Any) -> Iterator[Any]:
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
     if ending_of(path) == ".parquet":
-        yield from pq.ParquetFile(file).iter_batches(batch_size=PARQUET_ROWS)
+        table = pq.ParquetFile(file)
+        _check_unpacked(table.metadata)
+        yield from table.iter_batches(batch_size=PARQUET_ROWS)
         return
     try:
         table = pa.ipc.open_file(file)
+        batches = map(table.get_batch, range(table.num_record_batches))
     except pa.ArrowInvalid:
         file.seek(0)
-        yield from pa.ipc.open_stream(file)
-        return
-    yield from map(table.get_batch, range(table.num_record_batches))
+        batches = pa.ipc.open_stream(file)
+    for batch in batches:
+        batch.validate(full=True)  # offsets into memory that a file may make up
+        yield batch
+
+
+def _check_unpacked(metadata: Any) -> None:
+    """OSError for a parquet file with a column that unpacks to much more than it has bytes."""
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        for column in map(group.column, range(group.num_columns)):
+            if column.total_uncompressed_size > unpacked_limit(column.total_compressed_size):
+                raise OSError(f"column {column.path_in_schema} unpacks to too many bytes")
 
 
 def _row_reader(path: Path, schema: Any) -> Callable[[Row], Row]:

@@ -6,8 +6,9 @@ A message becomes role, content, reasoning, calls, and `train: false` where it i
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llamaseek.data.bad_rows import RowError
@@ -21,14 +22,16 @@ SPEAKERS = {
     "system": "system", "developer": "system",
     "function_call": "assistant", "observation": "tool", "tool": "tool", "function": "tool",
 }  # fmt: skip
-"""What roles are called, and ours."""
+"""What ShareGPT's turns are from, and our roles."""
+
+ROLES_ELSEWHERE = ("developer", "function", "human", "gpt", "model")
+"""Of these, what messages have as their role: OpenAI's, LLaMA-Factory's and Gemini's names."""
 
 LOSS_KEYS = ("train", "weight", "loss", "training")
 """What says whether a message is learnt: axolotl's and ours, OpenAI's, ms-swift's, axolotl's."""
 
 USED_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", *REASONING_KEYS)
-JSON_COLUMNS = ("messages", "conversations", "tools", "history")
-"""Columns that hold no text: one there is JSON."""
+PYTHON_MESSAGES = re.compile(r"\s*\[\s*\{'(role|content|from|value)': ")
 
 
 def show(row: Any) -> str:
@@ -41,10 +44,11 @@ def as_messages(
 ) -> list[Message]:
     """A text as one message of `role`, or a list of messages, in the form of this module.
 
+    `key` is the column. A text that is JSON of messages, as in a table of texts, is these messages.
     Keys that nothing reads are left out, and counted in `unused` as `key.name`.
     """
-    if key in JSON_COLUMNS:
-        value = from_json(value)
+    if isinstance(value, str):
+        value = _written_messages(place, key, value)
     if isinstance(value, str):
         value = [{"role": role, "content": value}]
     if isinstance(value, Mapping):
@@ -56,6 +60,24 @@ def as_messages(
         raise RowError(place, "malformed", f"{key} is {found}, not a text or a list of messages")
     counts = Counter() if unused is None else unused
     return [_message(place, f"{key}[{n}]", one, counts) for n, one in enumerate(value)]
+
+
+def _written_messages(place: str, key: str, text: str) -> Any:
+    """The messages that a text spells in JSON, or the text. RowError for Python's way to write
+    them, in which nothing else is likely to be meant.
+    """
+    found = from_json(text)
+    if isinstance(found, list) and all(map(_is_message, found)):
+        return found
+    if PYTHON_MESSAGES.match(text):
+        message = f"{key} holds messages as Python prints them; write them as JSON, or as parquet"
+        raise RowError(place, "malformed", f"{message}: {shorten(text, 60)}")
+    return text
+
+
+def _is_message(value: Any) -> bool:
+    forms = ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"})
+    return isinstance(value, Mapping) and any(form <= value.keys() for form in forms)
 
 
 def from_json(value: Any) -> Any:
@@ -84,7 +106,17 @@ def _message(place: str, where: str, given: Mapping[str, Any], unused: Counter[s
     known = (*USED_KEYS, *LOSS_KEYS, *_forms(message))
     column = where.partition("[")[0]
     unused.update(f"{column}.{key}" for key in message if key not in known)
+    unused.update(f"{column}.tool_calls.{key}" for key in _unread(made.get("tool_calls")))
     return made
+
+
+def _unread(calls: Any) -> Iterator[str]:
+    """Keys of calls that nothing reads; calls that are none are refused where they are encoded."""
+    for call in calls if isinstance(calls, list) else []:
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if isinstance(function, Mapping):
+            yield from (key for key in call if key not in ("id", "type", "index", "function"))
+            yield from (f"function.{key}" for key in function if key not in ("name", "arguments"))
 
 
 def _forms(message: Mapping[str, Any]) -> tuple[str, ...]:
@@ -103,7 +135,7 @@ def _content(message: Mapping[str, Any]) -> Any:
 def _role(place: str, where: str, message: Mapping[str, Any]) -> Any:
     if "role" in message:
         role = message["role"]
-        return SPEAKERS.get(role, role) if isinstance(role, str) else role
+        return SPEAKERS[role] if role in ROLES_ELSEWHERE else role
     speaker = message.get("from")
     if speaker is None:
         return None  # refused by name where the conversation is encoded

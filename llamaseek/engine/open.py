@@ -13,6 +13,7 @@ import torch
 
 from llamaseek.checkpoints.adapter_config import CONFIG as ADAPTER_CONFIG
 from llamaseek.checkpoints.hf import load_model
+from llamaseek.checkpoints.sources import find_source, is_id
 from llamaseek.engine.ranks.shards import load_share
 from llamaseek.engine.ranks.tensor_group import TensorGroup
 from llamaseek.errors import UserError, bad_value, quoted
@@ -61,7 +62,7 @@ def open_model(
             adapter=lora,
             packed=dtype == "auto"
             and lora is None
-            and (keeps_blocks(place) or not is_gguf(folder)),
+            and (not is_gguf(folder) or keeps_blocks(place)),
         )
     if lora is not None:
         raise UserError(
@@ -106,15 +107,26 @@ def inference_dtype(folder: Path, wanted: str, device: torch.device) -> torch.dt
 
 
 def _parts(source: Path, adapter: str | Path | None) -> tuple[Path, Path | None]:
-    """The base's folder, and that of the adapter to merge."""
+    """The base's folder, and that of the adapter to merge; names are found and fetched."""
+    if not source.exists():
+        source = find_source(source, adapters=True)
     if (source / "config.json").is_file() or not (source / ADAPTER_CONFIG).is_file():
-        return source, None if adapter is None else Path(adapter)
+        return source, None if adapter is None else find_source(adapter, adapters=True)
     if adapter is not None:
         raise UserError(f"adapter: {adapter} is given for {source}, which is an adapter itself")
-    named = read_json_object(source / ADAPTER_CONFIG).get("base_model_name_or_path")
-    if not isinstance(named, str) or not (Path(named) / "config.json").is_file():
+    return _base(source), source
+
+
+def _base(adapter: Path) -> Path:
+    """The model that an adapter names as its base, with the revision that it names."""
+    config = read_json_object(adapter / ADAPTER_CONFIG)
+    named, revision = (config.get(key) for key in ("base_model_name_or_path", "revision"))
+    try:
+        if not isinstance(named, str) or not named:
+            raise UserError(f"{named!r} is no name")
+        return find_source(f"{named}@{revision}" if revision and is_id(named) else named)
+    except UserError as error:
         raise UserError(
-            f"{source / ADAPTER_CONFIG}: base_model_name_or_path: {named!r} is no model folder "
-            f"here; give the base as the model, and {source} as its adapter"
-        )
-    return Path(named), source
+            f"{adapter / ADAPTER_CONFIG}: base_model_name_or_path: {error}; give the base as the "
+            f"model, and {adapter} as its adapter"
+        ) from None

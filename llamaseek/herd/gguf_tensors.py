@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from llamaseek.gguf_header import GgufHeader, GgufTensor
 from llamaseek.herd.configs import ModelConfig, Shape
 from llamaseek.herd.header import StoredTensor
-from llamaseek.herd.llama3 import Llama3Config
 from llamaseek.herd.tensors import model_tensors
 
 OUTSIDE = {
@@ -159,7 +158,7 @@ def _place(header: GgufHeader, config: ModelConfig, name: str) -> Placed | None:
     if expert := _EXPERT.search(name):
         rows = tensor.shape[-2] if len(tensor.shape) == 3 else 0
         return Placed((tensor,), tensor.shape[-2:], int(expert[1]) * rows)
-    return Placed((tensor,), tensor.shape, heads=_interleaved_heads(config, name))
+    return Placed((tensor,), tensor.shape, heads=interleaved_heads(config, name))
 
 
 def _joined(keys: GgufTensor, values: GgufTensor) -> Placed:
@@ -170,9 +169,12 @@ def _joined(keys: GgufTensor, values: GgufTensor) -> Placed:
     return Placed((keys, values), (rows, keys.shape[1]))
 
 
-def _interleaved_heads(config: ModelConfig, name: str) -> int:
-    if not isinstance(config, Llama3Config):
+def interleaved_heads(config: ModelConfig, name: str) -> int:
+    """How many heads' rows a GGUF file holds with their two halves in turn: of a Llama's queries
+    and keys, as Meta rotates them. 0 for a tensor whose rows are in Hugging Face's order.
+    """
+    if config.latents is not None:
         return 0
     if name.endswith("q_proj.weight"):
         return config.num_attention_heads
-    return config.num_key_value_heads if name.endswith("k_proj.weight") else 0
+    return config.key_heads if name.endswith("k_proj.weight") else 0

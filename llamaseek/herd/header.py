@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from llamaseek.errors import UserError, shorten
-from llamaseek.files import read_json_object
+from llamaseek.files import check_json_size, read_json_object
 from llamaseek.herd.configs import Shape
 from llamaseek.herd.formats import DTYPES, FLOATS
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+PIECE = 1 << 24  # bytes compared at once
 LARGEST_HEADER = 100_000_000  # the library's own limit, bytes
+MOST_DIMENSIONS = 8
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,28 @@ def read_header(path: Path) -> list[StoredTensor]:
     return _check_extent(path, _entries(path, raw), size - 8 - length)
 
 
+def same_bytes(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two tensors of sound files are the same byte for byte, compared a piece at a time."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    with one.path.open("rb") as first, other.path.open("rb") as second:
+        first.seek(_offset(one))
+        second.seek(_offset(other))
+        for start in range(0, one.nbytes, PIECE):
+            size = min(PIECE, one.nbytes - start)
+            if first.read(size) != second.read(size):
+                return False
+    return True
+
+
+def _offset(tensor: StoredTensor) -> int:
+    """Where a tensor's bytes begin in its file."""
+    with tensor.path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entries = _entries(tensor.path, file.read(length))
+    return 8 + length + next(start for each, start, _ in entries if each.name == tensor.name)
+
+
 def _check_start(path: Path, start: bytes, length: int, size: int) -> None:
     if len(start) == 8 and 8 + length <= size:
         if length > LARGEST_HEADER:
@@ -109,6 +133,7 @@ def _check_start(path: Path, start: bytes, length: int, size: int) -> None:
 def _entries(path: Path, raw: bytes) -> list[tuple[StoredTensor, int, int]]:
     """Header entries with their byte ranges."""
     try:
+        check_json_size(raw)
         header = json.loads(raw, object_pairs_hook=lambda pairs: _unique(path, pairs))
         header.pop("__metadata__", None)
         return [_entry(path, name, entry) for name, entry in header.items()]
@@ -129,6 +154,8 @@ def _entry(path: Path, name: str, entry: dict[str, Any]) -> tuple[StoredTensor, 
     shape, (start, end) = entry["shape"], entry["data_offsets"]
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"{name} has the unknown dtype {entry['dtype']!r}")
+    if len(shape) > MOST_DIMENSIONS:
+        raise ValueError(f"{name} has {len(shape)} dimensions")
     if not all(isinstance(n, int) and n >= 0 for n in (*shape, start, end)):
         raise ValueError(f"{name} has a size that is not a whole number")
     stored = StoredTensor(name, entry["dtype"], tuple(shape), path)

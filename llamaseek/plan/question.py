@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from llamaseek.errors import UserError, bad_value, unknown_name
 from llamaseek.herd.configs import ModelConfig
 from llamaseek.herd.folder import find_or_read
-from llamaseek.herd.published import find
+from llamaseek.herd.published import Entry, find
 from llamaseek.plan.cost import HOUR
 from llamaseek.plan.flops import task_flops
 from llamaseek.plan.formats import Format, find_format
@@ -137,7 +137,7 @@ class Question:
 
 
 def ask(
-    model: str | None,
+    model: str | Entry | None,
     gpu: str | Gpu,
     task: str = "inference",
     dtype: str = "bf16",
@@ -163,7 +163,7 @@ def ask(
         raise bad_value("utilization", utilization, "above 0, up to 1")
     if (model is None) == (params is None):
         raise UserError("model: give either a model or --params")
-    entry = find_or_read(model) if model else None
+    entry = find_or_read(model) if isinstance(model, str) else model
     config = entry.config if entry else None
     form, found = find_format(dtype, task), find_gpu(gpu) if isinstance(gpu, str) else gpu
     found.peak(form.rate)

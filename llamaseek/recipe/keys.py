@@ -103,6 +103,7 @@ FREE = (
     "out",
     "data.ignore",
     "train.steps",
+    "train.epochs",
     "train.min_lr",
     "train.decay",
     "train.micro_batch",
@@ -134,17 +135,18 @@ FREE = (
 )
 """How long a run goes on, how its schedule ends, where it runs, and what it writes."""
 
-BY_CONTENT = (
-    "train.precision",
+MODEL_KEYS = (
     "model.init_from",
     "tokenizer.path",
-    "data.sources",
-    "data.corpora",
     "rollout.rewards.model",
     "sampling.teacher",
     "sampling.rewards.model",
     "distill.teacher",
 )
+"""Models and tokenizers: a folder, a GGUF file, a published model's name or an id of the Hub."""
+
+
+BY_CONTENT = ("train.precision", *MODEL_KEYS, "data.sources", "data.corpora")
 """Precision, and names of what a run reads: they may change where what they stand for does not."""
 
 

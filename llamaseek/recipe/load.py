@@ -9,7 +9,7 @@ import yaml
 
 from llamaseek.files import write_text
 from llamaseek.recipe.reading import read_mapping, validated
-from llamaseek.recipe.schema import Recipe, with_sources
+from llamaseek.recipe.schema import Recipe, with_given
 
 
 def load_recipe(path: Path, overrides: list[str]) -> Recipe:
@@ -18,7 +18,7 @@ def load_recipe(path: Path, overrides: list[str]) -> Recipe:
     Files given as `data.sources` take the place of the recipe's own corpora, mix and rows.
     Raises `UserError` naming the key, its value and what is allowed.
     """
-    return make_recipe(with_sources(read_mapping(path, overrides), overrides))
+    return make_recipe(with_given(read_mapping(path, overrides), overrides))
 
 
 def make_recipe(data: dict[str, Any]) -> Recipe:

@@ -8,10 +8,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llamaseek.errors import UserError, shorten, unknown_name
+from llamaseek.files import read_bytes
+from llamaseek.recipe.plain import LARGEST, load_yaml
 
 
 class Section(BaseModel):
@@ -31,6 +32,8 @@ ELSEWHERE = {
     "learning_rate": "train.lr",
     "max_steps": "train.steps",
     "num_steps": "train.steps",
+    "num_train_epochs": "train.epochs",
+    "num_epochs": "train.epochs",
     "batch_size": "train.batch, in rows a step",
     "per_device_train_batch_size": "train.micro_batch, in rows a forward, and train.batch",
     "gradient_accumulation_steps": "train.batch, in rows a step, and train.micro_batch",
@@ -63,10 +66,10 @@ def as_words(overrides: Overrides) -> list[str]:
 def read_mapping(path: Path, overrides: list[str]) -> dict[str, Any]:
     """The plain data of a YAML file with its overrides, not checked yet."""
     try:
-        data = yaml.safe_load(path.read_text())
+        data = load_yaml(read_bytes(path, LARGEST).decode())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise UserError(f"{path}: is not YAML ({shorten(str(error))})") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: is not a recipe (a YAML mapping of keys)")
@@ -89,8 +92,8 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise UserError(f"override {override!r} is not of the form key=value")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = load_yaml(text)
+    except ValueError:
         value = text  # a path or phrase that YAML cannot read is what it is
     *parents, last = key.split(".")
     for parent in parents:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from llamaseek.recipe.parallel import ParallelRecipe
 from llamaseek.recipe.post_training import (
@@ -66,7 +72,7 @@ class ModelRecipe(Section):
     config: dict[str, Any] = Field(default_factory=dict)
     """Sizes of a new model by their Hugging Face names, e.g. `{hidden_size: 128}`."""
     init_from: str | None = None
-    """Folder of a trained model to start from."""
+    """A trained model to start from: a folder, a GGUF file, or a name (docs/models.md)."""
     extend: ExtendRecipe | None = None
     """Extend the context length of `init_from`."""
 
@@ -171,6 +177,8 @@ class TrainRecipe(Section):
     `pretrain`."""
     steps: int = Field(default=1000, ge=1)
     """Optimizer steps."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the data, in place of `steps`, which are computed when the data is read."""
     batch: int = Field(default=32, ge=1)
     """Rows per optimizer step, over all ranks."""
     micro_batch: int | None = Field(default=None, ge=1)
@@ -235,11 +243,31 @@ class TrainRecipe(Section):
     dpo_nll: float = Field(default=0.2, ge=0)
     """Weight of the NLL of the chosen answer."""
 
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> TrainRecipe:
+        if self.epochs is not None and "steps" in self.model_fields_set:
+            raise ValueError("steps and epochs are both given; allowed: one of them")
+        return self
 
-def with_sources(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """A recipe's plain data, where overrides that give `data.sources` replace its other origins."""
+    @model_serializer(mode="wrap")
+    def _without_steps(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As it was given: steps are not known where epochs are."""
+        plain: dict[str, Any] = handler(self)
+        if self.epochs is not None:
+            plain.pop("steps")
+        return plain
+
+
+def with_given(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """A recipe's plain data, where overrides that give `data.sources` replace its other origins of
+    data, and of `train.steps` and `train.epochs` the one that is given replaces the other.
+    """
     given = {".".join(override.partition("=")[0].split(".")[:2]) for override in overrides}
-    section = data.get("data")
+    section, train = data.get("data"), data.get("train")
+    for name, other in (("steps", "epochs"), ("epochs", "steps")):
+        alone = f"train.{name}" in given and f"train.{other}" not in given
+        if alone and isinstance(train, dict) and train.get(name) is not None:
+            train.pop(other, None)
     if "data.sources" in given and isinstance(section, dict) and section.get("sources"):
         for name in INSTEAD:
             if f"data.{name}" not in given:
@@ -282,11 +310,13 @@ class Recipe(Section):
     """Parallel layout over the ranks."""
 
     @model_validator(mode="after")
-    def _objective_of_its_stage(self) -> Recipe:
+    def _keys_together(self) -> Recipe:
         objective = self.train.objective
         if objective not in STAGES[self.stage].objectives:
             stage = stage_of(objective)
             raise ValueError(f"train.objective {objective} is for stage {stage}, not {self.stage}")
+        if self.train.epochs is not None and (self.data.phases or self.data.budgets):
+            raise ValueError("data.phases and data.budgets are for train.steps, not train.epochs")
         return self
 
     @classmethod
@@ -298,14 +328,14 @@ class Recipe(Section):
         """
         words = as_words(overrides)
         data = read_mapping(find_recipe(str(source)), words)
-        return validated(cls, with_sources(data, words))
+        return validated(cls, with_given(data, words))
 
     def with_overrides(self, overrides: Overrides) -> Recipe:
         """This recipe with other values. Raises UserError as `load` does."""
         words, data = as_words(overrides), self.model_dump(mode="json")
         for word in words:
             apply_override(data, word)
-        return validated(type(self), with_sources(data, words))
+        return validated(type(self), with_given(data, words))
 
     @property
     def samples(self) -> bool:

@@ -74,7 +74,7 @@ MEANINGS = {
     "length": ("answer length (tokens)", "How long the answers are."),
     "no_signal": (
         "groups without signal",
-        "Prompts whose answers are all worth the same, from which nothing is learnt.",
+        "Prompts whose answers all have the same reward, from which the model learns nothing.",
     ),
     "explained_variance": (
         "variance explained by the values",

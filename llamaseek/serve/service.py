@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from llamaseek.checkpoints.peft import Adapter, read_adapter
+from llamaseek.checkpoints.sources import find_source
 from llamaseek.engine.background import BackgroundEngine, Stream
 from llamaseek.engine.constrain import Constraint
 from llamaseek.engine.engine import Engine
@@ -168,7 +169,7 @@ def read_adapters(given: Sequence[str], base: str) -> dict[str, Adapter]:
             raise bad_value("--adapter", each, "NAME=FOLDER")
         if name == base or name in found:
             raise bad_value("--adapter", name, "a name that is not taken")
-        found[name] = read_adapter(Path(folder))
+        found[name] = read_adapter(find_source(folder, adapters=True))
     return found
 
 

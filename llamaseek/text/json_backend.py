@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as Library
 from tokenizers.decoders import ByteLevel, DecodeStream
 
 from llamaseek.errors import UserError, shorten
+from llamaseek.text.backend_limits import check_library, check_source, no_panic
 from llamaseek.text.special import BEGIN_OF_TEXT
 
 
@@ -182,7 +183,8 @@ class JsonBackend:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         try:
-            found = self._library.encode_batch_fast(texts, add_special_tokens=False)
+            with no_panic("tokenizer"):
+                found = self._library.encode_batch_fast(texts, add_special_tokens=False)
         except TypeError:
             check_unicode(texts)
             raise
@@ -243,16 +245,23 @@ def _with_plain_text(library: Any, source: str) -> Any:
 
 def _prefix(library: Any) -> tuple[int, ...]:
     """The special tokens that the post-processor puts before a text."""
-    found = library.encode("a", add_special_tokens=True)
+    with no_panic("not a tokenizer"):
+        found = library.encode("a", add_special_tokens=True)
     pairs = zip(found.ids, found.special_tokens_mask, strict=True)
     return tuple(i for i, _ in takewhile(lambda pair: pair[1], pairs))
 
 
 def _parse(source: str) -> Any:
+    check_source(source)
     try:
-        return Library.from_str(source)
+        with no_panic("not a tokenizer"):
+            library = Library.from_str(source)
+    except UserError:
+        raise
     except Exception as error:  # the library raises nothing narrower
         raise UserError(f"not a tokenizer: {shorten(str(error))}") from error
+    check_library(library)
+    return library
 
 
 def _all_special(source: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llamaseek.errors import UserError, bad_value
-from llamaseek.files import is_gguf
+from llamaseek.files import check_json_size, is_gguf
 from llamaseek.text import special
 from llamaseek.text.json_backend import Backend, JsonBackend
 from llamaseek.text.llama3_calls import CHAT_TEMPLATE
@@ -395,8 +395,10 @@ def _read_config(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        config = json.loads(read_text(path))
-    except ValueError as error:
+        text = read_text(path)
+        check_json_size(text.encode())
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON: {error}") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}: not a JSON object")

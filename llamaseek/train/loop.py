@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llamaseek.checkpoints.sources import name_of, with_names
 from llamaseek.data.batch import Batch
 from llamaseek.errors import UserError, bad_value
 from llamaseek.files import write_jsonl
@@ -181,7 +182,7 @@ class Trainer:
                 self.folder.clear()
                 if self.job.samples:
                     write_jsonl(self.folder.path / "samples.jsonl", self.job.samples)
-            save_recipe(self.job.recipe, self.folder.path / "recipe.yaml")
+            save_recipe(with_names(self.job.recipe), self.folder.path / "recipe.yaml")
         self.ranks.barrier()
         return done
 
@@ -389,7 +390,7 @@ class Trainer:
 
 def saved_form(model: CausalLM, job: Job, dtype: torch.dtype) -> Exported | Adapted | AdaptedParts:
     """How the folders of a run are written, in `dtype`; before the model is taken apart."""
-    base = job.recipe.model.init_from or ""
+    base = name_of(job.recipe.model.init_from or "")
     if any(isinstance(module, LoRALinear) for module in model.modules()):
         if job.recipe.parallel.shard > 1:
             return AdaptedParts(outline(model, dtype), job.tokenizer, base)

@@ -25,18 +25,24 @@ from llamaseek.text.tokenizer import Tokenizer
 
 def start_from(recipe: Recipe) -> tuple[Tokenizer, CausalLM]:
     """Tokenizer and model of `model.init_from`; UserError where they are not fit."""
-    if not recipe.model.init_from:
-        raise UserError("model.init_from: is empty; give the folder of a pre-trained model")
-    folder = Path(recipe.model.init_from)
-    if STAGES[recipe.stage].generates:
-        check_speaks("model.init_from", folder)
-    check_length(recipe, read_config(folder))
+    folder = check_start(recipe)
     tokenizer = recipe_tokenizer(recipe)
     model = trainable(folder, mapped=by_layer(recipe))
     check_vocabulary(model, tokenizer)
     if recipe.lora is not None:
         adapt_model(model, recipe.lora, recipe.seed)
     return tokenizer, model
+
+
+def check_start(recipe: Recipe) -> Path:
+    """The folder of `model.init_from`; UserError where its config is not fit."""
+    if not recipe.model.init_from:
+        raise UserError("model.init_from: is empty; give the folder of a pre-trained model")
+    folder = Path(recipe.model.init_from)
+    if STAGES[recipe.stage].generates:
+        check_speaks("model.init_from", folder)
+    check_length(recipe, read_config(folder))
+    return folder
 
 
 def recipe_tokenizer(recipe: Recipe) -> Tokenizer:
@@ -106,7 +112,8 @@ def adapt_model(model: CausalLM, lora: LoraRecipe, seed: int) -> None:
     if lora.base == "nf4":
         quantize_layers(model)
     torch.manual_seed(seed)
-    add_lora(model, lora.rank, lora.alpha, lora.targets)
+    kind = {"use_dora": lora.use_dora, "use_rslora": lora.use_rslora}
+    add_lora(model, lora.rank, lora.alpha, lora.targets, **kind)
 
 
 def check_length(recipe: Recipe, config: ModelConfig) -> None:

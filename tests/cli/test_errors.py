@@ -97,10 +97,11 @@ def test_devices_that_are_not_there(cli: Cli, model: Path, verb: str, device: st
 
 @pytest.mark.parametrize("verb", ["generate", "chat", "guard", "serve", "inspect"])
 def test_what_is_no_model_folder_says_where_the_model_is(
-    cli: Cli, tmp_path: Path, verb: str
+    cli: Cli, tmp_path: Path, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused(cli(verb, "nowhere"), "nowhere: no such folder\n")
-    refused(cli(verb, "Llama-3.2-1B"), "llamaseek download Llama-3.2-1B fetches it")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    refused(cli(verb, "Llama-3.2-1B"), "meta-llama/Llama-3.2-1B: is not on this machine")
     for file, said in (
         ("model/config.json", f"its model is {tmp_path}/model"),
         ("adapter_config.json", f"llamaseek convert BASE NEW --adapter {tmp_path}"),

@@ -42,8 +42,10 @@ def tickets(path: Path, delimiter: str = ",") -> Path:
         ([{"question": "a", "answer": "b"}], "prompt_completion",
          {"prompt": "question", "completion": "answer"}),
         ([{"prompt": "a", "chosen": "b", "rejected": "c"}], "preferences", {}),
-        ([{"prompt": "a", "completion": "b", "label": True}], "ratings", {}),
-        ([{"prompt": "a", "completion": "b", "score": 3.5}], "ratings", {}),
+        ([{"prompt": "a", "completion": "b", "label": True}], "ratings",
+         {"rating": "label"}),
+        ([{"prompt": "a", "completion": "b", "score": 3.5}], "ratings",
+         {"rating": "score"}),
         ([{"text": "a", "label": 1}, {"text": "b", "label": 0}], "labels", {}),
         ([{"text": "a", "url": "b"}], "text", {}),
     ],
@@ -63,6 +65,14 @@ def test_a_spreadsheet_of_few_labels_is_labelled_texts(tmp_path: Path) -> None:
         assert found.labels == {"bills": 4, "app": 4, "other": 4}
         assert (found.label_column, found.unused) == ("queue", {"no": 12})
         assert "12 labelled texts (words as text, queue as label); 3 labels" in found.sentence
+
+
+def test_labels_that_are_long_or_many_are_answers(tmp_path: Path) -> None:
+    long = [{"text": "a", "label": "words " * 20}, {"text": "b", "label": "c"}]
+    many = [{"text": "a", "label": f"summary {n}"} for n in range(150)]
+    for rows in (long, many):
+        found = detect([jsonl(tmp_path / "a.jsonl", *rows)])
+        assert (found.kind, found.format, found.labels) == ("prompt_completion", "labels", {})
 
 
 def test_a_folder_of_markdown_is_text(tmp_path: Path) -> None:

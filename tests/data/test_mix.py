@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 import torch
 
+from llamaseek.data.bad_rows import BadRows
 from llamaseek.data.batch import IGNORE
 from llamaseek.data.builtin.documents import builtin_documents
 from llamaseek.data.mix.corpus import build_corpus
 from llamaseek.data.mix.encode import Encoder, TokenStore, fim_marks, write_store
 from llamaseek.data.mix.rows import MixRows, shuffled
 from llamaseek.data.mix.schedule import Phase, Schedule
+from llamaseek.data.mix.sources import open_sources
 from llamaseek.data.source import SourceState
 from llamaseek.errors import UserError
 from llamaseek.files import write_text
@@ -29,6 +31,7 @@ from llamaseek.text.special import FIM_TOKENS
 from llamaseek.text.train_bpe import train_bpe
 from llamaseek.train.jobs.pretrain import build_job
 from llamaseek.train.loop import train
+from tests.data.planted import write_rows
 from tests.train.tiny import LLAMA_SIZES, stories, tiny_tokenizer
 
 ASKED = {"web": 50.0, "math": 25.0, "code": 17.0, "languages": 8.0}
@@ -401,3 +404,14 @@ def test_the_built_in_sources_keep_their_size_and_seed() -> None:
     assert texts == list(builtin_documents("stories", 50_000, 1))
     assert texts != list(builtin_documents("stories", 50_000, 2))
     assert sum(len(text.encode()) for text in texts) == pytest.approx(50_000, rel=0.05)
+
+
+def test_other_columns_of_rows_of_text_are_reported_or_ignored(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a.jsonl", [{"body": "words " * 9, "url": "u"}] * 8)
+    data = {"sources": [str(tmp_path / "a.jsonl")], "columns": {"text": "body"}}
+    for ignore, lines in (([], 1), (["url"], 0)):
+        made = make_recipe({"name": "x", "stage": "pretrain", "data": data | {"ignore": ignore}})
+        bad = BadRows()
+        (source,) = open_sources(made, bad)
+        assert next(source.train()) == "words " * 9 and len(bad.summary()) == lines
+        assert all("url (8)" in line for line in bad.summary())

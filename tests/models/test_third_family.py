@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
+from llamaseek.checkpoints.gguf.metadata import architecture
 from llamaseek.checkpoints.hf import load_model, save_model
 from llamaseek.dry_run.answer import plan_training
 from llamaseek.engine.engine import Engine
@@ -111,6 +112,9 @@ def test_a_family_registered_from_outside(qwen3: str, cli: Cli, tmp_path: Path) 
     row = torch.cat((tokens[0], torch.tensor(answer)))[None]
     whole = model.logits(model(row, torch.arange(52)[None])).argmax(-1)
     assert fuse(model) is None and answer == whole[0, 39:-1].tolist()
+
+    with pytest.raises(UserError, match="Qwen3ForCausalLM cannot be written to a .gguf file"):
+        architecture(model.config)
 
     # It is counted, planned and drawn.
     drawing = tmp_path / "qwen3.svg"

@@ -122,7 +122,7 @@ def test_what_cannot_be_done_is_one_line(start: Path, cli: Cli, tmp_path: Path) 
         assert said in done.err.splitlines()[-1]
         assert done.err.splitlines()[-1].startswith("error: ")
     rated = [{"prompt": "a", "completion": "b", "rating": 3}] * 8
-    with pytest.raises(UserError, match="ratings are not trained on"):
+    with pytest.raises(UserError, match="no prompt has two answers that are rated differently"):
         planned(start, write(tmp_path / "rated.jsonl", rated))
 
 

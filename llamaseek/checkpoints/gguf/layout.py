@@ -11,8 +11,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from llamaseek.herd import DeepseekV3Config, Llama3Config, ModelConfig, RopeScaling
-from llamaseek.herd.gguf_tensors import FREQUENCIES, KEY_PART, VALUE_PART, gguf_name
+from llamaseek.herd import ModelConfig, RopeScaling
+from llamaseek.herd.configs import LatentWidths
+from llamaseek.herd.gguf_tensors import (
+    FREQUENCIES,
+    KEY_PART,
+    VALUE_PART,
+    gguf_name,
+    interleaved_heads,
+)
 from llamaseek.models.lazy import Lazy
 from llamaseek.models.rope import inverse_frequencies
 
@@ -32,26 +39,19 @@ class Outgoing:
 def outgoing(config: ModelConfig, tensors: dict[str, Lazy]) -> Iterator[Outgoing]:
     """Every tensor of a GGUF file, from a model's under Hugging Face's names."""
     if (scaling := config.rope_scaling) is not None and scaling.rope_type == "llama3":
-        assert isinstance(config, Llama3Config)
         yield _frequencies(config, scaling)
     for name, tensor in tensors.items():
         if first := _FIRST_EXPERT.fullmatch(name):
-            assert isinstance(config, DeepseekV3Config)
             yield _experts(config, tensors, first[1], first[2])
         elif name.endswith("kv_b_proj.weight"):
-            assert isinstance(config, DeepseekV3Config)
-            yield from _latent_parts(config, name, tensor)
+            assert config.latents is not None
+            yield from _latent_parts(config.num_attention_heads, config.latents, name, tensor)
         elif not _EXPERT.fullmatch(name):
             yield _plain(config, name, tensor)
 
 
 def _plain(config: ModelConfig, name: str, tensor: Lazy) -> Outgoing:
-    heads = 0
-    if isinstance(config, Llama3Config):
-        if name.endswith("q_proj.weight"):
-            heads = config.num_attention_heads
-        elif name.endswith("k_proj.weight"):
-            heads = config.num_key_value_heads
+    heads = interleaved_heads(config, name)
     pieces = (lambda: _interleaved(tensor, heads)) if heads else (lambda: _rows(tensor))
     return Outgoing(gguf_name(name), tensor.shape, pieces)
 
@@ -69,11 +69,9 @@ def _interleaved(tensor: Lazy, heads: int) -> Iterator[Tensor]:
         yield tensor.rows(start, start + size).view(2, size // 2, -1).transpose(0, 1).flatten(0, 1)
 
 
-def _experts(
-    config: DeepseekV3Config, tensors: dict[str, Lazy], prefix: str, part: str
-) -> Outgoing:
+def _experts(config: ModelConfig, tensors: dict[str, Lazy], prefix: str, part: str) -> Outgoing:
     """All experts' matrices of a layer as one tensor."""
-    names = [f"{prefix}.{e}.{part}_proj.weight" for e in range(config.n_routed_experts)]
+    names = [f"{prefix}.{e}.{part}_proj.weight" for e in range(config.num_experts)]
     shape = (len(names), *tensors[names[0]].shape)
 
     def pieces() -> Iterator[Tensor]:
@@ -83,10 +81,9 @@ def _experts(
     return Outgoing(gguf_name(names[0]), shape, pieces)
 
 
-def _latent_parts(config: DeepseekV3Config, name: str, tensor: Lazy) -> Iterator[Outgoing]:
+def _latent_parts(heads: int, widths: LatentWidths, name: str, tensor: Lazy) -> Iterator[Outgoing]:
     """`kv_b_proj` as keys (H, C, P), transposed, and values (H, V, C)."""
-    heads, rank = config.num_attention_heads, config.kv_lora_rank
-    nope, value = config.qk_nope_head_dim, config.v_head_dim
+    rank, nope, value = widths.key_value, widths.plain, widths.value
 
     def keys() -> Iterator[Tensor]:
         for head in range(heads):
@@ -103,8 +100,8 @@ def _latent_parts(config: DeepseekV3Config, name: str, tensor: Lazy) -> Iterator
     yield Outgoing(base + VALUE_PART, (heads, value, rank), values)
 
 
-def _frequencies(config: Llama3Config, scaling: RopeScaling) -> Outgoing:
+def _frequencies(config: ModelConfig, scaling: RopeScaling) -> Outgoing:
     """What Llama 3.1's scaling divides each rotary frequency by."""
-    plain = inverse_frequencies(config.head_dim, config.rope_theta, None)
-    divisors = plain / inverse_frequencies(config.head_dim, config.rope_theta, scaling)
+    plain = inverse_frequencies(config.rotary_width, config.rope_theta, None)
+    divisors = plain / inverse_frequencies(config.rotary_width, config.rope_theta, scaling)
     return Outgoing(FREQUENCIES, tuple(divisors.shape), lambda: iter((divisors[None],)))

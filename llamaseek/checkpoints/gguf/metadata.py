@@ -5,13 +5,14 @@ Keys: llama.cpp `conversion/llama.py` and `conversion/deepseek.py`, and what `sr
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from gguf import ExpertGatingFuncType, GGUFWriter, LlamaFileType, RopeScalingType
 from gguf.constants import GGML_QUANT_VERSION
 
 from llamaseek.errors import UserError
 from llamaseek.herd import DeepseekV3Config, Llama3Config, ModelConfig, RopeScaling
-
-ARCHITECTURES: dict[type[ModelConfig], str] = {Llama3Config: "llama", DeepseekV3Config: "deepseek2"}
 
 
 def architecture(config: ModelConfig) -> str:
@@ -21,9 +22,11 @@ def architecture(config: ModelConfig) -> str:
     """
     if config.is_reward_model:
         raise UserError("a reward model cannot be written to a .gguf file; llama.cpp has none")
-    if isinstance(config, DeepseekV3Config) and not config.n_shared_experts:
+    if config.num_experts and not config.shared_experts:
         raise UserError("n_shared_experts: is 0; llama.cpp reads models with shared experts alone")
-    return ARCHITECTURES[type(config)]
+    if type(config) not in FAMILIES:
+        raise UserError(f"{config.architecture} cannot be written to a .gguf file")
+    return FAMILIES[type(config)][0]
 
 
 def add_config(writer: GGUFWriter, config: ModelConfig, name: str, kind: LlamaFileType) -> None:
@@ -41,11 +44,7 @@ def add_config(writer: GGUFWriter, config: ModelConfig, name: str, kind: LlamaFi
     writer.add_rope_freq_base(config.rope_theta)
     if not config.is_causal:
         writer.add_causal_attention(False)
-    if isinstance(config, Llama3Config):
-        _add_llama(writer, config)
-    else:
-        assert isinstance(config, DeepseekV3Config)
-        _add_deepseek(writer, config)
+    FAMILIES[type(config)][1](writer, config)
     if config.rope_scaling is not None:
         _add_scaling(writer, config, config.rope_scaling)
 
@@ -101,12 +100,19 @@ def _add_scaling(writer: GGUFWriter, config: ModelConfig, scaling: RopeScaling) 
     writer.add_rope_scaling_yarn_beta_fast(scaling.beta_fast)
     writer.add_rope_scaling_yarn_beta_slow(scaling.beta_slow)
     whole, part = scaling.mscale_all_dim, scaling.mscale
-    if isinstance(config, Llama3Config) and whole and part:
+    if not config.yarn_scales_softmax and whole and part:
         raise UserError("rope_scaling.mscale has no place in a Llama's .gguf file")
-    if isinstance(config, DeepseekV3Config):
+    if config.yarn_scales_softmax:
         if whole and part != whole:
             raise UserError(
                 f"rope_scaling.mscale is {part}, mscale_all_dim {whole}; a .gguf file has one key"
             )
         if whole:
             writer.add_rope_scaling_yarn_log_mul(0.1 * whole)
+
+
+FAMILIES: dict[type[ModelConfig], tuple[str, Callable[[GGUFWriter, Any], None]]] = {
+    Llama3Config: ("llama", _add_llama),
+    DeepseekV3Config: ("deepseek2", _add_deepseek),
+}
+"""GGUF's name of an architecture, and what adds its keys, by the config's class."""

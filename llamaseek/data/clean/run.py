@@ -33,7 +33,7 @@ REPLACED = ("documents", "removed")
 
 def clean(
     recipe: CleanRecipe,
-    crew: CleaningWorkers,
+    pool: CleaningWorkers,
     overwrite: bool = False,
     on_step: OnStep | None = None,
 ) -> Path:
@@ -48,12 +48,12 @@ def clean(
     folder = recipe.folder
     if _done(folder, mark, overwrite):
         return folder
-    work = _prepare(recipe, folder / f".work-{mark}", crew)
+    work = _prepare(recipe, folder / f".work-{mark}", pool)
     count = len(work.plan())
     steps = passes(recipe.stages)
     for step in steps:
-        _one_pass(work, step, count, crew, on_step or (lambda name, tasks: None))
-    if crew.machine == 0:
+        _one_pass(work, step, count, pool, on_step or (lambda name, tasks: None))
+    if pool.machine == 0:
         _finish(recipe, work, steps, count, mark)
     return folder
 
@@ -101,9 +101,9 @@ def _done(folder: Path, mark: str, overwrite: bool) -> bool:
     return True
 
 
-def _prepare(recipe: CleanRecipe, folder: Path, crew: CleaningWorkers) -> WorkFolder:
+def _prepare(recipe: CleanRecipe, folder: Path, pool: CleaningWorkers) -> WorkFolder:
     work, plan = WorkFolder(folder), folder / "plan.json"
-    while crew.machine and not plan.is_file():
+    while pool.machine and not plan.is_file():
         time.sleep(POLL)
     if not plan.is_file():
         shards = make_plan(recipe.sources, recipe.shard_bytes)
@@ -119,19 +119,19 @@ def _prepare(recipe: CleanRecipe, folder: Path, crew: CleaningWorkers) -> WorkFo
 
 
 def _one_pass(
-    work: WorkFolder, step: CleaningPass, count: int, crew: CleaningWorkers, on_step: OnStep
+    work: WorkFolder, step: CleaningPass, count: int, pool: CleaningWorkers, on_step: OnStep
 ) -> None:
     """The shards of a pass, then what its last stage decides; then the pass before may go."""
     on_step(_title(step), count)
-    crew.run(count, partial(run_pass, work, step), work.folder, f"pass-{step.number}")
+    pool.run(count, partial(run_pass, work, step), work.folder, f"pass-{step.number}")
     if step.after is not None:
         assert isinstance(step.after.settings, CorpusStage)
         shards = work.shards(step.number, count)
         for number, part in enumerate(step.after.settings.rounds(shards)):
             on_step(f"{step.after.name}: decide {number + 1}", part.tasks)
             name = f"pass-{step.number}-{number}"
-            crew.run(part.tasks, partial(part.run, shards), work.folder, name)
-    if step.number and crew.machines == 1:
+            pool.run(part.tasks, partial(part.run, shards), work.folder, name)
+    if step.number and pool.machines == 1:
         for kind in ("documents", "notes"):  # no step to come reads them
             shutil.rmtree(work.of_pass(step.number - 1, kind), ignore_errors=True)
 

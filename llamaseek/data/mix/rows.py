@@ -83,6 +83,14 @@ class MixRows(Source):
         """Tokens a row."""
         return self._length
 
+    @property
+    def rows(self) -> int | None:
+        """Rows of one epoch, where there is one source; a mix has no epochs of its own."""
+        if len(self.stores) != 1:
+            return None
+        (store,) = self.stores.values()
+        return -(-int((store.pieces[:, 1] - store.pieces[:, 0]).sum()) // self.length)
+
     def step(self, step: int, rows: int, rank: int = 0, ranks: int = 1) -> Batch:
         """The rows of one training step, or of the `rank`-th of `ranks` equal parts of it.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 from llamaseek.data.bad_rows import BadRows
 from llamaseek.data.builtin.documents import NAMES, builtin_documents
@@ -60,7 +61,7 @@ def open_sources(recipe: Recipe, bad: BadRows | None = None) -> list[TextSource]
     Raises UserError for names and weights that cannot be, and for sources that cannot be read.
     """
     data = recipe.data
-    _check(data)
+    check_sources(data)
     mix = first_mix(data)
     skip = data.bad_rows == "skip"
     readers = {name: _reader(name, data, mix, recipe.seed) for name in _names(data)}
@@ -104,22 +105,25 @@ def _names(data: DataRecipe) -> list[str]:
 def _reader(name: str, data: DataRecipe, mix: Mix, seed: int) -> Reader:
     paths = data.sources if data.sources else data.corpora.get(name)
     if paths is not None:
-        return partial(_texts, paths)
+        return partial(_texts, paths, data)
     weights = {n: mix.get(n) or max(p.mix.get(n, 0.0) for p in data.phases) for n in _names(data)}
     budget = data.mix_bytes * weights[name] / sum(weights.values())
     return lambda bad: builtin_documents(name, budget, seed)
 
 
-def _texts(paths: list[str], bad: BadRows) -> Iterator[str]:
+def _texts(paths: list[str], data: DataRecipe, bad: BadRows) -> Iterator[str]:
+    """The texts of files and data sets; `bad` counts the other columns of their rows."""
+    column = data.columns.get("text", "text")
     files = [path for path in paths if not path.startswith(SCHEME)]
-    for path in paths:
-        if path.startswith(SCHEME):
-            yield from (document.text for document in read_hub(path, 0, 1, bad))
+    parts = [read_hub(path, 0, 1, bad) for path in paths if path.startswith(SCHEME)]
     if files:
-        yield from (document.text for document in read_documents(files, bad))
+        parts.append(read_documents(files, bad, column, data.encoding))
+    for document in chain.from_iterable(parts):
+        bad.unused.update(n for n in document.metadata if n != "place" and n not in data.ignore)
+        yield document.text
 
 
-def _check(data: DataRecipe) -> None:
+def check_sources(data: DataRecipe) -> None:
     """One line for what no reading is needed to see."""
     if not (data.sources or data.corpora or data.mix):
         raise UserError(

@@ -55,7 +55,7 @@ FEWEST = 20  # grades that a classifier can be trained on
 def filter_by_judge(
     recipe: QualityRecipe,
     grade: Grader,
-    crew: CleaningWorkers,
+    pool: CleaningWorkers,
     on_grade: Watch | None = None,
     on_step: OnStep | None = None,
 ) -> Agreement:
@@ -72,7 +72,7 @@ def filter_by_judge(
         _make_folder(folder, mark)
         documents, grades = _graded(recipe, grade, folder, on_grade or (lambda done, total: None))
         found = _learn(recipe, documents, grades, folder)
-    _filter(recipe, folder, found["at_least"], crew, anew, on_step)
+    _filter(recipe, folder, found["at_least"], pool, anew, on_step)
     return Agreement(**{name: found[name] for name in Agreement.__dataclass_fields__})
 
 
@@ -201,7 +201,7 @@ def _filter(
     recipe: QualityRecipe,
     folder: Path,
     at_least: float,
-    crew: CleaningWorkers,
+    pool: CleaningWorkers,
     anew: bool,
     on_step: OnStep | None,
 ) -> None:
@@ -210,4 +210,4 @@ def _filter(
     cleaning = CleanRecipe.model_validate(
         {"name": recipe.name, "out": str(recipe.folder), **fields}
     )
-    clean(cleaning, crew, overwrite=anew, on_step=on_step)
+    clean(cleaning, pool, overwrite=anew, on_step=on_step)

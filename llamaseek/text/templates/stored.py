@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llamaseek.errors import UserError, bad_value
+from llamaseek.files import read_bytes
 from llamaseek.text.llama3_calls import CHAT_TEMPLATE
 from llamaseek.text.special import END_OF_TURN
 
@@ -113,6 +114,6 @@ def given_template(name: str) -> tuple[str, str | None]:
 def read_text(path: Path) -> str:
     """A text file's content; UserError, naming it, where it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8")
+        return read_bytes(path).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error

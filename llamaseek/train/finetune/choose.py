@@ -34,6 +34,7 @@ STAGES: dict[Kind, str] = {
     "prompt_completion": "sft",
     "labels": "sft",
     "preferences": "dpo",
+    "ratings": "dpo",  # of each prompt its better answers beside its worse
     "text": "pretrain",
 }
 METHODS = ("lora", "qlora", "full")
@@ -86,11 +87,6 @@ def choose(wanted: Wanted) -> TuningPlan:
         apply_override(given, override)
     data = given.get("data", {})
     rows = detect(wanted.sources, data.get("columns"), data.get("encoding", "auto"))
-    if rows.kind not in STAGES:
-        raise UserError(
-            f"{wanted.sources[0]}: {rows.sentence}; ratings are not trained on: give pairs, with "
-            "columns prompt, chosen and rejected"
-        )
     config = read_config(wanted.model)
     draft = _draft(wanted, rows, config)
     recipe = draft.with_overrides(wanted.overrides)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llamaseek.train.finetune.choose import TuningPlan
-from llamaseek.units import duration, size
+from llamaseek.units import duration, plural, size
 
 
 def plan_line(plan: TuningPlan) -> str:
@@ -14,9 +14,9 @@ def plan_line(plan: TuningPlan) -> str:
     each = plan.epoch_steps
     parts = [
         counted + apart,
-        f"{plan.packed:,} packed {_plural('row', plan.packed)} of {recipe.data.length}",
-        f"1 epoch = {each:,} {_plural('step', each)} of {recipe.train.batch}",
-        f"{plan.epochs:.3g} {_plural('epoch', plan.epochs)} = {recipe.train.steps:,} steps",
+        f"{plan.packed:,} packed {plural('row', plan.packed)} of {recipe.data.length}",
+        f"1 epoch = {each:,} {plural('step', each)} of {recipe.train.batch}",
+        f"{plan.epochs:.3g} {plural('epoch', plan.epochs)} = {recipe.train.steps:,} steps",
         method(plan),
         f"lr {recipe.train.lr:g}",
         size(plan.cost.memory),
@@ -32,7 +32,3 @@ def method(plan: TuningPlan) -> str:
         return "all weights"
     where = ", ".join(lora.targets) or "all linear"
     return f"{'QLoRA' if lora.base == 'nf4' else 'LoRA'} rank {lora.rank} on {where}"
-
-
-def _plural(word: str, count: float) -> str:
-    return word if count == 1 else f"{word}s"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 
+from llamaseek.checkpoints.sources import with_sources_found
 from llamaseek.data.mix.corpus import build_corpus
 from llamaseek.errors import UserError, bad_value
 from llamaseek.herd import ModelConfig, config_from_sizes
@@ -35,6 +37,7 @@ from llamaseek.train.start import (
     check_vocabulary,
     trainable,
 )
+from llamaseek.units import counted
 
 
 def build_job(recipe: Recipe, resume: bool = False) -> Job:
@@ -43,12 +46,32 @@ def build_job(recipe: Recipe, resume: bool = False) -> Job:
     Its folder is this process's from here to the end of `train`. A run that is to `resume` keeps
     the tokenizer that it has trained, whatever its text is now.
     """
+    recipe = with_sources_found(recipe)
     check_reads(recipe)
     on_first_rank(lambda: hold(recipe.folder))
     with released_on_error(recipe.folder):
         if recipe.stage == "pretrain":
-            return pretrain_job(recipe, trained_tokenizer(recipe) if resume else None)
-        return JOBS[recipe.stage](recipe)
+            job = pretrain_job(recipe, trained_tokenizer(recipe) if resume else None)
+        else:
+            job = JOBS[recipe.stage](recipe)
+        return job if recipe.train.epochs is None else with_steps(job, recipe.train.epochs)
+
+
+def with_steps(job: Job, epochs: float) -> Job:
+    """The job with as many steps as `epochs` of its data take, and a line that says so."""
+    rows, train = job.source.rows, job.recipe.train
+    if rows is None:
+        raise UserError("train.epochs: a mix of sources has no epochs; allowed: train.steps")
+    each = math.ceil(rows / train.batch)
+    steps = max(math.ceil(epochs * rows / train.batch), 1)
+    known = {**train.model_dump(exclude={"epochs"}), "steps": steps}
+    job.recipe = job.recipe.model_copy(update={"train": type(train)(**known)})
+    job.bad_rows.notes.append(
+        f"data: an epoch has {counted(rows, 'row')} of {job.source.length:,} tokens, "
+        f"{counted(each, 'step')} of {train.batch:,}; train.epochs {epochs:g} is "
+        f"{counted(steps, 'step')}"
+    )
+    return job
 
 
 def trained_tokenizer(recipe: Recipe) -> Tokenizer | None:
@@ -64,7 +87,7 @@ def pretrain_job(recipe: Recipe, tokenizer: Tokenizer | None = None) -> Job:
     """A new model, or one from a folder, on text; with `tokenizer` none is trained."""
     if recipe.data.fim and recipe.train.objective == "masked":
         raise bad_value("data.fim", recipe.data.fim, "0 with train.objective masked")
-    _check_model(recipe)
+    check_model(recipe)
     with tokenizing(recipe.name) as watch:
         corpus = build_corpus(recipe, watch, tokenizer)
     model = _new_model(recipe, corpus.tokenizer)
@@ -89,7 +112,7 @@ JOBS: dict[str, Callable[[Recipe], Job]] = {
 """How the job of each of `recipe.stages.STAGES` is built."""
 
 
-def _check_model(recipe: Recipe) -> None:
+def check_model(recipe: Recipe) -> None:
     """Check what can be wrong with the model before its text is tokenized."""
     if recipe.model.init_from:
         masked = recipe.train.objective == "masked"

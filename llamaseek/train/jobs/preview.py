@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from llamaseek.checkpoints.sources import with_sources_found
 from llamaseek.data.bad_rows import BadRows
 from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.data.formats import RowReader
@@ -41,6 +42,7 @@ class ShownRow:
 
 def training_rows(recipe: Recipe, count: int) -> Iterator[ShownRow]:
     """The first `count` rows of a recipe's first step. UserError as the run itself would raise."""
+    recipe = with_sources_found(recipe, "tokenizer")
     if recipe.samples:
         return _prompt_rows(recipe, count)
     source, tokenizer = _source(recipe)
@@ -80,16 +82,15 @@ def _prompt_rows(recipe: Recipe, count: int) -> Iterator[ShownRow]:
     tokenizer = recipe_tokenizer(recipe)
     rewards = recipe.sampling.rewards if recipe.sampling else recipe.rollout.rewards
     columns = [one.column for one in rewards]
-    prompts = _prompts(recipe, tokenizer)
+    prompts = prompts_of(recipe, tokenizer, BadRows(recipe.data.bad_rows == "skip"))
     for prompt in prompts[:count]:
         documents = [stretches(Example(prompt.ids, [IGNORE] * len(prompt.ids)), tokenizer)]
         judged = {name: str(prompt.row[name]) for name in columns if name in prompt.row}
         yield ShownRow(documents, len(prompt.ids), 0, 0, judged)
 
 
-def _prompts(recipe: Recipe, tokenizer: Tokenizer) -> list[Prompt]:
-    """In the order in which they are answered."""
-    bad = BadRows(recipe.data.bad_rows == "skip")
+def prompts_of(recipe: Recipe, tokenizer: Tokenizer, bad: BadRows) -> list[Prompt]:
+    """The prompts of a recipe whose rows a model answers, in the order in which it does."""
     if recipe.sampling is None:
         prompts = rollout_prompts(recipe, tokenizer, bad)[0]
         return [prompts[place] for place in prompt_order(len(prompts), recipe.seed, 0)]

@@ -9,13 +9,13 @@ import torch
 from llamaseek.data.bad_rows import BadRows, Row
 from llamaseek.data.builtin.rows import generated_rows
 from llamaseek.data.formats import RowReader
-from llamaseek.data.row_sources import file_rows
 from llamaseek.errors import UserError, bad_value
 from llamaseek.models import CausalLM
 from llamaseek.models.score import add_value_head
 from llamaseek.recipe.schema import Recipe
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.job import Job
+from llamaseek.train.jobs.supervised import split_rows
 from llamaseek.train.objectives import Objective
 from llamaseek.train.objectives.grpo import GRPO
 from llamaseek.train.objectives.ppo import PPO
@@ -96,10 +96,9 @@ def rollout_prompts(
         return read_prompts(rows, tokenizer, data.length, room, rollout.rewards, reader, bad)
 
     if data.sources:
-        rows = list(file_rows(data.sources, data.encoding))
-        kept = max(len(rows) - int(len(rows) * data.holdout), 1)
-        held_out = rows[kept:][: rollout.eval_prompts]
-        train, tested = read(rows[:kept]), read(held_out) if held_out else []
+        rows, held_out = split_rows(recipe)
+        held_out = held_out[: rollout.eval_prompts]
+        train, tested = read(rows), read(held_out) if held_out else []
         bad.notes = reader.notes()
         return train, tested
     if not data.rows:

@@ -16,6 +16,7 @@ from llamaseek.data.batch import Batch
 from llamaseek.data.builtin.rows import generated_rows
 from llamaseek.data.formats import RowReader
 from llamaseek.data.rankings import preferences, rankings
+from llamaseek.data.ratings import PAIRED, pairs_of_ratings
 from llamaseek.data.row_sources import file_rows
 from llamaseek.data.rows import conversations
 from llamaseek.data.source import Rows
@@ -139,10 +140,12 @@ def read_data(recipe: Recipe, pack: Pack) -> RowsRead:
     data = recipe.data
     reader, bad = RowReader.of(data), BadRows(data.bad_rows == "skip")
     if data.sources:
-        train, held_out = split_rows(recipe)
+        train, held_out = split_rows(recipe, bad.notes)
+        if bad.notes:  # pairs were made of columns that no pair has
+            reader = RowReader.of(data, [data.columns.get(name, name) for name in PAIRED])
         packed = pack(train, reader, bad)
         tested = _packed_if_any(pack, held_out, reader, bad)
-        bad.notes = reader.notes()
+        bad.notes += reader.notes()
         return RowsRead(packed, tested, bad, held_out)
     packed = pack(training_part(recipe), reader, bad)
     few = dict.fromkeys(data.rows, HELD_OUT)
@@ -167,10 +170,16 @@ def _packed_if_any(pack: Pack, rows: list[Row], reader: RowReader, bad: BadRows)
         return None
 
 
-def split_rows(recipe: Recipe) -> tuple[list[Row], list[Row]]:
-    """The last `data.holdout` of the files' rows apart; at least one is trained on."""
+def split_rows(recipe: Recipe, notes: list[str] | None = None) -> tuple[list[Row], list[Row]]:
+    """The last `data.holdout` of the files' rows apart; at least one is trained on.
+
+    For a stage of pairs, rated answers are made pairs, and `notes` gets a line that says so.
+    """
     data = recipe.data
     rows = list(file_rows(data.sources, data.encoding))
+    if recipe.stage in ("dpo", "reward"):
+        rows, said = pairs_of_ratings(rows, data.columns)
+        (notes if notes is not None else []).extend(said)
     if data.shuffle:
         Random(recipe.seed).shuffle(rows)
     kept = max(len(rows) - int(len(rows) * data.holdout), 1)

@@ -77,6 +77,11 @@ class Rollouts(Source):
         """Tokens a row, at most."""
         return self._length
 
+    @property
+    def rows(self) -> int:
+        """Answers trained on in one epoch, in which every prompt is answered once by its group."""
+        return len(self.prompts) * self.rollout.samples * self.rollout.epochs
+
     def step(self, step: int, rows: int) -> Batch:
         """A share of the latest rollout's answers; at its first step the rollout is made."""
         each, parts = self.rollout.epochs * self.rollout.minibatches, self.rollout.minibatches

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
 from llamaseek.data.hub import SCHEME, parse_hub
 from llamaseek.errors import UserError
 from llamaseek.files import places
 from llamaseek.recipe.load import load_recipe
 from llamaseek.recipe.post_training import RewardRecipe
+from llamaseek.recipe.reading import read_mapping
 from llamaseek.recipe.schema import Recipe
 
 OWN = (
@@ -76,7 +75,7 @@ def check_recipe_file(path: Path, recipe: Recipe) -> None:
     if path.resolve() != (recipe.folder / "recipe.yaml").resolve():
         return
     resolved = load_recipe(path, []).model_dump(mode="json")
-    if yaml.safe_load(path.read_text()) != resolved:
+    if read_mapping(path, []) != resolved:
         raise UserError(
             f"{path}: would be replaced by the run's resolved recipe; allowed: another out, or "
             "another name for the file"

@@ -1,0 +1,99 @@
+"""Rated answers, KTO's among them, as pairs: of each prompt its better answers beside its worse."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from llamaseek.data.bad_rows import Row, RowError
+from llamaseek.data.columns import FORMATS, MappedRow, mapped
+from llamaseek.errors import UserError, shorten
+from llamaseek.units import counted
+
+RATINGS = ("rating", "label", "score", "reward")
+"""The columns that rate an answer, as a truth (KTO) or a number; the first of them counts."""
+
+PAIRED = ("completion", "rating")
+"""The columns of a rated answer, in our names, that its pair no longer has."""
+
+TRUTHS = {"true": 1.0, "false": 0.0}
+Rated = tuple[float, str, Mapping[str, Any], MappedRow]
+
+
+def rating_column(row: Mapping[str, Any]) -> str | None:
+    """The column that rates a prompt's completion, if one does."""
+    return next((n for n in RATINGS if n in row and as_rating(row[n]) is not None), None)
+
+
+def as_rating(value: Any) -> float | None:
+    """A truth or a number, also as a table of texts has it; None for anything else."""
+    if isinstance(value, bool | int | float):
+        return float(value)
+    try:
+        return TRUTHS.get(value.lower()) if value.lower() in TRUTHS else float(value)
+    except (AttributeError, TypeError, ValueError):
+        return None
+
+
+def pairs_of_ratings(rows: list[Row], columns: Mapping[str, str]) -> tuple[list[Row], list[str]]:
+    """The rows of better answers with `chosen` and `rejected` in place of their own completion and
+    rating, and a line that says how many there are.
+
+    Of n answers to a prompt the best goes with the worst, the second with the second worst, as
+    long as their ratings differ. Rows that hold no ratings are given back. RowError for a row
+    without a rating; UserError where no prompt has two answers of different ratings.
+    """
+    if not rows or _rated(*rows[0], columns)[0] is None:
+        return rows, []
+    groups: dict[str, list[Rated]] = defaultdict(list)
+    for place, row in rows:
+        rating, view = _rated(place, row, columns)
+        if rating is None:
+            message = f"has no rating in {' or '.join(RATINGS)}: {shorten(str(row))}"
+            raise RowError(place, "without a rating", message)
+        prompt = [view.get(name) for name in ("system", "prompt")]
+        groups[json.dumps(prompt, default=str)].append((rating, place, row, view))
+    mapped_names = {path.split(".")[0] for path in columns.values()}
+    made = [pair for group in groups.values() for pair in _pairs(group, mapped_names)]
+    if not made:
+        raise UserError(
+            f"{rows[0][0]}: holds ratings, and no prompt has two answers that are rated differently"
+        )
+    alone = len(rows) - 2 * len(made)
+    more = f"; {alone:,} have no other to the same prompt that is rated differently"
+    pairs = counted(len(made), "pair")
+    note = f"data: {pairs} of {len(rows):,} rated answers{more if alone else ''}"
+    return made, [note]
+
+
+def _rated(
+    place: str, row: Mapping[str, Any], columns: Mapping[str, str]
+) -> tuple[float | None, MappedRow]:
+    """A row's rating, if it is one of a prompt's completion, and the row under our names."""
+    view = mapped(place, row, columns)
+    if "chosen" in view or "rejected" in view:
+        return None, view
+    needed = FORMATS["prompt_completion"]
+    view.alias((*needed.required, *needed.optional))
+    name = rating_column(view)
+    whole = all(name in view for name in needed.required)
+    return (as_rating(view[name]) if whole and name is not None else None), view
+
+
+def _pairs(group: list[Rated], kept: Collection[str]) -> list[Row]:
+    """The best with the worst, and so on inwards."""
+    ranked = sorted(group, key=lambda one: -one[0])
+    half = len(ranked) // 2
+    couples = zip(ranked[:half], reversed(ranked[-half:]), strict=True) if half else ()
+    return [_pair(better, worse, kept) for better, worse in couples if better[0] > worse[0]]
+
+
+def _pair(better: Rated, worse: Rated, kept: Collection[str]) -> Row:
+    """The better answer's row as a pair, with the columns that `data.columns` names."""
+    _, place, row, view = better
+    name = rating_column(view) or ""
+    gone = {view.origin.get(one, one) for one in ("completion", name)} - set(kept)
+    rest = {name: value for name, value in row.items() if name not in gone}
+    return place, rest | {"chosen": view["completion"], "rejected": worse[3]["completion"]}

@@ -1,0 +1,271 @@
+"""Benchmarks by the lecture's names and by lm-eval's: which task, with how many shots, from where.
+
+Prompts, shots and extraction are those of lm-eval's own files; only what cannot run as it is
+there is replaced (`verdicts`), and rows come from `data`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lm_eval.tasks
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._factory import TaskFactory
+from lm_eval.tasks._index import Entry
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from llamaseek.errors import UserError, shorten, unknown_name
+from llamaseek.evals import verdicts
+from llamaseek.evals.data import LocalData
+
+SHIPPED = Path(lm_eval.tasks.__file__).parent
+OWN = Path(__file__).parent / "tasks_meta"
+PREFIX = "lm-eval:"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A benchmark by name: lm-eval's task, its shots where not the task's own, and the source.
+
+    `folder` of lm-eval's tasks holds it. `chance` is the share that guessing gets right.
+    """
+
+    task: str
+    folder: str
+    shots: int | None
+    source: str
+    chance: float = 0.0
+    unsafe: bool = False
+
+
+META = "llama-models eval_details.md"
+LECTURE = {
+    "mmlu": Protocol("mmlu", "mmlu/default", 5, "lecture; Meta, base models: NLL of letters", 0.25),
+    "gpqa": Protocol("gpqa_main_zeroshot", "gpqa/zeroshot", 0, "lecture; letters scored", 0.25),
+    "humaneval": Protocol("humaneval", "humaneval", 0, "lecture; Chen et al. 2021", unsafe=True),
+    "gsm8k": Protocol("gsm8k_cot", "gsm8k", 8, "lecture; shots of Wei et al. 2022"),
+    "math": Protocol("minerva_math", "minerva_math", 4, "lecture; Lewkowycz et al. 2022"),
+}
+"""The lecture's columns."""
+
+OTHERS = {
+    "math500": Protocol("minerva_math500", "minerva_math", 4, "Lightman et al. 2023"),
+    "mmlu_cloze": Protocol(
+        "mmlu_continuation", "mmlu/continuation", 0, "answer texts scored, no options shown", 0.25
+    ),
+    "mmlu_llama": Protocol("mmlu_llama", "llama3/instruct/mmlu", 5, f"{META}: letter generated"),
+    "mmlu_cot_llama": Protocol("mmlu_cot_llama", "llama3/instruct/mmlu_cot", 0, META),
+    "mmlu_pro_llama": Protocol("mmlu_pro_llama", "llama3/instruct/mmlu_pro", 5, META),
+    "arc_challenge_llama": Protocol(
+        "arc_challenge_llama", "llama3/instruct/arc_challenge", 0, META
+    ),
+    "gsm8k_llama": Protocol("gsm8k_llama", "llama3/instruct/gsm8k", 8, META),
+    "humaneval_llama": Protocol("humaneval_instruct", "humaneval", 0, META, unsafe=True),
+    "gpqa_llama": Protocol("gpqa_llama", "", 0, f"{META}: main set, CoT, 2,048 tokens"),
+    "math_llama": Protocol("math_llama", "", 0, f"{META}: CoT, \\boxed, no judge model"),
+    "mmlu_deepseek": Protocol("mmlu", "mmlu/default", 5, "DeepSeek-V3 §4.4: perplexity", 0.25),
+    "gsm8k_deepseek": Protocol("gsm8k_cot", "gsm8k", 8, "DeepSeek-V3 §4.4: 8-shot generation"),
+    "math_deepseek": Protocol("minerva_math", "minerva_math", 4, "DeepSeek-V3 §4.4"),
+    "gpqa_deepseek": Protocol(
+        "gpqa_diamond_cot_zeroshot", "gpqa/cot_zeroshot", 0, "DeepSeek-V3 §5.3: diamond, CoT"
+    ),
+    "humaneval_deepseek": Protocol("humaneval", "humaneval", 0, "DeepSeek-V3 §4.4", unsafe=True),
+    "arc_easy": Protocol("arc_easy", "arc", 0, "lm-eval: answer texts scored", 0.25),
+    "arc_challenge": Protocol("arc_challenge", "arc", 0, "lm-eval: answer texts scored", 0.25),
+    "hellaswag": Protocol("hellaswag", "hellaswag", 0, "lm-eval; quoted as acc_norm", 0.25),
+    "piqa": Protocol("piqa", "piqa", 0, "lm-eval", 0.5),
+    "winogrande": Protocol("winogrande", "winogrande", 0, "lm-eval: the suffix is scored", 0.5),
+    "ifeval": Protocol("ifeval", "ifeval", 0, "Zhou et al. 2023"),
+    "mmlu_pro": Protocol("mmlu_pro", "mmlu_pro", 5, "Wang et al. 2024: CoT", 0.1),
+    "bbh": Protocol("bbh_cot_fewshot", "bbh/cot_fewshot", 3, "Suzgun et al. 2022: CoT"),
+    "triviaqa": Protocol("triviaqa", "triviaqa", 5, f"{META}: 5-shot"),
+    "openbookqa": Protocol("openbookqa", "openbookqa", 0, "lm-eval", 0.25),
+    "commonsense_qa": Protocol("commonsense_qa", "commonsense_qa", 0, "lm-eval", 0.2),
+    "mbpp": Protocol("mbpp", "mbpp", 3, "DeepSeek-V3 §4.4", unsafe=True),
+} | {
+    f"mmlu_{language}_llama": Protocol(
+        f"mmlu_{language}_llama", f"llama3/instruct/mmlu_{language}", 5, f"{META}: multilingual"
+    )
+    for language in ("de", "es", "fr", "hi", "it", "pt", "th")
+}
+PROTOCOLS = LECTURE | OTHERS
+SANDBOXED = ("humaneval", "mbpp")
+
+
+class Factory(TaskFactory):  # type: ignore[misc]
+    """lm-eval's factory, with rows of our own and verdicts that need nothing from the network."""
+
+    def __init__(self, data: LocalData, meta: dict[str, Any] | None = None) -> None:
+        super().__init__(meta=meta)
+        self._data = data
+        self.shots: int | None = None  # where they are not the task's own
+
+    def _load_full_config(
+        self, entry: Entry, overrides: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        folder = None if entry.yaml_path is None else entry.yaml_path.parent.name
+        if folder == "ifeval":
+            verdicts.quiet_nltk()
+        if folder in SANDBOXED:
+            config = self._sandboxed(folder, entry, overrides or {})
+        else:
+            config = super()._load_full_config(entry, overrides)
+        return config if "group" in config else self._with_rows(_mended(config))
+
+    def _sandboxed(self, folder: str, entry: Entry, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """A task whose own file fetches its metric from the hub: ours runs it in the sandbox."""
+        verdicts.check_sandbox()
+        config = dict(load_yaml(entry.yaml_path, resolve_func=False)) | dict(overrides)
+        metric = {"metric": "pass@1", "aggregation": "mean", "higher_is_better": True}
+        config |= {"metric_list": [metric], "unsafe_code": False}
+        config["process_results"] = getattr(verdicts, folder)
+        if folder == "humaneval":
+            program = {"function": "custom", "filter_fn": verdicts.complete_prompts}
+            config["filter_list"] = [{"name": "create_test", "filter": [program]}]
+        else:
+            code = {"function": "custom", "filter_fn": _mbpp_programs}
+            config["filter_list"] = [{"name": "extract_code", "filter": [code]}]
+            config["fewshot_config"] = {"sampler": "first_n", "samples": _mbpp_shots}
+        config["metadata"] = dict(config.get("metadata") or {})
+        return config
+
+    def _with_rows(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The task reads its rows from `data`; splits that are not there are not asked for."""
+        if not config.get("dataset_path") or config.get("custom_dataset") or "class" in config:
+            return config
+        task, evaluated = (
+            str(config["task"]),
+            config.get("test_split") or config.get("validation_split"),
+        )
+        options = dict(config.pop("dataset_kwargs", None) or {})
+        rows = self._data.load(
+            task, config["dataset_path"], config.get("dataset_name"), str(evaluated), **options
+        )
+        config["custom_dataset"] = lambda **options: rows
+        few = (config.get("fewshot_config") or {}).get("split") or config.get("fewshot_split")
+        shots = config.get("num_fewshot") if self.shots is None else self.shots
+        if shots and few and few not in rows:
+            raise UserError(
+                f"{task}: needs the split {few!r} for its {shots} shots; there is "
+                f"{', '.join(map(repr, rows))}"
+            )
+        for key in ("training_split", "validation_split", "fewshot_split"):
+            if config.get(key) not in (None, *rows):
+                config[key] = None
+        return config
+
+
+def _folder(task: str) -> Path | None:
+    """The folder of lm-eval's tasks that a task's name begins with: `bbh` of `bbh_cot_fewshot`."""
+    parts = task.split("_")
+    names = ["_".join(parts[:count]) for count in range(len(parts), 0, -1)]
+    return next((SHIPPED / name for name in names if (SHIPPED / name).is_dir()), None)
+
+
+def _quiet() -> None:
+    """No log lines and bars of lm-eval and datasets: progress is told once, by the caller."""
+    import datasets
+    import lm_eval.api.task
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    lm_eval.api.task.tqdm = lambda items, **options: items
+
+
+def _mended(config: dict[str, Any]) -> dict[str, Any]:
+    """A task's config with verdicts that do not depend on caches, threads or the network."""
+    task, path = str(config.get("task")), config.get("dataset_path")
+    if path == "Idavidrein/gpqa":
+        config["process_docs"] = verdicts.ordered_options
+    if path == "google/IFEval":
+        config["process_docs"] = verdicts.judged_instructions
+    if task.startswith("minerva_math"):
+        config["process_results"] = verdicts.minerva(config["process_results"])
+        more = {"metric": "hendrycks", "aggregation": "mean", "higher_is_better": True}
+        config["metric_list"] = [*config["metric_list"], more]
+    return config
+
+
+def _mbpp_programs(resps: Any, docs: Any) -> Any:
+    """The code of each answer: what a fence holds, or all up to the end mark."""
+    from llamaseek.workers.sandbox import code_of
+
+    return [[code_of(one).partition("[DONE]")[0] for one in answers] for answers in resps]
+
+
+def _mbpp_shots() -> list[dict[str, Any]]:
+    """lm-eval's three, which its own file does not give without the hub's metric."""
+    import ast
+
+    tree = ast.parse((SHIPPED / "mbpp" / "utils.py").read_text())
+    (shots,) = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.name == "list_fewshot_samples"
+    ]
+    (found,) = [node.value for node in shots.body if isinstance(node, ast.Return)]
+    return list(ast.literal_eval(found)) if found is not None else []
+
+
+class Tasks(TaskManager):  # type: ignore[misc]
+    """The named benchmarks, each loaded from the folder of lm-eval that holds it.
+
+    A name that is none of `PROTOCOLS` is looked for in all of lm-eval's tasks, which takes ten
+    seconds; `lm-eval:NAME` is lm-eval's own task of that name.
+    """
+
+    def __init__(self, names: list[str], data: LocalData) -> None:
+        _quiet()
+        known = [PROTOCOLS[name] for name in names if name in PROTOCOLS]
+        folders = {str(SHIPPED / p.folder) if p.folder else str(OWN) for p in known}
+        other = [name for name in names if name not in PROTOCOLS and not Path(name).is_file()]
+        folders |= {str(place) for name in other if (place := _folder(self.task_of(name)))}
+        super().__init__(include_path=sorted(folders), include_defaults=False)
+        if not {self.task_of(name) for name in other} <= set(self.all_tasks):
+            super().__init__(include_path=sorted(folders))  # ten seconds
+        self._factory = Factory(data)
+        self._build_math()
+        for name in other:
+            if self.task_of(name) not in self.all_tasks:
+                raise unknown_name("task", name, [*PROTOCOLS, *self.all_tasks])
+
+    def _build_math(self) -> None:
+        """lm-eval has MATH's seven subjects, and no group of them."""
+        subjects = [name for name in self.all_tasks if name.startswith("minerva_math_")]
+        metric = [
+            {"metric": name, "aggregation": "mean", "weight_by_size": True}
+            for name in ("exact_match", "math_verify", "hendrycks")
+        ]
+        config = {"group": "minerva_math", "task": subjects, "aggregate_metric_list": metric}
+        if subjects:
+            from lm_eval.tasks._index import Kind
+
+            self._index["minerva_math"] = Entry("minerva_math", Kind.GROUP, None, config)
+
+    @staticmethod
+    def task_of(name: str) -> str:
+        """lm-eval's name of a benchmark."""
+        if name.startswith(PREFIX):
+            return name.removeprefix(PREFIX)
+        return PROTOCOLS[name].task if name in PROTOCOLS else name
+
+    @staticmethod
+    def shots_of(name: str) -> int | None:
+        """The shots that a benchmark is known for; None leaves it to the task."""
+        return PROTOCOLS[name].shots if name in PROTOCOLS else None
+
+    def build(self, name: str, shots: int | None = None) -> Any:
+        """lm-eval's task or group. UserError where it, its rows or its `shots` are missing."""
+        self._factory.shots = shots
+        try:
+            return self._load_spec(self.task_of(name))
+        except UserError:
+            raise
+        except ModuleNotFoundError as error:
+            raise UserError(f"{name}: needs {error.name}: pip install 'llamaseek[eval]'") from None
+        except Exception as error:
+            raise UserError(f"{name}: lm-eval cannot load it: {shorten(str(error))}") from error

@@ -1,0 +1,70 @@
+"""Rated answers as pairs for `dpo` and `reward`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llamaseek.data.bad_rows import Row, RowError
+from llamaseek.data.formats import RowReader
+from llamaseek.data.ratings import pairs_of_ratings
+from llamaseek.errors import UserError
+
+
+def rated(*answers: tuple[str, str, Any], column: str = "label", **more: Any) -> list[Row]:
+    return [
+        (f"x:{n}", {"prompt": prompt, "completion": text, column: rating, **more})
+        for n, (prompt, text, rating) in enumerate(answers, start=1)
+    ]
+
+
+def said(pairs: Any) -> list[tuple[str, str]]:
+    return [(row["chosen"], row["rejected"]) for _, row in pairs]
+
+
+@pytest.mark.parametrize("column", ["label", "score", "rating", "reward"])
+@pytest.mark.parametrize(("good", "bad"), [(True, False), (4.5, 2), ("True", "False"), ("9", "1")])
+def test_a_prompts_better_answers_go_with_its_worse(column: str, good: Any, bad: Any) -> None:
+    rows = rated(("a", "no", bad), ("b", "x", good), ("a", "yes", good), column=column)
+    pairs, notes = pairs_of_ratings(rows, {})
+    assert said(pairs) == [("yes", "no")] and pairs[0][0] == "x:3"
+    assert notes == [
+        "data: 1 pair of 3 rated answers; 1 have no other to the same prompt that is rated "
+        "differently"
+    ]
+    found = RowReader().ranking(*pairs[0])
+    assert found.prompt == [{"role": "user", "content": "a"}]
+
+
+def test_the_best_goes_with_the_worst_and_so_on_inwards() -> None:
+    rows = rated(*[("a", str(n), n) for n in (3, 5, 1, 4, 2)], column="score", system="s", id=7)
+    pairs, notes = pairs_of_ratings(rows, {})
+    assert said(pairs) == [("5", "1"), ("4", "2")] and notes
+    reader = RowReader()
+    assert reader.ranking(*pairs[0]).prompt[0] == {"role": "system", "content": "s"}
+    assert reader.unused == {"id": 1}
+
+
+def test_columns_of_ratings_are_mapped() -> None:
+    rows = [("x:1", {"q": "a", "a": "b", "stars": 5}), ("x:2", {"q": "a", "a": "c", "stars": 1})]
+    columns = {"prompt": "q", "completion": "a", "rating": "stars"}
+    (pair,), _ = pairs_of_ratings(rows, columns)
+    assert said([pair]) == [("b", "c")]
+    reader = RowReader(columns=columns)
+    assert reader.ranking(*pair).prompt == [{"role": "user", "content": "a"}]
+    assert reader.unused == {
+        "a": 1,
+        "stars": 1,
+    }  # which the job declares: the pair was made of them
+
+
+def test_what_makes_no_pair_is_said() -> None:
+    with pytest.raises(UserError, match="x:1: holds ratings, and no prompt has two answers"):
+        pairs_of_ratings(rated(("a", "b", True), ("c", "d", False), ("a", "e", True)), {})
+    with pytest.raises(RowError, match="x:2: has no rating in rating or label or score"):
+        pairs_of_ratings(rated(("a", "b", True), ("a", "c", None)), {})
+    for row in ({"prompt": "a", "chosen": "b", "rejected": "c", "score": 1},
+                {"prompt": "a", "completion": "b"}, {"text": "a", "label": 1}):  # fmt: skip
+        rows = [("x:1", row)]
+        assert pairs_of_ratings(rows, {}) == (rows, [])
