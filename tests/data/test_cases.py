@@ -207,6 +207,18 @@ def test_several_calls_in_one_answer_are_learnt() -> None:
         RowReader().conversation("x:1", row | {"parallel_tool_calls": False})
 
 
+def test_keys_of_calls_that_nothing_reads_are_reported() -> None:
+    row = json.loads((CASES / "parallel.jsonl").read_text())
+    row["messages"][1]["tool_calls"][0] |= {"cost": 1}
+    row["messages"][1]["tool_calls"][1]["function"] |= {"strict": True}
+    reader = RowReader()
+    reader.conversation("x:1", row)
+    assert reader.unused == {
+        "messages.tool_calls.cost": 1,
+        "messages.tool_calls.function.strict": 1,
+    }
+
+
 def test_functions_of_older_openai_files() -> None:
     asked = {"name": "f", "arguments": '{"x": 1}'}
     row = {

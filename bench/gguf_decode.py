@@ -1,12 +1,14 @@
 """Decoding and prompts from GGUF files: our engine beside llama.cpp on the same file.
 
-    python bench/gguf.py [--json PATH] [--model MODEL] [--folder PATH] [--only CASE,…]
+    python bench/gguf_decode.py [--json PATH] [--model MODEL] [--folder PATH] [--only CASE,…]
 
 Q4_0, Q4_1, Q8_0 and Q4_K_M files of SmolLM2-135M-Instruct, written from the downloaded one by
 `llamaseek convert` into `--folder`. For each case every side's process opens its file and waits;
 then they are timed in turn, five rounds, on as many threads, and medians are compared. A rate's
 share of the limit is the file's bytes read a second against a plain read of a gigabyte, or its
 products a second against a square bf16 product. All sides run on the CPU.
+
+The file is not called gguf.py: that name would hide the package from every script beside it.
 """
 
 from __future__ import annotations
