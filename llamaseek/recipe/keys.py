@@ -59,6 +59,8 @@ FIXED = (
     "lora.rank",
     "lora.alpha",
     "lora.targets",
+    "lora.use_dora",
+    "lora.use_rslora",
     "lora.base",
     "rollout.samples",
     "rollout.max_tokens",
