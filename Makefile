@@ -2,12 +2,15 @@
 VENV ?= .venv
 PYTHON ?= python3
 FAMILY ?= llama3
+# Processes of the test suite, each with one thread.
+WORKERS ?= 2
 # PyTorch's own index for its CPU build, where there is no GPU:
 #   make quickstart TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 BIN = $(VENV)/bin
 
-.PHONY: quickstart chat test test-finetune test-parallel lint bench clean
+.PHONY: quickstart chat test test-finetune test-parallel test-serve check-smollm2 course docs lint bench \
+	clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/llamaseek quickstart --family $(FAMILY)
@@ -18,7 +21,7 @@ chat: $(VENV)/.installed
 	$(BIN)/llamaseek chat smollm2-135m-instruct
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
 # SmolLM2 on 160 tickets, on talks and on our docs, by `finetune`: about ten minutes on 2 cores.
 test-finetune: $(VENV)/.installed-dev
@@ -30,6 +33,18 @@ test-parallel: $(VENV)/.installed-dev
 # 1,000 connections at once, 5,000 cases of schemathesis: minutes.
 test-serve: $(VENV)/.installed-dev
 	LLAMASEEK_SERVE_FULL=1 $(BIN)/python -m pytest -q -s tests/serve
+
+# The published SmolLM2 through SFT, DPO and GRPO, read back by transformers and llama.cpp: 25 minutes.
+# LLAMASEEK_SHARED_DATA names a folder with gsm8k/train.jsonl, LLAMASEEK_LLAMA_CPP a Python that has
+# llama-cpp-python, if $(VENV) has not.
+check-smollm2: $(VENV)/.installed-dev
+	$(BIN)/llamaseek download smollm2-135m-instruct
+	$(BIN)/python -m tests.smollm2.campaign
+
+# The fourteen notebooks, solved and for students, and the site; FULL=1 for the sizes of the text.
+course docs: $(VENV)/.installed-course
+	$(BIN)/python -m notebooks.course build/course $(if $(FULL),--full)
+	$(BIN)/python -m notebooks.site build/course/solved build/site
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -55,4 +70,8 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-course: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install -q -c constraints.txt -e '.[course]'
 	touch $@ $(VENV)/.installed

@@ -48,3 +48,13 @@ def _short(number: float, digits: int) -> str:
     """Figures without zeros after the point."""
     text = figures(number, digits)
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def plural(word: str, number: float) -> str:
+    """The word for this many: 1 → row, 2 → rows."""
+    return word if number == 1 else f"{word}s"
+
+
+def counted(number: int, word: str) -> str:
+    """A number with its word: 1 row, 1,024 rows."""
+    return f"{number:,} {plural(word, number)}"

@@ -141,7 +141,13 @@ def read_any(source: Path) -> tuple[dict[str, Any], dict[str, Lazy]]:
         return config.to_dict(), exact(read_folder(source, config))
     if not source.is_dir():
         raise UserError(f"{source}: no such folder")
-    return read_json_object(source / "config.json"), read_folder(source, read_config(source))
+    data, tensors = (
+        read_json_object(source / "config.json"),
+        read_folder(source, read_config(source)),
+    )
+    if "lm_head.weight" in tensors:  # another one than the embedding, whatever the config says
+        data["tie_word_embeddings"] = False
+    return data, tensors
 
 
 def average_models(folders: Sequence[Path], target: Path) -> None:

@@ -120,7 +120,29 @@ def read_folder(folder: Path, config: ModelConfig) -> dict[str, Lazy]:
     for problem in problems(config, stored, folder):
         raise UserError(problem.message)
     tensors = ungrouped(open_tensors(stored), folder)
+    _check_shared(config, tensors, folder)
     return {name: tensor for name, tensor in tensors.items() if not is_second_copy(config, name)}
+
+
+def _check_shared(config: ModelConfig, tensors: dict[str, Lazy], folder: Path) -> None:
+    """UserError where a multi-token module has an embedding or head unlike the model's.
+
+    Modules share both (V3 report §2.2), so there is no place for others.
+    """
+    embedding = "model.embed_tokens.weight"
+    head = "lm_head.weight" if "lm_head.weight" in tensors else embedding
+    pairs = {".embed_tokens.weight": embedding, ".shared_head.head.weight": head}
+    for name, tensor in tensors.items():
+        for ending, shared in pairs.items():
+            if name.endswith(ending) and name != shared and not _equal(tensor, tensors[shared]):
+                raise UserError(f"{folder}: {name} differs from {shared}, which it should share")
+
+
+def _equal(one: Lazy, other: Lazy) -> bool:
+    """Whether two tensors hold the same numbers."""
+    return one.shape == other.shape and all(
+        torch.equal(one.rows(*piece).float(), other.rows(*piece).float()) for piece in one.pieces()
+    )
 
 
 class SkipInit(TorchFunctionMode):

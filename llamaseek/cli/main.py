@@ -18,9 +18,9 @@ from llamaseek.cli.folders import average, convert, download, inspect, push, qua
 from llamaseek.cli.generate import fill, generate
 from llamaseek.cli.guard import guard
 from llamaseek.cli.plan import plan
-from llamaseek.cli.quickstart import quickstart
+from llamaseek.cli.quickstart import doctor, quickstart
 from llamaseek.cli.serve import serve
-from llamaseek.cli.study import study
+from llamaseek.cli.study import questions, study
 from llamaseek.cli.tokenize import tokenize
 from llamaseek.cli.train import dpo, grpo, ppo, pretrain, report, reward, sft
 from llamaseek.cli.train_plan import train_plan
@@ -38,11 +38,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 PANELS = {
-    "Start": (quickstart, download),
+    "Start": (quickstart, download, doctor),
     "Train": (finetune, pretrain, sft, reward, dpo, grpo, ppo, report),
     "Use": (generate, chat, serve, fill, guard),
     "Checkpoints": (inspect, convert, quantize, average, push),
-    "Plan and study": (plan, train_plan, study),
+    "Plan and study": (plan, train_plan, study, questions),
 }
 for panel, commands in PANELS.items():
     for command in commands:

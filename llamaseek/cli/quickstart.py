@@ -1,8 +1,9 @@
-"""`quickstart`: train a small model through all stages, and show the effect of each."""
+"""`quickstart`: train a small model through all stages. `doctor`: what this machine has for it."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 FAMILY = typer.Option("llama3", help="llama3 or deepseek_v3.")
 OUT = typer.Option(None, help="The run folder. Default: runs/quickstart-FAMILY.")
 OVERWRITE = typer.Option(False, "--overwrite", help="Start again instead of resuming.")
+JSON = typer.Option(False, "--json", help="Print JSON.")
 SMOKE = typer.Option(False, "--smoke", help="A test run of seconds; its results are meaningless.")
 
 
@@ -85,3 +87,21 @@ def show_samples(console: Console, samples: list[Sample]) -> None:
         after = Text(sample.after or "(nothing)", "bold", overflow="fold")
         table.add_row(Text(sample.prompt), before, after)
     console.print(table)
+
+
+def doctor(json: bool = JSON) -> None:
+    """Say what this machine has (extras, kernels, GPU, sandbox, cache), and how to get the rest."""
+    from llamaseek.report.doctor import examine
+
+    found = list(examine())
+    if json:
+        from json import dumps
+
+        print(dumps([asdict(fact) for fact in found], indent=2))
+        return
+    width = max(len(fact.subject) for fact in found)
+    for fact in found:
+        mark = "ok" if fact.good else "--"
+        print(f"{mark}  {fact.subject:<{width}}  {fact.found}")
+        if fact.command:
+            print(f"    {'':<{width}}  {fact.command}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from textwrap import fill
 from typing import Literal
 
 import typer
@@ -20,6 +21,22 @@ OVERRIDES = typer.Argument(
 OUT = typer.Option(None, help="The run folder. Default: runs/study-NAME.")
 SEEDS = typer.Option(2, help="Number of seeds that each training is repeated with.")
 SMOKE = typer.Option(False, "--smoke", help="A test run of seconds; its results are meaningless.")
+
+
+NUMBER = typer.Argument(None, metavar="[N]", help="The number of one question. Default: all.")
+
+
+def questions(number: int = NUMBER) -> None:
+    """Print the lecture's class questions with answers, reasons and what measures them."""
+    from llamaseek.study.questions import QUESTIONS, find_question
+
+    for place in QUESTIONS if number is None else (number,):
+        question = find_question(place)
+        print(f"Question {place}. {question.text}")
+        for index, option in enumerate(question.options, 1):
+            print(f"  {'*' if index in question.answers else ' '} {index}. {option}")
+        print(fill(question.why, 96))
+        print(f"Shown by {question.shown_by}; measured by: {question.command}\n")
 
 
 def study(

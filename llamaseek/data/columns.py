@@ -61,7 +61,7 @@ class MappedRow(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         value = self.cells[name]
-        self.used.add(self.origin.get(name, name))
+        self.used.add(self.name(name))
         return value
 
     def __contains__(self, name: object) -> bool:
@@ -72,6 +72,10 @@ class MappedRow(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.cells)
+
+    def name(self, known: str) -> str:
+        """The file's own name of a column."""
+        return self.origin.get(known, known)
 
     def alias(self, names: tuple[str, ...]) -> None:
         """Give columns that go by another name ours, where the row has none of that name."""

@@ -23,6 +23,7 @@ from llamaseek.data.opened import ending_of
 from llamaseek.data.ratings import rating_column
 from llamaseek.data.row_sources import file_rows, row_files
 from llamaseek.errors import UserError, shorten
+from llamaseek.units import counted
 
 Kind = Literal["conversations", "preferences", "ratings", "labels", "prompt_completion", "text"]
 
@@ -227,7 +228,7 @@ def _texts(table: Table) -> list[str]:
 
 def _text(rows: int, uses: dict[str, str], filled: dict[str, int]) -> DetectedRows:
     found = DetectedRows("text", rows, "", uses=uses, filled=filled)
-    sentence = f"{rows:,} {'rows' if uses else 'documents'} of plain text{_aside(found)}"
+    sentence = f"{counted(rows, 'row' if uses else 'document')} of plain text{_aside(found)}"
     return DetectedRows("text", rows, sentence, uses=uses, filled=filled)
 
 
@@ -261,9 +262,9 @@ def _described(
         roles.get("label") if kind == "labels" else None, labels or {}, roles.get("rating"),
     )  # fmt: skip
     named = ", ".join(f"{c} as {k}" if k != c else k for k, c in roles.items())
-    counted = ", ".join(f"{label} {n:,}" for label, n in list(found.labels.items())[:10])
+    listed = ", ".join(f"{label} {n:,}" for label, n in list(found.labels.items())[:10])
     more = f" and {len(found.labels) - 10} more" if len(found.labels) > 10 else ""
-    told = f"; {len(found.labels)} labels: {counted}{more}" if counted else ""
+    told = f"; {len(found.labels)} labels: {listed}{more}" if listed else ""
     sentence = f"{table.rows:,} {WORDS[kind]} ({named}){told}{_aside(found)}"
     return DetectedRows(**{**found.__dict__, "sentence": sentence})
 

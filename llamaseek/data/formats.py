@@ -106,7 +106,7 @@ class RowReader:
             if key not in view or view[key] is None:
                 raise _lacks(place, view, key)
         names = [name for name in RANKED if view.get(name) is not None]
-        answers = {n: self._messages(place, n, view[n], "assistant") for n in names}
+        answers = {n: self._messages(place, n, view, "assistant") for n in names}
         start = self._start(place, view, ("prompt", "instruction", "conversations", "messages"))
         whole = {n: self._joined(place, n, start or [], one) for n, one in answers.items()}
         prompt = _common_start(place, row, whole)
@@ -114,7 +114,8 @@ class RowReader:
         tools = _tools(view)
         for name, messages in whole.items():
             if not _answers(messages):
-                raise RowError(place, "without an answer", f"{name} is empty in {show(row)}")
+                message = f"{view.name(name)} is empty in {show(row)}"
+                raise RowError(place, "without an answer", message)
             _check_calls(place, messages, tools, view)
         self._count(row, view)
         return Ranking(prompt, answers, tools)
@@ -133,8 +134,8 @@ class RowReader:
         self.rows += 1
         self.unused.update(k for k, v in row.items() if v is not None and k not in view.used)
 
-    def _messages(self, place: str, key: str, value: Any, role: str) -> list[Message]:
-        return as_messages(place, key, value, role, self.unused)
+    def _messages(self, place: str, name: str, row: MappedRow, role: str) -> list[Message]:
+        return as_messages(place, row.name(name), row[name], role, self.unused)
 
     def _joined(
         self, place: str, name: str, start: list[Message], answer: list[Message]
@@ -154,7 +155,7 @@ class RowReader:
         name = given[0]
         if name == "instruction":
             return self._alpaca_prompt(place, row)
-        return _system(place, row, self._messages(place, name, row[name], "user"))
+        return _system(place, row, self._messages(place, name, row, "user"))
 
     def _read(self, place: str, row: MappedRow, name: str) -> Conversation:
         columns = FORMATS[name]
@@ -168,13 +169,14 @@ class RowReader:
         if name == "alpaca":
             start = self._alpaca_prompt(place, row)
         else:
-            start = _system(place, row, self._messages(place, first, row[first], "user"))
+            start = _system(place, row, self._messages(place, first, row, "user"))
         messages = start
         if last != first:
             said = _label(row[last]) if name == "labels" else row[last]
             if said is None or said == "":
-                raise RowError(place, "without an answer", f"{last} is empty in {show(dict(row))}")
-            answer = self._messages(place, last, said, "assistant")
+                message = f"{row.name(last)} is empty in {show(dict(row))}"
+                raise RowError(place, "without an answer", message)
+            answer = as_messages(place, row.name(last), said, "assistant", self.unused)
             messages = self._joined(place, last, start, answer)
         tools = _tools(row)
         _check_calls(place, messages, tools, row)
@@ -184,7 +186,7 @@ class RowReader:
         """System, history, then the instruction with its input on a line of its own."""
         instruction = row["instruction"]
         if isinstance(instruction, list):
-            return _system(place, row, self._messages(place, "instruction", instruction, "user"))
+            return _system(place, row, self._messages(place, "instruction", row, "user"))
         messages: list[Message] = []
         for pair in from_json(row.get("history")) or []:
             if not isinstance(pair, list) or len(pair) != 2:

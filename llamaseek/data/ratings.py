@@ -10,6 +10,7 @@ from typing import Any
 from llamaseek.data.bad_rows import Row, RowError
 from llamaseek.data.columns import FORMATS, MappedRow, mapped
 from llamaseek.errors import UserError, shorten
+from llamaseek.units import counted
 
 RATINGS = ("rating", "label", "score", "reward")
 """The columns that rate an answer, as a truth (KTO) or a number; the first of them counts."""
@@ -62,7 +63,8 @@ def pairs_of_ratings(rows: list[Row], columns: Mapping[str, str]) -> tuple[list[
         )
     alone = len(rows) - 2 * len(made)
     more = f"; {alone:,} have no other to the same prompt that is rated differently"
-    note = f"data: {len(made):,} pairs of {len(rows):,} rated answers{more if alone else ''}"
+    pairs = counted(len(made), "pair")
+    note = f"data: {pairs} of {len(rows):,} rated answers{more if alone else ''}"
     return made, [note]
 
 

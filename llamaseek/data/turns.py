@@ -6,6 +6,7 @@ A message becomes role, content, reasoning, calls, and `train: false` where it i
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,8 +31,7 @@ LOSS_KEYS = ("train", "weight", "loss", "training")
 """What says whether a message is learnt: axolotl's and ours, OpenAI's, ms-swift's, axolotl's."""
 
 USED_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", *REASONING_KEYS)
-JSON_COLUMNS = ("messages", "conversations", "tools", "history")
-"""Columns that hold no text: one there is JSON."""
+PYTHON_MESSAGES = re.compile(r"\s*\[\s*\{'(role|content|from|value)': ")
 
 
 def show(row: Any) -> str:
@@ -44,10 +44,11 @@ def as_messages(
 ) -> list[Message]:
     """A text as one message of `role`, or a list of messages, in the form of this module.
 
+    `key` is the column. A text that is JSON of messages, as in a table of texts, is these messages.
     Keys that nothing reads are left out, and counted in `unused` as `key.name`.
     """
-    if key in JSON_COLUMNS:
-        value = from_json(value)
+    if isinstance(value, str):
+        value = _written_messages(place, key, value)
     if isinstance(value, str):
         value = [{"role": role, "content": value}]
     if isinstance(value, Mapping):
@@ -59,6 +60,24 @@ def as_messages(
         raise RowError(place, "malformed", f"{key} is {found}, not a text or a list of messages")
     counts = Counter() if unused is None else unused
     return [_message(place, f"{key}[{n}]", one, counts) for n, one in enumerate(value)]
+
+
+def _written_messages(place: str, key: str, text: str) -> Any:
+    """The messages that a text spells in JSON, or the text. RowError for Python's way to write
+    them, in which nothing else is likely to be meant.
+    """
+    found = from_json(text)
+    if isinstance(found, list) and all(map(_is_message, found)):
+        return found
+    if PYTHON_MESSAGES.match(text):
+        message = f"{key} holds messages as Python prints them; write them as JSON, or as parquet"
+        raise RowError(place, "malformed", f"{message}: {shorten(text, 60)}")
+    return text
+
+
+def _is_message(value: Any) -> bool:
+    forms = ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"})
+    return isinstance(value, Mapping) and any(form <= value.keys() for form in forms)
 
 
 def from_json(value: Any) -> Any:

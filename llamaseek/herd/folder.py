@@ -5,14 +5,21 @@ Everything that takes a model takes either; this is where they part. No torch, n
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from llamaseek.errors import UserError, unknown_name
 from llamaseek.files import is_gguf, read_json_object
 from llamaseek.herd.configs import ModelConfig
-from llamaseek.herd.header import StoredTensor, folder_tensors, stored_names
+from llamaseek.herd.header import StoredTensor, folder_tensors, same_bytes, stored_names
 from llamaseek.herd.json_config import config_from_dict
 from llamaseek.herd.published import ENTRIES, Entry
+from llamaseek.herd.tensors import tied
+
+log = logging.getLogger(__name__)
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def read_config(model: str | Path) -> ModelConfig:
@@ -48,11 +55,14 @@ def stored_tensors(model: Path) -> dict[str, StoredTensor]:
 
 
 def _as_stored(config: ModelConfig, folder: Path) -> ModelConfig:
-    """Without multi-token modules where the folder has weights but none of theirs.
+    """Without multi-token modules where the folder has weights but none of theirs, and with a head
+    of its own where the folder holds another one than the embedding.
 
     transformers leaves the modules out when it saves a DeepSeek-V3, and lets the config say that
-    they are there.
+    they are there. A head that was trained apart lies in folders whose config says it is tied.
     """
+    if tied(config) and _head_differs(folder):
+        config = replace(config, tie_word_embeddings=False)
     if not config.multi_token_depth:
         return config
     names = stored_names(folder)
@@ -60,6 +70,32 @@ def _as_stored(config: ModelConfig, folder: Path) -> ModelConfig:
     if not names or any(name.startswith(first) for name in names):
         return config
     return config.without_multi_token()
+
+
+def _head_differs(folder: Path) -> bool:
+    """Whether a folder holds a head with other numbers than its embedding's."""
+    if not {EMBEDDING, HEAD} <= stored_names(folder):
+        return False
+    try:
+        stored = folder_tensors(folder)
+    except UserError:
+        return False  # told where the tensors are read
+    pair = stored[EMBEDDING], stored[HEAD]
+    return _differ(*pair, *(tensor.path.stat().st_mtime_ns for tensor in pair))
+
+
+@cache
+def _differ(embedding: StoredTensor, head: StoredTensor, *changed: int) -> bool:
+    """Whether the two differ; said once for files `changed` at these times."""
+    if same_bytes(embedding, head):
+        return False
+    log.warning(
+        "%s: tie_word_embeddings is true, but %s differs from %s; both are kept, untied",
+        head.path.parent,
+        HEAD,
+        EMBEDDING,
+    )
+    return True
 
 
 def find_or_read(model: str) -> Entry:

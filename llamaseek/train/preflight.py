@@ -21,6 +21,7 @@ from llamaseek.train.jobs.pretrain import check_model
 from llamaseek.train.jobs.preview import prompts_of
 from llamaseek.train.jobs.supervised import packer, read_data, training_part
 from llamaseek.train.start import check_start, recipe_tokenizer
+from llamaseek.units import counted
 
 
 def inputs_found(recipe: Recipe) -> Iterator[str]:
@@ -91,7 +92,7 @@ def _texts(recipe: Recipe) -> Iterator[str]:
                 )
             next(texts, None)
             files += found
-        yield f"{name}: {files:,} file{'s' if files > 1 else ''} of text"
+        yield f"{name}: {counted(files, 'file')} of text"
 
 
 def _rows(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[str]:
@@ -106,10 +107,11 @@ def _rows(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[str]:
     if recipe.samples:
         bad = BadRows(data.bad_rows == "skip")
         prompts = prompts_of(recipe, tokenizer, bad)
-        yield f"data.sources: {len(prompts):,} prompts to be answered"
+        yield f"data.sources: {counted(len(prompts), 'prompt')} to be answered"
     else:
         packed, tested, bad, _ = read_data(recipe, packer(recipe, tokenizer))
         held = f", {tested.tokens.shape[0]:,} held out" if tested is not None else ""
         count, width = packed.tokens.shape
-        yield f"data.sources: {bad.used:,} rows, {count:,} packed rows of {width:,} tokens{held}"
+        packs = counted(count, "packed row")
+        yield f"data.sources: {counted(bad.used, 'row')}, {packs} of {width:,} tokens{held}"
     yield from bad.summary()

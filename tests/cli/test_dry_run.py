@@ -108,7 +108,7 @@ def test_a_file_of_rows_is_explained(cli: Cli, place: Path) -> None:
     unused = cli("data", "inspect", str(place / "talks.jsonl"), "data.ignore=[id]")
     assert "not used" in unused.out and "data: not used" not in unused.out
     text = cli("data", "inspect", str(place / "story.txt"), *model)
-    assert "1 documents of plain text" in text.out and "Once." in text.out
+    assert "1 document of plain text" in text.out and "Once." in text.out
 
 
 def test_what_is_learnt_is_coloured(cli: Cli, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ def test_a_prompts_better_answers_go_with_its_worse(column: str, good: Any, bad:
     pairs, notes = pairs_of_ratings(rows, {})
     assert said(pairs) == [("yes", "no")] and pairs[0][0] == "x:3"
     assert notes == [
-        "data: 1 pairs of 3 rated answers; 1 have no other to the same prompt that is rated "
+        "data: 1 pair of 3 rated answers; 1 have no other to the same prompt that is rated "
         "differently"
     ]
     found = RowReader().ranking(*pairs[0])

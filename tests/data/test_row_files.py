@@ -110,8 +110,6 @@ NESTED: dict[str, tuple[Row, Any]] = {
 @pytest.mark.parametrize("form", {**GOOD, **NESTED})
 def test_every_format_is_read_from_every_file(tmp_path: Path, form: str, name: str) -> None:
     row, wanted = {**GOOD, **NESTED}[form]
-    if form in NESTED and any(kind in name for kind in ("csv", "tsv")):
-        pytest.skip("a text in a table could be meant as it is written")
     (tmp_path / name).write_bytes(FILES[name]([row, row]))
     rows = list(read_rows(tmp_path / name))
     reader = RowReader()
@@ -217,6 +215,25 @@ def test_a_broken_file_is_named_in_one_line(tmp_path: Path, number: int) -> None
     with pytest.raises(UserError, match=rf"{name}.*({message})") as error:
         list(read_rows(tmp_path / name))
     assert "\n" not in str(error.value)
+
+
+def test_messages_in_a_table_are_json(tmp_path: Path) -> None:
+    table = as_csv([{"question": str([Q]), "answer": "b"}])
+    (tmp_path / "a.csv").write_bytes(table)
+    ((place, row),) = read_rows(tmp_path / "a.csv")
+    with pytest.raises(UserError, match="a.csv:2: question holds messages as Python prints them"):
+        RowReader().conversation(place, row)
+    listed = RowReader().conversation("x:1", {"prompt": "a", "completion": '[{"role": "x"}]'})
+    assert listed.messages[-1]["content"] == '[{"role": "x"}]'  # a text that is no message
+
+
+def test_errors_name_the_files_own_column() -> None:
+    with pytest.raises(UserError, match="x:1: answer is 4, not a text"):
+        RowReader().conversation("x:1", {"question": "2+2?", "answer": 4})
+    with pytest.raises(UserError, match="x:1: reply is empty"):
+        RowReader(columns={"output": "reply"}).conversation(
+            "x:1", {"instruction": "a", "reply": ""}
+        )
 
 
 def test_an_encoding_can_be_given(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llamaseek.train.finetune.choose import TuningPlan
-from llamaseek.units import size
+from llamaseek.units import plural, size
 
 
 def plan_line(plan: TuningPlan) -> str:
@@ -14,9 +14,9 @@ def plan_line(plan: TuningPlan) -> str:
     each = plan.epoch_steps
     parts = [
         counted + apart,
-        f"{plan.packed:,} packed {_plural('row', plan.packed)} of {recipe.data.length}",
-        f"1 epoch = {each:,} {_plural('step', each)} of {recipe.train.batch}",
-        f"{plan.epochs:.3g} {_plural('epoch', plan.epochs)} = {recipe.train.steps:,} steps",
+        f"{plan.packed:,} packed {plural('row', plan.packed)} of {recipe.data.length}",
+        f"1 epoch = {each:,} {plural('step', each)} of {recipe.train.batch}",
+        f"{plan.epochs:.3g} {plural('epoch', plan.epochs)} = {recipe.train.steps:,} steps",
         method(plan),
         f"lr {recipe.train.lr:g}",
         size(plan.cost.memory),
@@ -41,7 +41,3 @@ def duration(seconds: float) -> str:
     if seconds < 5400:
         return f"{round(seconds / 60)} min"
     return f"{seconds / 3600:.1f} h"
-
-
-def _plural(word: str, count: float) -> str:
-    return word if count == 1 else f"{word}s"

@@ -37,6 +37,7 @@ from llamaseek.train.start import (
     check_vocabulary,
     trainable,
 )
+from llamaseek.units import counted
 
 
 def build_job(recipe: Recipe, resume: bool = False) -> Job:
@@ -63,11 +64,12 @@ def with_steps(job: Job, epochs: float) -> Job:
         raise UserError("train.epochs: a mix of sources has no epochs; allowed: train.steps")
     each = math.ceil(rows / train.batch)
     steps = max(math.ceil(epochs * rows / train.batch), 1)
-    counted = {**train.model_dump(exclude={"epochs"}), "steps": steps}
-    job.recipe = job.recipe.model_copy(update={"train": type(train)(**counted)})
+    known = {**train.model_dump(exclude={"epochs"}), "steps": steps}
+    job.recipe = job.recipe.model_copy(update={"train": type(train)(**known)})
     job.bad_rows.notes.append(
-        f"data: an epoch has {rows:,} rows of {job.source.length:,} tokens, {each:,} steps of "
-        f"{train.batch:,}; train.epochs {epochs:g} is {steps:,} steps"
+        f"data: an epoch has {counted(rows, 'row')} of {job.source.length:,} tokens, "
+        f"{counted(each, 'step')} of {train.batch:,}; train.epochs {epochs:g} is "
+        f"{counted(steps, 'step')}"
     )
     return job
 

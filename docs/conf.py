@@ -1,0 +1,13 @@
+"""Sphinx's settings for the site that `make docs` builds from a copy of this folder."""
+
+project = "llamaseek"
+extensions = ["myst_nb", "sphinx_copybutton"]
+root_doc = "landing"
+html_theme = "furo"
+html_title = "llamaseek"
+html_static_path: list[str] = []
+nb_execution_mode = "off"  # the notebooks come with their outputs
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+myst_links_external_new_tab = True
+suppress_warnings = ["mystnb.unknown_mime_type"]

@@ -1,0 +1,157 @@
+# %% [markdown]
+# # 10. Llama 3's architecture
+#
+# **Aim.** Read the whole model from top to bottom, and write its norm and its rotary positions.
+#
+# Slides: *Llama3 Architecture*.
+#
+# A Llama turns each token into a vector (the **embedding**), passes the vectors through **layers**,
+# and turns the last ones into scores of all tokens (the **head**; notebook 12). A layer has two parts:
+# **attention**, in which a position reads from earlier ones, and a **feed-forward** part, which works
+# on each position alone. Each part's result is added to what came in.
+
+# %%
+import torch
+
+from llamaseek.herd import config_from_sizes
+from llamaseek.models import build_model
+from llamaseek.models.attention import GroupedQueryAttention
+from llamaseek.models.layers import RMSNorm
+from llamaseek.models.llama3 import Llama3Layer
+from llamaseek.models.rope import inverse_frequencies, rotate_halves
+from notebooks.kit import SMOLLM2, plt, source, trained
+
+source(Llama3Layer)
+
+# %% [markdown]
+# ## The norm
+#
+# **RMSNorm** divides a vector by the root of its mean square, and multiplies by learned weights.
+
+# %%
+source(RMSNorm)
+
+# %% [markdown]
+# ## Rotary positions
+#
+# Attention compares a **query** with the **keys** of earlier positions. Rotary embeddings turn pairs
+# of numbers of both by an angle that grows with the position, each pair at its own speed, so that the
+# comparison depends on the distance. Llama 3.1 slows the slow pairs further, for longer texts.
+
+# %%
+plain = inverse_frequencies(128, 500000.0, None)
+from llamaseek.herd.published import ENTRIES
+
+scaled = inverse_frequencies(128, 500000.0, ENTRIES["llama-3.1-8b"].config.rope_scaling)
+plt.semilogy(2 * torch.pi / plain, label="Llama 3")
+plt.semilogy(2 * torch.pi / scaled, label="Llama 3.1")
+plt.xlabel("pair"), plt.ylabel("positions for a full turn"), plt.legend()
+plt.show()
+
+# %% [markdown]
+# ## Grouped heads
+#
+# Attention runs in several **heads** side by side. In Llama 3 four (8B) to sixteen (405B) query heads
+# share one key and value head, which makes the cache of notebook 12 that much smaller.
+
+# %%
+source(GroupedQueryAttention)
+
+# %% [markdown]
+# ## An attention map
+#
+# Whom does each position of a sentence read from? The weights of one head of the first layer, of
+# SmolLM2 if it is on this machine, else of the course's model:
+
+# %%
+import llamaseek
+
+model = llamaseek.load(SMOLLM2, dtype="fp32") if SMOLLM2 else trained("pretrain").model(dtype="fp32")
+network, tokenizer = model.network, model.tokenizer
+ids = torch.tensor([tokenizer.encode("The red fox chased the blue bird, and the bird flew away.")])
+positions = torch.arange(ids.shape[1])[None]
+with torch.no_grad():
+    attention = network.model.layers[1].self_attn
+    x = network.model.layers[0](network.embed(ids), network.model.rotary(positions), positions, None, None)[0]
+    x = network.model.layers[1].input_layernorm(x)
+    rotary = network.model.rotary(positions)
+    q = rotate_halves(attention.q_proj(x).unflatten(-1, (-1, attention.head_dim)), *rotary)
+    k = rotate_halves(attention.k_proj(x).unflatten(-1, (-1, attention.head_dim)), *rotary)
+    scores = q[0, :, 0] @ k[0, :, 0].T * attention.scale
+    weights = scores.masked_fill(torch.ones_like(scores).triu(1) > 0, -torch.inf).softmax(-1)
+assert torch.allclose(weights.sum(-1), torch.ones(len(weights)), atol=1e-5)
+words = [tokenizer.token_text(int(i)) for i in ids[0]]
+plt.figure(figsize=(5, 4))
+plt.imshow(weights, cmap="Blues")
+plt.xticks(range(len(words)), words, rotation=90, fontsize=7), plt.yticks(range(len(words)), words, fontsize=7)
+plt.show()
+
+# %% [markdown]
+# ## Experiment: the same numbers as transformers
+#
+# A model of random weights, in our code and in Hugging Face's (if transformers is installed):
+
+# %%
+config = config_from_sizes("llama3", {
+    "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+})  # fmt: skip
+torch.manual_seed(0)
+ours = build_model(config).eval()
+tokens = torch.randint(0, 300, (2, 20))
+with torch.no_grad():
+    logits = ours.logits(ours(tokens, torch.arange(20).expand(2, 20)))
+try:
+    import transformers
+except ImportError:
+    print("transformers is not installed: pip install transformers")
+else:
+    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, rms_norm_eps=config.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+    )).eval()  # fmt: skip
+    theirs.load_state_dict(ours.state_dict())
+    with torch.no_grad():
+        difference = (theirs(tokens).logits - logits).abs().max()
+    print(f"largest difference of logits: {difference:.2g}")
+    assert difference < 1e-4
+
+# %% [markdown]
+# ## Exercise
+#
+# Write RMSNorm and the rotation of one head's vectors. `rotate` turns pairs $(i, i + R/2)$ of
+# `x` (T, R) at positions 0 to T - 1, with the frequencies (R / 2).
+
+# %% tags=["solution"]
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x (..., D) divided by the root of its mean square plus eps, times weight (D)."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+
+def rotate(x: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
+    """x (T, R) turned by position times frequency, pairs (i, i + R/2)."""
+    angles = torch.arange(len(x))[:, None] * frequencies
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+
+# %% tags=["check"]
+x, weight = torch.randn(5, 16), torch.randn(16)
+norm = torch.nn.RMSNorm(16, eps=1e-5)  # PyTorch's own
+norm.weight.data = weight
+assert torch.allclose(rms_norm(x, weight, 1e-5), norm(x), atol=1e-6)
+frequencies = inverse_frequencies(16, 10000.0, None)
+angles = torch.arange(5)[:, None] * frequencies
+wanted = rotate_halves(x[None, :, None], angles.cos()[None, :, None], angles.sin()[None, :, None])
+assert torch.allclose(rotate(x, frequencies), wanted[0, :, 0], atol=1e-6)
+a, b = torch.randn(16), torch.randn(16)
+turned = rotate(torch.stack([a, b, a, b]), frequencies)
+assert torch.allclose(turned[0] @ turned[1], turned[2] @ turned[3], atol=1e-4), "the distance alone counts"
+
+# %% [markdown]
+# ## Read next
+#
+# - [The code's rooms](../docs/architecture.md); `llamaseek herd show llama-3.1-8b` draws the model.
+# - Zhang and Sennrich 2019 (RMSNorm); Su et al. 2021 (RoPE); Ainslie et al. 2023 (grouped queries);
+#   Shazeer 2020 (SwiGLU).

@@ -1,0 +1,113 @@
+"""The course's two editions, executed: `python -m notebooks.course build/course [--full]`.
+
+A notebook's source is a py:percent file. Cells with the tag `solution` define what an exercise asks
+for; the student edition keeps their signatures and takes their bodies out. Cells with the tag
+`check` fail until the exercise is solved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+FOLDER = Path(__file__).parent
+SOURCES = sorted(FOLDER.glob("[0-9]*.py"))
+METADATA = {
+    "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
+    "language_info": {"name": "python", "pygments_lexer": "ipython3"},
+}
+LARGEST = 150_000  # bytes of an executed notebook
+
+
+def read(source: Path) -> NotebookNode:
+    """The solved edition, not executed. Cell ids follow from their places."""
+    notebook = jupytext.read(source)
+    notebook.metadata = nbformat.from_dict(METADATA)
+    for index, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{index}"
+    return notebook
+
+
+def tagged(notebook: NotebookNode, tag: str) -> Iterator[NotebookNode]:
+    """The cells with a tag."""
+    return (cell for cell in notebook.cells if tag in cell.metadata.get("tags", ()))
+
+
+def student(notebook: NotebookNode) -> NotebookNode:
+    """The edition without the solutions' bodies."""
+    found = nbformat.from_dict(notebook)
+    for cell in tagged(found, "solution"):
+        cell.source = without_bodies(cell.source)
+    return found
+
+
+def without_bodies(code: str) -> str:
+    """Functions keep signature and docstring; what is assigned becomes `...`."""
+    tree = ast.parse(code)
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            documented = ast.get_docstring(node) is not None
+            node.body = [*node.body[:documented], ast.Expr(ast.Constant(...))]
+        elif isinstance(node, ast.Assign):
+            node.value = ast.Constant(...)
+    return "# Your turn: replace the dots.\n" + ast.unparse(ast.fix_missing_locations(tree))
+
+
+def execute(notebook: NotebookNode, allow_errors: bool = False, seconds: int = 600) -> None:
+    """Run every cell in a kernel of its own, in the current folder; keeps the outputs."""
+    client = NotebookClient(notebook, timeout=seconds, allow_errors=allow_errors)
+    client.create_kernel_manager()
+    client.km.transport = "ipc"
+    client.execute()
+
+
+def failures(notebook: NotebookNode) -> list[NotebookNode]:
+    """The cells that ended with an exception."""
+    return [
+        cell
+        for cell in notebook.cells
+        if any(output.output_type == "error" for output in cell.get("outputs", ()))
+    ]
+
+
+def build(target: Path, sources: list[Path]) -> None:
+    """Write both editions of each notebook, the solved one with its outputs."""
+    for edition in ("solved", "student"):
+        (target / edition).mkdir(parents=True, exist_ok=True)
+    for source in sources:
+        started = monotonic()
+        notebook = read(source)
+        without = student(notebook)
+        execute(notebook)
+        name = source.with_suffix(".ipynb").name
+        nbformat.write(notebook, target / "solved" / name)
+        nbformat.write(without, target / "student" / name)
+        size = (target / "solved" / name).stat().st_size
+        note = "" if size <= LARGEST else f"  over {LARGEST} bytes"
+        print(f"{name:42} {monotonic() - started:6.1f} s {size / 1000:6.0f} kB{note}", flush=True)
+
+
+def main() -> None:
+    """Build the notebooks that are named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("sources", nargs="*", type=Path, default=SOURCES)
+    parser.add_argument("--full", action="store_true", help="the sizes of the text: minutes each")
+    arguments = parser.parse_args()
+    os.environ["LLAMASEEK_COURSE"] = "full" if arguments.full else "smoke"
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(FOLDER.parent), *sys.path[1:]])
+    build(arguments.target, arguments.sources)
+
+
+if __name__ == "__main__":
+    main()

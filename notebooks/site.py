@@ -1,0 +1,67 @@
+"""The site: docs and executed notebooks as pages.
+
+`python -m notebooks.site build/course/solved build/site`
+
+Offline. A warning is an error, a link inside the site that leads nowhere among them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+OUTSIDE = re.compile(r"\]\(((?:\.\./)+(?!docs/)[^)]+)\)")
+"""A link from a page to a file of the project that is not in docs/."""
+
+
+def gather(notebooks: Path, source: Path) -> None:
+    """The site's source folder: docs/, and the executed notebooks as course/."""
+    shutil.copytree(ROOT / "docs", source)
+    for page in source.rglob("*.md"):
+        page.write_text(OUTSIDE.sub(r"]", page.read_text(encoding="utf-8")), encoding="utf-8")
+    (source / "course").mkdir()
+    names = []
+    for notebook in sorted(notebooks.glob("*.ipynb")):
+        text = notebook.read_text(encoding="utf-8").replace("](../docs/", "](../")
+        (source / "course" / notebook.name).write_text(text, encoding="utf-8")
+        names.append(notebook.stem)
+    (source / "course" / "index.md").write_text(course_page(names), encoding="utf-8")
+
+
+def course_page(names: list[str]) -> str:
+    """The list of the notebooks."""
+    listed = "\n".join(names)
+    return (
+        "# The course\n\nThe lecture in fourteen notebooks, in its order; each opens the project's"
+        " own code, runs an experiment and ends with an exercise whose check can fail. `make"
+        " course` writes both editions, solved and for students.\n\n"
+        f"```{{toctree}}\n:maxdepth: 1\n\n{listed}\n```\n"
+    )
+
+
+def build(notebooks: Path, target: Path) -> int:
+    """Run Sphinx over both; its exit code."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "source"
+        gather(notebooks, source)
+        command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html"]
+        return subprocess.run([*command, str(source), str(target)]).returncode
+
+
+def main() -> None:
+    """Build the site."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("notebooks", type=Path, help="the folder of the solved notebooks")
+    parser.add_argument("target", type=Path)
+    arguments = parser.parse_args()
+    sys.exit(build(arguments.notebooks, arguments.target))
+
+
+if __name__ == "__main__":
+    main()

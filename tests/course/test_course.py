@@ -1,0 +1,168 @@
+"""The course: both editions at smoke size, exercises whose checks notice mistakes, the slides."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import os
+import re
+import subprocess
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("nbclient", reason="the extra course is not installed")
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from notebooks import site
+from notebooks.course import (
+    LARGEST,
+    SOURCES,
+    build,
+    execute,
+    failures,
+    read,
+    student,
+    tagged,
+    without_bodies,
+)
+
+ROOT = Path(__file__).parents[2]
+LECTURE = Path(os.environ.get("LLAMASEEK_SHARED_DATA", "/nowhere")).parent / "lecture.txt"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The working folder of all notebooks: they find each other's trained models there."""
+    folder = tmp_path_factory.mktemp("course")
+    before = Path.cwd()
+    os.chdir(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLAMASEEK_COURSE", "smoke")
+        patch.setenv("PYTHONPATH", str(ROOT))
+        yield folder
+    os.chdir(before)
+
+
+def drawn() -> list[Path]:
+    """Three notebooks, others at each commit."""
+    asked = ["git", "rev-parse", "HEAD"]
+    commit = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True).stdout
+    key = lambda source: zlib.crc32((commit + source.name).encode())  # noqa: E731
+    return sorted(SOURCES, key=key)[:3]
+
+
+def test_there_are_fourteen() -> None:
+    assert [source.name[:2] for source in SOURCES] == [f"{n:02}" for n in range(1, 15)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
+def test_the_solved_edition_runs_and_its_checks_notice_mistakes(source: Path, place: Path) -> None:
+    """The whole notebook passes; then, in the same kernel, each broken solution fails a check."""
+    notebook = read(source)
+    client = NotebookClient(notebook, timeout=300)
+    client.create_kernel_manager()
+    client.km.transport = "ipc"
+    with client.setup_kernel():
+        for index, cell in enumerate(notebook.cells):
+            client.execute_cell(cell, index)
+        (solution,), (check,) = tagged(notebook, "solution"), tagged(notebook, "check")
+        places = [notebook.cells.index(cell) for cell in (solution, check)]
+        for broken in mutants(solution.source):
+            again = copy.deepcopy(solution)
+            again.source = broken
+            with pytest.raises(CellExecutionError):
+                for cell, index in zip((again, copy.deepcopy(check)), places, strict=True):
+                    client.execute_cell(cell, index)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", drawn(), ids=lambda source: source.stem)
+def test_the_student_edition_fails_at_its_checks_alone(source: Path, place: Path) -> None:
+    notebook = student(read(source))
+    execute(notebook, allow_errors=True)
+    checks = list(tagged(notebook, "check"))
+    assert len(checks) == 1
+    assert failures(notebook) == checks
+
+
+@pytest.mark.slow
+def test_both_editions_are_written(place: Path) -> None:
+    build(place / "out", SOURCES[8:9])
+    solved = place / "out" / "solved" / "09-herd-and-guard.ipynb"
+    assert 10_000 < solved.stat().st_size <= LARGEST
+    without = (place / "out" / "student" / "09-herd-and-guard.ipynb").read_text()
+    assert "Your turn" in without and "heads = config" not in without
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(place: Path) -> None:
+    """From the docs and one notebook that is not executed; links inside it lead somewhere."""
+    pytest.importorskip("myst_nb", reason="the extra course is not installed")
+    (place / "plain").mkdir()
+    nbformat.write(read(SOURCES[8]), place / "plain" / "09-herd-and-guard.ipynb")
+    assert site.build(place / "plain", place / "site") == 0
+    page = (place / "site" / "course" / "09-herd-and-guard.html").read_text()
+    assert "8_030_261_248" in re.sub("<[^>]+>", "", page) and "search.html" in page
+    assert "The course" in (place / "site" / "landing.html").read_text()
+
+
+def test_solutions_lose_their_bodies_alone() -> None:
+    code = 'def f(x: int) -> int:\n    """What it does."""\n    return x + 1\n\nanswer = "equal"\n'
+    found = without_bodies(code)
+    assert "def f(x: int) -> int:" in found and "What it does" in found
+    assert "x + 1" not in found and "equal" not in found
+
+
+def mutants(code: str) -> Iterator[str]:
+    """The code with each of its functions broken in one place, and each of its answers changed."""
+    for node in ast.parse(code).body:
+        tree = ast.parse(code)
+        (same,) = (each for each in tree.body if ast.dump(each) == ast.dump(node))
+        if isinstance(same, ast.FunctionDef):
+            returned = next(each for each in ast.walk(same) if isinstance(each, ast.Return))
+            returned.value = wrong(returned.value)
+        elif isinstance(same, ast.Assign):
+            same.value = ast.Constant("something else")
+        else:
+            continue
+        yield ast.unparse(ast.fix_missing_locations(tree))
+
+
+def wrong(value: ast.expr | None) -> ast.expr:
+    """An expression of the same kind with another value."""
+    assert value is not None
+    if isinstance(value, ast.List | ast.ListComp | ast.Subscript):
+        return ast.BinOp(value, ast.Add(), ast.List([ast.Constant(0)], ast.Load()))
+    if isinstance(value, ast.Name):  # a list or a number that was built above
+        code = f"({value.id} + [0]) if isinstance({value.id}, list) else {value.id} + 1"
+        return ast.parse(code, mode="eval").body
+    if isinstance(value, ast.IfExp):
+        return ast.IfExp(value.test, wrong(value.body), value.orelse)
+    return ast.BinOp(value, ast.Add(), ast.Constant(0.5))
+
+
+def test_every_slide_has_its_notebook() -> None:
+    lines = (ROOT / "notebooks" / "slides.txt").read_text().splitlines()
+    slides = [line.split(" ", 1) for line in lines if not line.startswith("#")]
+    numbers = {source.name[:2]: source.read_text() for source in SOURCES}
+    assert {number for number, _ in slides} == set(numbers)
+    for number, title in slides:
+        question = re.match(r"ICE #(\d)", title)
+        wanted = f"question {question[1]}" if question else re.split(r" \(|:|/", title)[0]
+        assert wanted.lower() in numbers[number].lower(), (number, title)
+
+
+@pytest.mark.skipif(not LECTURE.is_file(), reason="the lecture's text is not at hand")
+def test_the_slides_are_the_lectures() -> None:
+    text = re.sub(r"\s+", " ", LECTURE.read_text(encoding="utf-8")).lower()
+    for line in (ROOT / "notebooks" / "slides.txt").read_text().splitlines():
+        if not line.startswith("#"):
+            title = re.split(r" \(|: ", line.split(" ", 1)[1])[0]
+            assert title.lower() in text, title
