@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llamaseek.checkpoints.hub import parse_name
-from llamaseek.checkpoints.sources import name_of
+from llamaseek.checkpoints.sources import name_of, shown_name
 from llamaseek.errors import quoted
 from llamaseek.files import read_json_object, write_text
 from llamaseek.herd.published import ENTRIES
@@ -150,13 +150,8 @@ def write_derived_card(folder: Path, source: Path, what: str, relation: str | No
     header = card_header(source)
     pipeline = str(header.get("pipeline_tag") or _pipeline(folder))
     write_card(
-        folder, Card(folder_title(folder), summary, base, relation, pipeline, sections=sections)
+        folder, Card(shown_name(source), summary, base, relation, pipeline, sections=sections)
     )
-
-
-def folder_title(folder: Path) -> str:
-    """A folder's name, without what it is called while it is written."""
-    return folder.resolve().name.removeprefix(".").removesuffix(".partial")
 
 
 def _pipeline(folder: Path) -> str:
