@@ -34,6 +34,13 @@ test-parallel: $(VENV)/.installed-dev
 test-serve: $(VENV)/.installed-dev
 	LLAMASEEK_SERVE_FULL=1 $(BIN)/python -m pytest -q -s tests/serve
 
+# SmolLM2 through `eval` and through lm-eval's own model, item by item: an hour on two quiet cores.
+# DATA: folders with the benchmarks' files, as docs/eval.md has them.
+check-eval: $(VENV)/.installed-dev
+	$(BIN)/llamaseek download smollm2-135m-instruct
+	test -d .check-eval || $(BIN)/llamaseek convert smollm2-135m-instruct .check-eval --dtype float32
+	$(BIN)/python -m tests.evals.check_eval .check-eval $(DATA)
+
 # The published SmolLM2 through SFT, DPO and GRPO, read back by transformers and llama.cpp: 25 minutes.
 # LLAMASEEK_SHARED_DATA names a folder with gsm8k/train.jsonl, LLAMASEEK_LLAMA_CPP a Python that has
 # llama-cpp-python, if $(VENV) has not.
@@ -53,7 +60,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed-dev
-	for script in $(filter-out bench/common.py bench/__init__.py bench/shape_1b.py bench/quality.py bench/speculate.py,$(wildcard bench/*.py)); do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out bench/common.py bench/__init__.py bench/shape_1b.py bench/quality.py bench/speculate.py bench/eval.py,$(wildcard bench/*.py)); do $(BIN)/python $$script || exit 1; done
 
 clean:
 	rm -rf .venv build dist *.egg-info
