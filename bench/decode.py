@@ -82,13 +82,17 @@ class Ours:
     def __init__(self, case: Case, folder: Path) -> None:
         from llamaseek.checkpoints.hf import load_model
         from llamaseek.engine.engine import Engine
+        from llamaseek.engine.open import open_model
         from llamaseek.engine.options import EngineOptions
         from llamaseek.kernels.build import builder
 
         builder().build()
         self.case = case
         path, kept = folder / case.ours, case.device != "cpu"
-        model = load_model(path, torch.bfloat16, fp8=kept, mapped=True, device=case.device)
+        if path.suffix == ".gguf":
+            model = open_model(path, device=case.device)
+        else:
+            model = load_model(path, torch.bfloat16, fp8=kept, mapped=True, device=case.device)
         options = EngineOptions(
             enable_prefix_caching=False, max_num_seqs=case.batch, max_num_batched_tokens=512
         )
@@ -100,7 +104,8 @@ class Ours:
 
         case, engine = self.case, self.engine
         length = PROMPT if case.batch == 1 else 1
-        prompts = torch.randint(100, 100000, (case.batch, length)).tolist()
+        most = min(100_000, engine.model.config.vocab_size)
+        prompts = torch.randint(100, most, (case.batch, length)).tolist()
         params = SamplingParams(max_tokens=case.steps + 2)
         requests = [Request(prompt=prompt, params=params) for prompt in prompts]
         for request in requests:
@@ -131,6 +136,7 @@ class LlamaCpp:
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = 0 if case.device == "cpu" else 999
         self.model = llama_cpp.llama_model_load_from_file(path, params)
+        self.vocabulary = llama_cpp.llama_model_get_vocab(self.model)
         wanted = llama_cpp.llama_context_default_params()
         wanted.n_ctx, wanted.n_batch, wanted.n_ubatch = 2048 * max(1, case.batch // 4), 512, 512
         wanted.n_threads = wanted.n_threads_batch = torch.get_num_threads()
@@ -139,7 +145,8 @@ class LlamaCpp:
         self.batch = llama_cpp.llama_batch_init(512, 0, 1)
 
     def _run(self, positions: list[int], sequences: list[int], logits: list[int]) -> None:
-        batch, tokens = self.batch, torch.randint(100, 100000, (len(positions),)).tolist()
+        most = min(100_000, self.lib.llama_vocab_n_tokens(self.vocabulary))
+        batch, tokens = self.batch, torch.randint(100, most, (len(positions),)).tolist()
         batch.n_tokens = len(tokens)
         for i, token in enumerate(tokens):
             batch.token[i], batch.pos[i], batch.logits[i] = token, positions[i], logits[i]
@@ -237,8 +244,10 @@ def work(side: str, case: Case, folder: Path) -> None:
 class Process:
     """The other end of `work`."""
 
+    script = __file__
+
     def __init__(self, side: str, case: Case, folder: Path) -> None:
-        command = [sys.executable, __file__, "--side", side, "--only", case.name]
+        command = [sys.executable, self.script, "--side", side, "--only", case.name]
         command += ["--folder", str(folder), "--device", case.device]
         self.pipe = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from llamaseek.engine.constrain import Constraint
     from llamaseek.engine.engine import Engine
+    from llamaseek.engine.internals import Internals
     from llamaseek.engine.request import Logprob, Output, Request, SamplingParams
     from llamaseek.evals.run import Evaluation
     from llamaseek.herd import ModelConfig
@@ -254,6 +255,19 @@ class Model:
         states = torch.nn.functional.normalize(found, dim=-1)
         return states[0] if isinstance(text, str) else states
 
+    def internals(self, text: str, *, top: int = 5) -> Internals:
+        """What the model does while it reads `text`: attention of each layer and head, experts of
+        each token, the `top` likeliest next tokens after each layer, bytes of cache.
+
+        Raises UserError for a text of no or too many tokens, and for a reward model.
+        """
+        from llamaseek.engine.internals import read_internals
+
+        if self.config.is_reward_model:
+            raise UserError("model: is a reward model: it returns scores and has no next tokens")
+        ids = [*self.tokenizer.prefix_ids, *self.tokenizer.encode(text)]
+        return read_internals(self.network, ids, top)
+
     def _conversation(
         self,
         messages: list[Message],
@@ -417,8 +431,8 @@ def evaluate(
 
     `model` is what `load` takes, or a `Model`; `tasks` are names of docs/eval.md or of lm-eval.
     `data` is a folder of files, or several. `options` are limit, chat, num_fewshot, max_gen_toks,
-    truncate, out and resume. What comes back has lm-eval's `results`, and `samples` by task. Raises
-    UserError.
+    truncate, overlap, out and resume. What comes back has lm-eval's `results`, and `samples` by
+    task. Raises UserError.
     """
     from llamaseek.evals.run import EvalOptions, evaluate_engine
 
@@ -430,7 +444,8 @@ def evaluate(
     asked = EvalOptions(
         tasks=[tasks] if isinstance(tasks, str) else list(tasks),
         data=[Path(folder) for folder in folders],
-        **options | ({"out": Path(options["out"])} if options.get("out") else {}),
+        **options
+        | {key: Path(options[key]) for key in ("out", "overlap") if options.get(key) is not None},
     )
     name = "model" if isinstance(model, Model) else str(model)
     if not isinstance(model, Model):

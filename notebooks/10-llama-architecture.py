@@ -60,31 +60,30 @@ source(GroupedQueryAttention)
 # %% [markdown]
 # ## An attention map
 #
-# Whom does each position of a sentence read from? The weights of one head of the first layer, of
+# Whom does each position of a sentence read from? The weights of one head of the second layer, of
 # SmolLM2 if it is on this machine, else of the course's model:
 
 # %%
 import llamaseek
 
 model = llamaseek.load(SMOLLM2, dtype="fp32") if SMOLLM2 else trained("pretrain").model(dtype="fp32")
-network, tokenizer = model.network, model.tokenizer
-ids = torch.tensor([tokenizer.encode("The red fox chased the blue bird, and the bird flew away.")])
-positions = torch.arange(ids.shape[1])[None]
-with torch.no_grad():
-    attention = network.model.layers[1].self_attn
-    x = network.model.layers[0](network.embed(ids), network.model.rotary(positions), positions, None, None)[0]
-    x = network.model.layers[1].input_layernorm(x)
-    rotary = network.model.rotary(positions)
-    q = rotate_halves(attention.q_proj(x).unflatten(-1, (-1, attention.head_dim)), *rotary)
-    k = rotate_halves(attention.k_proj(x).unflatten(-1, (-1, attention.head_dim)), *rotary)
-    scores = q[0, :, 0] @ k[0, :, 0].T * attention.scale
-    weights = scores.masked_fill(torch.ones_like(scores).triu(1) > 0, -torch.inf).softmax(-1)
+inside = model.internals("The red fox chased the blue bird, and the bird flew away.")
+weights = inside.attention[1][0]  # the second layer, its first head
 assert torch.allclose(weights.sum(-1), torch.ones(len(weights)), atol=1e-5)
-words = [tokenizer.token_text(int(i)) for i in ids[0]]
+words = [model.tokenizer.token_text(token) for token in inside.tokens]
 plt.figure(figsize=(5, 4))
 plt.imshow(weights, cmap="Blues")
 plt.xticks(range(len(words)), words, rotation=90, fontsize=7), plt.yticks(range(len(words)), words, fontsize=7)
 plt.show()
+
+# %% [markdown]
+# What would the model say if it stopped after a layer? The head applied to each layer's output, at
+# the last token:
+
+# %%
+for layer, (ids, shares) in enumerate(zip(inside.layers[:, -1], inside.probabilities[:, -1], strict=True)):
+    if layer % max(1, len(inside.layers) // 8) == 0 or layer == len(inside.layers) - 1:
+        print(f"layer {layer:2}", [f"{model.tokenizer.token_text(int(i))!r} {float(p):.0%}" for i, p in zip(ids[:4], shares[:4], strict=True)])
 
 # %% [markdown]
 # ## Experiment: the same numbers as transformers

@@ -65,6 +65,8 @@ class Adapter:
     saved: dict[str, Lazy] = field(default_factory=dict)
     """Tensors trained whole (`modules_to_save`), by their names in the model."""
 
+    rslora: bool = False
+
     def beyond_layers(self) -> list[str]:
         """What is changed besides linear layers."""
         return [*self.embeddings, *self.tokens, *self.saved]
@@ -180,8 +182,14 @@ def adapter_of(model: nn.Module) -> Adapter:
     layers = {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear)}
     first = next(iter(layers.values()))
     rank = first.lora_A.out_features
+    magnitudes = {
+        name: module.lora_magnitude_vector.detach()
+        for name, module in layers.items()
+        if module.lora_magnitude_vector is not None
+    }
     pairs = {n: (m.lora_A.weight.detach(), m.lora_B.weight.detach()) for n, m in layers.items()}
-    return Adapter(rank, first.scaling * rank, first.scaling, pairs)
+    alpha = first.scaling * (rank**0.5 if first.rslora else rank)
+    return Adapter(rank, alpha, first.scaling, pairs, magnitudes, rslora=first.rslora)
 
 
 def save_adapter(model: nn.Module, folder: Path, base: str) -> None:
@@ -200,7 +208,8 @@ def save_adapter(model: nn.Module, folder: Path, base: str) -> None:
         "r": adapter.rank,
         "lora_alpha": adapter.alpha,
         "lora_dropout": 0.0,
-        "use_rslora": False,
+        "use_rslora": adapter.rslora,
+        "use_dora": bool(adapter.magnitudes),
         "target_modules": sorted({name.rpartition(".")[2] for name in adapter.pairs}),
         "inference_mode": True,
     }
@@ -212,5 +221,7 @@ def save_adapter(model: nn.Module, folder: Path, base: str) -> None:
     for name, (a, b) in adapter.pairs.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = lazy(a)
         tensors[f"{PREFIX}{name}.lora_B.weight"] = lazy(b)
+    for name, norms in adapter.magnitudes.items():
+        tensors[f"{PREFIX}{name}{MAGNITUDE}"] = lazy(norms)
     write_json(folder / CONFIG, config)
     write_tensors(folder, tensors, single=WEIGHTS)

@@ -62,7 +62,7 @@ def open_model(
             adapter=lora,
             packed=dtype == "auto"
             and lora is None
-            and (keeps_blocks(place) or not is_gguf(folder)),
+            and (not is_gguf(folder) or keeps_blocks(place)),
         )
     if lora is not None:
         raise UserError(

@@ -29,7 +29,8 @@ class EvalOptions:
     """What is asked: `tasks` by name or as YAML files, at most `limit` items of each.
 
     `data` are folders of files; `chat` is auto, on or off; `num_fewshot` replaces the tasks' own
-    number of shots; `out` is the folder for the results, which `resume` goes on with.
+    number of shots; `overlap` is a run's folder, or data, to look for the items in; `out` is the
+    folder for the results, which `resume` goes on with.
     """
 
     tasks: Sequence[str]
@@ -39,6 +40,7 @@ class EvalOptions:
     num_fewshot: int | None = None
     max_gen_toks: int | None = None
     truncate: bool = False
+    overlap: Path | None = None
     out: Path | None = None
     resume: bool = False
 
@@ -53,6 +55,8 @@ class EvalOptions:
                 raise bad_value(f"--{name.replace('_', '-')}", value, "a number of at least 1")
         if self.num_fewshot is not None and self.num_fewshot < 0:
             raise bad_value("--num-fewshot", self.num_fewshot, "0 or more")
+        if self.overlap is not None and not self.overlap.exists():
+            raise UserError(f"--overlap: {self.overlap}: no such run, file or folder")
         if self.resume and self.out is None:
             raise UserError("--resume: needs --out, the folder of the run to go on with")
 
@@ -225,6 +229,11 @@ def run_plan(
     """Ask any model of lm-eval's interface what is planned; `name` is what it is called."""
     found = [_run(lm, tasks, planned, options) for planned in plan]
     evaluation = _joined(name, found, lm)
+    if options.overlap is not None:
+        from llamaseek.evals.overlap import overlaps, training_texts
+
+        shares = overlaps(evaluation.samples, training_texts(options.overlap))
+        evaluation.results["overlap"] = shares
     if options.out is not None:
         write(evaluation, options.out)
     return evaluation

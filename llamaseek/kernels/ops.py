@@ -1,8 +1,9 @@
 """The operators: schemas, shapes, and what they compute in PyTorch.
 
 A "weight" is bf16 or float32 (`bits` 16 or 32), or packed words with scales (`bits` 4 or 8, see
-`packed`). Fallbacks multiply by the widened weight; the C++ kernels round activations to 8 bits,
-a scale for every 128 of a token, when the weight is packed.
+`packed`). Fallbacks multiply by the widened weight; the C++ kernels round activations when
+the weight is packed: to 15 bits and a scale a token for weights of 8 bits, to 8 bits and a scale
+for every 128 of a token for weights of 4.
 
 M tokens, K inputs, N outputs, H query heads, G cached heads, W cached width, V value width,
 E experts, C choices of a token, S slots of the cache, B blocks of a sequence.

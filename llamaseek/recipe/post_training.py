@@ -20,6 +20,10 @@ class LoraRecipe(Section):
     """Rank r of the two low-rank matrices."""
     alpha: float = Field(default=16.0, gt=0)
     """The adapter's output is scaled by alpha / rank."""
+    use_rslora: bool = False
+    """Scale by alpha / √rank instead (rsLoRA)."""
+    use_dora: bool = False
+    """Train the norm of each row of an adapted matrix as well (DoRA); on one process."""
     targets: list[str] = Field(default_factory=list)
     """Last names of the linear layers that get adapters; empty: every linear layer of the
     trunk."""

@@ -61,14 +61,6 @@ class WorkerPool:
         finally:
             self.give_back(worker)
 
-    async def run_async(self, job: Mapping[str, Any], seconds: float, blob: bytes = b"") -> Message:
-        """`run` for an event loop. Start the pool before, or the first call blocks the loop."""
-        worker = self.take()
-        try:
-            return await worker.ask_async(job, seconds, blob)
-        finally:
-            self.give_back(worker)
-
     def take(self) -> Worker:
         """A worker of the caller's own, for work that has a state; to be closed or given back."""
         with self._lock:

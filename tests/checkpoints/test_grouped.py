@@ -15,6 +15,7 @@ from llamaseek.checkpoints.convert import Conversion
 from llamaseek.checkpoints.hf import load_model, save_model
 from llamaseek.engine.open import open_model
 from llamaseek.errors import UserError
+from llamaseek.kernels.build import builder
 from llamaseek.models.quant.packed import PackedExperts, PackedLinear
 from tests.cli.run import Cli
 from tests.models.shapes import GGUF_DEEPSEEK, GGUF_LLAMA, reference_model, rows, tiny_config
@@ -125,6 +126,7 @@ def test_logits_are_those_of_the_plain_formula(family: str, kind: str, tmp_path:
 @pytest.mark.parametrize("family", SIZES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_engines_keep_packed_words(family: str, kind: str, tmp_path: Path) -> None:
+    builder().build()
     made(family, kind, tmp_path / "model")
     model = load_model(tmp_path / "model", packed=True)
     dense = dict(load_model(tmp_path / "model").named_parameters())

@@ -218,6 +218,8 @@ def test_the_file_itself_answers() -> None:
 
 def test_it_is_quantized_like_a_folder(tmp_path: Path) -> None:
     Quantization(SMOLLM2, tmp_path / "int8", 8).run()
+    assert builder().build(), builder().reason
+    assert answered(tmp_path / "int8") == ANSWER
     config = json.loads((tmp_path / "int8" / "config.json").read_text())
     assert config["quantization_config"]["format"] == "pack-quantized"
     assert Tokenizer.load(tmp_path / "int8").stop_ids == (2,)

@@ -71,6 +71,11 @@ class TestFallbacks:
 
 
 class TestKernels:
+    @pytest.mark.parametrize("group", [0, 128])
+    def test_one_large_number(self, kernels: build.Builder, group: int) -> None:
+        torch.manual_seed(0)
+        check.check_one_large_number(group)
+
     @pytest.mark.parametrize("kind", KINDS)
     def test_blocks(self, kernels: build.Builder, kind: str) -> None:
         torch.manual_seed(0)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from llamaseek.workers import pool as pool_module
+from llamaseek.workers.channel import Message
 from llamaseek.workers.pool import WorkerPool
 from llamaseek.workers.worker import OverLimit, PoolFull, WorkerError
 
@@ -40,6 +41,15 @@ def echo(pool: WorkerPool, text: str = "é") -> int:
     reply = pool.run({"kind": "echo", "text": text}, 10, b"more")
     assert reply.value["echo"] == text and reply.blob == b"more!"
     return int(reply.value["pid"])
+
+
+async def run_async(pool: WorkerPool, job: dict[str, Any], seconds: float) -> Message:
+    """A job of an event loop, on a worker of its own."""
+    worker = pool.take()
+    try:
+        return await worker.ask_async(job, seconds)
+    finally:
+        pool.give_back(worker)
 
 
 def test_a_worker_is_kept_for_the_next_job(pool: WorkerPool) -> None:
@@ -71,7 +81,7 @@ def test_a_job_over_a_limit_is_ended_and_its_worker_replaced(
     message = message.replace("64 MiB", f"{pool.memory >> 20} MiB")
 
     async def ask() -> None:
-        await pool.run_async(job, seconds)
+        await run_async(pool, job, seconds)
 
     calls = [lambda: pool.run(job, seconds), lambda: asyncio.run(ask())]
     for call in calls[: 1 if job["kind"] == "spin" else 2]:
@@ -99,7 +109,7 @@ def test_threads_and_tasks_share_a_pool(pool: WorkerPool) -> None:
 
     async def ask() -> list[Any]:
         jobs = [{"kind": "sleep", "amount": 0.2, "text": str(n)} for n in range(16)]
-        return await asyncio.gather(*(pool.run_async(job, 10) for job in jobs))
+        return await asyncio.gather(*(run_async(pool, job, 10) for job in jobs))
 
     begun = time.monotonic()
     assert [reply.value["echo"] for reply in asyncio.run(ask())] == [str(n) for n in range(16)]
@@ -108,7 +118,7 @@ def test_threads_and_tasks_share_a_pool(pool: WorkerPool) -> None:
 
 def test_a_task_that_is_cancelled_ends_its_worker(pool: WorkerPool) -> None:
     async def ask() -> None:
-        await asyncio.wait_for(pool.run_async({"kind": "sleep", "amount": 30}, 60), 0.3)
+        await asyncio.wait_for(run_async(pool, {"kind": "sleep", "amount": 30}, 60), 0.3)
 
     with pytest.raises(TimeoutError):
         asyncio.run(ask())

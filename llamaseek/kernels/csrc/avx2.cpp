@@ -91,19 +91,20 @@ void tile_8(const Rows& rows, const Tokens& x, const Share& share, float* out) {
   for (int64_t k = 0, block = 0; k < x.width; k += kBlock, block++) {
     const int64_t count = std::min<int64_t>(x.width - k, kBlock);
     for (int r = 0; r < kHalf; r++) {
-      const float scale = widen(rows.scale[share.row + r][rows.group ? k / rows.group : 0]);
-      __m256i found[M] = {};
       for (int part = 0; part < kBlock; part += 32) {
+        if (part >= count) break;
+        const int64_t group = rows.group ? (k + part) / rows.group : 0;
+        const float scale = widen(rows.scale[share.row + r][group]);
         // Zeros behind the end would count as -128, but the codes there are zeros.
         const __m256i w = load_some(rows.weight[share.row + r] + k + part, count - part);
         for (int m = 0; m < M; m++) {
-          const __m256i codes = load_codes(x.codes[first + m] + k + part);
-          found[m] = _mm256_add_epi32(found[m], dot_8(w, codes));
+          const int8_t* codes = x.codes[first + m] + 2 * k + part;
+          const __m256i coarse = dot_8(w, load_codes(codes));
+          const __m256i fine = dot_8(w, load_codes(codes + kBlock));
+          const __m256i both = _mm256_add_epi32(_mm256_slli_epi32(coarse, 7), fine);
+          const __m256 by = _mm256_set1_ps(scale * x.scale[first + m][block]);
+          sums[r][m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(both), by, sums[r][m]);
         }
-      }
-      for (int m = 0; m < M; m++) {
-        const __m256 by = _mm256_set1_ps(scale * x.scale[first + m][block]);
-        sums[r][m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(found[m]), by, sums[r][m]);
       }
     }
   }

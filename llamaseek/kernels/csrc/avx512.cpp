@@ -140,37 +140,123 @@ inline void scale_rows(const Rows& rows, const Share& share, __m512 (&sums)[R][M
   }
 }
 
+// A block's stored weights, in two halves, times a token's numbers of 15 bits.
+inline __m512i products(const Tokens& x, int m, int64_t block, __m512i first, __m512i second) {
+  const int8_t* codes = x.codes[m] + 2 * block * kBlock;
+  const auto load = [=](int at) __attribute__((always_inline)) {
+    return _mm512_loadu_si512(codes + at);
+  };
+  __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), first, load(0));
+  dot = _mm512_dpbusd_epi32(dot, second, load(64));
+  const __m512i bias = _mm512_loadu_si512(x.bias[m] + block * kLanes);
+  dot = _mm512_add_epi32(_mm512_slli_epi32(dot, 7), bias);
+  dot = _mm512_dpbusd_epi32(dot, first, load(kBlock));
+  return _mm512_dpbusd_epi32(dot, second, load(kBlock + 64));
+}
+
+// sums[r][m] += the whole rows' products with the bytes at `part` of each block of the tokens.
+template <int R, int M>
+inline void whole_rows(const Rows& rows, const Tokens& x, const Share& share, int part,
+                       __m512i (&sums)[R][M]) {
+  for (int64_t k = 0; k < x.width; k += kBlock) {
+    const __mmask64 low = low_bytes(x.width - k), high = low_bytes(x.width - k - 64);
+    if (!part) fetch(rows, share, k), fetch(rows, share, k + 64);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const uint8_t* at = rows.weight[share.row + r] + k;
+      const __m512i first = _mm512_maskz_loadu_epi8(low, at);
+      const __m512i second = _mm512_maskz_loadu_epi8(high, at + 64);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++) {
+        const int8_t* codes = x.codes[share.first + m] + 2 * k + part;
+        __m512i dot = _mm512_dpbusd_epi32(sums[r][m], first, _mm512_loadu_si512(codes));
+        sums[r][m] = _mm512_dpbusd_epi32(dot, second, _mm512_loadu_si512(codes + 64));
+      }
+    }
+  }
+}
+
+// Weights and tokens with one scale a row: whole numbers are summed up along it.
+template <int R, int M>
+void tile_8_whole(const Rows& rows, const Tokens& x, const Share& share, float* out) {
+  __m512i coarse[R][M] = {}, fine[R][M] = {};
+  whole_rows<R, M>(rows, x, share, 0, coarse);
+  whole_rows<R, M>(rows, x, share, kBlock, fine);
+  __m512 sums[R][M];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; m++) {
+    __m512 bias = _mm512_setzero_ps();
+    for (int64_t lane = 0; lane * kBlock < x.width * kLanes; lane += kLanes) {
+      const __m512i some = _mm512_loadu_si512(x.bias[share.first + m] + lane);
+      bias = _mm512_add_ps(bias, _mm512_cvtepi32_ps(some));
+    }
+    const __m512 by = _mm512_set1_ps(x.scale[share.first + m][0]);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const __m512 low = _mm512_add_ps(_mm512_cvtepi32_ps(fine[r][m]), bias);
+      const __m512 high = _mm512_cvtepi32_ps(coarse[r][m]);
+      sums[r][m] = _mm512_mul_ps(_mm512_fmadd_ps(high, _mm512_set1_ps(128.0f), low), by);
+    }
+  }
+  scale_rows(rows, share, sums);
+  keep(sums, share, out);
+}
+
+// Groups of 32 or 64: each half of a block has its scales, in its lanes, and its own bias.
+template <int R, int M>
+void tile_8_groups(const Rows& rows, const Tokens& x, const Share& share, float* out) {
+  __m512 sums[R][M] = {};
+  const __m512i zero = _mm512_set1_epi8(int8_t(0x80));
+  for (int64_t k = 0; k < x.width; k += 64) {
+    const __mmask64 some = low_bytes(x.width - k);
+    const int64_t last = (x.width - 1) / rows.group;
+    fetch(rows, share, k);
+    for (int r = 0; r < R; r++) {
+      const uint16_t* scale = rows.scale[share.row + r];
+      const float low = widen(scale[k / rows.group]);
+      const float high = widen(scale[std::min((k + 32) / rows.group, last)]);
+      const __m512 by = _mm512_insertf32x8(_mm512_set1_ps(low), _mm256_set1_ps(high), 1);
+      const __m512i w = _mm512_mask_loadu_epi8(zero, some, rows.weight[share.row + r] + k);
+      for (int m = 0; m < M; m++) {
+        const int8_t* codes = x.codes[share.first + m] + k / kBlock * 2 * kBlock + k % kBlock;
+        const auto dot = [&](int part) __attribute__((always_inline)) {
+          const __m512i v = _mm512_loadu_si512(codes + part), none = _mm512_setzero_si512();
+          return _mm512_sub_epi32(_mm512_dpbusd_epi32(none, w, v),
+                                  _mm512_dpbusd_epi32(none, zero, v));
+        };
+        const __m512i both = _mm512_add_epi32(_mm512_slli_epi32(dot(0), 7), dot(kBlock));
+        const __m512 scaled = _mm512_mul_ps(by, _mm512_set1_ps(x.scale[share.first + m][0]));
+        sums[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(both), scaled, sums[r][m]);
+      }
+    }
+  }
+  keep(sums, share, out);
+}
+
 template <int R, int M>
 void tile_8(const Rows& rows, const Tokens& x, const Share& share, float* out) {
+  if (!rows.group) return tile_8_whole<R, M>(rows, x, share, out);
+  if (rows.group < kBlock) return tile_8_groups<R, M>(rows, x, share, out);
   const int first = share.first;
   __m512 sums[R][M] = {};
   for (int64_t k = 0, block = 0; k < x.width; k += kBlock, block++) {
     const int64_t count = std::min<int64_t>(x.width - k, kBlock);
     const __mmask64 low = low_bytes(count), high = low_bytes(count - 64);
     fetch(rows, share, k), fetch(rows, share, k + 64);
-    __m512i v[M][2], bias[M];
-#pragma GCC unroll 8
-    for (int m = 0; m < M; m++) {
-      v[m][0] = _mm512_loadu_si512(x.codes[first + m] + k);
-      v[m][1] = _mm512_loadu_si512(x.codes[first + m] + k + 64);
-      bias[m] = _mm512_loadu_si512(x.bias[first + m] + block * kLanes);
-    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
       const uint8_t* at = rows.weight[share.row + r] + k;
       const __m512i w0 = _mm512_maskz_loadu_epi8(low, at);
       const __m512i w1 = _mm512_maskz_loadu_epi8(high, at + 64);
-      const float scale = rows.group ? widen(rows.scale[share.row + r][k / rows.group]) : 1.0f;
+      const float scale = widen(rows.scale[share.row + r][k / rows.group]);
 #pragma GCC unroll 8
       for (int m = 0; m < M; m++) {
-        const __m512i dot = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(bias[m], w0, v[m][0]), w1,
-                                                v[m][1]);
+        const __m512i dot = products(x, first + m, block, w0, w1);
         const __m512 by = _mm512_set1_ps(scale * x.scale[first + m][block]);
         sums[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), by, sums[r][m]);
       }
     }
   }
-  if (!rows.group) scale_rows(rows, share, sums);
   keep(sums, share, out);
 }
 

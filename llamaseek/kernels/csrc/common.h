@@ -73,31 +73,45 @@ inline int place(int i, int bits) { return bits == 4 ? (i & 1) * 64 + i / 2 : i;
 
 void encode(const float* x, int64_t width, int bits, int8_t* codes, int32_t* bias, float* scale) {
   const int32_t zero = 1 << (bits - 1);
+  const float most = bits == 4 ? 127 : 127 * 128;  // rounding costs little beside 4-bit weights'
+  float whole = 1e-20f;  // 8-bit weights have a scale a row, and so have their inputs
+#pragma omp simd reduction(max : whole)
+  for (int64_t k = 0; k < width; k++) whole = std::max(whole, std::fabs(x[k]));
   for (int64_t block = 0; block * kBlock < width; block++) {
     const float* from = x + block * kBlock;
     const int count = int(std::min<int64_t>(kBlock, width - block * kBlock));
     float largest = 1e-20f;
 #pragma omp simd reduction(max : largest)
     for (int i = 0; i < count; i++) largest = std::max(largest, std::fabs(from[i]));
-    const float step = 127.0f / largest;
-    int8_t plain[kBlock] = {};
+    if (bits == 8) largest = whole;
+    const float step = most / largest;
+    int32_t plain[kBlock] = {}, placed[kBlock];
     for (int i = 0; i < count; i++) {
       float scaled = from[i] * step;
-      plain[i] = int8_t(scaled + std::copysign(0.5f, scaled));
+      plain[i] = int32_t(scaled + std::copysign(0.5f, scaled));
     }
-    int8_t* to = codes + block * kBlock;
     if (bits == 4) {
-      for (int i = 0; i < 64; i++) to[i] = plain[2 * i];
-      for (int i = 0; i < 64; i++) to[64 + i] = plain[2 * i + 1];
+      for (int i = 0; i < 64; i++) placed[i] = plain[2 * i];
+      for (int i = 0; i < 64; i++) placed[64 + i] = plain[2 * i + 1];
     } else {
-      std::copy(plain, plain + kBlock, to);
+      std::copy(plain, plain + kBlock, placed);
+    }
+    if (bits == 4) {
+      for (int i = 0; i < kBlock; i++) codes[block * kBlock + i] = int8_t(placed[i]);
+    } else {
+      int8_t* to = codes + 2 * block * kBlock;
+      for (int i = 0; i < kBlock; i++) {
+        const int32_t coarse = (placed[i] + 64) >> 7;
+        to[i] = int8_t(coarse);
+        to[kBlock + i] = int8_t(placed[i] - 128 * coarse);
+      }
     }
     for (int lane = 0; lane < kLanes; lane++) {
       int32_t sum = 0;
-      for (int i = 0; i < 4; i++) sum += to[lane * 4 + i] + to[64 + lane * 4 + i];
+      for (int i = 0; i < 4; i++) sum += placed[lane * 4 + i] + placed[64 + lane * 4 + i];
       bias[block * kLanes + lane] = -zero * sum;
     }
-    scale[block] = largest / 127.0f;
+    scale[block] = largest / most;
   }
 }
 

@@ -32,7 +32,7 @@ Prepared::Norm norm_of(const std::optional<Tensor>& weight, double eps) {
 
 Prepared::Prepared(int count, int64_t width, int bits) : bits_(bits) {
   const int64_t blocks = (width + kBlock - 1) / kBlock, padded = blocks * kBlock;
-  const int64_t one = padded * 7 + blocks * 4 * (kLanes + 1) + 64;
+  const int64_t one = padded * 8 + blocks * 4 * (kLanes + 1) + 64;
   memory_ = at::empty({count * one}, at::kByte);
   uint8_t* at = memory_.data_ptr<uint8_t>();
   tokens.count = count;
@@ -42,8 +42,8 @@ Prepared::Prepared(int count, int64_t width, int bits) : bits_(bits) {
     tokens.wide[m] = reinterpret_cast<float*>(from);
     tokens.bf16[m] = reinterpret_cast<uint16_t*>(from + padded * 4);
     tokens.codes[m] = reinterpret_cast<int8_t*>(from + padded * 6);
-    tokens.bias[m] = reinterpret_cast<int32_t*>(from + padded * 7);
-    tokens.scale[m] = reinterpret_cast<float*>(from + padded * 7 + blocks * 4 * kLanes);
+    tokens.bias[m] = reinterpret_cast<int32_t*>(from + padded * 8);
+    tokens.scale[m] = reinterpret_cast<float*>(from + padded * 8 + blocks * 4 * kLanes);
   }
 }
 

@@ -18,9 +18,11 @@ struct Tokens {
   int64_t width;                 // K
   const uint16_t* bf16[kTokens];   // K numbers
   const float* wide[kTokens];      // the same in float32
-  const int8_t* codes[kTokens];    // 8-bit numbers, whole blocks, zeros behind the last
-  const int32_t* bias[kTokens];    // kLanes a block: minus the zero point times the lane's codes
-  const float* scale[kTokens];     // one a block
+  // Whole blocks of kBlock numbers of 8 bits, zeros behind the last. For weights of 8 bits they have
+  // 15, 128 * coarse + fine: a block's coarse parts, then its fine ones from -64 to 63.
+  const int8_t* codes[kTokens];
+  const int32_t* bias[kTokens];    // kLanes a block: minus the zero point times the lane's numbers
+  const float* scale[kTokens];     // one a block; for weights of 8 bits all alike
 };
 
 // A tile's rows of a matrix. Packed ones have bf16 scales: one a row (group 0), or one a group of
