@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llamaseek.checkpoints.sources import name_of, with_names
+from llamaseek.checkpoints.sources import with_names
 from llamaseek.data.batch import Batch
 from llamaseek.errors import UserError, bad_value
 from llamaseek.files import write_jsonl
@@ -47,6 +47,7 @@ from llamaseek.train.optimizer import (
     update_routing_bias,
 )
 from llamaseek.train.progress import Progress
+from llamaseek.train.saving.card import write_run_cards
 from llamaseek.train.saving.lock import hold, release
 from llamaseek.train.saving.pins import compare, pins_of, read_pins, save_pins
 from llamaseek.train.saving.run_folder import RunFolder
@@ -392,11 +393,13 @@ class Trainer:
         self._save(self.recipe.steps, last=True)
         with self.averaged():
             self.saver.finish(self.recipe.steps, self.average is not None)
+        if self.ranks.main:
+            write_run_cards(self.folder, self.job.recipe, self.pins["contents"]["data"])
 
 
 def saved_form(model: CausalLM, job: Job, dtype: torch.dtype) -> Exported | Adapted | AdaptedParts:
     """How the folders of a run are written, in `dtype`; before the model is taken apart."""
-    base = name_of(job.recipe.model.init_from or "")
+    base = job.recipe.model.init_from or ""
     if any(isinstance(module, LoRALinear) for module in model.modules()):
         if job.recipe.parallel.shard > 1:
             return AdaptedParts(outline(model, dtype), job.tokenizer, base)
