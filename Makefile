@@ -9,7 +9,7 @@ WORKERS ?= 2
 TORCH_INDEX ?=
 BIN = $(VENV)/bin
 
-.PHONY: quickstart chat test test-finetune test-parallel test-serve check-smollm2 course docs lint bench \
+.PHONY: attack quickstart chat test test-finetune test-parallel test-serve check-smollm2 course docs lint bench \
 	clean
 
 quickstart: $(VENV)/.installed
@@ -52,6 +52,10 @@ check-smollm2: $(VENV)/.installed-dev
 course docs: $(VENV)/.installed-course
 	$(BIN)/python -m notebooks.course build/course $(if $(FULL),--full)
 	$(BIN)/python -m notebooks.site build/course/solved build/site
+
+# What docs/security.md promises, put to the test; hours. WHAT=NAME runs one campaign.
+attack: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.attack $(WHAT)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
