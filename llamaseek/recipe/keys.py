@@ -60,6 +60,8 @@ FIXED = (
     "lora.alpha",
     "lora.targets",
     "lora.base",
+    "lora.use_dora",
+    "lora.use_rslora",
     "rollout.samples",
     "rollout.max_tokens",
     "rollout.temperature",
