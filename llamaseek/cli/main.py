@@ -14,7 +14,7 @@ from llamaseek.cli import tokenize as tokenizer
 from llamaseek.cli.chat import chat
 from llamaseek.cli.evaluate import evaluate
 from llamaseek.cli.finetune import finetune
-from llamaseek.cli.folders import average, convert, download, inspect, quantize
+from llamaseek.cli.folders import average, convert, download, inspect, push, quantize
 from llamaseek.cli.generate import fill, generate
 from llamaseek.cli.guard import guard
 from llamaseek.cli.plan import plan
@@ -41,7 +41,7 @@ PANELS = {
     "Start": (quickstart, download, doctor),
     "Train": (finetune, pretrain, sft, reward, dpo, grpo, ppo, report),
     "Use": (generate, chat, serve, fill, guard),
-    "Checkpoints": (inspect, convert, quantize, average),
+    "Checkpoints": (inspect, convert, quantize, average, push),
     "Plan and study": (plan, train_plan, study, questions),
 }
 for panel, commands in PANELS.items():
