@@ -9,7 +9,7 @@ WORKERS ?= 2
 TORCH_INDEX ?=
 BIN = $(VENV)/bin
 
-.PHONY: quickstart chat test test-finetune test-parallel test-serve check-smollm2 course docs lint bench \
+.PHONY: attack quickstart chat test test-finetune test-recipes test-parallel test-serve check-smollm2 course docs lint bench \
 	clean
 
 quickstart: $(VENV)/.installed
@@ -27,12 +27,23 @@ test: $(VENV)/.installed-dev
 test-finetune: $(VENV)/.installed-dev
 	LLAMASEEK_FINETUNE=1 $(BIN)/python -m pytest -q -s tests/train/test_finetune.py
 
+# Each recipe for a real model on one layer of it: planned memory against measured. Minutes, 12 GB.
+test-recipes: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q -m "parallel or not parallel" tests/plan/test_catalog.py
+
 test-parallel: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -m "parallel or not parallel" tests/parallel
 
 # 1,000 connections at once, 5,000 cases of schemathesis: minutes.
 test-serve: $(VENV)/.installed-dev
 	LLAMASEEK_SERVE_FULL=1 $(BIN)/python -m pytest -q -s tests/serve
+
+# SmolLM2 through `eval` and through lm-eval's own model, item by item: an hour on two quiet cores.
+# DATA: folders with the benchmarks' files, as docs/eval.md has them.
+check-eval: $(VENV)/.installed-dev
+	$(BIN)/llamaseek download smollm2-135m-instruct
+	test -d .check-eval || $(BIN)/llamaseek convert smollm2-135m-instruct .check-eval --dtype float32
+	$(BIN)/python -m tests.evals.check_eval .check-eval $(DATA)
 
 # The published SmolLM2 through SFT, DPO and GRPO, read back by transformers and llama.cpp: 25 minutes.
 # LLAMASEEK_SHARED_DATA names a folder with gsm8k/train.jsonl, LLAMASEEK_LLAMA_CPP a Python that has
@@ -46,6 +57,10 @@ course docs: $(VENV)/.installed-course
 	$(BIN)/python -m notebooks.course build/course $(if $(FULL),--full)
 	$(BIN)/python -m notebooks.site build/course/solved build/site
 
+# What docs/security.md promises, put to the test; hours. WHAT=NAME runs one campaign.
+attack: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.attack $(WHAT)
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -53,7 +68,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed-dev
-	for script in $(filter-out bench/common.py bench/__init__.py bench/shape_1b.py bench/quality.py bench/speculate.py,$(wildcard bench/*.py)); do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out bench/common.py bench/__init__.py bench/shape_1b.py bench/quality.py bench/speculate.py bench/eval.py,$(wildcard bench/*.py)); do $(BIN)/python $$script || exit 1; done
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -431,8 +431,8 @@ def evaluate(
 
     `model` is what `load` takes, or a `Model`; `tasks` are names of docs/eval.md or of lm-eval.
     `data` is a folder of files, or several. `options` are limit, chat, num_fewshot, max_gen_toks,
-    truncate, out and resume. What comes back has lm-eval's `results`, and `samples` by task. Raises
-    UserError.
+    truncate, overlap, out and resume. What comes back has lm-eval's `results`, and `samples` by
+    task. Raises UserError.
     """
     from llamaseek.evals.run import EvalOptions, evaluate_engine
 
@@ -444,7 +444,8 @@ def evaluate(
     asked = EvalOptions(
         tasks=[tasks] if isinstance(tasks, str) else list(tasks),
         data=[Path(folder) for folder in folders],
-        **options | ({"out": Path(options["out"])} if options.get("out") else {}),
+        **options
+        | {key: Path(options[key]) for key in ("out", "overlap") if options.get(key) is not None},
     )
     name = "model" if isinstance(model, Model) else str(model)
     if not isinstance(model, Model):

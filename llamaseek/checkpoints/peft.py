@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from llamaseek.checkpoints.adapter_config import CONFIG, AdapterConfig, read_adapter_config
 from llamaseek.checkpoints.hub import parse_name
 from llamaseek.checkpoints.shards import open_tensors, write_tensors
+from llamaseek.checkpoints.sources import name_of
 from llamaseek.errors import UserError
 from llamaseek.files import write_json
 from llamaseek.herd.header import read_header
@@ -63,6 +64,8 @@ class Adapter:
     """Weights that the base had, stored again."""
     saved: dict[str, Lazy] = field(default_factory=dict)
     """Tensors trained whole (`modules_to_save`), by their names in the model."""
+
+    rslora: bool = False
 
     def beyond_layers(self) -> list[str]:
         """What is changed besides linear layers."""
@@ -179,8 +182,14 @@ def adapter_of(model: nn.Module) -> Adapter:
     layers = {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear)}
     first = next(iter(layers.values()))
     rank = first.lora_A.out_features
+    magnitudes = {
+        name: module.lora_magnitude_vector.detach()
+        for name, module in layers.items()
+        if module.lora_magnitude_vector is not None
+    }
     pairs = {n: (m.lora_A.weight.detach(), m.lora_B.weight.detach()) for n, m in layers.items()}
-    return Adapter(rank, first.scaling * rank, first.scaling, pairs)
+    alpha = first.scaling * (rank**0.5 if first.rslora else rank)
+    return Adapter(rank, alpha, first.scaling, pairs, magnitudes, rslora=first.rslora)
 
 
 def save_adapter(model: nn.Module, folder: Path, base: str) -> None:
@@ -189,16 +198,18 @@ def save_adapter(model: nn.Module, folder: Path, base: str) -> None:
     Of a reward model it holds `score` as well, which is trained whole beside them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    adapter, hub = adapter_of(model), None if Path(base).exists() else parse_name(base)
+    adapter, named = adapter_of(model), name_of(base)  # a path in a cache helps nobody else
+    hub = None if Path(named).exists() else parse_name(named)
     config: dict[str, Any] = {
         **PLAIN,
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": hub.repo if hub else base,
+        "base_model_name_or_path": hub.repo if hub else named,
         "revision": hub.revision if hub else None,
         "r": adapter.rank,
         "lora_alpha": adapter.alpha,
         "lora_dropout": 0.0,
-        "use_rslora": False,
+        "use_rslora": adapter.rslora,
+        "use_dora": bool(adapter.magnitudes),
         "target_modules": sorted({name.rpartition(".")[2] for name in adapter.pairs}),
         "inference_mode": True,
     }
@@ -210,5 +221,7 @@ def save_adapter(model: nn.Module, folder: Path, base: str) -> None:
     for name, (a, b) in adapter.pairs.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = lazy(a)
         tensors[f"{PREFIX}{name}.lora_B.weight"] = lazy(b)
+    for name, norms in adapter.magnitudes.items():
+        tensors[f"{PREFIX}{name}{MAGNITUDE}"] = lazy(norms)
     write_json(folder / CONFIG, config)
     write_tensors(folder, tensors, single=WEIGHTS)

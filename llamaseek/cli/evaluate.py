@@ -39,6 +39,9 @@ TRUNCATE = typer.Option(
 )
 COMPARE = typer.Option([], help="Another model on the same items; can be given several times.")
 ADAPTER = typer.Option(None, help="Folder of a LoRA adapter for MODEL.")
+OVERLAP = typer.Option(
+    None, help="A run's folder, or its training data: a column says how much of the items is in it."
+)
 OUT = typer.Option(None, help="Folder for results.json, samples.jsonl and what --resume needs.")
 RESUME = typer.Option(False, "--resume", help="Go on with the run in --out.")
 DTYPE = typer.Option("auto", help="auto, bf16 or fp32.")
@@ -55,6 +58,7 @@ def evaluate(
     truncate: bool = TRUNCATE,
     compare: list[str] = COMPARE,
     adapter: Path = ADAPTER,
+    overlap: Path = OVERLAP,
     out: Path = OUT,
     resume: bool = RESUME,
     device: str = DEVICE,
@@ -74,6 +78,7 @@ def evaluate(
         num_fewshot=num_fewshot,
         max_gen_toks=max_gen_toks,
         truncate=truncate,
+        overlap=overlap,
         out=out,
         resume=resume,
     )
@@ -92,6 +97,9 @@ def evaluate(
     for other in found[1:]:
         show_differences(found[0], other)
     if out is not None:
+        from llamaseek.evals.published import plot_table
+
+        plot_table(found, out / "table.png")
         print(f"wrote {out}")
 
 
@@ -122,11 +130,15 @@ def show(evaluation: Evaluation, several: bool = False) -> None:
 
     from llamaseek.evals.table import HEADERS, rows
 
-    table = Table(title=evaluation.model if several else None)
-    for header in HEADERS:
-        table.add_column(header, no_wrap=header != "warnings")
-    for row in rows(evaluation):
-        table.add_row(*row.cells())
+    found = [row.cells() for row in rows(evaluation)]
+    used = [n for n in range(len(HEADERS)) if any(cells[n] for cells in found)]
+    table = Table()
+    for place in used:
+        table.add_column(HEADERS[place], no_wrap=HEADERS[place] != "warnings")
+    for cells in found:
+        table.add_row(*(cells[place] for place in used))
+    if several:
+        print(evaluation.model)
     wide_console().print(table)
     for what, count in evaluation.results["warnings"]["unjudged"].items():
         print(f"not judged, {what}: {count}")
@@ -139,8 +151,9 @@ def show_differences(first: Evaluation, second: Evaluation) -> None:
     from llamaseek.evals.table import differences
 
     headers = "task", "metric", "filter", "difference", "± s.e.", "n"
-    table = Table(*headers, title=f"{second.model} minus {first.model}, item by item")
+    table = Table(*headers)
     for each in differences(first, second):
         figures = f"{each.difference:+.4f}", f"{each.error:.4f}", str(each.items)
         table.add_row(each.task, each.metric, each.filter, *figures)
+    print(f"{second.model} minus {first.model}, item by item")
     wide_console().print(table)

@@ -148,6 +148,10 @@ class Table:
         if not plain or len(text) > LONGEST_LABEL or len(counts) > max(MOST_LABELS, self.rows):
             self.mixed.add(name)
 
+    def is_free(self, name: str) -> bool:
+        """Whether a column holds longer texts, or more different ones, than labels are."""
+        return name in self.mixed or len(self.counts.get(name, ())) > MOST_LABELS
+
     def labels_of(self, name: str) -> dict[str, int]:
         """The distinct values of a column and their counts; none where they are no labels."""
         counts = self.counts.get(name, Counter())
@@ -172,7 +176,7 @@ def _rows(table: Table, columns: dict[str, str]) -> DetectedRows:
     view.alias((*FORMATS[name].required, *FORMATS[name].optional))
     view.alias(("system", "tools"))
     roles = _roles(view, name)
-    if name == "labels":
+    if name == "labels" and not table.is_free(roles["label"]):
         return _labels(table, roles["text"], roles["label"])
     rated = rating_column(view) if name == "prompt_completion" else None
     if rated is not None:
@@ -182,6 +186,7 @@ def _rows(table: Table, columns: dict[str, str]) -> DetectedRows:
         "preference": "preferences",
         "prompt_completion": "prompt_completion",
         "alpaca": "prompt_completion",
+        "labels": "prompt_completion",
     }.get(name, "conversations")  # type: ignore[assignment]
     return _described(kind, table, name, roles)
 

@@ -18,6 +18,7 @@ SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
 """What `datasets.save_to_disk` writes beside a data set's Arrow files, and above its splits."""
 
 ABOUT = (SAVED, SAVED_SPLITS, "dataset_info.json", "dataset_infos.json")
+SHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 ALLOWED = f"{', '.join(ROW_ENDINGS)}, also .gz or .zst"
 
 
@@ -46,7 +47,8 @@ def row_files(source: str | Path) -> list[Path]:
         found = _saved(path) or _about_aside(files_within(path, ROW_ENDINGS))
     elif path.is_file():
         if ending_of(path) not in ROW_ENDINGS:
-            raise UserError(f"{source}: not rows; allowed: {ALLOWED}")
+            hint = "; save the sheet as CSV" if ending_of(path) in SHEETS else ""
+            raise UserError(f"{source}: not rows{hint}; allowed: {ALLOWED}")
         return [path]
     elif glob.has_magic(str(path)):
         found = _about_aside(files_matching(str(path), ROW_ENDINGS))

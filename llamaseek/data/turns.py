@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llamaseek.data.bad_rows import RowError
@@ -106,7 +106,17 @@ def _message(place: str, where: str, given: Mapping[str, Any], unused: Counter[s
     known = (*USED_KEYS, *LOSS_KEYS, *_forms(message))
     column = where.partition("[")[0]
     unused.update(f"{column}.{key}" for key in message if key not in known)
+    unused.update(f"{column}.tool_calls.{key}" for key in _unread(made.get("tool_calls")))
     return made
+
+
+def _unread(calls: Any) -> Iterator[str]:
+    """Keys of calls that nothing reads; calls that are none are refused where they are encoded."""
+    for call in calls if isinstance(calls, list) else []:
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if isinstance(function, Mapping):
+            yield from (key for key in call if key not in ("id", "type", "index", "function"))
+            yield from (f"function.{key}" for key in function if key not in ("name", "arguments"))
 
 
 def _forms(message: Mapping[str, Any]) -> tuple[str, ...]:

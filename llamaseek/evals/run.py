@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from llamaseek.engine.engine import Engine
 from llamaseek.errors import UserError, bad_value, shorten
@@ -29,7 +34,8 @@ class EvalOptions:
     """What is asked: `tasks` by name or as YAML files, at most `limit` items of each.
 
     `data` are folders of files; `chat` is auto, on or off; `num_fewshot` replaces the tasks' own
-    number of shots; `out` is the folder for the results, which `resume` goes on with.
+    number of shots; `overlap` is a run's folder, or data, to look for the items in; `out` is the
+    folder for the results, which `resume` goes on with.
     """
 
     tasks: Sequence[str]
@@ -39,6 +45,7 @@ class EvalOptions:
     num_fewshot: int | None = None
     max_gen_toks: int | None = None
     truncate: bool = False
+    overlap: Path | None = None
     out: Path | None = None
     resume: bool = False
 
@@ -53,6 +60,8 @@ class EvalOptions:
                 raise bad_value(f"--{name.replace('_', '-')}", value, "a number of at least 1")
         if self.num_fewshot is not None and self.num_fewshot < 0:
             raise bad_value("--num-fewshot", self.num_fewshot, "0 or more")
+        if self.overlap is not None and not self.overlap.exists():
+            raise UserError(f"--overlap: {self.overlap}: no such run, file or folder")
         if self.resume and self.out is None:
             raise UserError("--resume: needs --out, the folder of the run to go on with")
 
@@ -79,7 +88,7 @@ def evaluate_engine(
 
     Raises UserError for tasks, data and prompts that cannot be used, before anything is computed.
     """
-    _check_installed()
+    check_installed()
     from llamaseek.evals.journal import Journal
     from llamaseek.evals.lm import EngineLM
 
@@ -102,7 +111,7 @@ def evaluate_server(
 
     The server's tokenizer is asked for. Nothing is kept for `resume`. Raises UserError.
     """
-    _check_installed()
+    check_installed()
     from lm_eval.api.registry import get_model
 
     if options.resume:
@@ -129,7 +138,8 @@ def _served_name(base: str) -> str:
         raise UserError(f"{base}/models: no server lists its models there ({error})") from None
 
 
-def _check_installed() -> None:
+def check_installed() -> None:
+    """UserError where lm-eval is not installed."""
     try:
         import lm_eval  # noqa: F401
     except ModuleNotFoundError:
@@ -225,9 +235,26 @@ def run_plan(
     """Ask any model of lm-eval's interface what is planned; `name` is what it is called."""
     found = [_run(lm, tasks, planned, options) for planned in plan]
     evaluation = _joined(name, found, lm)
+    if options.overlap is not None:
+        from llamaseek.evals.overlap import overlaps, training_texts
+
+        shares = overlaps(evaluation.samples, training_texts(options.overlap))
+        evaluation.results["overlap"] = shares
     if options.out is not None:
         write(evaluation, options.out)
     return evaluation
+
+
+@contextmanager
+def kept_random_states() -> Iterator[None]:
+    """lm-eval seeds the generators of the whole process; a training run goes on with its own."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 def _run(lm: Any, tasks: Any, planned: PlannedTask, options: EvalOptions) -> Results:
@@ -235,16 +262,17 @@ def _run(lm: Any, tasks: Any, planned: PlannedTask, options: EvalOptions) -> Res
     from lm_eval import simple_evaluate
 
     try:
-        return simple_evaluate(
-            model=lm,
-            tasks=[planned.built] if not isinstance(planned.built, list) else planned.built,
-            task_manager=tasks,
-            num_fewshot=planned.shots,
-            limit=options.limit,
-            bootstrap_iters=BOOTSTRAP,
-            apply_chat_template=planned.chat,
-            log_samples=True,
-        )
+        with kept_random_states():
+            return simple_evaluate(
+                model=lm,
+                tasks=[planned.built] if not isinstance(planned.built, list) else planned.built,
+                task_manager=tasks,
+                num_fewshot=planned.shots,
+                limit=options.limit,
+                bootstrap_iters=BOOTSTRAP,
+                apply_chat_template=planned.chat,
+                log_samples=True,
+            )
     except (KeyError, IndexError, TypeError, ValueError, AssertionError) as error:
         raise UserError(
             f"{planned.name}: its rows do not fit the task: {type(error).__name__}: {error}"

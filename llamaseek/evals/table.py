@@ -9,7 +9,9 @@ from typing import Any
 
 from llamaseek.evals.run import Evaluation
 
-HEADERS = ("task", "metric", "value", "± s.e.", "n", "chance", "shots", "filter", "warnings")
+HEADERS = (
+    "task", "metric", "value", "± s.e.", "n", "chance", "shots", "filter", "overlap", "warnings",
+)  # fmt: skip
 WARNINGS = {"cut_prompts": "prompts cut", "at_limit": "answers at the length limit"}
 
 
@@ -26,6 +28,7 @@ class Row:
     chance: float | None
     shots: int | None
     warnings: str = ""
+    overlap: float | None = None
 
     def cells(self) -> list[str]:
         """Its texts, in the order of `HEADERS`."""
@@ -34,7 +37,8 @@ class Row:
         shots = "" if self.shots is None else str(self.shots)
         return [
             self.task, self.metric, f"{self.value:.4f}", error, str(self.items), chance, shots,
-            "" if self.filter == "none" else self.filter, self.warnings,
+            "" if self.filter == "none" else self.filter,
+            "" if self.overlap is None else f"{self.overlap:.1%}", self.warnings,
         ]  # fmt: skip
 
 
@@ -63,6 +67,7 @@ def rows(evaluation: Evaluation) -> list[Row]:
                     _chance(evaluation, leaves),
                     _shots(results, leaves),
                     told,
+                    _overlap(results, leaves),
                 )  # fmt: skip
             )
             if len(leaves) > 1:
@@ -115,6 +120,13 @@ def _chance(evaluation: Evaluation, leaves: Sequence[str]) -> float | None:
         for row in evaluation.samples.get(leaf, ())
         if len(row["arguments"]) > 1
     ]
+    return sum(shares) / len(shares) if shares else None
+
+
+def _overlap(results: Mapping[str, Any], leaves: Sequence[str]) -> float | None:
+    """The mean share of training text in the items of the tasks, where it was looked for."""
+    known = results.get("overlap") or {}
+    shares = [known[leaf] for leaf in leaves if leaf in known]
     return sum(shares) / len(shares) if shares else None
 
 

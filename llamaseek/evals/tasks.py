@@ -159,6 +159,13 @@ class Factory(TaskFactory):  # type: ignore[misc]
         return config
 
 
+def _folder(task: str) -> Path | None:
+    """The folder of lm-eval's tasks that a task's name begins with: `bbh` of `bbh_cot_fewshot`."""
+    parts = task.split("_")
+    names = ["_".join(parts[:count]) for count in range(len(parts), 0, -1)]
+    return next((SHIPPED / name for name in names if (SHIPPED / name).is_dir()), None)
+
+
 def _quiet() -> None:
     """No log lines and bars of lm-eval and datasets: progress is told once, by the caller."""
     import datasets
@@ -216,7 +223,10 @@ class Tasks(TaskManager):  # type: ignore[misc]
         known = [PROTOCOLS[name] for name in names if name in PROTOCOLS]
         folders = {str(SHIPPED / p.folder) if p.folder else str(OWN) for p in known}
         other = [name for name in names if name not in PROTOCOLS and not Path(name).is_file()]
-        super().__init__(include_path=sorted(folders), include_defaults=bool(other))
+        folders |= {str(place) for name in other if (place := _folder(self.task_of(name)))}
+        super().__init__(include_path=sorted(folders), include_defaults=False)
+        if not {self.task_of(name) for name in other} <= set(self.all_tasks):
+            super().__init__(include_path=sorted(folders))  # ten seconds
         self._factory = Factory(data)
         self._build_math()
         for name in other:

@@ -15,16 +15,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llamaseek.errors import UserError, bad_value, unknown_name
+from llamaseek.models.layers import widen
 from llamaseek.models.quant.nf4 import NF4Linear
 
 
 class LoRALinear(nn.Linear):
     """A linear layer without bias that keeps its weight and adds a trained product of rank r.
 
-    Of a base in 4 bits it keeps the layer, as `base`.
+    Of a base in 4 bits it keeps the layer, as `base`. With `use_rslora` the product is scaled by
+    α / √r (Kalajdzievski 2023); with `use_dora` each row of the adapted matrix has a trained norm,
+    `lora_magnitude_vector` (Liu et al. 2024). A scaling of 0 leaves the base alone.
     """
 
-    def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
+    lora_magnitude_vector: nn.Parameter | None
+
+    def __init__(
+        self,
+        base: nn.Linear,
+        rank: int,
+        alpha: float,
+        use_dora: bool = False,
+        use_rslora: bool = False,
+    ) -> None:
         super().__init__(base.in_features, base.out_features, bias=False, device="meta")
         self.nf4 = isinstance(base, NF4Linear)
         if isinstance(base, NF4Linear):
@@ -34,39 +46,56 @@ class LoRALinear(nn.Linear):
         else:
             self.weight = base.weight
             device = base.weight.device
-        self.scaling = alpha / rank
+        self.rslora = use_rslora
+        self.scaling = alpha / (rank**0.5 if use_rslora else rank)
         # Adapters are trained, so they stay float32 on whatever the base is stored in.
         place = {"device": device, "dtype": torch.float32}
         self.lora_A = nn.Linear(base.in_features, rank, bias=False, **place)
         self.lora_B = nn.Linear(rank, base.out_features, bias=False, **place)
         nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B.weight)
+        norms = nn.Parameter(self._changed().detach().norm(dim=1)) if use_dora else None
+        self.register_parameter("lora_magnitude_vector", norms)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) → (..., O), in x's dtype."""
         inner = F.linear(x, self.lora_A.weight.to(x.dtype))
         plain = self.base(x) if self.nf4 else F.linear(x, self.weight)
-        return plain + self.scaling * F.linear(inner, self.lora_B.weight.to(x.dtype))
+        out = plain + self.scaling * F.linear(inner, self.lora_B.weight.to(x.dtype))
+        if self.lora_magnitude_vector is None or not self.scaling:
+            return out
+        with torch.no_grad():  # the norm counts as a constant (§4.3)
+            norms = self._changed().norm(dim=1)
+        return out * (self.lora_magnitude_vector / norms).to(x.dtype)
+
+    def _changed(self) -> Tensor:
+        """W + (α / r) B A, (O, I) in at least float32."""
+        weight = self.base.dense(torch.float32) if self.nf4 else widen(self.weight)
+        return weight + self.scaling * (self.lora_B.weight @ self.lora_A.weight)
 
     def merged(self) -> Tensor:
-        """W + (α / r) B A, (O, I) in the base's dtype; the product is taken in float32.
+        """The adapted matrix (O, I) in the base's dtype; it is computed in float32.
 
         A base of 4 bits is widened to float32.
         """
-        weight = self.base.dense(torch.float32) if self.nf4 else self.weight
-        product = self.scaling * (self.lora_B.weight @ self.lora_A.weight)
-        return (weight + product).to(weight.dtype)
+        changed = self._changed()
+        if self.lora_magnitude_vector is not None:
+            changed = changed * (self.lora_magnitude_vector / changed.norm(dim=1))[:, None]
+        return changed if self.nf4 else changed.to(self.weight.dtype)
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The same in `dtype`, for code that takes the matrix apart."""
         return self.merged().to(dtype)
 
 
-def add_lora(model: nn.Module, rank: int, alpha: float, targets: Sequence[str]) -> list[str]:
+def add_lora(
+    model: nn.Module, rank: int, alpha: float, targets: Sequence[str], **kind: bool
+) -> list[str]:
     """Freeze `model` and adapt every linear layer whose last name is in `targets`, or all.
 
-    Returns the full names of the adapted layers. `UserError` for a rank below 1, for a target
-    that names no linear layer, and for `lm_head`, whose weight the chunked loss reads directly.
+    `kind` is `use_dora` and `use_rslora`. Returns the full names of the adapted layers. `UserError`
+    for a rank below 1, for a target that names no linear layer, and for `lm_head`, whose weight the
+    chunked loss reads directly.
     """
     if rank < 1:
         raise bad_value("lora.rank", rank, "an integer of at least 1")
@@ -79,17 +108,17 @@ def add_lora(model: nn.Module, rank: int, alpha: float, targets: Sequence[str]) 
         if target not in known:
             raise unknown_name("lora target", target, known)
     chosen = [name for name in linears if _last(name) in targets]
-    adapt(model, chosen, rank, alpha)
+    adapt(model, chosen, rank, alpha, **kind)
     return chosen
 
 
-def adapt(model: nn.Module, layers: Sequence[str], rank: int, alpha: float) -> None:
+def adapt(model: nn.Module, layers: Sequence[str], rank: int, alpha: float, **kind: bool) -> None:
     """Freeze `model` and adapt the linear layers of these full names."""
     model.requires_grad_(False)
     for name in layers:
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
-        model.set_submodule(name, LoRALinear(linear, rank, alpha))
+        model.set_submodule(name, LoRALinear(linear, rank, alpha, **kind))
 
 
 @torch.no_grad()

@@ -20,11 +20,28 @@ class LoraRecipe(Section):
     """Rank r of the two low-rank matrices."""
     alpha: float = Field(default=16.0, gt=0)
     """The adapter's output is scaled by alpha / rank."""
+    use_rslora: bool = False
+    """Scale by alpha / √rank instead (rsLoRA)."""
+    use_dora: bool = False
+    """Train the norm of each row of an adapted matrix as well (DoRA); on one process."""
     targets: list[str] = Field(default_factory=list)
     """Last names of the linear layers that get adapters; empty: every linear layer of the
     trunk."""
     base: Literal["float", "nf4"] = "float"
     """Precision of the frozen base weights; `nf4` is 4-bit NormalFloat (QLoRA)."""
+
+
+class BenchmarkRecipe(Section):
+    """Benchmarks of the model in training, as `llamaseek eval` runs them."""
+
+    tasks: list[str] = Field(min_length=1)
+    """Names of docs/eval.md or of lm-eval."""
+    data: list[str] = Field(default_factory=list)
+    """Folders with the benchmarks' files."""
+    every: int = Field(default=500, ge=1)
+    """Steps between them; the last step always has one."""
+    limit: int | None = Field(default=100, ge=1)
+    """Items of each task; none: all."""
 
 
 class RewardRecipe(Section):

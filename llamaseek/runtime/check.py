@@ -218,6 +218,8 @@ def _combinations(recipe: Recipe, plan: ParallelRecipe) -> Iterator[str]:
             f"parallel.{beyond[0]}: above 1 is not for adapters, which are added to whole "
             "matrices; allowed: data, shard"
         )
+    if recipe.lora is not None and recipe.lora.use_dora and plan.ranks > 1:
+        yield "lora.use_dora: true is for one process; allowed: false, or parallel degrees of 1"
     if recipe.lora is not None and recipe.lora.base == "nf4" and plan.shard > 1:
         yield (
             "parallel.shard: above 1 is not for lora.base nf4, whose 4 bits are whole on "

@@ -112,7 +112,8 @@ def adapt_model(model: CausalLM, lora: LoraRecipe, seed: int) -> None:
     if lora.base == "nf4":
         quantize_layers(model)
     torch.manual_seed(seed)
-    add_lora(model, lora.rank, lora.alpha, lora.targets)
+    kind = {"use_dora": lora.use_dora, "use_rslora": lora.use_rslora}
+    add_lora(model, lora.rank, lora.alpha, lora.targets, **kind)
 
 
 def check_length(recipe: Recipe, config: ModelConfig) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from llamaseek.data.bad_rows import BadRows, RowError
@@ -141,6 +142,23 @@ def test_calls_have_their_own_arguments(name: str) -> None:
     assert tools[0]["function"]["parameters"]["properties"] == {"city": {"type": "string"}}
 
 
+def test_fillers_of_tables_that_became_json_or_come_through_datasets(tmp_path: Path) -> None:
+    wanted = RowReader().conversation(*next(read_rows(CASES / "tools_null.parquet")))
+    table = pq.read_table(CASES / "tools_null.parquet")
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    found = RowReader().conversation(*next(read_rows(path)))
+    assert found.tools == wanted.tools and found.tools is not None
+    assert found.tools[0]["function"]["parameters"]["properties"] == {"city": {"type": "string"}}
+    for one, other in zip(found.messages, wanted.messages, strict=True):
+        assert one.get("tool_calls") == other.get("tool_calls")
+    pytest.importorskip("datasets")
+    (tmp_path / "set").mkdir()
+    pq.write_table(table, tmp_path / "set" / "a.parquet")
+    hub = RowReader().conversation(*next(read_rows(f"hf://{tmp_path}/set")))
+    assert hub == wanted
+
+
 def test_fillers_written_to_json_are_left_out_and_declared_nulls_stay() -> None:
     row = json.loads((CASES / "parallel.jsonl").read_text())
     for call in row["messages"][1]["tool_calls"]:
@@ -205,6 +223,18 @@ def test_several_calls_in_one_answer_are_learnt() -> None:
     assert RowReader().conversation("x:1", row | {"parallel_tool_calls": True}).messages
     with pytest.raises(RowError, match=r"messages\[1\].tool_calls: 2 calls; parallel_tool_calls"):
         RowReader().conversation("x:1", row | {"parallel_tool_calls": False})
+
+
+def test_keys_of_calls_that_nothing_reads_are_reported() -> None:
+    row = json.loads((CASES / "parallel.jsonl").read_text())
+    row["messages"][1]["tool_calls"][0] |= {"cost": 1}
+    row["messages"][1]["tool_calls"][1]["function"] |= {"strict": True}
+    reader = RowReader()
+    reader.conversation("x:1", row)
+    assert reader.unused == {
+        "messages.tool_calls.cost": 1,
+        "messages.tool_calls.function.strict": 1,
+    }
 
 
 def test_functions_of_older_openai_files() -> None:

@@ -67,6 +67,14 @@ def test_a_spreadsheet_of_few_labels_is_labelled_texts(tmp_path: Path) -> None:
         assert "12 labelled texts (words as text, queue as label); 3 labels" in found.sentence
 
 
+def test_labels_that_are_long_or_many_are_answers(tmp_path: Path) -> None:
+    long = [{"text": "a", "label": "words " * 20}, {"text": "b", "label": "c"}]
+    many = [{"text": "a", "label": f"summary {n}"} for n in range(150)]
+    for rows in (long, many):
+        found = detect([jsonl(tmp_path / "a.jsonl", *rows)])
+        assert (found.kind, found.format, found.labels) == ("prompt_completion", "labels", {})
+
+
 def test_a_folder_of_markdown_is_text(tmp_path: Path) -> None:
     for name in ("a.md", "sub/b.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

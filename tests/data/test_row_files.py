@@ -204,7 +204,7 @@ BROKEN_FILES: list[tuple[str, bytes, str]] = [
     *((name, b"something else", "cannot be read") for name in ("a.parquet", "a.arrow", "a.csv.gz")),
     *((name, b"", "cannot be read|holds no rows") for name in ("a.parquet", "a.arrow", "a.csv")),
     ("a.parquet", as_parquet([{"a": 1}])[:4], "cannot be read"),
-    ("a.xlsx", b"PK", r"not rows; allowed: \.jsonl, .*\.csv"),
+    ("a.xlsx", b"PK", r"not rows; save the sheet as CSV; allowed: \.jsonl, .*\.csv"),
 ]  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -246,3 +247,39 @@ def test_rows_come_from_a_folder_as_the_hub_leaves_it(tmp_path: Path) -> None:
         pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
     found = LocalData((tmp_path,)).load("gsm8k", "openai/gsm8k", "main", "test")
     assert {split: len(found[split]) for split in found} == {"train": 3, "test": 3}
+
+
+def test_the_lectures_table_is_drawn(data: Path, tmp_path: Path) -> None:
+    from llamaseek.evals.published import COLUMNS, SCORES, measured, plot_table, standard_error
+    from llamaseek.herd.published import ENTRIES
+
+    assert set(SCORES) <= {name.lower() for name in ENTRIES}
+    assert all(len(scores) == len(COLUMNS) for scores in SCORES.values())
+    found = {column: round(standard_error(column, SCORES["llama-3-8b-instruct"][n] or 0), 2)
+             for n, column in enumerate(COLUMNS)}  # fmt: skip
+    assert found == {"mmlu": 0.39, "gpqa": 2.24, "humaneval": 3.79, "gsm8k": 1.11, "math": 0.65}
+    evaluation = asked(gold(), data, "gsm8k")
+    assert measured(evaluation) == {"gsm8k": (100.0, 0.0)}
+    plot_table([evaluation], tmp_path / "table.png")
+    assert (tmp_path / "table.png").stat().st_size > 10_000
+
+
+def test_items_that_stand_in_the_training_data_are_a_share(tmp_path: Path) -> None:
+    rng = Random(2)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    texts = [" ".join("".join(rng.choices(letters, k=6)) for _ in range(16)) for _ in range(8)]
+    (tmp_path / "piqa.jsonl").write_text(
+        "".join(json.dumps({"goal": t, "sol1": "a", "sol2": "b", "label": 0}) + "\n" for t in texts)
+    )
+    file = tmp_path / "train.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[:4]))
+    found = asked(gold(), tmp_path, "piqa", overlap=file)
+    share = found.results["overlap"]["piqa"]
+    assert share == pytest.approx(0.5 * 16 / 18)  # the items are of 18 words
+    assert rows(found)[0].overlap == share
+    half = " ".join(texts[0].split()[:8])
+    file.write_text(json.dumps({"text": half}) + "\n")
+    assert asked(gold(), tmp_path, "piqa", overlap=file).results["overlap"][
+        "piqa"
+    ] == pytest.approx(8 / 18 / 8)
+    assert "no such run" in refused(tmp_path, "piqa", overlap=tmp_path / "gone")

@@ -72,11 +72,14 @@ def test_a_peft_adapter_gives_the_same_logits(family: str, rslora: bool, tmp_pat
     assert float((folded - theirs).abs().max() / theirs.abs().max()) < 1e-5
 
 
+@pytest.mark.parametrize("kind", [{}, {"use_dora": True, "use_rslora": True}])
 @pytest.mark.parametrize("family", TARGETS)
-def test_our_adapter_gives_peft_the_same_logits(family: str, tmp_path: Path) -> None:
+def test_our_adapter_gives_peft_the_same_logits(
+    family: str, kind: dict[str, bool], tmp_path: Path
+) -> None:
     base = reference(family, tmp_path / "base")
     model = load_model(tmp_path / "base")
-    add_lora(model, 4, 8.0, TARGETS[family])
+    add_lora(model, 4, 8.0, TARGETS[family], **kind)
     torch.manual_seed(7)
     for module in model.modules():
         if isinstance(module, LoRALinear):

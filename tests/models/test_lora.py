@@ -24,22 +24,25 @@ TARGETS = {
 FAMILIES = list(TARGETS)
 
 
-def adapted(family: str, dtype: torch.dtype = torch.float32) -> CausalLM:
+def adapted(family: str, dtype: torch.dtype = torch.float32, **kind: bool) -> CausalLM:
     """A tiny model whose adapters are not zero any more."""
     model = tiny_model(family).to(dtype)
-    add_lora(model, rank=4, alpha=10.0, targets=TARGETS[family])
+    add_lora(model, rank=4, alpha=10.0, targets=TARGETS[family], **kind)
     for module in model.modules():
         if isinstance(module, LoRALinear):
             nn.init.normal_(module.lora_B.weight, std=0.3)
+            if module.lora_magnitude_vector is not None:
+                nn.init.uniform_(module.lora_magnitude_vector, 0.5, 1.5)
     return model
 
 
-def peft_twin(model: CausalLM, family: str) -> Any:
+def peft_twin(model: CausalLM, family: str, **kind: bool) -> Any:
     """PEFT's adapters with the same numbers, on the model before ours were added."""
     plain: Any = tiny_model(family)
     # Without `model_type` PEFT takes the modules as they are: no conversion for transformers 5.
     plain.config = SimpleNamespace(to_dict=dict, **vars(plain.config))
-    config = peft.LoraConfig(r=4, lora_alpha=10, target_modules=list(TARGETS[family]))
+    targets = list(TARGETS[family])
+    config = peft.LoraConfig(r=4, lora_alpha=10, target_modules=targets, **kind)
     twin: Any = peft.get_peft_model(plain, config)
     state = {f"base_model.model.{name}": p for name, p in adapters(model).items()}
     found = peft.set_peft_model_state_dict(twin, state)
@@ -51,17 +54,20 @@ def adapters(model: CausalLM) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if "lora_" in name}
 
 
+@pytest.mark.parametrize("kind", [{}, {"use_rslora": True}, {"use_dora": True}])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_outputs_gradients_and_names_equal_peft(family: str) -> None:
-    model = adapted(family)
-    twin = peft_twin(model, family)
+def test_outputs_gradients_and_names_equal_peft(family: str, kind: dict[str, bool]) -> None:
+    model = adapted(family, **kind)
+    twin = peft_twin(model, family, **kind)
+    # The outputs are normalized, so that gradients by a row's norm are small sums of large terms.
+    model, twin = model.double(), twin.double()
     tokens, positions = rows()
     ours, theirs = model(tokens, positions), twin(tokens, positions)
     assert (ours - theirs).abs().max() <= 1e-6 * theirs.abs().max()
     ours.square().sum().backward()
     theirs.square().sum().backward()
     wanted = {
-        name.replace(".default", ""): p.grad
+        name.replace(".default", "").replace("vector.weight", "vector"): p.grad
         for name, p in twin.named_parameters()
         if p.requires_grad
     }

@@ -73,19 +73,19 @@ def _items(files: tuple[str, ...], fields: tuple[str, ...]) -> list[tuple[str, s
         if ending_of(Path(file)) in ROW_ENDINGS:
             for place, row in read_rows(file):
                 chosen = {key: row.get(key) for key in fields} if fields else row
-                items.append((place, " ".join(_strings(chosen))))
+                items.append((place, " ".join(strings(chosen))))
         else:
             items += [(document.id, document.text) for document in read_documents([file])]
     return items
 
 
-def _strings(value: object) -> list[str]:
+def strings(value: object) -> list[str]:
     """The strings inside of a value, in order."""
     if isinstance(value, str):
         return [value]
     inner = value.values() if isinstance(value, dict) else value
     if isinstance(inner, list) or isinstance(value, dict):
-        return [text for item in inner for text in _strings(item)]  # type: ignore[attr-defined]
+        return [text for item in inner for text in strings(item)]  # type: ignore[attr-defined]
     return []
 
 

@@ -1,0 +1,99 @@
+"""Seconds of benchmarks through `llamaseek eval` and through lm-eval's `hf`, side by side.
+
+    python bench/eval.py MODEL_FOLDER DATA… [--items 200 100 20] [--json PATH]
+
+The same float32 weights, files, items and prompts: MMLU 5-shot, HellaSwag, GSM8K 8-shot. `hf` keeps
+its cache of single-token continuations (`logits_cache`), and its best batch size of 1 and 8 counts.
+Each is run in turn, as often as `--repeats`; the time is the median.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from bench.common import Row, report, row
+from llamaseek.engine.engine import Engine
+from llamaseek.engine.open import open_model, open_tokenizer
+from llamaseek.evals.run import EvalOptions, evaluate_engine, make_plan, run_plan
+
+SUBJECTS = ("anatomy", "astronomy", "econometrics", "marketing", "philosophy")
+TOKENS = 256
+
+
+def main() -> None:
+    """Measure and report."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", type=Path)
+    parser.add_argument("data", type=Path, nargs="+")
+    parser.add_argument("--items", type=int, nargs=3, default=(200, 100, 20))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    engine = Engine(open_model(given.model, dtype="fp32"), open_tokenizer(given.model))
+    rows: list[Row] = []
+    for name, options in cases(given.data, given.items).items():
+        ours, theirs = [], {1: [], 8: []}
+        for _ in range(given.repeats):
+            ours.append(seconds(lambda options=options: evaluate_engine(engine, options)))
+            for batch, times in theirs.items():
+                lm = hf_model(given.model, batch)
+                times.append(seconds(lambda lm=lm, options=options: by_hf(lm, options)))
+        batch, best = min(
+            ((batch, statistics.median(times)) for batch, times in theirs.items()),
+            key=lambda found: found[1],
+        )
+        mine = statistics.median(ours)
+        peer = f"lm-eval hf, batch {batch}"
+        rows.append(row(name, "items/s", count(options) / mine, peer, count(options) / best, None))
+    report(rows, [], given.json)
+
+
+def cases(data: list[Path], items: tuple[int, int, int]) -> dict[str, EvalOptions]:
+    """The three comparisons."""
+    mmlu, hellaswag, gsm8k = items
+    subjects = [f"lm-eval:mmlu_{name}" for name in SUBJECTS]
+    same: dict[str, Any] = {"data": data, "chat": "off"}
+    return {
+        "MMLU 5-shot": EvalOptions(
+            tasks=subjects, limit=max(1, mmlu // len(subjects)), num_fewshot=5, **same
+        ),
+        "HellaSwag": EvalOptions(tasks=["hellaswag"], limit=hellaswag, **same),
+        "GSM8K 8-shot": EvalOptions(tasks=["gsm8k"], limit=gsm8k, max_gen_toks=TOKENS, **same),
+    }
+
+
+def count(options: EvalOptions) -> int:
+    """Items of a case."""
+    return (options.limit or 0) * len(options.tasks)
+
+
+def seconds(run: Any) -> float:
+    """What one run takes, prompts built and verdicts given."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def hf_model(folder: Path, batch: int) -> Any:
+    """lm-eval's own model, in float32."""
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
+    return HFLM(pretrained=model, tokenizer=str(folder), batch_size=batch)
+
+
+def by_hf(lm: Any, options: EvalOptions) -> None:
+    """The same tasks and files, by lm-eval's own model."""
+    manager, plan = make_plan(options, False, lambda line: None)
+    run_plan(lm, manager, plan, options, "hf")
+
+
+if __name__ == "__main__":
+    main()
