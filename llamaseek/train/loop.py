@@ -36,6 +36,7 @@ from llamaseek.runtime.device import (
     pick_dtype,
 )
 from llamaseek.runtime.watch import set_phase
+from llamaseek.train.benchmarks import Benchmarks
 from llamaseek.train.evaluate import LossAccumulator, evaluate
 from llamaseek.train.job import Interrupted, Job, StepHook, summary_lines
 from llamaseek.train.monitor import Curves, NonFiniteGuard
@@ -91,6 +92,7 @@ class Trainer:
 
     def __init__(self, job: Job, allow_change: Sequence[str] = ()) -> None:
         self.job, self.recipe, self.allow_change = job, job.recipe.train, allow_change
+        self.benchmarks = Benchmarks.of(job)
         self.device = pick_device(self.recipe.device)
         keep_freed_memory()
         dtype = pick_dtype(self.recipe.precision, self.device)
@@ -333,6 +335,10 @@ class Trainer:
         done, last = step + 1, step + 1 == self.recipe.steps
         if self.job.tested and (done % self.recipe.eval_every == 0 or last):
             self._test(done, progress)
+        if self.benchmarks is not None and self.benchmarks.due(done, last):
+            set_phase(f"step {done}, benchmarks")
+            with self.averaged():
+                self._log({"step": done, **self.benchmarks.scores(self.job.model)})
         if done % self.recipe.save_every == 0 and not last:
             self._save(done)
 
