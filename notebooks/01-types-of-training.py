@@ -20,8 +20,8 @@ from notebooks.kit import curve, pick, plt, source, trained
 # ## Four stages, one model
 #
 # A **foundation model**, or pre-trained model, has only read text. What follows is called
-# **post-training**. All four stages use one training loop and differ in data and objective. The
-# stages, as the project names them:
+# **post-training**. All four stages use one training loop and differ in their data and in
+# what is predicted. The stages, as the project names them:
 
 # %%
 from llamaseek.study.lecture import STAGES
@@ -84,10 +84,10 @@ for title, index in (("The red fox", 0), (task, 1), (LECTURE_INSTRUCTION.input, 
 # 1. Single training won't work
 # 2. Multiple trainings use different sources of high quality vs medium quality data
 # 3. Single training has no foundation to build on
-# 4. Multiple training breaks down overall objectives into multiple stages
+# 4. Multiple training breaks down overall objectives (notebook 2) into multiple stages
 # 5. Multiple training is faster
 #
-# **2 and 4.** The first is refuted by an experiment: `llamaseek study stages` trains one model on
+# **2 and 4.** An *objective* is what a training asks the model to predict (notebook 2). The first is refuted by an experiment: `llamaseek study stages` trains one model on
 # everything at once, and it follows 84% of the instructions at this size. The third is a figure of
 # speech; the fifth is not so at equal numbers of steps. The experiment:
 

@@ -257,11 +257,14 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(401, "", "Invalid username or password.")
         asked = json.loads(self.body)
         name = "/".join(filter(None, (asked.get("organization"), asked["name"])))
+        url = f"{self.hub.endpoint}/{name}"
         if name in self.hub.repos:
-            raise _Refused(409, "", "You already created this model repo")
+            text = {"error": "You already created this model repo", "url": url}
+            self._answer(json.dumps(text).encode(), 409)
+            return
         visible = asked.get("visibility", "private" if asked.get("private") else "public")
         self.hub.add(name, {".gitattributes": b""}, private=visible == "private")
-        self._json({"url": f"{self.hub.endpoint}/{name}", "id": name})
+        self._json({"url": url, "id": name})
 
     def _branch(self, repo: str, rev: str) -> None:
         found, sha = self._repo(repo, "main", write=True)

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llamaseek.checkpoints.card import write_derived_card
 from llamaseek.checkpoints.gguf.read import exact
 from llamaseek.checkpoints.hf import cast_weights, config_json, read_folder
 from llamaseek.checkpoints.merge_adapter import merged
 from llamaseek.checkpoints.meta import is_meta_folder, read_meta
 from llamaseek.checkpoints.peft import read_adapter
 from llamaseek.checkpoints.shards import SHARD_BYTES, OnBytes, write_tensors
+from llamaseek.checkpoints.sources import name_of
 from llamaseek.checkpoints.widen import dequantized, widened
 from llamaseek.errors import UserError
 from llamaseek.files import (
@@ -61,6 +63,11 @@ class Conversion:
         """
         check_apart(target, source)
         self.source, self.target, self.shard_bytes = source, target, shard_bytes
+        self.relation = "finetune" if adapter is None else "merge"
+        kept = "its own precision" if dtype is None else str(dtype).removeprefix("torch.")
+        self.what = f"converted, in {kept}"
+        if adapter is not None:
+            self.what += f", with the adapter `{name_of(str(adapter))}` merged"
         config, tensors = read_any(source)
         if adapter is not None:
             check_kept(target, adapter)
@@ -90,6 +97,7 @@ class Conversion:
         """Write the target, which appears only when it is whole; `watch` counts its bytes."""
         with new_folder(self.target, self.nbytes, overwrite) as folder:
             write_copy(folder, self.source, self.config, self.tensors, self.shard_bytes, watch)
+            write_derived_card(folder, self.source, self.what, self.relation)
 
 
 def write_copy(

@@ -272,7 +272,8 @@ def _reason(error: Exception, name: HubName, place: str) -> str:
         return f"{name}: no such folder, and no id of a model ({shorten(str(error))})"
     response = getattr(error, "response", None)
     if response is not None:
-        hint = "; check the token with `hf auth whoami`" if response.status_code == 401 else ""
+        denied = response.status_code in (401, 403)
+        hint = "; check the token with `hf auth whoami`, or `hf auth login`" if denied else ""
         return f"{name}: {place} answers {response.status_code}{hint} ({_first_line(error)})"
     return (
         f"{name}: no such folder here, and {place} cannot be reached ({_first_line(error)}); "

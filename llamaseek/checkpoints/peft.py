@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from llamaseek.checkpoints.adapter_config import CONFIG, AdapterConfig, read_adapter_config
 from llamaseek.checkpoints.hub import parse_name
 from llamaseek.checkpoints.shards import open_tensors, write_tensors
+from llamaseek.checkpoints.sources import name_of
 from llamaseek.errors import UserError
 from llamaseek.files import write_json
 from llamaseek.herd.header import read_header
@@ -197,11 +198,12 @@ def save_adapter(model: nn.Module, folder: Path, base: str) -> None:
     Of a reward model it holds `score` as well, which is trained whole beside them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    adapter, hub = adapter_of(model), None if Path(base).exists() else parse_name(base)
+    adapter, named = adapter_of(model), name_of(base)  # a path in a cache helps nobody else
+    hub = None if Path(named).exists() else parse_name(named)
     config: dict[str, Any] = {
         **PLAIN,
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": hub.repo if hub else base,
+        "base_model_name_or_path": hub.repo if hub else named,
         "revision": hub.revision if hub else None,
         "r": adapter.rank,
         "lora_alpha": adapter.alpha,

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llamaseek.checkpoints.card import write_derived_card
 from llamaseek.checkpoints.convert import read_any, write_copy
 from llamaseek.checkpoints.hf import config_json
 from llamaseek.checkpoints.shards import SHARD_BYTES, OnBytes
@@ -139,6 +140,8 @@ class Quantization:
         if kept or any(name.endswith(PACKED) for name in tensors):
             raise UserError(f"{source}: is already quantized")
         self.source, self.target = source, target
+        shared = f" in groups of {wanted.group}" if wanted.group else ""
+        self.what = f"matrices in {'fp8' if wanted.fp8 else f'{wanted.bits} bits{shared}'}"
         plain = dequantized(tensors, torch.bfloat16)
         self.before = sum(tensor.nbytes for tensor in plain.values())
         if config.get("tie_word_embeddings") and not wanted.fp8:
@@ -164,6 +167,7 @@ class Quantization:
         """Write the target, which appears only when it is whole; `watch` counts its bytes."""
         with new_folder(self.target, self.nbytes, overwrite) as folder:
             write_copy(folder, self.source, self.config, self.tensors, SHARD_BYTES, watch)
+            write_derived_card(folder, self.source, self.what, "quantized")
 
 
 def checked(bits: str, group: int | None) -> Plan:

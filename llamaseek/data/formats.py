@@ -19,12 +19,16 @@ from llamaseek.data.columns import (
     format_of_row,
     mapped,
 )
+from llamaseek.data.tables import without_nulls
 from llamaseek.data.turns import as_messages, from_json, joined, same, says_something, show
 from llamaseek.errors import UserError, shorten
 from llamaseek.recipe.schema import DataRecipe
 from llamaseek.text.messages import Message
 
 RANKED = ("edited", "chosen", "rejected")  # best first (Llama 3 §4.1.2)
+NULLABLE = ("default", "const")
+"""The keys of a JSON schema that null is a value of; elsewhere it fills up a table's struct."""
+
 TRUTHS = {"true": True, "false": False}
 REPEATED = 20
 """Characters from which a prompt that an answer begins with is unlikely to be there by chance."""
@@ -245,8 +249,10 @@ def _tools(row: MappedRow) -> Any:
     row.alias(("tools",))
     tools = row.get("tools")
     if isinstance(tools, str):
-        return from_json(tools) if tools.strip() else None
-    return [from_json(tool) for tool in tools] if isinstance(tools, list) else tools
+        tools = from_json(tools) if tools.strip() else None
+    if not isinstance(tools, list):
+        return tools
+    return [without_nulls(from_json(tool), NULLABLE) for tool in tools]
 
 
 def _check_calls(place: str, messages: list[Message], tools: Any, row: MappedRow) -> None:

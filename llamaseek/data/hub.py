@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from llamaseek.data.bad_rows import BadRows, Row
 from llamaseek.data.documents import Document, row_document
+from llamaseek.data.tables import without_nulls
 from llamaseek.errors import UserError, shorten, unknown_name
 
 SCHEME = "hf://"
@@ -48,8 +49,9 @@ def hub_shards(source: str) -> int:
 
 
 def hub_rows(source: str) -> Iterator[Row]:
-    """All rows of a data set, each with its place `source:row`."""
-    return _rows(parse_hub(source), source, 0, 1)
+    """All rows of a data set, each with its place `source:row`; see `without_nulls`."""
+    for place, row in _rows(parse_hub(source), source, 0, 1):
+        yield place, {name: without_nulls(value) for name, value in row.items()}
 
 
 def read_hub(

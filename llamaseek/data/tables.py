@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -267,6 +267,19 @@ def _value_reader(kind: Any) -> Callable[[Any], Any] | None:
         inner = _value_reader(kind.value_type)
         return inner and (lambda values: values and [inner(value) for value in values])
     return None
+
+
+def without_nulls(value: Any, kept: Collection[str] = ()) -> Any:
+    """A value whose objects have no key that is null, but for the keys `kept`: what fills up
+    structs, as a table has it when it has become Python's values or JSON.
+    """
+    if isinstance(value, dict):
+        return {
+            key: without_nulls(inner, kept)
+            for key, inner in value.items()
+            if inner is not None or key in kept
+        }
+    return [without_nulls(one, kept) for one in value] if isinstance(value, list) else value
 
 
 def _same(value: Any) -> Any:

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from llamaseek.engine.engine import Engine
 from llamaseek.errors import UserError, bad_value, shorten
@@ -83,7 +88,7 @@ def evaluate_engine(
 
     Raises UserError for tasks, data and prompts that cannot be used, before anything is computed.
     """
-    _check_installed()
+    check_installed()
     from llamaseek.evals.journal import Journal
     from llamaseek.evals.lm import EngineLM
 
@@ -106,7 +111,7 @@ def evaluate_server(
 
     The server's tokenizer is asked for. Nothing is kept for `resume`. Raises UserError.
     """
-    _check_installed()
+    check_installed()
     from lm_eval.api.registry import get_model
 
     if options.resume:
@@ -133,7 +138,8 @@ def _served_name(base: str) -> str:
         raise UserError(f"{base}/models: no server lists its models there ({error})") from None
 
 
-def _check_installed() -> None:
+def check_installed() -> None:
+    """UserError where lm-eval is not installed."""
     try:
         import lm_eval  # noqa: F401
     except ModuleNotFoundError:
@@ -239,21 +245,34 @@ def run_plan(
     return evaluation
 
 
+@contextmanager
+def kept_random_states() -> Iterator[None]:
+    """lm-eval seeds the generators of the whole process; a training run goes on with its own."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
 def _run(lm: Any, tasks: Any, planned: PlannedTask, options: EvalOptions) -> Results:
     """One benchmark by lm-eval."""
     from lm_eval import simple_evaluate
 
     try:
-        return simple_evaluate(
-            model=lm,
-            tasks=[planned.built] if not isinstance(planned.built, list) else planned.built,
-            task_manager=tasks,
-            num_fewshot=planned.shots,
-            limit=options.limit,
-            bootstrap_iters=BOOTSTRAP,
-            apply_chat_template=planned.chat,
-            log_samples=True,
-        )
+        with kept_random_states():
+            return simple_evaluate(
+                model=lm,
+                tasks=[planned.built] if not isinstance(planned.built, list) else planned.built,
+                task_manager=tasks,
+                num_fewshot=planned.shots,
+                limit=options.limit,
+                bootstrap_iters=BOOTSTRAP,
+                apply_chat_template=planned.chat,
+                log_samples=True,
+            )
     except (KeyError, IndexError, TypeError, ValueError, AssertionError) as error:
         raise UserError(
             f"{planned.name}: its rows do not fit the task: {type(error).__name__}: {error}"

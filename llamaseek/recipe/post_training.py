@@ -31,6 +31,19 @@ class LoraRecipe(Section):
     """Precision of the frozen base weights; `nf4` is 4-bit NormalFloat (QLoRA)."""
 
 
+class BenchmarkRecipe(Section):
+    """Benchmarks of the model in training, as `llamaseek eval` runs them."""
+
+    tasks: list[str] = Field(min_length=1)
+    """Names of docs/eval.md or of lm-eval."""
+    data: list[str] = Field(default_factory=list)
+    """Folders with the benchmarks' files."""
+    every: int = Field(default=500, ge=1)
+    """Steps between them; the last step always has one."""
+    limit: int | None = Field(default=100, ge=1)
+    """Items of each task; none: all."""
+
+
 class RewardRecipe(Section):
     """One reward of an answer. `column` is the row's column with the reference answer or tests."""
 

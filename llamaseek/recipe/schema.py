@@ -15,6 +15,7 @@ from pydantic import (
 
 from llamaseek.recipe.parallel import ParallelRecipe
 from llamaseek.recipe.post_training import (
+    BenchmarkRecipe,
     DistillRecipe,
     GrpoRecipe,
     LoraRecipe,
@@ -215,6 +216,8 @@ class TrainRecipe(Section):
     model."""
     eval_every: int = Field(default=200, ge=1)
     """Steps between evaluations."""
+    evaluate: BenchmarkRecipe | None = None
+    """Benchmarks during training; none: no benchmarks."""
     samples: int = Field(default=10, ge=0)
     """Held-out rows of files that the model answers before and after the run, for its report; 0:
     none."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llamaseek.checkpoints.sources import name_of, with_names
+from llamaseek.checkpoints.sources import with_names
 from llamaseek.data.batch import Batch
 from llamaseek.errors import UserError, bad_value
 from llamaseek.files import write_jsonl
@@ -36,6 +36,7 @@ from llamaseek.runtime.device import (
     pick_dtype,
 )
 from llamaseek.runtime.watch import set_phase
+from llamaseek.train.benchmarks import Benchmarks
 from llamaseek.train.evaluate import LossAccumulator, evaluate
 from llamaseek.train.job import Interrupted, Job, StepHook, summary_lines
 from llamaseek.train.monitor import Curves, NonFiniteGuard
@@ -46,6 +47,7 @@ from llamaseek.train.optimizer import (
     update_routing_bias,
 )
 from llamaseek.train.progress import Progress
+from llamaseek.train.saving.card import write_run_cards
 from llamaseek.train.saving.lock import hold, release
 from llamaseek.train.saving.pins import compare, pins_of, read_pins, save_pins
 from llamaseek.train.saving.run_folder import RunFolder
@@ -90,6 +92,7 @@ class Trainer:
 
     def __init__(self, job: Job, allow_change: Sequence[str] = ()) -> None:
         self.job, self.recipe, self.allow_change = job, job.recipe.train, allow_change
+        self.benchmarks = Benchmarks.of(job)
         self.device = pick_device(self.recipe.device)
         keep_freed_memory()
         dtype = pick_dtype(self.recipe.precision, self.device)
@@ -332,6 +335,10 @@ class Trainer:
         done, last = step + 1, step + 1 == self.recipe.steps
         if self.job.tested and (done % self.recipe.eval_every == 0 or last):
             self._test(done, progress)
+        if self.benchmarks is not None and self.benchmarks.due(done, last):
+            set_phase(f"step {done}, benchmarks")
+            with self.averaged():
+                self._log({"step": done, **self.benchmarks.scores(self.job.model)})
         if done % self.recipe.save_every == 0 and not last:
             self._save(done)
 
@@ -386,11 +393,13 @@ class Trainer:
         self._save(self.recipe.steps, last=True)
         with self.averaged():
             self.saver.finish(self.recipe.steps, self.average is not None)
+        if self.ranks.main:
+            write_run_cards(self.folder, self.job.recipe, self.pins["contents"]["data"])
 
 
 def saved_form(model: CausalLM, job: Job, dtype: torch.dtype) -> Exported | Adapted | AdaptedParts:
     """How the folders of a run are written, in `dtype`; before the model is taken apart."""
-    base = name_of(job.recipe.model.init_from or "")
+    base = job.recipe.model.init_from or ""
     if any(isinstance(module, LoRALinear) for module in model.modules()):
         if job.recipe.parallel.shard > 1:
             return AdaptedParts(outline(model, dtype), job.tokenizer, base)

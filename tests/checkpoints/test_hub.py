@@ -258,7 +258,7 @@ def test_gated_missing_offline_unreachable(hub: Hub, run: Run) -> None:
     line = one_line(run("chat", "tester/nothing"))
     assert "no such folder here, and no such model on" in line
     line = one_line(run("chat", ID, HF_TOKEN="hf_wrong"))
-    assert "answers 401; check the token with `hf auth whoami`" in line
+    assert "answers 401; check the token with `hf auth whoami`, or" in line
     line = one_line(run("chat", ID, HF_HUB_OFFLINE="1"))
     assert f"{ID}: is not on this machine, and HF_HUB_OFFLINE is set" in line
     line = one_line(run("chat", ID, HF_ENDPOINT="http://127.0.0.1:9"))

@@ -166,3 +166,27 @@ def test_the_slides_are_the_lectures() -> None:
         if not line.startswith("#"):
             title = re.split(r" \(|: ", line.split(" ", 1)[1])[0]
             assert title.lower() in text, title
+
+
+def prose(source: Path) -> str:
+    """A notebook's text without its code, its references and what it names in code."""
+    cells = [cell.source for cell in read(source).cells if cell.cell_type == "markdown"]
+    text = "\n\n".join(cells).partition("## Read next")[0]
+    parts = re.sub(r"`[^`]*`", "", text).split("\n\n")
+    return "\n\n".join(" ".join(part.split()) for part in parts if not part.startswith("Slides:"))
+
+
+def test_no_term_is_used_before_it_is_explained() -> None:
+    """A term stands in bold in its notebook; an earlier use points to the notebook by number."""
+    table = (ROOT / "docs" / "glossary.md").read_text()
+    rows = re.findall(r"^\| (.+?) \| .+ \| (\d+) \|$", table, re.MULTILINE)
+    assert len(rows) > 30
+    early = []
+    for term, number in rows:
+        assert f"**{term.lower()}" in prose(SOURCES[int(number) - 1]).lower(), term
+        for source in SOURCES[: int(number) - 1]:
+            for part in prose(source).split("\n\n"):
+                used = re.search(rf"\b{re.escape(term)}s?\b", part, re.IGNORECASE)
+                if used and "(notebook" not in part and not part.startswith("#"):
+                    early.append((term, source.stem, part[:90]))
+    assert early == []

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from llamaseek.data.bad_rows import BadRows, RowError
@@ -139,6 +140,23 @@ def test_calls_have_their_own_arguments(name: str) -> None:
     ]
     tools = next(read_rows(CASES / name))[1]["tools"]
     assert tools[0]["function"]["parameters"]["properties"] == {"city": {"type": "string"}}
+
+
+def test_fillers_of_tables_that_became_json_or_come_through_datasets(tmp_path: Path) -> None:
+    wanted = RowReader().conversation(*next(read_rows(CASES / "tools_null.parquet")))
+    table = pq.read_table(CASES / "tools_null.parquet")
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    found = RowReader().conversation(*next(read_rows(path)))
+    assert found.tools == wanted.tools and found.tools is not None
+    assert found.tools[0]["function"]["parameters"]["properties"] == {"city": {"type": "string"}}
+    for one, other in zip(found.messages, wanted.messages, strict=True):
+        assert one.get("tool_calls") == other.get("tool_calls")
+    pytest.importorskip("datasets")
+    (tmp_path / "set").mkdir()
+    pq.write_table(table, tmp_path / "set" / "a.parquet")
+    hub = RowReader().conversation(*next(read_rows(f"hf://{tmp_path}/set")))
+    assert hub == wanted
 
 
 def test_fillers_written_to_json_are_left_out_and_declared_nulls_stay() -> None:

@@ -37,6 +37,7 @@ EVERYTHING: dict[str, Any] = {
     "stage": "sft",
     "model": {"init_from": "base", "extend": {"to": 64}},
     "data": {"phases": [{"start": 0.5, "mix": {"a": 1.0}}], "long": {"tokens": 9, "times": 2}},
+    "train": {"evaluate": {"tasks": ["piqa"]}},
     "lora": {},
     "rollout": {"rewards": [REWARD]},
     "sampling": {"teacher": "wise", "rewards": [REWARD]},
