@@ -9,7 +9,7 @@ WORKERS ?= 2
 TORCH_INDEX ?=
 BIN = $(VENV)/bin
 
-.PHONY: attack quickstart chat test test-finetune test-parallel test-serve check-smollm2 course docs lint bench \
+.PHONY: attack quickstart chat test test-finetune test-recipes test-parallel test-serve check-smollm2 course docs lint bench \
 	clean
 
 quickstart: $(VENV)/.installed
@@ -26,6 +26,10 @@ test: $(VENV)/.installed-dev
 # SmolLM2 on 160 tickets, on talks and on our docs, by `finetune`: about ten minutes on 2 cores.
 test-finetune: $(VENV)/.installed-dev
 	LLAMASEEK_FINETUNE=1 $(BIN)/python -m pytest -q -s tests/train/test_finetune.py
+
+# Each recipe for a real model on one layer of it: planned memory against measured. Minutes, 12 GB.
+test-recipes: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q -m "parallel or not parallel" tests/plan/test_catalog.py
 
 test-parallel: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -m "parallel or not parallel" tests/parallel

@@ -44,6 +44,15 @@ def seconds(number: float) -> str:
     return f"{number:,.1f} s"
 
 
+def duration(number: float) -> str:
+    """How long a run takes: 40 s, 12 min, 3.5 h."""
+    if number < 90:
+        return f"{max(round(number), 1)} s"
+    if number < 5400:
+        return f"{round(number / 60)} min"
+    return f"{number / 3600:.1f} h"
+
+
 def _short(number: float, digits: int) -> str:
     """Figures without zeros after the point."""
     text = figures(number, digits)

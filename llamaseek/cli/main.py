@@ -22,7 +22,7 @@ from llamaseek.cli.quickstart import doctor, quickstart
 from llamaseek.cli.serve import serve
 from llamaseek.cli.study import questions, study
 from llamaseek.cli.tokenize import tokenize
-from llamaseek.cli.train import dpo, grpo, ppo, pretrain, report, reward, sft
+from llamaseek.cli.train import dpo, grpo, ppo, pretrain, recipes, report, reward, sft
 from llamaseek.cli.train_plan import train_plan
 from llamaseek.cli.words import Command, Group
 from llamaseek.errors import UserError
@@ -39,7 +39,7 @@ app = typer.Typer(
 )
 PANELS = {
     "Start": (quickstart, download, doctor),
-    "Train": (finetune, pretrain, sft, reward, dpo, grpo, ppo, report),
+    "Train": (finetune, pretrain, sft, reward, dpo, grpo, ppo, recipes, report),
     "Use": (generate, chat, serve, fill, guard),
     "Checkpoints": (inspect, convert, quantize, average, push),
     "Plan and study": (plan, train_plan, study, questions),

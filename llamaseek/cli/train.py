@@ -135,6 +135,23 @@ def next_words(recipe: Recipe, model: Path) -> list[str | Path]:
     return ["chat" if kind.chats else "generate", model]
 
 
+def recipes() -> None:
+    """List the bundled recipes: what each is for, and what it needs by the planner."""
+    from rich.table import Table
+
+    from llamaseek.cli.shared import wide_console
+    from llamaseek.plan.catalog import catalog
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("recipe", no_wrap=True)
+    for title in ("command", "for", "GPU, memory, time"):
+        table.add_column(title)
+    for entry in catalog():
+        needs = ", ".join(filter(None, (entry.gpu, entry.memory, entry.time)))
+        table.add_row(entry.name, entry.stage, entry.purpose, needs)
+    wide_console().print(table)
+
+
 def report(
     folder: Path = typer.Argument(help="A run folder, or the folder of a quickstart."),
 ) -> None:

@@ -55,12 +55,16 @@ class ParallelModel:
         ]
 
     def _settle(self, module: torch.nn.Module) -> None:
-        """Weights to this rank's device, in what the optimizer steps: float32, or float64."""
+        """Weights to this rank's device: trained ones in what the optimizer steps, float32 or
+        float64, frozen ones in what products run in. FSDP wants all of a group in one dtype.
+        """
         module.to(self.device)
         wide = torch.promote_types(self.dtype, torch.float32)
+        narrow = self.dtype if self.plan.shard == 1 else wide
         for parameter in module.parameters():
-            if parameter.dtype != wide:
-                parameter.data = parameter.data.to(wide)
+            kept = wide if parameter.requires_grad else narrow
+            if parameter.dtype != kept:
+                parameter.data = parameter.data.to(kept)
 
     @property
     def own(self) -> dict[str, torch.nn.Parameter]:

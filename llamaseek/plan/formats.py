@@ -36,6 +36,8 @@ FORMATS = {
         Format("int4", 0.5 + 4 / 128, 2, 2, "bf16"),
     )
 }
+NF4 = 0.5 + 4 / 64  # bytes of a weight in 4-bit NormalFloat, with an fp32 scale a block of 64
+NF4_WIDE = 8  # more of them while it is widened: its level's number and the level
 MASTER = GRADIENT = 4  # training keeps weights and gradients in fp32 (`train/machine.py`)
 
 

@@ -8,8 +8,8 @@ Published rates follow a power of the number of parameters N:
   8B 5e-6 and 70B 2e-6, Llama 3 405B 1e-5 lie within a factor of 5.5;
 - LoRA ten times that (QLoRA §B.2: 7B 2e-4, 65B 1e-4; Schulman et al. 2025, "LoRA Without Regret"),
   at most 1e-3;
-- preferences and rewards from programs a twentieth (Tulu 3 DPO 8B 5e-7, 70B 2e-7; DeepSeekMath 7B
-  GRPO 1e-6), by LoRA ten times that (Zephyr 7B 5e-6).
+- preferences and rewards from programs a 25th (SmolLM2-135M DPO 1e-6; Tulu 3 DPO 8B 5e-7, 70B 2e-7;
+  DeepSeekMath 7B GRPO 1e-6), by LoRA ten times that (Zephyr 7B 5e-6).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from llamaseek.units import count
 
 FAR = 10.0  # times the usual rate, from which on a run is warned of
 SPREAD = 3.0  # the usual range is the rate divided and multiplied by this
-SHARES = {"dpo": 0.05, "grpo": 0.05, "ppo": 0.05}
+SHARES = {"dpo": 0.04, "grpo": 0.04, "ppo": 0.04}
 """Stages that start from an instruct model, by their share of the fine-tuning rate."""
 
 

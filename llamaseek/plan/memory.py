@@ -19,9 +19,17 @@ from llamaseek.plan.activations import (
     selectively_kept,
     widest_gradient,
 )
-from llamaseek.plan.formats import GRADIENT, MASTER
+from llamaseek.plan.formats import GRADIENT, MASTER, NF4, NF4_WIDE
 from llamaseek.plan.layout import Layout, Running, stage_layers
-from llamaseek.plan.weights import adapter_size, kind, largest_matrix, layer_size, table_size
+from llamaseek.plan.weights import (
+    adapter_size,
+    kind,
+    largest_linear,
+    largest_matrix,
+    layer_size,
+    linear_size,
+    table_size,
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,8 @@ class Training:
     `stored` bytes of a weight, `moments` of optimizer state a trained parameter; `chunk` logits
     the loss makes at a time; `accumulate` whether gradients of earlier micro-batches are there
     already; `depth` multi-token modules trained along. `checkpoint` computes whole layers again,
-    `selective` what is cheap for its size (`models/recompute.py`).
+    `selective` what is cheap for its size (`models/recompute.py`). With `nf4` a matrix under
+    adapters is widened for each product.
     """
 
     run: TrainingPass
@@ -64,6 +73,7 @@ class Training:
     chunk: int = 2**27
     depth: int = 0
     selective: bool = False
+    nf4: bool = False  # adapters stand on matrices in 4 bits
 
     @property
     def again(self) -> bool:
@@ -80,6 +90,7 @@ class LayerGroup:
     count: int
     parameters: float
     adapters: float
+    packed: float  # of the parameters, those kept in 4 bits
     whole: float
     routed: float  # of the parameters, those of routed experts
     matrix: int  # parameters of the largest plain matrix, whole
@@ -122,6 +133,7 @@ def training_memory(
     owned += sum(s.count * s.parameters for s in stretches)
     adapters = sum(s.count * s.adapters for s in stretches)
     trained = owned if training.run.adapters is None else adapters
+    packed = sum(s.count * s.packed for s in stretches)
     step = _Step(config, training, layout, stretches, first, last)
     moment = max(step.moments(), key=lambda m: m.total - m.gradients * training.accumulate)
     in_flight = running.in_flight(layout.pipeline, stage, micro_batches)
@@ -131,7 +143,7 @@ def training_memory(
     if layout.pipeline > 1:
         kept += training.run.number * config.hidden_size * training.run.tokens / layout.tensor
     return Memory(
-        weights=owned * training.stored + adapters * MASTER,
+        weights=(owned - packed) * training.stored + packed * NF4 + adapters * MASTER,
         gradients=GRADIENT * trained if training.accumulate else moment.gradients,
         optimizer=training.moments
         * _stepped(config, trained, stretches, layout, running, first or last),
@@ -152,16 +164,19 @@ def stretch(
     owned += size.routed / (tensor * max(layout.shard, layout.expert))
     added = adapter_size(config, layer, run.adapters, run.rank) if run.adapters else 0
     adapters = added / (tensor * layout.shard)
+    packed = linear_size(config, layer) if training.nf4 else 0
     saved = layer_saved(config, layer, split)
     entry = run.number * config.hidden_size * run.tokens / tensor
     # FSDP gathers copies of its own; autocast makes them where weights are whole.
     cast = run.number if layout.shard == 1 and training.stored > run.number else 0
     narrow = run.number if run.number < FLOAT else 0  # a gradient before it is cast to fp32
+    widened = (NF4_WIDE + narrow) * largest_linear(config, layer) * training.nf4
     full = run.adapters is None
     return LayerGroup(
         count=count,
         parameters=owned,
         adapters=adapters,
+        packed=packed,
         whole=plain + size.routed / share,
         saved=saved,
         held=_held(config, training, layer, split, saved),
@@ -172,6 +187,7 @@ def stretch(
         matrix=largest_matrix(config, layer),
         made_again=saved - selectively_kept(config, layer, split) * training.selective,
         entering=widest_gradient(config, layer, run) / tensor
+        + widened
         + full * (narrow + GRADIENT) * size.last / share,
         leaving=entry + full * 2 * narrow * size.largest / share,
     )

@@ -112,7 +112,6 @@ def _divisors(number: int, most: int) -> list[int]:
     return [d for d in range(1, min(number, most) + 1) if number % d == 0]
 
 
-LORA_RANK = 16
 CHUNK = {True: 2**21, False: 2**27}  # logits at a time, `models/loss.py`: on a CPU, on a GPU
 
 
@@ -143,7 +142,7 @@ class Planner:
             number=q.form.number,
             blocked=cpu and q.context <= BLOCKED_LENGTH,
             adapters=linear_names(self.config) if lora else None,
-            rank=LORA_RANK if lora else 0,
+            rank=q.rank if lora else 0,
             fp8_dispatch=q.running.fp8_dispatch,
         )
         return Training(
@@ -154,6 +153,7 @@ class Planner:
             chunk=CHUNK[cpu],
             depth=q.modules,
             selective=q.selective and checkpoint is None,
+            nf4=lora and q.nf4,
         )
 
     def serving(self) -> Serving:

@@ -121,6 +121,8 @@ class Question:
     selective: bool = False  # recomputation of what is cheap for its size
     modules: int = 0  # multi-token modules trained
     running: Running = Running()
+    rank: int = 16  # of LoRA's adapters
+    nf4: bool = False  # whether their base is kept in 4 bits
     rows: int | None = 1  # of a micro-batch in training; None: as many as a rank has
 
     @property

@@ -44,6 +44,8 @@ def question_of(
         utilization=None,
         form=replace(question.form, moments=moments),
         rows=train.micro_batch,
+        rank=recipe.lora.rank if recipe.lora is not None else 0,
+        nf4=recipe.lora is not None and recipe.lora.base == "nf4",
         modules=trained_modules(recipe, config),
         running=running_of(recipe.parallel),
     )

@@ -77,6 +77,27 @@ def adapter_size(config: ModelConfig, layer: int, names: frozenset[str], rank: i
     )
 
 
+@lru_cache(maxsize=64)
+def _linears(config: ModelConfig, layer: int) -> list[int]:
+    """Parameters of each linear layer of `layer` that LoRA may adapt."""
+    names = linear_names(config)
+    return [
+        prod(shape)
+        for name, shape in layer_tensors(config, layer).items()
+        if name.split(".")[-2] in names and ".experts." not in name
+    ]
+
+
+def linear_size(config: ModelConfig, layer: int) -> int:
+    """Parameters of the linear layers of `layer` that LoRA may adapt."""
+    return sum(_linears(config, layer))
+
+
+def largest_linear(config: ModelConfig, layer: int) -> int:
+    """Parameters of the largest of them."""
+    return max(_linears(config, layer))
+
+
 def cache_numbers(config: ModelConfig, tensor: int = 1) -> float:
     """Numbers a layer caches a token, on one of `tensor` ranks.
 

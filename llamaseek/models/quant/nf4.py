@@ -48,7 +48,8 @@ def dequantize(codes: Tensor, scales: Tensor, shape: torch.Size, dtype: torch.dt
     """The weight (O, I) that codes and scales stand for."""
     table = torch.tensor(levels(), device=codes.device)
     both = torch.stack((codes >> 4, codes & 15), 1).flatten().int()
-    values = table[both].view(-1, BLOCK) * scales[:, None]
+    values = table[both].view(-1, BLOCK)
+    values *= scales[:, None]
     return values.flatten()[: shape.numel()].view(shape).to(dtype)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llamaseek.train.finetune.choose import TuningPlan
-from llamaseek.units import plural, size
+from llamaseek.units import duration, plural, size
 
 
 def plan_line(plan: TuningPlan) -> str:
@@ -32,12 +32,3 @@ def method(plan: TuningPlan) -> str:
         return "all weights"
     where = ", ".join(lora.targets) or "all linear"
     return f"{'QLoRA' if lora.base == 'nf4' else 'LoRA'} rank {lora.rank} on {where}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, to two digits."""
-    if seconds < 90:
-        return f"{max(round(seconds), 1)} s"
-    if seconds < 5400:
-        return f"{round(seconds / 60)} min"
-    return f"{seconds / 3600:.1f} h"

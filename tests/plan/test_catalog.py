@@ -1,0 +1,154 @@
+"""The recipes for real models: their headers are the planner's, and they run on one layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.memory import Tracker, Whole
+from llamaseek.data.batch import Batch
+from llamaseek.herd import ModelConfig
+from llamaseek.herd.published import find
+from llamaseek.models import build_model
+from llamaseek.models.recompute import recompute
+from llamaseek.plan.catalog import PLAN, catalog, planned
+from llamaseek.plan.gpus import this_cpu
+from llamaseek.plan.learning_rate import unusual_rate
+from llamaseek.plan.planner import USABLE, Planner
+from llamaseek.plan.recipe import layout_of_recipe, question_of
+from llamaseek.recipe.reading import bundled
+from llamaseek.recipe.schema import ParallelRecipe, Recipe
+from llamaseek.train.objectives.dpo import DPO
+from llamaseek.train.objectives.next_token import NextToken
+from llamaseek.train.start import adapt_model
+from tests.cli.run import Cli
+
+REAL = {path.stem: path for path in bundled().values() if PLAN.search(path.read_text())}
+WANTED = {
+    "smollm2-135m": ("lora", "full", "dpo", "continued"),
+    "llama-3.2-1b": ("lora", "qlora", "full", "dpo"),
+    "llama-3.1-8b": ("lora", "qlora", "full", "dpo"),
+    "llama-3.3-70b": ("qlora",),
+    "deepseek-lite": ("lora",),
+}
+VOCABULARY = 16384
+SHORT = ("smollm2-135m-lora", "smollm2-135m-full", "llama-3.2-1b-qlora", "deepseek-lite-lora")
+
+
+def header(name: str) -> dict[str, Any]:
+    found = PLAN.search(REAL[name].read_text())
+    assert found is not None
+    return found.groupdict()
+
+
+def test_every_recipe_that_was_asked_for_is_there() -> None:
+    assert {f"{model}-{kind}" for model, kinds in WANTED.items() for kind in kinds} == set(REAL)
+    assert "smollm2-135m-grpo.yaml" in bundled()
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_header_is_the_planners(name: str) -> None:
+    said = header(name)
+    recipe = Recipe.load(REAL[name])
+    assert said["line"] == planned(recipe, said["model"], said["gpu"])
+    assert unusual_rate(recipe, find(said["model"]).config) is None
+
+
+def test_recipes_are_listed_with_what_they_need(cli: Cli) -> None:
+    done = cli("recipes")
+    assert done.code == 0
+    for entry in catalog():
+        assert entry.name in done.out
+    assert "rtx4090-24gb" in done.out and "8 × h100-80gb" in " ".join(done.out.split())
+
+
+def one_layer(name: str) -> tuple[Recipe, ModelConfig]:
+    """The recipe on one layer of its model (of both kinds where it has two), on one rank, a row at
+    a time in float32, the vocabulary cut.
+    """
+    recipe = Recipe.load(REAL[name])
+    config = find(header(name)["model"]).config
+    layers = 2 if config.num_experts else 1
+    config = replace(config, num_hidden_layers=layers, vocab_size=VOCABULARY)
+    if config.num_experts:
+        config = replace(config, first_k_dense_replace=1)  # type: ignore[call-arg]
+    recipe = recipe.with_overrides({
+        "data.length": 512, "train.batch": 2, "train.micro_batch": 1, "train.precision": "fp32"
+    }).model_copy(update={"parallel": ParallelRecipe()})  # fmt: skip
+    return recipe, config
+
+
+def batch_of(recipe: Recipe) -> Batch:
+    tokens = torch.randint(0, VOCABULARY, (1, recipe.data.length))
+    positions = torch.arange(recipe.data.length)[None]
+    batch = Batch(tokens, positions, tokens.roll(-1, 1))
+    if recipe.stage == "dpo":
+        half = recipe.data.length // 2
+        sequence = (positions >= half).long()
+        extra = {
+            "sequence": sequence,
+            "counts_for_preference": torch.ones_like(sequence),
+            "pairs": torch.ones(1, 1, dtype=torch.int64),
+            "reference": torch.zeros(1, 2),
+        }
+        batch = Batch(tokens, positions % half, batch.targets, extra)
+    return batch
+
+
+def measured(recipe: Recipe, config: ModelConfig) -> int:
+    """Peak bytes of the second of three optimizer steps."""
+    torch.manual_seed(0)
+    model = build_model(config)
+    if recipe.lora is not None:
+        adapt_model(model, recipe.lora, 0)
+    recompute(model.model.layers, recipe.train.checkpoint_activations)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=recipe.train.lr, fused=True)
+    objective = DPO(0.1, 0.2) if recipe.stage == "dpo" else NextToken(0.0)
+    whole, batch = Whole(model.train(), objective), batch_of(recipe)
+
+    def backward() -> float:
+        model.expert_load, model.balance_loss = {}, None
+        loss = whole(batch) / recipe.data.length
+        loss.backward()
+        return float(loss.detach())
+
+    def update() -> None:
+        torch.nn.utils.clip_grad_norm_(trained, recipe.train.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    first = backward()
+    update()
+    backward()  # a first micro-batch, whose gradients are there when the second is computed
+    tracker = Tracker()
+    tracker.track_external(model, optimizer, batch.tokens)
+    with tracker:
+        backward()
+        update()
+    last = backward()
+    update()
+    assert last < first + 1
+    return int(tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"])
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in SHORT else pytest.mark.parallel) for n in REAL]
+)
+def test_one_layer_of_the_model_needs_what_is_planned(name: str) -> None:
+    recipe, config = one_layer(name)
+    cpu = this_cpu((1e11, 2e10))
+    memory = Planner(question_of(recipe, config, cpu)).memory(layout_of_recipe(recipe)).total
+    if memory > USABLE * cpu.memory or memory > 12e9:
+        pytest.skip(f"{memory / 1e9:.0f} GB")
+    assert memory == pytest.approx(measured(recipe, config), rel=0.1)
+
+
+def test_files_of_recipes_say_where_values_are_from() -> None:
+    for path in map(Path, REAL.values()):
+        rates = [line for line in path.read_text().splitlines() if line.strip().startswith("lr:")]
+        assert len(rates) == 1 and "#" in rates[0], path
