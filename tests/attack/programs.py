@@ -17,6 +17,8 @@ FORMS = (
     TESTS,
     "assert [add(n, 3) for n in (2, 5)] == [5, 8]",
     "assert {'sum': add(2, 3)} == {'sum': 5}",
+    "assert sum(add(n, 1) for n in range(3)) == 6",
+    "assert max(add(2, 3), add(0, 1)) == 5",
     "assert add(2, 3) in (5, 6) and isinstance(add(2, 3), int)",
     "import unittest\nclass T(unittest.TestCase):\n"
     "  def test(self): self.assertEqual(add(2, 3), 5)\nunittest.main()",

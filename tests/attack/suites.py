@@ -47,7 +47,7 @@ REQUESTS = suite(
     "tests/serve/test_load.py", "tests/serve/test_faults.py",
 )  # fmt: skip
 GUARD = suite(
-    "63 ways round the guard",
+    "51 places for a text, 8 ways to end a conversation",
     "no text reaches the model unjudged",
     "tests/serve/test_guard_views.py",
 )
