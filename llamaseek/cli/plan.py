@@ -20,7 +20,7 @@ TASK = typer.Option(None, help="inference, lora, sft or pretrain.", show_default
 DTYPE = typer.Option(
     None,
     help="fp32, bf16, fp16, fp8, int8 or int4.",
-    show_default="bf16, or what a recipe trains in",
+    show_default="as stored, or what a recipe trains in; else bf16",
 )
 CONTEXT = typer.Option(None, help="Tokens per row.", show_default="8192 or the model's")
 BATCH = typer.Option(
@@ -80,7 +80,7 @@ def plan(
         return
     from llamaseek import api
 
-    model, given = _model(words or []), given | {"dtype": dtype or "bf16"}
+    model, given = _model(words or []), given | {"dtype": dtype}
     found = api.plan(model, gpu=gpu, **given)
     if plot is not None:
         from llamaseek.checkpoints.sources import find_entry

@@ -6,8 +6,10 @@ Everything that takes a model takes either; this is where they part. No torch, n
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import replace
 from functools import cache
+from math import prod
 from pathlib import Path
 
 from llamaseek.errors import UserError, unknown_name
@@ -16,9 +18,10 @@ from llamaseek.herd.configs import ModelConfig
 from llamaseek.herd.header import StoredTensor, folder_tensors, same_bytes, stored_names
 from llamaseek.herd.json_config import config_from_dict
 from llamaseek.herd.published import ENTRIES, Entry
-from llamaseek.herd.tensors import tied
+from llamaseek.herd.tensors import layer_tensors, tied
 
 log = logging.getLogger(__name__)
+BETWEEN_4_AND_8_BITS, BETWEEN_8_AND_16_BITS = 0.8, 1.5  # bytes a weight, its scales included
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -98,13 +101,37 @@ def _differ(embedding: StoredTensor, head: StoredTensor, *changed: int) -> bool:
     return True
 
 
+def stored_format(model: Path, config: ModelConfig) -> str | None:
+    """What the layers' matrices are stored in, by the words of `plan --dtype`: fp32, bf16, fp16,
+    fp8, int8 or int4, the nearest where a file mixes types; None for a folder without weights."""
+    if not is_gguf(model) and not any(model.glob("*.safetensors")):
+        return None
+    sizes: Counter[str] = Counter()
+    for name, tensor in stored_tensors(model).items():
+        if name.startswith("model.layers."):
+            sizes[tensor.dtype] += tensor.nbytes
+    layers = range(config.num_hidden_layers)
+    numbers = sum(prod(s) for layer in layers for s in layer_tensors(config, layer).values())
+    main, each = max(sizes, key=sizes.__getitem__, default=""), sizes.total() / numbers
+    if main.startswith("F8"):
+        return "fp8"
+    if each < BETWEEN_4_AND_8_BITS:
+        return "int4"
+    if each < BETWEEN_8_AND_16_BITS:
+        return "int8"
+    return {"F16": "fp16", "F32": "fp32"}.get(main, "bf16")
+
+
 def find_or_read(model: str) -> Entry:
     """The herd's entry called `model`, else one made from the folder or GGUF file `model`."""
     if model.lower() in ENTRIES:
         return ENTRIES[model.lower()]
     folder = Path(model)
     if (folder / "config.json").is_file() or is_gguf(folder):
-        return Entry(name=model, title=folder.resolve().name, repo=None, config=read_config(folder))
+        config = read_config(folder)
+        stored = stored_format(folder, config)
+        title = folder.resolve().name
+        return Entry(name=model, title=title, repo=None, config=config, stored=stored)
     if folder.is_dir():
         raise UserError(f"{model}: is a folder without config.json")
     raise unknown_name("model", model, list(ENTRIES))

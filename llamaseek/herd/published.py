@@ -20,7 +20,9 @@ from llamaseek.herd.rotary import RopeScaling
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One model of the herd. `published_parameters` is what its makers state, to their digits."""
+    """One model of the herd. `published_parameters` is what its makers state, to their digits;
+    `stored` the format of a folder's weights, None for a model that is only known by its config.
+    """
 
     name: str
     title: str
@@ -33,6 +35,7 @@ class Entry:
     release: date | None = None
     license: str = "none"
     published_parameters: int | None = None
+    stored: str | None = None
 
     @property
     def family(self) -> str:

@@ -140,7 +140,7 @@ def ask(
     model: str | Entry | None,
     gpu: str | Gpu,
     task: str = "inference",
-    dtype: str = "bf16",
+    dtype: str | None = None,
     context: int | None = None,
     batch: int | None = None,
     gpus: int | None = None,
@@ -150,7 +150,10 @@ def ask(
     utilization: float | None = None,
     checkpointing: str = "full",
 ) -> Question:
-    """A checked question; UserError names the field, its value and what is allowed."""
+    """A checked question; UserError names the field, its value and what is allowed.
+
+    `dtype` None is for inference what the model's weights are stored in, else bf16.
+    """
     if task not in TASKS:
         raise unknown_name("task", task, list(TASKS))
     if checkpointing not in CHECKPOINTING:
@@ -165,7 +168,11 @@ def ask(
         raise UserError("model: give either a model or --params")
     entry = find_or_read(model) if isinstance(model, str) else model
     config = entry.config if entry else None
-    form, found = find_format(dtype, task), find_gpu(gpu) if isinstance(gpu, str) else gpu
+    stored = entry.stored if entry and task == "inference" else None
+    form, found = (
+        find_format(dtype or stored or "bf16", task),
+        find_gpu(gpu) if isinstance(gpu, str) else gpu,
+    )
     found.peak(form.rate)
     length = context or _context(config, task)
     if config and length > config.max_position_embeddings:

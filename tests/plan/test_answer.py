@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from llamaseek.checkpoints.hf import save_model
+from llamaseek.checkpoints.quantize import Quantization
+from llamaseek.checkpoints.to_gguf import GgufConversion
 from llamaseek.errors import UserError
 from llamaseek.herd import config_from_sizes
 from llamaseek.herd.published import ENTRIES, find
@@ -26,8 +29,9 @@ from llamaseek.plan.gpus import GPUS
 from llamaseek.plan.layout import Layout
 from llamaseek.plan.question import RUNS, ask, calibration, implied_utilization
 from llamaseek.recipe.load import make_recipe
+from llamaseek.text.train_bpe import SMALLEST, train_bpe
 from llamaseek.train.loop import Trainer
-from tests.models.shapes import tiny_config
+from tests.models.shapes import GGUF_LLAMA, tiny_config
 from tests.parallel.scenes import job_of, recipe_of
 
 
@@ -193,3 +197,29 @@ def test_a_folders_config_is_planned_too(tmp_path: Any) -> None:
     config = config_from_sizes("llama3", {**vars(tiny_config("llama3"))})
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     assert plan(str(tmp_path), "l40s", context=64)["gpus_for_task"] == 1
+
+
+@pytest.mark.parametrize(("bits", "wanted"), [(4, "int4"), (8, "int8"), (None, "fp32")])
+def test_a_folder_is_planned_as_it_is_stored(bits: int | None, wanted: str, tmp_path: Path) -> None:
+    """Weights in fewer bits take fewer bytes; training still computes in bf16."""
+    save_model(build_model(ENTRIES["tiny-llama3"].config), tmp_path / "model")
+    folder = tmp_path / "model"
+    if bits:
+        folder = tmp_path / "quantized"
+        Quantization(tmp_path / "model", folder, bits).run()
+    found = answer(ask(str(folder), "h100-80gb"))
+    assert found["dtype"] == wanted
+    assert answer(ask(str(folder), "h100-80gb", task="sft"))["dtype"] == "bf16"
+    assert answer(ask(str(folder), "h100-80gb", dtype="bf16"))["dtype"] == "bf16"
+    assert answer(ask("tiny-llama3", "h100-80gb"))["dtype"] == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wanted"), [("q4_0", "int4"), ("q8_0", "int8"), ("f16", "fp16"), ("bf16", "bf16")]
+)
+def test_a_gguf_file_is_planned_as_it_is_stored(dtype: str, wanted: str, tmp_path: Path) -> None:
+    model = build_model(config_from_sizes("llama3", {**GGUF_LLAMA, "vocab_size": SMALLEST}))
+    save_model(model, tmp_path / "model")
+    train_bpe(["a"], SMALLEST).save(tmp_path / "model")
+    GgufConversion(tmp_path / "model", tmp_path / "model.gguf", dtype).run()
+    assert answer(ask(str(tmp_path / "model.gguf"), "cpu"))["dtype"] == wanted
