@@ -17,12 +17,14 @@ import torch
 import llamaseek
 from llamaseek import Model, SamplingParams, UserError, api
 from llamaseek.checkpoints.hf import load_model
+from llamaseek.engine import leader
 from llamaseek.herd import config_from_sizes
 from llamaseek.models import build_model
 from llamaseek.models.score import reward_model
 from llamaseek.recipe.load import save_recipe
 from llamaseek.text.chat import encode_chat
 from llamaseek.train.saving.state import save_folder
+from tests.cli.run import Cli
 from tests.train.tiny import LLAMA_SIZES, recipe, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -210,6 +212,21 @@ def test_adapters_are_merged_as_peft_does(place: Path, monkeypatch: pytest.Monke
         with torch.no_grad():
             found = given.network.logits(given.network(ids, torch.arange(4)[None]))
         assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-5
+
+
+def test_a_command_takes_what_load_takes(place: Path, cli: Cli) -> None:
+    adapter = place / "runs/mine/adapter"
+    options = ("--max-tokens", "6", "--temperature", "0", "--device", "cpu")
+    done = cli("generate", str(adapter), "The red fox", *options)
+    model = llamaseek.load(adapter, device="cpu")
+    wanted = model.generate("The red fox", max_tokens=6, temperature=0)
+    assert done.code == 0 and done.out.rstrip("\n") == f"The red fox{wanted}".rstrip("\n")
+
+
+def test_several_ranks_refuse_an_adapter(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llamaseek.engine.leader.started_ranks", lambda: 2)
+    with pytest.raises(UserError, match="is an adapter, which is not for several ranks; merge"):
+        leader.answer(place / "runs/mine/adapter", "cpu", lambda group: None, print)
 
 
 @pytest.mark.parametrize(

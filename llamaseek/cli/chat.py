@@ -17,13 +17,14 @@ from llamaseek.cli.shared import (
     TEMPLATE_KWARGS,
     load_tokenizer,
     model_folder,
+    model_or_adapter,
 )
 from llamaseek.errors import UserError
 
 if TYPE_CHECKING:
     from llamaseek.cli.conversation import ChatSession
 
-MODEL = typer.Argument(help=MODEL_NAMES, callback=model_folder)
+MODEL = typer.Argument(help=MODEL_NAMES, callback=model_or_adapter)
 SYSTEM = typer.Option("", help="The system message.")
 TEMPERATURE = typer.Option(0.0, help="Sampling temperature; 0 is greedy decoding.")
 TOP_P = typer.Option(1.0, help="Nucleus sampling: keep the most probable tokens up to this total.")

@@ -11,9 +11,9 @@ import typer
 
 from llamaseek.cli.shared import (
     MODEL_NAMES,
-    adapter_folder,
     checkpoint_folder,
     checkpoint_folders,
+    model_or_adapter,
     wide_console,
 )
 from llamaseek.errors import UserError, bad_value, quoted
@@ -39,7 +39,7 @@ DTYPE = typer.Option(
 ADAPTER = typer.Option(
     None,
     help="A PEFT adapter to merge into the weights: a folder or a Hub id.",
-    callback=adapter_folder,
+    callback=model_or_adapter,
 )
 SHARD = typer.Option(None, help="Maximum size of a weight file in GB.", show_default="5")
 OLLAMA = typer.Option(False, "--modelfile", help="Write an Ollama Modelfile beside the .gguf file.")

@@ -16,6 +16,7 @@ from llamaseek.cli.shared import (
     TEMPLATE_KWARGS,
     load_tokenizer,
     model_folder,
+    model_or_adapter,
     read_stdin,
 )
 from llamaseek.errors import UserError, bad_value
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from llamaseek.engine.statistics import Statistics
     from llamaseek.models import CausalLM
 
-MODEL = typer.Argument(help=MODEL_NAMES, callback=model_folder)
+MODEL = typer.Argument(help=MODEL_NAMES, callback=model_or_adapter)
 CHAT = typer.Option(False, "--chat", help="Treat the prompt as a user's message.")
 TEMPERATURE = typer.Option(0.0, help="Sampling temperature; 0 is greedy decoding.")
 TOP_P = typer.Option(1.0, help="Nucleus sampling: keep the most probable tokens up to this total.")

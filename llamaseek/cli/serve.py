@@ -15,6 +15,7 @@ from llamaseek.cli.shared import (
     TEMPLATE_KWARGS,
     load_tokenizer,
     model_folder,
+    model_or_adapter,
 )
 from llamaseek.errors import UserError, bad_value
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from llamaseek.text.guard_prompt import Category
     from llamaseek.text.tokenizer import Tokenizer
 
-MODEL = typer.Argument(help=MODEL_NAMES, callback=model_folder)
+MODEL = typer.Argument(help=MODEL_NAMES, callback=model_or_adapter)
 NAME = typer.Option(
     None, help="Model name in requests.", show_default="the folder's name or the Hub's id"
 )

@@ -140,8 +140,8 @@ def checkpoint_folders(paths: list[Path]) -> list[Path]:
     return [checkpoint_folder(path) for path in paths]
 
 
-def adapter_folder(path: Path | None) -> Path | None:
-    """The same for an adapter."""
+def model_or_adapter(path: Path | None) -> Path | None:
+    """The same where the folder of a LoRA adapter, which names its base, will do as well."""
     if path is not None:
         from llamaseek.checkpoints.sources import find_source
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llamaseek.checkpoints.sources import ADAPTER
 from llamaseek.engine.forward.paged import PagedCache, build_cache
 from llamaseek.engine.forward.runner import Inputs, Runner, home
 from llamaseek.engine.forward.step_layout import Ints, StepLayout
@@ -136,6 +137,11 @@ def answer(
     if ":" in device:
         raise bad_value(
             "--device", device, f"cpu or cuda, with one device for each of {ranks} ranks"
+        )
+    if not (folder / "config.json").is_file() and (folder / ADAPTER).is_file():
+        raise UserError(
+            f"{folder}: is an adapter, which is not for several ranks; merge it with: "
+            "llamaseek convert BASE NEW --adapter"
         )
     for problem in answering_problems(read_config(folder), stored_tensors(folder), ranks):
         raise UserError(problem)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +216,31 @@ def test_folders_made_of_it_answer(dtype: torch.dtype, tmp_path: Path) -> None:
 def test_the_file_itself_answers() -> None:
     assert builder().build(), builder().reason
     assert answered(SMOLLM2) == ANSWER
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_chat_takes_the_files_size_and_400_mb() -> None:
+    """Of resident memory at most, in a process of its own."""
+    assert builder().build(), builder().reason
+    code = f"""
+import atexit, sys
+from pathlib import Path
+from llamaseek.cli.main import main
+status = Path("/proc/self/status")
+atexit.register(lambda: print(status.read_text().partition("VmHWM:")[2].split()[0]))
+sys.argv = ["llamaseek", "chat", {str(SMOLLM2)!r}, "--device", "cpu"]
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=f"{QUESTION}\n",
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    answer, peak = done.stdout.strip().splitlines()
+    assert answer == ANSWER
+    assert int(peak) * 1024 < SMOLLM2.stat().st_size + 400_000_000
 
 
 def test_it_is_quantized_like_a_folder(tmp_path: Path) -> None:

@@ -195,11 +195,9 @@ def test_math_verify_is_judged_in_a_thread_and_ends(monkeypatch: Any) -> None:
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(verdicts._equal, "math_verify", "$\\frac12$", "$0.5$").result()
         tower = "$9^{9^{9^{9^{9}}}}$"
-        before = verdicts.unjudged["math_verify"]
         assert not pool.submit(
             verdicts._equal, "math_verify", "$2^{10^{10^{10}}}+1$", tower
         ).result()
-    assert verdicts.unjudged["math_verify"] >= before
 
 
 @pytest.mark.parametrize(

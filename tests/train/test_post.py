@@ -136,11 +136,14 @@ def test_rejection_sampling_trains_on_the_best(starts: dict[str, str], tmp_path:
     assert all(row["messages"][-1]["role"] == "assistant" for row in kept)
 
 
-@pytest.mark.parametrize("family, base", [("llama3", "nf4"), ("deepseek_v3", "float")])
+@pytest.mark.parametrize(
+    ("family", "base", "dora"),
+    [("llama3", "nf4", False), ("deepseek_v3", "float", False), ("llama3", "float", True)],
+)
 def test_adapters_alone_are_trained_and_saved(
-    family: str, base: str, starts: dict[str, str], tmp_path: Path
+    family: str, base: str, dora: bool, starts: dict[str, str], tmp_path: Path
 ) -> None:
-    lora = {"rank": 2, "alpha": 4.0, "base": base}
+    lora = {"rank": 2, "alpha": 4.0, "base": base, "use_dora": dora, "use_rslora": dora}
     whole = recipe("sft", starts[family], tmp_path / "whole", "arithmetic", lora=lora)
     run = train(build_job(whole))
     frozen = build_job(whole).model
