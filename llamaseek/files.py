@@ -6,6 +6,7 @@ import errno
 import glob
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from llamaseek import units
 from llamaseek.errors import UserError
 
 GGUF_SUFFIX, GGUF_MAGIC = ".gguf", b"GGUF"
+GGUF_SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")  # name, part, parts
 LARGEST_JSON = 64 << 20
 """Bytes of one JSON text; DeepSeek-V3's index of 90,000 tensors has 9 million."""
 MOST_VALUES = 4_000_000

@@ -10,7 +10,6 @@ that only its constants are used here.
 from __future__ import annotations
 
 import mmap
-import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from typing import Any
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from llamaseek.errors import UserError, shorten
-from llamaseek.files import GGUF_MAGIC
+from llamaseek.files import GGUF_MAGIC, GGUF_SPLIT
 
 VERSIONS = (2, 3)
 ALIGNMENT = 32
@@ -32,7 +31,6 @@ LARGEST_HEADER = (
 MOST_DIMENSIONS = 4  # of ggml
 MOST_KEYS, MOST_TENSORS = 1 << 16, 1 << 18
 MOST_ITEMS = 1 << 22  # of all lists of a file; Llama 3's have 0.5 million
-SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 SCALARS = {
     GGUFValueType.UINT8: "B",
     GGUFValueType.INT8: "b",
@@ -153,7 +151,7 @@ def read_gguf(path: str | Path) -> GgufHeader:
 
 def _other_files(path: Path, count: int) -> Iterator[Path]:
     """The second and later files of a split, whose names are numbered."""
-    found = SPLIT_NAME.fullmatch(path.name)
+    found = GGUF_SPLIT.fullmatch(path.name)
     if found is None or int(found[2]) != 1 or int(found[3]) != count:
         raise UserError(
             f"{path}: is one of {count} files and must be called NAME-00001-of-{count:05d}.gguf"

@@ -20,8 +20,7 @@ from typing import Literal
 
 from llamaseek.checkpoints.hub_resume import cache_folder_name, resume
 from llamaseek.errors import UserError, shorten
-from llamaseek.files import GGUF_SUFFIX, disk_reason
-from llamaseek.gguf_header import SPLIT_NAME
+from llamaseek.files import GGUF_SPLIT, GGUF_SUFFIX, disk_reason
 from llamaseek.herd.header import INDEX, SINGLE
 
 Need = Literal["model", "tokenizer", "headers", "config"]
@@ -217,7 +216,7 @@ def _gguf(name: HubName, files: Sequence[str]) -> list[str]:
             raise UserError(f"{name}: {name.file!r} is no file or quantization; it has {allowed}")
         chosen = min(found, key=len)
     assert chosen is not None
-    split = SPLIT_NAME.fullmatch(Path(chosen).name)
+    split = GGUF_SPLIT.fullmatch(Path(chosen).name)
     if split is None:
         return [chosen]
     start = chosen.removesuffix(Path(chosen).name) + split[1] + "-"
@@ -226,7 +225,7 @@ def _gguf(name: HubName, files: Sequence[str]) -> list[str]:
 
 def _is_model(file: str) -> bool:
     """Not a picture's encoder, an importance matrix, or a later file of a split."""
-    split = SPLIT_NAME.fullmatch(Path(file).name)
+    split = GGUF_SPLIT.fullmatch(Path(file).name)
     other = re.search(r"mmproj|imatrix", file, re.IGNORECASE)
     return other is None and (split is None or int(split[2]) == 1)
 

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from llamaseek.checkpoints.hub import HubName, Need, fetch, parse_name, snapshot_name
-from llamaseek.checkpoints.hub_headers import fetch_headers
 from llamaseek.errors import UserError, quoted, shorten
 from llamaseek.files import GGUF_SUFFIX, is_gguf, replacing
 from llamaseek.herd.folder import find_or_read
@@ -182,7 +181,11 @@ def _find_named(text: str, need: Need) -> Path:
         raise UserError(f"{text}: no such {kind}")
     if name.repo == text and (owner := Path(text).parent).is_dir():
         raise UserError(f"{text}: no such folder in {owner}; hf.co/{text} is the Hub's model")
-    return fetch_headers(name, need) if need in ("headers", "config") else fetch(name, need)
+    if need not in ("headers", "config"):
+        return fetch(name, need)
+    from llamaseek.checkpoints.hub_headers import fetch_headers  # reads GGUF, with numpy
+
+    return fetch_headers(name, need)
 
 
 def hub_name(text: str) -> HubName | None:

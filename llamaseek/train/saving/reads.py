@@ -26,7 +26,7 @@ OWN = (
 )
 """What a run writes, replaces and removes in its folder, beside `tokens-…`."""
 
-DATA = ("data.sources", "data.corpora")
+DATA = ("data.sources", "data.corpora", "train.evaluate.data")
 """Keys of folders that are read with all below them; of a model's folder only its own files are."""
 
 
@@ -44,6 +44,10 @@ def read_by(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield from _rewards("sampling.rewards", recipe.sampling.rewards)
     yield from _rewards("rollout.rewards", recipe.rollout.rewards)
     yield from ((key, path) for key, path in single.items() if path)
+    if (benchmarks := recipe.train.evaluate) is not None:
+        yield from (("train.evaluate.data", path) for path in benchmarks.data)
+        files = (task for task in benchmarks.tasks if Path(task).suffix in (".yaml", ".yml"))
+        yield from (("train.evaluate.tasks", file) for file in files)
     for paths in (recipe.data.sources, *recipe.data.corpora.values()):
         key = "data.sources" if paths is recipe.data.sources else "data.corpora"
         yield from ((key, parse_hub(p).name if p.startswith(SCHEME) else p) for p in paths)

@@ -60,6 +60,7 @@ def reading_all(folder: str) -> Recipe:
             "sampling": {"teacher": folder, "rewards": [reward]},
             "distill": {"teacher": folder},
             "rollout": {"rewards": [reward]},
+            "train": {"evaluate": {"tasks": [f"{folder}/task.yaml"], "data": [folder]}},
         }
     )  # fmt: skip
 
@@ -68,7 +69,7 @@ def test_every_key_of_text_is_known_to_be_read_or_not() -> None:
     read = {key.replace(".0.", ".") for key, _ in read_by(reading_all("x"))}
     read |= {key for key, _ in read_by(recipe_of_sources(["x"]))}
     assert set(keys_of_text(Recipe)) == OTHER_TEXT | read
-    assert not read & OTHER_TEXT and len(read) == 9
+    assert not read & OTHER_TEXT and len(read) == 11
 
 
 def recipe_of_sources(sources: list[str], **more: Any) -> Recipe:
@@ -82,6 +83,10 @@ KEYS = {
     "data.corpora": lambda path: {"data": {"corpora": {"a": [path]}}},
     "data.sources": lambda path: {"data": {"sources": [path]}},
     "sampling.teacher": lambda path: {"sampling": {"teacher": path}},
+    "train.evaluate.data": lambda path: {
+        "train": {"evaluate": {"tasks": ["mmlu"], "data": [path]}}
+    },
+    "train.evaluate.tasks": lambda path: {"train": {"evaluate": {"tasks": [f"{path}/task.yaml"]}}},
     "distill.teacher": lambda path: {"distill": {"teacher": path}},
     "rollout.rewards.0.model": lambda path: {
         "rollout": {"rewards": [{"kind": "model", "model": path}]}
@@ -100,7 +105,7 @@ def test_refused_by_name(key: str, within: str, tmp_path: Path) -> None:
     made = make_recipe(
         {"name": "a", "stage": "sft", "out": str(out), **KEYS[key](str(out / within))}
     )
-    with pytest.raises(UserError, match=f"^{key}: .*{within} is where the run writes"):
+    with pytest.raises(UserError, match=f"^{key}: .*{within}(/task.yaml)? is where the run writes"):
         check_reads(made)
     beside = KEYS[key](str(tmp_path / "other" / within))
     check_reads(make_recipe({"name": "a", "stage": "sft", "out": str(out), **beside}))
