@@ -1,21 +1,24 @@
-"""GPTQ's and AWQ's matrices as plain ones, or as the packed words that the kernels multiply by.
+"""GPTQ's and AWQ's matrices as plain ones, or as the blocks that the kernels multiply by.
 
 N rows, K inputs, G groups of a row.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from gguf import GGMLQuantizationType
 from torch import Tensor
 
+from llamaseek.checkpoints.gguf.read import Blocks, GgufLazy
 from llamaseek.errors import UserError
 from llamaseek.files import is_gguf, read_json_object
-from llamaseek.herd.formats import GROUPS, PACKED, PACKED_SCALE, PACKED_SHAPE, WORD
 from llamaseek.herd.grouped import (
     AWQ_ORDER,
     BIAS,
@@ -25,11 +28,12 @@ from llamaseek.herd.grouped import (
     QZEROS,
     SCALES,
 )
-from llamaseek.kernels.packed import pack, unpack
-from llamaseek.models.lazy import Lazy, lazy
+from llamaseek.kernels.packed import unpack
+from llamaseek.models.lazy import Lazy
 
+EXPERT = re.compile(r"\.experts\.\d+\.")
+BLOCK, MIDDLE = 32, 8  # numbers of a block; the zero point of a symmetric matrix
 NATURAL = torch.tensor(AWQ_ORDER).argsort()
-MIDDLE = 8  # the zero point of a symmetric matrix
 
 
 @dataclass(frozen=True)
@@ -85,23 +89,30 @@ class Grouped:
             some = some.unflatten(1, (-1, PER_WORD))[..., NATURAL].flatten(1)
         return some[:, start - first * PER_WORD : stop - first * PER_WORD].T.contiguous()
 
-    def packed(self, base: str) -> dict[str, Lazy]:
-        """The same as words of 4 bits, or of 8 where zero points differ from the middle, with bf16
-        scales; none where the kernels have no such groups."""
+    @property
+    def has_blocks(self) -> bool:
+        """Whether groups are whole blocks, and scales numbers of 16 bits as blocks have them."""
+        groups, scale = self.scales.shape[0], self.scale(0, self.shape[0])
+        return self.shape[1] % (groups * BLOCK) == 0 and bool((scale.half() == scale).all())
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether every zero point is the middle of the codes."""
+        return bool((self.zeros(0, self.shape[0]) == MIDDLE).all())
+
+    def blocks(self, kind: GGMLQuantizationType) -> np.ndarray:
+        """The same numbers as blocks of Q4_0, where it is symmetric, or of Q8_0, which have codes
+        less their zero points: uint8 (N, bytes of a row)."""
         rows, inputs = self.shape
-        groups = self.scales.shape[0]
-        if inputs % WORD or groups > 1 and inputs // groups not in GROUPS:
-            return {}
-        bits = 4 if bool((self.zeros(0, rows) == MIDDLE).all()) else 8
-
-        def words(start: int, stop: int) -> Tensor:
-            return pack((self._offsets(start, stop) + 2 ** (bits - 1)).to(torch.uint8), bits)
-
-        return {
-            base + PACKED: Lazy(torch.int32, (rows, inputs * bits // WORD), words),
-            base + PACKED_SCALE: Lazy(torch.bfloat16, (rows, groups), self.scale),
-            base + PACKED_SHAPE: lazy(torch.tensor([rows, inputs])),
-        }
+        scale = self.scale(0, rows).half()
+        scale = scale.repeat_interleave(inputs // BLOCK // scale.shape[1], 1)[..., None]
+        if kind == GGMLQuantizationType.Q4_0:
+            low, high = self.codes(0, rows).unflatten(1, (-1, 2, BLOCK // 2)).unbind(2)
+            codes = low | high << 4
+        else:
+            codes = self._offsets(0, rows).to(torch.int8).unflatten(1, (-1, BLOCK))
+            codes = codes.view(torch.uint8)
+        return torch.cat((scale.view(torch.uint8), codes), -1).flatten(1).numpy()
 
 
 @dataclass(frozen=True)
@@ -131,14 +142,28 @@ def ungrouped(tensors: dict[str, Lazy], folder: Path) -> dict[str, Lazy]:
     return found
 
 
-def packed_groups(tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:
-    """The same with matrices of 4 bits as packed words, where the kernels have their groups."""
-    found: dict[str, Lazy] = {}
+def in_blocks(tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:
+    """The same with matrices of 4 bits as GGUF's blocks, where their groups are whole blocks.
+
+    All experts of a layer lie in one array, as in a GGUF file.
+    """
+    found = dict(tensors)
+    together: dict[str, dict[str, Grouped]] = {}
     for name, tensor in tensors.items():
-        packed = None
         if isinstance(tensor, GroupedLazy) and tensor.grouped is not None:
-            packed = tensor.grouped.packed(name.removesuffix(".weight"))
-        found |= packed or {name: tensor}
+            together.setdefault(EXPERT.sub(".experts.", name), {})[name] = tensor.grouped
+    for parts in together.values():
+        if not all(grouped.has_blocks for grouped in parts.values()):
+            continue
+        few = all(grouped.symmetric for grouped in parts.values())
+        kind = GGMLQuantizationType.Q4_0 if few else GGMLQuantizationType.Q8_0
+        each = [grouped.blocks(kind) for grouped in parts.values()]
+        whole = np.concatenate(each)
+        first = 0
+        for name, data in zip(parts, each, strict=True):
+            blocks = Blocks(kind, whole[first : first + len(data)], whole)
+            found[name] = GgufLazy(torch.float32, parts[name].shape, blocks.rows, blocks=blocks)
+            first += len(data)
     return found
 
 

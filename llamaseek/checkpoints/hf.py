@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from llamaseek.checkpoints.gguf.keep import keep_blocks
-from llamaseek.checkpoints.grouped import packed_groups, ungrouped
+from llamaseek.checkpoints.grouped import in_blocks, ungrouped
 from llamaseek.checkpoints.merge_adapter import merged
 from llamaseek.checkpoints.peft import read_adapter
 from llamaseek.checkpoints.shards import SHARD_BYTES, open_tensors, write_tensors
@@ -181,7 +181,7 @@ def load_model(
     of the folder's, as where a context is extended. With `mapped`, tensors that are stored as they
     are used stay in their files on a CPU, read when first touched, and take no memory that the
     system cannot have back; such a model is for inference. With `packed`, so do a GGUF file's
-    blocks that have kernels, and GPTQ's and AWQ's matrices become packed words; otherwise these are
+    blocks that have kernels, and GPTQ's and AWQ's matrices become such blocks; otherwise these are
     widened. `adapter` is the folder of a LoRA that is merged into the weights,
     which are widened to `dtype` for it.
     Raises `UserError` as `read_folder` does, for a scale that is not a number, and for weights
@@ -196,7 +196,7 @@ def load_model(
         if config.tie_word_embeddings and "lm_head.weight" in tensors:
             config = replace(config, tie_word_embeddings=False)
     if packed:
-        tensors = packed_groups(tensors)
+        tensors = in_blocks(tensors)
     with torch.device("meta"), SkipInit():
         model = build_model(config).to(dtype)
         if fp8:
