@@ -111,6 +111,9 @@ def test_the_text_is_transformers_whatever_the_way(case: Case, way: str) -> None
     with running(make_service(case.model, **WAYS[way])) as run:
         found = texts(run, 1 if way == "alone" else 32)
         engine = run.service.engine
+        for _ in range(8):  # on a busy machine requests may come one after the other
+            if way == "preempted" and not engine.scheduler.preemptions:
+                found = texts(run, 32)
         assert (engine.scheduler.preemptions > 0) == (way == "preempted")
         assert (engine.statistics.drafted > 0) == (way in ("looked up", "mtp"))
         assert run.idle()
