@@ -2,8 +2,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 FAMILY ?= llama3
-# Processes of the test suite, each with one thread.
-WORKERS ?= 2
+# Processes of the test suite, each with one thread; some tests wait more than they compute.
+WORKERS ?= 3
 # PyTorch's own index for its CPU build, where there is no GPU:
 #   make quickstart TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
