@@ -144,8 +144,8 @@ def write_derived_card(folder: Path, source: Path, what: str, relation: str | No
     sections = []
     if above.is_file():
         text = re.sub(r"\A---\n.*?\n---\n", "", above.read_text(encoding="utf-8"), flags=re.DOTALL)
-        told = text.strip().replace("\n#", "\n##")
-        sections = [CardSection("The card of the model it was made from", "#" * 2 + told)]
+        below = text.strip().replace("\n#", "\n##")
+        sections = [CardSection("The card of the model it was made from", "#" * 2 + below)]
     summary = f"Made from `{base}` by llamaseek: {what}."
     header = card_header(source)
     pipeline = str(header.get("pipeline_tag") or _pipeline(folder))

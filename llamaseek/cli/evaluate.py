@@ -90,7 +90,7 @@ def evaluate(
             device=device,
             dtype=dtype,
             progress=progress,
-            told=lambda line: print(line, file=sys.stderr),
+            log=lambda line: print(line, file=sys.stderr),
         )
     for evaluation in found:
         show(evaluation, several=len(found) > 1)

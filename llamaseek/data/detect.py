@@ -38,7 +38,7 @@ ROWS_A_LABEL = 2
 class DetectedRows:
     """What files of rows, or of text, are taken for.
 
-    `kind` is what can be learnt from them. `format` and `columns` are the values of `data.format`
+    `kind` is what they can train. `format` and `columns` are the values of `data.format`
     and `data.columns` with which a recipe reads them so: `columns` has, for each of our column
     names, the file's own, and leaves out those that are the same. `rows` counts rows, or documents
     of `text`. `uses` says of every column, in the order of the file, what it is read as, and of
@@ -160,7 +160,7 @@ class Table:
 
 
 def label_text(value: Any) -> str:
-    """A label as it is learnt: numbers and truths as text."""
+    """A label as it is trained on: numbers and truths as text."""
     return str(value).lower() if isinstance(value, bool) else str(value).strip()
 
 
@@ -269,8 +269,8 @@ def _described(
     named = ", ".join(f"{c} as {k}" if k != c else k for k, c in roles.items())
     listed = ", ".join(f"{label} {n:,}" for label, n in list(found.labels.items())[:10])
     more = f" and {len(found.labels) - 10} more" if len(found.labels) > 10 else ""
-    told = f"; {len(found.labels)} labels: {listed}{more}" if listed else ""
-    sentence = f"{table.rows:,} {WORDS[kind]} ({named}){told}{_aside(found)}"
+    labels = f"; {len(found.labels)} labels: {listed}{more}" if listed else ""
+    sentence = f"{table.rows:,} {WORDS[kind]} ({named}){labels}{_aside(found)}"
     return DetectedRows(**{**found.__dict__, "sentence": sentence})
 
 

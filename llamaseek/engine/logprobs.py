@@ -34,13 +34,13 @@ def log_probabilities(
     top = scores.topk(min(max(most), scores.shape[-1]), dim=-1)
     ranked = zip(top.indices.tolist(), top.values.tolist(), strict=True)
     found = zip(tokens, own, ranked, most, strict=True)
-    told = [
+    logprobs = [
         Logprob(token, value, list(zip(ids[:count], values[:count], strict=True)))
         for token, value, (ids, values), count in found
     ]
     for row, ids in enumerate(named):
-        told[row].top.extend((token, scores[row, token].item()) for token in ids)
-    return told
+        logprobs[row].top.extend((token, scores[row, token].item()) for token in ids)
+    return logprobs
 
 
 def score_prompt(runner: Runner, chunk: Chunk, hidden: Tensor) -> None:

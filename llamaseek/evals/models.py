@@ -22,7 +22,7 @@ def evaluate_all(
     device: str = "auto",
     dtype: str = "auto",
     progress: Progress | None = None,
-    told: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> list[Evaluation]:
     """The evaluation of each model, the first with the adapter; with several each has a folder of
     its own below `options.out`. UserError for a model that cannot be used.
@@ -39,7 +39,7 @@ def evaluate_all(
         if is_server(model):
             if lora is not None:
                 raise UserError("--adapter: is for a model here, not for a server")
-            found.append(evaluate_server(model, mine, told=told))
+            found.append(evaluate_server(model, mine, log=log))
             continue
         source = find_source(Path(model), adapters=True)
         engine = Engine(
@@ -47,7 +47,7 @@ def evaluate_all(
             open_tokenizer(source, lora),
         )
         name = model if lora is None else f"{model} + {lora}"
-        found.append(evaluate_engine(engine, mine, name=name, progress=progress, told=told))
+        found.append(evaluate_engine(engine, mine, name=name, progress=progress, log=log))
     return found
 
 

@@ -82,9 +82,9 @@ def evaluate_engine(
     *,
     name: str = "model",
     progress: Progress | None = None,
-    told: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
-    """Run the benchmarks on an engine with a tokenizer; `told` gets a line on how each is asked.
+    """Run the benchmarks on an engine with a tokenizer; `log` gets a line on how each is asked.
 
     Raises UserError for tasks, data and prompts that cannot be used, before anything is computed.
     """
@@ -94,7 +94,7 @@ def evaluate_engine(
 
     assert engine.tokenizer is not None
     _check_out(options)
-    tasks, plan = make_plan(options, engine.tokenizer.chat_template is not None, told)
+    tasks, plan = make_plan(options, engine.tokenizer.chat_template is not None, log)
     journal = None
     if options.out is not None:
         settings = _settings(engine, name, options)
@@ -105,7 +105,7 @@ def evaluate_engine(
 
 
 def evaluate_server(
-    url: str, options: EvalOptions, *, told: Callable[[str], None] = lambda line: None
+    url: str, options: EvalOptions, *, log: Callable[[str], None] = lambda line: None
 ) -> Evaluation:
     """The same by an OpenAI server at `url`, through lm-eval's own client.
 
@@ -123,7 +123,7 @@ def evaluate_server(
         lm = get_model("local-completions").create_from_arg_obj(args, {"batch_size": 1})
     except Exception as error:
         raise UserError(f"{url}: {shorten(str(error))}") from error
-    tasks, plan = make_plan(options, options.chat != "off", told)
+    tasks, plan = make_plan(options, options.chat != "off", log)
     return run_plan(lm, tasks, plan, options, url)
 
 
@@ -181,18 +181,18 @@ class PlannedTask:
 
 
 def make_plan(
-    options: EvalOptions, has_template: bool, told: Callable[[str], None]
+    options: EvalOptions, has_template: bool, log: Callable[[str], None]
 ) -> tuple[Any, list[PlannedTask]]:
     """The task manager, and the benchmarks in order. UserError where one cannot be had."""
     from llamaseek.evals.data import LocalData
     from llamaseek.evals.tasks import Tasks
 
     tasks = Tasks(list(options.tasks), LocalData(tuple(options.data)))
-    return tasks, [_planned(each, tasks, has_template, options, told) for each in options.tasks]
+    return tasks, [_planned(each, tasks, has_template, options, log) for each in options.tasks]
 
 
 def _planned(
-    name: str, tasks: Any, has_template: bool, options: EvalOptions, told: Callable[[str], None]
+    name: str, tasks: Any, has_template: bool, options: EvalOptions, log: Callable[[str], None]
 ) -> PlannedTask:
     shots = tasks.shots_of(name) if options.num_fewshot is None else options.num_fewshot
     built = tasks.build(name, shots)
@@ -209,7 +209,7 @@ def _planned(
             task.set_config(key="generation_kwargs", value=given, update=True)
     first = leaves[0]
     used = first.config.num_fewshot if shots is None else shots
-    told(_protocol_line(name, tasks.task_of(name), first, len(leaves), used or 0, chat))
+    log(_protocol_line(name, tasks.task_of(name), first, len(leaves), used or 0, chat))
     return PlannedTask(name, built, shots, chat)
 
 
@@ -295,9 +295,9 @@ def _joined(name: str, found: Sequence[Results], lm: Any) -> Evaluation:
                 joined[key] = value
     joined["config"] = {**joined.get("config", {}), "model": name, "model_args": None}
     evaluation = Evaluation(name, joined, samples)
-    told = getattr(lm, "warnings", {})
+    given = getattr(lm, "warnings", {})
     for task, rows in samples.items():
-        warned = asdict(told[task]) if task in told else {}
+        warned = asdict(given[task]) if task in given else {}
         nothing = Counter(f"nothing_extracted,{row['filter']}" for row in rows if _invalid(row))
         evaluation.warnings[task] = {**warned, **nothing}
     joined["warnings"] = evaluation.warnings | {

@@ -55,7 +55,7 @@ def rows(evaluation: Evaluation) -> list[Row]:
         keys = [key for key in figures if "," in key and "_stderr," not in key]
         for place, key in enumerate(keys):
             metric, filter_name = key.split(",", 1)
-            told = _warned(evaluation, leaves, filter_name, place == 0)
+            warned = _warned(evaluation, leaves, filter_name, place == 0)
             found.append(
                 Row(
                     task,
@@ -66,7 +66,7 @@ def rows(evaluation: Evaluation) -> list[Row]:
                     _items(figures, leaves, results),
                     _chance(evaluation, leaves),
                     _shots(results, leaves),
-                    told,
+                    warned,
                     _overlap(results, leaves),
                 )  # fmt: skip
             )

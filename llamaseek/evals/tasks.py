@@ -167,7 +167,7 @@ def _folder(task: str) -> Path | None:
 
 
 def _quiet() -> None:
-    """No log lines and bars of lm-eval and datasets: progress is told once, by the caller."""
+    """No log lines and bars of lm-eval and datasets: the caller reports progress once."""
     import datasets
     import lm_eval.api.task
 

@@ -82,7 +82,7 @@ def _head_differs(folder: Path) -> bool:
     try:
         stored = folder_tensors(folder)
     except UserError:
-        return False  # told where the tensors are read
+        return False  # reported where the tensors are read
     pair = stored[EMBEDDING], stored[HEAD]
     return _differ(*pair, *(tensor.path.stat().st_mtime_ns for tensor in pair))
 

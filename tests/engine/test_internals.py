@@ -15,6 +15,7 @@ from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.errors import UserError
 from llamaseek.herd.published import ENTRIES
 from llamaseek.models import CausalLM, build_model
+from llamaseek.models.attention import attend_in_row
 
 NAMES = ("tiny-llama3", "tiny-deepseek-v3")
 ROW = [5, 9, 200, 31, 77, 8, 14, 60]
@@ -83,7 +84,10 @@ def test_cache_bytes_are_the_engines_and_nothing_is_changed(name: str) -> None:
     assert found.cache_bytes == bytes_per_token(shapes, torch.bfloat16, "auto")
     assert found.cache_bytes < found.full_cache_bytes
     after = Engine(model).generate([Request(prompt=ROW, params=params)])[0].answers[0].tokens
-    assert before == after and not hasattr(model.model.layers[0], "_observed")
+    assert before == after
+    for layer in model.model.layers:
+        assert layer.self_attn.attend is attend_in_row and "choose" not in vars(layer.mlp)
+        assert "choose" not in vars(getattr(layer.mlp, "gate", layer))
     again = read_internals(model, ROW)
     assert all(torch.equal(a, b) for a, b in zip(found.attention, again.attention, strict=True))
 

@@ -37,7 +37,6 @@ STAGES: dict[Kind, str] = {
     "ratings": "dpo",  # of each prompt its better answers beside its worse
     "text": "pretrain",
 }
-METHODS = ("lora", "qlora", "full")
 TOY = 30e6  # parameters below which all weights are trained: adapters are for real models
 RANK = 16  # of adapters on all linear layers; QLoRA §4: which layers have them matters, not r
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
