@@ -6,15 +6,27 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from llamaseek import __version__
 from llamaseek.serve.gate import OPEN, Gate
 from llamaseek.serve.routes import about as health
-from llamaseek.serve.routes import chat, chat_page, completions, embeddings, models, tokens
+from llamaseek.serve.routes import (
+    chat,
+    chat_page,
+    completions,
+    embeddings,
+    messages,
+    models,
+    responses,
+    tokens,
+)
 from llamaseek.serve.service import Service
 from llamaseek.serve.wire import errors
 
-ROUTERS = (models, completions, chat, embeddings, tokens, health, chat_page)
+VERSIONED = (models, completions, chat, responses, messages, embeddings)
+"""Under `/v1`, and without it, as some clients ask."""
+ROUTERS = (tokens, health, chat_page)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -38,7 +50,17 @@ def create_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     errors.install(app)
+    for room in VERSIONED:
+        app.include_router(room.router, prefix="/v1")
+        app.include_router(room.router, include_in_schema=False)
     for room in ROUTERS:
         app.include_router(room.router)
     app.add_middleware(Gate, service=service, open_paths=OPEN | chat_page.PATHS)
+    if service.options.cors:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=service.options.cors,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+        )
     return app
