@@ -175,7 +175,7 @@ def check_keys(messages: list[dict[str, Any]]) -> None:
     """
     for index, message in enumerate(messages):
         for key, value in message.items():
-            if key not in MESSAGE_KEYS and not is_idle(key, value):
+            if key not in MESSAGE_KEYS and value != {} and not is_idle(key, value):
                 raise UserError(f"messages[{index}].{shorten(key, 60)}: is not supported")
         if not isinstance(message.get("name"), str | None):
             raise bad_value(f"messages[{index}].name", message["name"], "a string")

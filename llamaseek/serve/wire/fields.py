@@ -58,7 +58,7 @@ class Strict(BaseModel):
 
 def is_idle(name: str, value: Any) -> bool:
     """Whether a field that is not supported asks for nothing."""
-    if value is None or value in ("", [], {}):
+    if value is None or value in ("", []):
         return True
     return any(type(value) is type(each) and value == each for each in IDLE.get(name, ()))
 

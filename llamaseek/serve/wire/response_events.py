@@ -22,7 +22,7 @@ from llamaseek.serve.wire.blocks import (
 from llamaseek.serve.wire.errors import ApiError
 from llamaseek.serve.wire.responses import ResponsesFields
 
-PARTS = {
+PARTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     TEXT: ("output_text", "text", {"annotations": [], "logprobs": []}),
     REASONING: ("reasoning_text", "text", {}),
     REFUSAL: ("refusal", "refusal", {}),
@@ -123,7 +123,7 @@ class ResponseWriter:
 
     def _growth(self, block: Block, text: str) -> dict[str, Any]:
         name = "function_call_arguments" if block.kind == CALL else PARTS[block.kind][0]
-        rest = {"logprobs": []} if block.kind == TEXT else {}
+        rest: dict[str, Any] = {"logprobs": []} if block.kind == TEXT else {}
         return self._event(f"response.{name}.delta", **self._place(block), delta=text, **rest)
 
     def _closed(self, block: Block) -> Iterator[dict[str, Any]]:
@@ -133,7 +133,7 @@ class ResponseWriter:
             yield self._event("response.function_call_arguments.done", **place, **whole)
         else:
             kind, key, _ = PARTS[block.kind]
-            rest = {"logprobs": []} if block.kind == TEXT else {}
+            rest: dict[str, Any] = {"logprobs": []} if block.kind == TEXT else {}
             yield self._event(f"response.{kind}.done", **place, **{key: block.text}, **rest)
             yield self._event("response.content_part.done", **place, part=_part(block))
         item = self._item(block)
