@@ -24,9 +24,17 @@ from llamaseek.serve.routes import (
 from llamaseek.serve.service import Service
 from llamaseek.serve.wire import errors
 
-VERSIONED = (models, completions, chat, responses, messages, embeddings)
-"""Under `/v1`, and without it, as some clients ask."""
-ROUTERS = (tokens, health, chat_page)
+ROUTERS = (
+    models,
+    completions,
+    chat,
+    responses,
+    messages,
+    embeddings,
+    tokens,
+    health,
+    chat_page,
+)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -50,9 +58,6 @@ def create_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     errors.install(app)
-    for room in VERSIONED:
-        app.include_router(room.router, prefix="/v1")
-        app.include_router(room.router, include_in_schema=False)
     for room in ROUTERS:
         app.include_router(room.router)
     app.add_middleware(Gate, service=service, open_paths=OPEN | chat_page.PATHS)

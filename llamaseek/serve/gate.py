@@ -19,6 +19,8 @@ from llamaseek.serve.wire.errors import ApiError, as_api_error, respond
 from llamaseek.serve.wire.streaming import ClientGone
 
 log = logging.getLogger("llamaseek.serve")
+VERSIONED = frozenset({"chat", "completions", "embeddings", "messages", "models", "responses"})
+"""What stands after `/v1`, and is found without it, as some clients ask."""
 OPEN = frozenset({"/health", "/ready"})
 CLIENT_GONE = 499  # nginx's number for a client that went away
 
@@ -36,8 +38,7 @@ class Gate:
             return
         start, status, sent = time.perf_counter(), 500, False
         method = scope["method"]
-        if method == "HEAD":  # the HTTP server leaves out the body
-            scope = {**scope, "method": "GET"}
+        scope = as_routed(scope)
 
         async def watched(message: Message) -> None:
             nonlocal status, sent
@@ -89,6 +90,17 @@ class Gate:
             self.service.metrics.refusals.labels(REASONS[status]).inc()
         word = method[:10] if method.isalpha() else "?"
         log.info("%s %s %d %.0f ms", word, route, status, 1000 * seconds)
+
+
+def as_routed(scope: Scope) -> Scope:
+    """A request as the routes know it: of a path with its version, `HEAD` as `GET`.
+
+    The HTTP server leaves out the body of an answer to `HEAD`.
+    """
+    path, method = scope["path"], scope["method"]
+    bare = path.lstrip("/").partition("/")[0] in VERSIONED
+    asked = "GET" if method == "HEAD" else method
+    return {**scope, "path": f"/v1{path}" if bare else path, "method": asked}
 
 
 REASONS = {401: "key", 403: "host or guard", 413: "size", 429: "queue", 503: "unavailable"}

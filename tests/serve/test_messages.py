@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from llamaseek.serve.wire.blocks import Counts, Part
+from llamaseek.serve.wire.blocks import Counts, AnswerPart
 from llamaseek.serve.wire.message_events import MessageWriter
 from tests.safety.scripted import deciding_guard
 from tests.serve.running import Running, make_service, roomy, running
@@ -77,7 +77,7 @@ def test_how_it_stops(server: Running, speech: Speech) -> None:
 def test_an_answer_that_fills_the_context_says_so() -> None:
     for said, reason in ((100, "max_tokens"), (7, "model_context_window_exceeded")):
         writer = MessageWriter("msg_1", "tiny", most=100)
-        assert len(list(writer.add(Part(content="x", finish="length")))) == 3
+        assert len(list(writer.add(AnswerPart(content="x", finish="length")))) == 3
         assert writer.body(Counts(5, said), None)["stop_reason"] == reason
 
 

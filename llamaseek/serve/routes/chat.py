@@ -21,7 +21,7 @@ from llamaseek.safety.views import input_views
 from llamaseek.serve.metrics import Clock
 from llamaseek.serve.routes.chat_choice import AnswerReader, ChatChoice
 from llamaseek.serve.service import SHORT, Service, new_id
-from llamaseek.serve.wire.blocks import Part
+from llamaseek.serve.wire.blocks import AnswerPart
 from llamaseek.serve.wire.bodies import StrictRoute
 from llamaseek.serve.wire.counting import is_larger, sizes
 from llamaseek.serve.wire.fields import ChatFields, is_idle
@@ -67,7 +67,7 @@ class Chat:
                 if all(each.finish is not None for each in self.choices):
                     return
 
-    async def parts(self) -> AsyncIterator[Part]:
+    async def parts(self) -> AsyncIterator[AnswerPart]:
         """What the only choice says, piece by piece, for other protocols."""
         async for choice in self.grow():
             if choice.news:
@@ -106,7 +106,7 @@ class Chat:
         return usage(self.prompt, sum(choice.generated for choice in self.choices))
 
 
-@router.post("/chat/completions")
+@router.post("/v1/chat/completions")
 async def chat_completions(request: Request, fields: ChatFields) -> Response:
     """Answer a conversation."""
     service: Service = request.app.state.service

@@ -11,7 +11,7 @@ from llamaseek.engine.request import Delta, Logprob
 from llamaseek.engine.text_out import StopStrings
 from llamaseek.safety.served import GuardedAnswer
 from llamaseek.serve.service import new_id
-from llamaseek.serve.wire.blocks import Part
+from llamaseek.serve.wire.blocks import AnswerPart
 from llamaseek.serve.wire.logprobs import chat_logprobs
 from llamaseek.text.messages import Content, Event, Reasoning, ToolCall
 from llamaseek.text.parse import IdStream
@@ -151,9 +151,9 @@ class ChatChoice:
         self._opened = True
         return {"index": self.index, "delta": delta, **end}
 
-    def take(self) -> Part:
+    def take(self) -> AnswerPart:
         """What is new, whatever the protocol."""
-        part = Part(self.reasoning, self.content, self.calls, self._refusal(), self.finish)
+        part = AnswerPart(self.reasoning, self.content, self.calls, self._refusal(), self.finish)
         self._told += len(self.calls)
         self.content, self.reasoning, self.calls, self.scores = "", "", [], []
         return part

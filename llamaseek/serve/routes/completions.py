@@ -137,7 +137,7 @@ class CompletionJob:
             yield self.body([], self.counts())
 
 
-@router.post("/completions")
+@router.post("/v1/completions")
 async def completions(request: Request, fields: CompletionFields) -> Response:
     """Continue one or several prompts."""
     job = await begin(request.app.state.service, fields)

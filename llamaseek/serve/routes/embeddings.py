@@ -21,7 +21,7 @@ from llamaseek.serve.wire.streaming import deltas_of, unless_gone
 router = APIRouter(route_class=StrictRoute)
 
 
-@router.post("/embeddings")
+@router.post("/v1/embeddings")
 async def embeddings(request: Request, fields: EmbeddingFields) -> Response:
     """A vector for each text: the hidden state after the final norm at the last token."""
     return as_json(await unless_gone(request, embed(request.app.state.service, fields)))

@@ -22,7 +22,7 @@ from llamaseek.serve.wire.tools import shown_tools
 router = APIRouter(route_class=StrictRoute)
 
 
-@router.post("/messages")
+@router.post("/v1/messages")
 async def messages(request: Request, fields: MessagesFields) -> Response:
     """Answer a conversation of messages and content blocks."""
     chat, names = read_messages(fields)
@@ -33,7 +33,7 @@ async def messages(request: Request, fields: MessagesFields) -> Response:
     return as_json(await unless_gone(request, whole(reply, writer)))
 
 
-@router.post("/messages/count_tokens")
+@router.post("/v1/messages/count_tokens")
 async def count_tokens(request: Request, fields: CountTokensFields) -> dict[str, Any]:
     """How many tokens a request to `/v1/messages` gives the model."""
     service: Service = request.app.state.service

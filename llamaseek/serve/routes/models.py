@@ -11,15 +11,15 @@ from llamaseek.serve.service import Service
 router = APIRouter()
 
 
-@router.get("/models")
-@router.get("/models/", include_in_schema=False)
+@router.get("/v1/models")
+@router.get("/v1/models/", include_in_schema=False)
 async def models(request: Request) -> dict[str, Any]:
     """All names: the base first, then its adapters."""
     service: Service = request.app.state.service
     return {"object": "list", "data": [entry(service, name) for name in service.models]}
 
 
-@router.get("/models/{name:path}")
+@router.get("/v1/models/{name:path}")
 async def model(request: Request, name: str) -> dict[str, Any]:
     """One of them; 404 for another."""
     service: Service = request.app.state.service

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from llamaseek.safety.served import GuardFindings
 from llamaseek.serve.routes.chat import Chat, begin
 from llamaseek.serve.service import Service, new_id
-from llamaseek.serve.wire.blocks import Counts, Part
+from llamaseek.serve.wire.blocks import Counts, AnswerPart
 from llamaseek.serve.wire.conversation import written_as
 from llamaseek.serve.wire.fields import ChatFields
 
@@ -26,10 +26,10 @@ class Reply:
     names: Mapping[str, str]
     created: int = field(default_factory=lambda: int(time.time()))
 
-    async def parts(self) -> AsyncIterator[Part]:
+    async def parts(self) -> AsyncIterator[AnswerPart]:
         """What is said, piece by piece; the last has the reason of its end."""
         if isinstance(self.answer, GuardFindings):
-            yield Part(refusal=self.answer.refusal, finish="content_filter")
+            yield AnswerPart(refusal=self.answer.refusal, finish="content_filter")
             return
         with written_as(self.names):
             async for part in self.answer.parts():

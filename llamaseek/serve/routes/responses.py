@@ -17,7 +17,7 @@ from llamaseek.serve.wire.streaming import as_named_events, unless_gone
 router = APIRouter(route_class=StrictRoute)
 
 
-@router.post("/responses")
+@router.post("/v1/responses")
 async def responses(request: Request, fields: ResponsesFields) -> Response:
     """Answer a conversation of items."""
     chat, names = read_responses(fields)

@@ -15,7 +15,7 @@ OPENED, GREW, CLOSED = "opened", "grew", "closed"
 
 
 @dataclass(frozen=True)
-class Part:
+class AnswerPart:
     """What an answer has gained: reasoning comes first, calls after the text.
 
     `calls` are as in a chat's message. `finish` is the reason of its end, as in a chat's choice.
@@ -54,13 +54,13 @@ Change = tuple[str, Block, str]
 
 
 @dataclass
-class Blocks:
+class AnswerBlocks:
     """The blocks of one answer so far."""
 
     found: list[Block] = field(default_factory=list)
     _open: Block | None = None
 
-    def add(self, part: Part) -> Iterator[Change]:
+    def add(self, part: AnswerPart) -> Iterator[Change]:
         """What a part changes. An answer of nothing is an empty text."""
         for kind, text in ((REASONING, part.reasoning), (TEXT, part.content)):
             if text:

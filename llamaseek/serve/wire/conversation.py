@@ -15,7 +15,7 @@ from llamaseek.text.messages import Message
 
 
 @dataclass
-class Conversation:
+class TranslatedMessages:
     """Messages as they are made; `names` says where the client wrote what is in them.
 
     What an assistant reasons, says and calls in a row becomes one message, as its answer was one.

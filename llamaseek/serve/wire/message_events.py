@@ -16,9 +16,9 @@ from llamaseek.serve.wire.blocks import (
     REFUSAL,
     TEXT,
     Block,
-    Blocks,
+    AnswerBlocks,
     Counts,
-    Part,
+    AnswerPart,
 )
 
 DELTAS = {
@@ -42,14 +42,14 @@ class MessageWriter:
     id: str
     model: str
     most: int
-    blocks: Blocks = field(default_factory=Blocks)
+    blocks: AnswerBlocks = field(default_factory=AnswerBlocks)
     finish: str | None = None
 
     def start(self, counts: Counts) -> dict[str, Any]:
         """The first event: the message before anything is said."""
         return {"type": "message_start", "message": self._message([], counts)}
 
-    def add(self, part: Part) -> Iterator[dict[str, Any]]:
+    def add(self, part: AnswerPart) -> Iterator[dict[str, Any]]:
         """The events of what the answer gained."""
         self.finish = part.finish
         for change, block, text in self.blocks.add(part):

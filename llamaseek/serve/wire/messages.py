@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from llamaseek.errors import UserError, bad_value
-from llamaseek.serve.wire.conversation import Conversation, check_keys, of_kind, text_parts
+from llamaseek.serve.wire.conversation import TranslatedMessages, check_keys, of_kind, text_parts
 from llamaseek.serve.wire.fields import LARGEST, ChatFields, Messages, Strict, Texts
 
 NAMES = {
@@ -105,7 +105,7 @@ def read_messages(fields: CountTokensFields) -> tuple[ChatFields, Mapping[str, s
 
     UserError, naming the field, for what is not supported.
     """
-    talk = Conversation()
+    talk = TranslatedMessages()
     if fields.system:
         content = _texts(fields.system, "system")
         talk.add({"role": "system", "content": content}, "system", "system")
@@ -126,7 +126,7 @@ def read_messages(fields: CountTokensFields) -> tuple[ChatFields, Mapping[str, s
     return ChatFields.model_validate(made), NAMES | talk.names
 
 
-def _read(talk: Conversation, message: dict[str, Any], where: str) -> None:
+def _read(talk: TranslatedMessages, message: dict[str, Any], where: str) -> None:
     check_keys(message, frozenset({"role", "content"}), where)
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
@@ -153,11 +153,11 @@ def _read(talk: Conversation, message: dict[str, Any], where: str) -> None:
     _end_texts(talk, role, texts, where)
 
 
-def _adder(talk: Conversation, role: str) -> Any:
+def _adder(talk: TranslatedMessages, role: str) -> Any:
     return lambda content, origin: talk.add({"role": role, "content": content}, origin)
 
 
-def _end_texts(talk: Conversation, role: str, texts: list[Any], where: str) -> None:
+def _end_texts(talk: TranslatedMessages, role: str, texts: list[Any], where: str) -> None:
     """The text blocks in a row as the content of one message."""
     if texts:
         say = talk.say if role == "assistant" else _adder(talk, role)
@@ -169,14 +169,14 @@ def _texts(content: Any, where: str) -> Any:
     return text_parts(content, TEXT, MARKS, where)
 
 
-def _thinking(talk: Conversation, block: dict[str, Any], where: str) -> None:
+def _thinking(talk: TranslatedMessages, block: dict[str, Any], where: str) -> None:
     check_keys(block, frozenset({"type", "thinking", "signature"}), where)
     if not isinstance(block.get("thinking"), str):
         raise bad_value(f"{where}.thinking", block.get("thinking"), "a string")
     talk.reason(block["thinking"], where)
 
 
-def _tool_use(talk: Conversation, block: dict[str, Any], where: str) -> None:
+def _tool_use(talk: TranslatedMessages, block: dict[str, Any], where: str) -> None:
     check_keys(block, MARKS | {"type", "id", "name", "input", "caller"}, where)
     given = block.get("input")
     if not isinstance(given, dict):
@@ -184,7 +184,7 @@ def _tool_use(talk: Conversation, block: dict[str, Any], where: str) -> None:
     talk.call(_id(block, "id", where), block.get("name"), given, where, "input")
 
 
-def _tool_result(talk: Conversation, block: dict[str, Any], where: str) -> None:
+def _tool_result(talk: TranslatedMessages, block: dict[str, Any], where: str) -> None:
     check_keys(block, MARKS | {"type", "tool_use_id", "content", "is_error"}, where)
     content = _texts(block.get("content") or "", f"{where}.content")
     if not isinstance(content, str | list):

@@ -15,9 +15,9 @@ from llamaseek.serve.wire.blocks import (
     REFUSAL,
     TEXT,
     Block,
-    Blocks,
+    AnswerBlocks,
     Counts,
-    Part,
+    AnswerPart,
 )
 from llamaseek.serve.wire.errors import ApiError
 from llamaseek.serve.wire.responses import ResponsesFields
@@ -43,7 +43,7 @@ class ResponseWriter:
     fields: ResponsesFields
     id: str
     created: int
-    blocks: Blocks = field(default_factory=Blocks)
+    blocks: AnswerBlocks = field(default_factory=AnswerBlocks)
     finish: str | None = None
     _sent: int = 0
 
@@ -52,7 +52,7 @@ class ResponseWriter:
         for kind in ("created", "in_progress"):
             yield self._event(f"response.{kind}", response=self.body(None))
 
-    def add(self, part: Part) -> Iterator[dict[str, Any]]:
+    def add(self, part: AnswerPart) -> Iterator[dict[str, Any]]:
         """The events of what the answer gained."""
         self.finish = part.finish
         for change, block, text in self.blocks.add(part):

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from llamaseek.errors import bad_value
-from llamaseek.serve.wire.conversation import Conversation, check_keys, of_kind, text_parts
+from llamaseek.serve.wire.conversation import TranslatedMessages, check_keys, of_kind, text_parts
 from llamaseek.serve.wire.fields import (
     ChatFields,
     FunctionOf,
@@ -94,7 +94,7 @@ def read_responses(fields: ResponsesFields) -> tuple[ChatFields, Mapping[str, st
 
     UserError, naming the field, for items that are not supported.
     """
-    talk = Conversation()
+    talk = TranslatedMessages()
     if fields.instructions:
         talk.add({"role": "system", "content": fields.instructions}, "instructions", "instructions")
     if isinstance(fields.input, str):
@@ -117,7 +117,7 @@ def read_responses(fields: ResponsesFields) -> tuple[ChatFields, Mapping[str, st
     return chat, NAMES | talk.names
 
 
-def _message(talk: Conversation, item: dict[str, Any], where: str) -> None:
+def _message(talk: TranslatedMessages, item: dict[str, Any], where: str) -> None:
     check_keys(item, MARKS | {"role", "content", "phase"}, where)
     role = item.get("role")
     if role not in ROLES:
@@ -129,12 +129,12 @@ def _message(talk: Conversation, item: dict[str, Any], where: str) -> None:
         talk.add({"role": role, "content": content}, where)
 
 
-def _call(talk: Conversation, item: dict[str, Any], where: str) -> None:
+def _call(talk: TranslatedMessages, item: dict[str, Any], where: str) -> None:
     check_keys(item, MARKS | {"call_id", "name", "arguments"}, where)
     talk.call(_id(item, where), item.get("name"), item.get("arguments"), where, "arguments")
 
 
-def _output(talk: Conversation, item: dict[str, Any], where: str) -> None:
+def _output(talk: TranslatedMessages, item: dict[str, Any], where: str) -> None:
     check_keys(item, MARKS | {"call_id", "output"}, where)
     content = text_parts(item.get("output"), PARTS, NOTHING, f"{where}.output")
     if not isinstance(content, str | list):
@@ -143,7 +143,7 @@ def _output(talk: Conversation, item: dict[str, Any], where: str) -> None:
     talk.add(result, where, f"{where}.output")
 
 
-def _reasoning(talk: Conversation, item: dict[str, Any], where: str) -> None:
+def _reasoning(talk: TranslatedMessages, item: dict[str, Any], where: str) -> None:
     check_keys(item, MARKS | {"content", "summary"}, where)
     read = partial(text_parts, kinds=THOUGHTS, known=NOTHING)
     for key in ("content", "summary"):
