@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from llamaseek.serve.wire.blocks import Counts, AnswerPart
+from llamaseek.serve.wire.blocks import AnswerPart, Counts
 from llamaseek.serve.wire.message_events import MessageWriter
 from tests.safety.scripted import deciding_guard
 from tests.serve.running import Running, make_service, roomy, running

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from llamaseek.safety.served import GuardFindings
 from llamaseek.serve.routes.chat import Chat, begin
 from llamaseek.serve.service import Service, new_id
-from llamaseek.serve.wire.blocks import Counts, AnswerPart
+from llamaseek.serve.wire.blocks import AnswerPart, Counts
 from llamaseek.serve.wire.conversation import written_as
 from llamaseek.serve.wire.fields import ChatFields
 

@@ -15,10 +15,10 @@ from llamaseek.serve.wire.blocks import (
     REASONING,
     REFUSAL,
     TEXT,
-    Block,
     AnswerBlocks,
-    Counts,
     AnswerPart,
+    Block,
+    Counts,
 )
 
 DELTAS = {

@@ -14,10 +14,10 @@ from llamaseek.serve.wire.blocks import (
     REASONING,
     REFUSAL,
     TEXT,
-    Block,
     AnswerBlocks,
-    Counts,
     AnswerPart,
+    Block,
+    Counts,
 )
 from llamaseek.serve.wire.errors import ApiError
 from llamaseek.serve.wire.responses import ResponsesFields
