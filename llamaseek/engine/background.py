@@ -19,7 +19,6 @@ from llamaseek.engine.request import Delta, Request
 from llamaseek.engine.scheduler import QueueFull
 from llamaseek.errors import UserError
 
-
 T = TypeVar("T")
 
 
