@@ -16,6 +16,7 @@ from llamaseek.serve.routes import (
     chat_page,
     completions,
     embeddings,
+    internals,
     messages,
     models,
     responses,
@@ -32,6 +33,7 @@ ROUTERS = (
     messages,
     embeddings,
     tokens,
+    internals,
     health,
     chat_page,
 )
