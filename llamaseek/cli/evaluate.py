@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,7 +128,7 @@ def replay_items(
     out: Path | None,
     device: str,
     dtype: str,
-    others: dict[str, object],
+    others: Mapping[str, object],
 ) -> None:
     """`--items`; `others` are options that it has no use for."""
     from rich.table import Table

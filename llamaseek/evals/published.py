@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llamaseek.pictures import BLUE, GREY, VERMILION, save
 
@@ -58,37 +58,38 @@ cloze = partial(Score, protocol="0-shot, answer texts scored")
 five_shot = partial(Score, protocol="5-shot")
 diamond = partial(Score, protocol="GPQA Diamond, CoT", items=198)
 
+PUBLISHED: Mapping[str, Sequence[float | Score | None]] = {
+    "llama-3-8b": (66.6, None, None, None, None),
+    "llama-3-8b-instruct": (68.4, 34.2, 62.2, 79.6, 30.0),
+    "llama-3-70b": (79.5, None, None, None, None),
+    "llama-3-70b-instruct": (82.0, 39.5, 81.7, 93.0, 50.4),
+    "llama-3.1-8b": (66.7, None, None, None, None),
+    "llama-3.1-8b-instruct": (69.4, 30.4, 72.6, 84.5, zero_shot(51.9)),
+    "llama-3.1-70b": (79.3, None, None, None, None),
+    "llama-3.1-70b-instruct": (83.6, 46.7, 80.5, 95.1, zero_shot(68.0)),
+    "llama-3.1-405b": (85.2, None, None, None, None),
+    "llama-3.1-405b-instruct": (87.3, 50.7, 89.0, 96.8, zero_shot(73.8)),
+    "llama-3.2-1b": (32.2, None, None, None, None),
+    "llama-3.2-1b-instruct": (49.3, 27.2, None, 44.4, zero_shot(30.6)),
+    "llama-3.2-3b": (58.0, None, None, None, None),
+    "llama-3.2-3b-instruct": (63.4, 32.8, None, 77.7, zero_shot(48.0)),
+    "llama-3.3-70b-instruct": (zero_shot(86.0), diamond(50.5), 88.4, None, zero_shot(77.0)),
+    "smollm2-135m": (cloze(31.5), None, None, five_shot(1.4), None),
+    "smollm2-135m-instruct": (cloze(29.3), None, None, five_shot(1.4), None),
+    "deepseek-v3-base": (87.1, None, 65.2, 89.3, 61.6),
+    "deepseek-v3": (
+        Score(88.5, "0-shot, generated"), diamond(59.1),
+        Score(82.6, "HumanEval-Mul, eight languages", 8 * 164), None,
+        Score(90.2, "MATH-500, 0-shot", 500),
+    ),
+}  # fmt: skip
 SCORES: Mapping[str, Sequence[Score | None]] = {
     model: [Score(each) if isinstance(each, float) else each for each in scores]
-    for model, scores in {
-        "llama-3-8b": (66.6, None, None, None, None),
-        "llama-3-8b-instruct": (68.4, 34.2, 62.2, 79.6, 30.0),
-        "llama-3-70b": (79.5, None, None, None, None),
-        "llama-3-70b-instruct": (82.0, 39.5, 81.7, 93.0, 50.4),
-        "llama-3.1-8b": (66.7, None, None, None, None),
-        "llama-3.1-8b-instruct": (69.4, 30.4, 72.6, 84.5, zero_shot(51.9)),
-        "llama-3.1-70b": (79.3, None, None, None, None),
-        "llama-3.1-70b-instruct": (83.6, 46.7, 80.5, 95.1, zero_shot(68.0)),
-        "llama-3.1-405b": (85.2, None, None, None, None),
-        "llama-3.1-405b-instruct": (87.3, 50.7, 89.0, 96.8, zero_shot(73.8)),
-        "llama-3.2-1b": (32.2, None, None, None, None),
-        "llama-3.2-1b-instruct": (49.3, 27.2, None, 44.4, zero_shot(30.6)),
-        "llama-3.2-3b": (58.0, None, None, None, None),
-        "llama-3.2-3b-instruct": (63.4, 32.8, None, 77.7, zero_shot(48.0)),
-        "llama-3.3-70b-instruct": (zero_shot(86.0), diamond(50.5), 88.4, None, zero_shot(77.0)),
-        "smollm2-135m": (cloze(31.5), None, None, five_shot(1.4), None),
-        "smollm2-135m-instruct": (cloze(29.3), None, None, five_shot(1.4), None),
-        "deepseek-v3-base": (87.1, None, 65.2, 89.3, 61.6),
-        "deepseek-v3": (
-            Score(88.5, "0-shot, generated"), diamond(59.1),
-            Score(82.6, "HumanEval-Mul, eight languages", 8 * 164), None,
-            Score(90.2, "MATH-500, 0-shot", 500),
-        ),
-    }.items()
-}  # fmt: skip
+    for model, scores in PUBLISHED.items()
+}
 """By published model, in the order of `COLUMNS`; None where none is published."""
 
-MARK = {"fmt": "o", "markersize": 3.5, "capsize": 2.5, "elinewidth": 1}
+MARK: dict[str, Any] = {"fmt": "o", "markersize": 4.5, "capsize": 2.5, "elinewidth": 1}
 
 
 def standard_error(column: str, score: Score) -> float:

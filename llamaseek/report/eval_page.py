@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
@@ -60,22 +59,19 @@ def _unjudged(evaluation: Evaluation) -> dict[str, int]:
     return found
 
 
-def _published(name: str) -> list[dict[str, Any] | None]:
-    """The cells of a published model."""
+def _published(name: str) -> list[dict[str, str]]:
+    """The cells of a published model; empty ones where nothing is published."""
     return [
-        score
-        and {"value": f"{score.value:.1f}", "error": f"{standard_error(column, score):.1f}",
-             "note": score.protocol}
+        {} if score is None else _cell(score.value, standard_error(column, score), score.protocol)
         for column, score in zip(COLUMNS, SCORES[name], strict=True)
-    ]  # fmt: skip
+    ]
 
 
-def _measured(evaluation: Evaluation) -> list[dict[str, Any] | None]:
+def _measured(evaluation: Evaluation) -> list[dict[str, str]]:
     """The cells of a model that was measured."""
     found = measured(evaluation)
-    return [
-        {"value": f"{found[column][0]:.1f}", "error": f"{found[column][1]:.1f}", "note": ""}
-        if column in found
-        else None
-        for column in COLUMNS
-    ]
+    return [_cell(*found[column]) if column in found else {} for column in COLUMNS]
+
+
+def _cell(value: float, error: float, note: str = "") -> dict[str, str]:
+    return {"value": f"{value:.1f}", "error": f"{error:.1f}", "note": note}
