@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,6 +107,11 @@ def evaluate(
             progress=progress,
             log=lambda line: print(line, file=sys.stderr),
         )
+    show_all(found, out)
+
+
+def show_all(found: Sequence[Evaluation], out: Path | None) -> None:
+    """The tables, and with `out` the page and the picture."""
     for evaluation in found:
         show(evaluation, several=len(found) > 1)
     for other in found[1:]:

@@ -30,7 +30,7 @@ Reader = Callable[[str], str | None]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ItemVerdict:
     """One item: its answer here, and whether it is right by Meta's figures and here."""
 
     task: str
@@ -53,7 +53,7 @@ class Comparison:
     reader: str
     readable: int
     published: int
-    verdicts: list[Verdict]
+    verdicts: list[ItemVerdict]
 
     @property
     def counts(self) -> dict[tuple[bool, bool], int]:
@@ -102,11 +102,11 @@ def _compared(lm: EngineLM, task: str, rows: Sequence[Mapping[str, Any]]) -> Com
     return Comparison(task, name, readable, answered, verdicts)
 
 
-def _verdict(task: str, row: Mapping[str, Any], text: str, parsed: str | None) -> Verdict:
+def _verdict(task: str, row: Mapping[str, Any], text: str, parsed: str | None) -> ItemVerdict:
     wanted = [str(each) for each in row["input_correct_responses"]]
     question = shorten(str(row.get("input_question") or row["input_final_prompts"][0]), 200)
     right = is_right(parsed, wanted)
-    return Verdict(task, question, wanted, text, parsed, bool(row["is_correct"]), right)
+    return ItemVerdict(task, question, wanted, text, parsed, bool(row["is_correct"]), right)
 
 
 def _prompt(lm: EngineLM, text: str) -> list[int]:
@@ -126,7 +126,7 @@ def _answers(lm: EngineLM, task: str, rows: Sequence[Mapping[str, Any]]) -> list
     return [answer["text"] for answer in lm.generate(jobs)]
 
 
-def _choices(lm: EngineLM, task: str, rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
+def _choices(lm: EngineLM, task: str, rows: Sequence[Mapping[str, Any]]) -> list[ItemVerdict]:
     """The option whose tokens after the options' common beginning are the likeliest."""
     pairs, owners = [], []
     for number, row in enumerate(rows):
@@ -143,7 +143,7 @@ def _choices(lm: EngineLM, task: str, rows: Sequence[Mapping[str, Any]]) -> list
         last = chosen.rstrip().rpartition("\n")[2]
         right = any(chosen.rstrip().endswith(str(each)) for each in row["input_correct_responses"])
         verdict = _verdict(task, row, last, last)
-        verdicts.append(Verdict(**{**asdict(verdict), "here": right}))
+        verdicts.append(ItemVerdict(**{**asdict(verdict), "here": right}))
     return verdicts
 
 

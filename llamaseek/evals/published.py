@@ -43,7 +43,7 @@ METRICS = {
 
 
 @dataclass(frozen=True)
-class Score:
+class PublishedScore:
     """A published percentage. `protocol` says how it was measured where not as the column says;
     `items` is the number of rows where the set is another.
     """
@@ -53,12 +53,12 @@ class Score:
     items: int | None = None
 
 
-zero_shot = partial(Score, protocol="0-shot CoT")
-cloze = partial(Score, protocol="0-shot, answer texts scored")
-five_shot = partial(Score, protocol="5-shot")
-diamond = partial(Score, protocol="GPQA Diamond, CoT", items=198)
+zero_shot = partial(PublishedScore, protocol="0-shot CoT")
+cloze = partial(PublishedScore, protocol="0-shot, answer texts scored")
+five_shot = partial(PublishedScore, protocol="5-shot")
+diamond = partial(PublishedScore, protocol="GPQA Diamond, CoT", items=198)
 
-PUBLISHED: Mapping[str, Sequence[float | Score | None]] = {
+PUBLISHED: Mapping[str, Sequence[float | PublishedScore | None]] = {
     "llama-3-8b": (66.6, None, None, None, None),
     "llama-3-8b-instruct": (68.4, 34.2, 62.2, 79.6, 30.0),
     "llama-3-70b": (79.5, None, None, None, None),
@@ -78,13 +78,13 @@ PUBLISHED: Mapping[str, Sequence[float | Score | None]] = {
     "smollm2-135m-instruct": (cloze(29.3), None, None, five_shot(1.4), None),
     "deepseek-v3-base": (87.1, None, 65.2, 89.3, 61.6),
     "deepseek-v3": (
-        Score(88.5, "0-shot, generated"), diamond(59.1),
-        Score(82.6, "HumanEval-Mul, eight languages", 8 * 164), None,
-        Score(90.2, "MATH-500, 0-shot", 500),
+        PublishedScore(88.5, "0-shot, generated"), diamond(59.1),
+        PublishedScore(82.6, "HumanEval-Mul, eight languages", 8 * 164), None,
+        PublishedScore(90.2, "MATH-500, 0-shot", 500),
     ),
 }  # fmt: skip
-SCORES: Mapping[str, Sequence[Score | None]] = {
-    model: [Score(each) if isinstance(each, float) else each for each in scores]
+SCORES: Mapping[str, Sequence[PublishedScore | None]] = {
+    model: [PublishedScore(each) if isinstance(each, float) else each for each in scores]
     for model, scores in PUBLISHED.items()
 }
 """By published model, in the order of `COLUMNS`; None where none is published."""
@@ -92,7 +92,7 @@ SCORES: Mapping[str, Sequence[Score | None]] = {
 MARK: dict[str, Any] = {"fmt": "o", "markersize": 4.5, "capsize": 2.5, "elinewidth": 1}
 
 
-def standard_error(column: str, score: Score) -> float:
+def standard_error(column: str, score: PublishedScore) -> float:
     """Of a published percentage, as of a share of the set's rows."""
     share = score.value / 100
     return 100 * math.sqrt(share * (1 - share) / (score.items or ITEMS[column]))

@@ -68,6 +68,7 @@ def main() -> int:
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path, nargs="+")
     parser.add_argument("--share", type=float, default=1.0, help="of the items")
+    parser.add_argument("--only", help="the first task of a line of ITEMS")
     parser.add_argument("--matrix", action="store_true", help="batches, with and without cache")
     parser.add_argument("--gguf", help="the GGUF file, or its model's name, of the folder")
     given = parser.parse_args()
@@ -75,6 +76,8 @@ def main() -> int:
     for way in ways(given):
         engine = way.engine()
         for tasks, count, shots in ITEMS:
+            if given.only not in (None, tasks[0]):
+                continue
             options = EvalOptions(
                 tasks=tasks, data=given.data, limit=max(1, round(count * given.share)), chat="off",
                 num_fewshot=shots, max_gen_toks=TOKENS,

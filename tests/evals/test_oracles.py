@@ -105,16 +105,14 @@ def test_benchmarks_of_many_parts_get_one_and_nothing(groups: Path, task: str) -
 def test_core_centres_its_tasks_and_names_the_missing_ones(tmp_path: Path) -> None:
     write_core(tmp_path)
     lines: list[str] = []
-    manager, plan = make_plan(EvalOptions(tasks=["core"], data=[tmp_path]), False, lines.append)
+    make_plan(EvalOptions(tasks=["core"], data=[tmp_path]), False, lines.append)
     assert lines[1:] == [
         "core: options (3-shot), contexts (0-shot), texts (2-shot); without gone, whose files are "
         "not there"
     ]
-    assert [len(planned.built.tasks) for planned in plan] == [3] and manager.notes
     right = asked(gold(), tmp_path, "core").results["results"]
     assert right["core"]["centered,none"] == right["core"]["acc,none"] == 1.0
-    wrong = Oracle(lambda task, doc: right_choice(task, doc) - 1, lambda task, doc: "")
-    found = asked(wrong, tmp_path, "core").results["results"]
+    found = asked(empty(), tmp_path, "core").results["results"]
     centred = {name: figures["centered,none"] for name, figures in found.items()}
     assert centred["core_options"] == pytest.approx(-0.25 / 0.75)
     assert centred["core_contexts"] == -1.0
@@ -157,13 +155,13 @@ def test_guesses_get_chance(tmp_path: Path) -> None:
 
 
 def test_guessed_letters_get_chance_of_generated_answers(groups: Path) -> None:
-    """Over all languages: 399 items with four options."""
+    """Of two languages: 114 items with four options."""
     rng = Random(3)
     guess = Oracle(right_choice, lambda task, doc: f" {rng.choice('ABCD')}.")
-    names = [f"mmlu_{language}_llama" for language in LANGUAGES]
+    names = [f"mmlu_{language}_llama" for language in ("de", "th")]
     found = asked(guess, groups, *names).samples.values()
     right = [row["exact_match"] for rows in found for row in rows]
-    assert abs(sum(right) / len(right) - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 399)
+    assert abs(sum(right) / len(right) - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 114)
 
 
 def test_always_the_first_option_gets_its_share(data: Path) -> None:
