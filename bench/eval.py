@@ -7,8 +7,8 @@ The same float32 weights, files, items and prompts: MMLU 5-shot, HellaSwag, GSM8
 its cache of single-token continuations (`logits_cache`), and the better of its batch sizes 1 and 8
 counts, found in the first turn. Each is run in turn, `--repeats` times; the time is the median.
 With `--server`, an OpenAI server of the same weights (llama.cpp's, as `http://127.0.0.1:8080/v1`)
-answers GSM8K too, through lm-eval's `local-completions`; llama.cpp's gives no log-probabilities of a
-prompt's tokens, which MMLU and HellaSwag need.
+answers GSM8K too, through lm-eval's `local-completions`; llama.cpp's gives no log-probabilities of
+a prompt's tokens, which MMLU and HellaSwag need.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench.common import Row, report, row
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.open import open_model, open_tokenizer
-from llamaseek.evals.run import EvalOptions, evaluate_engine, make_plan, run_plan
+from llamaseek.evals.run import EvalOptions, evaluate_engine, make_plan, run_plan, served_name
 
 SUBJECTS = ("anatomy", "astronomy", "econometrics", "marketing", "philosophy")
 TOKENS = 256
