@@ -110,12 +110,9 @@ def served_model(url: str, folder: Path) -> Any:
     """lm-eval's own client of an OpenAI server."""
     from lm_eval.api.registry import get_model
 
-    args = {
-        "model": "model",
-        "base_url": f"{url.rstrip('/')}/completions",
-        "tokenizer": str(folder),
-    }
-    args |= {"tokenizer_backend": "huggingface"}
+    base = url.rstrip("/")
+    args = {"model": served_name(base), "base_url": f"{base}/completions"}
+    args |= {"tokenizer": str(folder), "tokenizer_backend": "huggingface"}
     return get_model("local-completions").create_from_arg_obj(args, {"batch_size": 1})
 
 
