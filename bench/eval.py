@@ -52,8 +52,8 @@ def main() -> None:
                 theirs[batch].append(seconds(lambda lm=lm, options=options: by_lm(lm, options)))
         batch = best_of(theirs)
         mine, peers = statistics.median(ours), statistics.median(theirs[batch])
-        peer = f"lm-eval hf, batch {batch}"
-        rows.append(row(name, "items/s", count(options) / mine, peer, count(options) / peers, None))
+        peer, items = f"lm-eval hf, batch {batch}", 60 * count(options)
+        rows.append(row(name, "items/min", items / mine, peer, items / peers, None))
         print(f"{name}: {mine:.1f} s, {peer}: {peers:.1f} s", flush=True)
         if given.server and "GSM8K" in name:
             lm = served_model(given.server, given.model)
@@ -61,8 +61,7 @@ def main() -> None:
                 seconds(lambda lm=lm, options=options: by_lm(lm, options))
                 for _ in range(given.repeats)
             )
-            items = count(options)
-            rows.append(row(name, "items/s", items / mine, given.server, items / taken, None))
+            rows.append(row(name, "items/min", items / mine, given.server, items / taken, None))
     report(rows, [], given.json)
 
 
