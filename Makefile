@@ -69,7 +69,7 @@ lint: $(VENV)/.installed-dev
 
 # Renews bench/results and prints the pages' tables; `bench/tables.py --write` puts them there.
 bench: $(VENV)/.installed-dev
-	for name in $(filter-out __init__ common shape_1b tables quality speculate eval,$(basename $(notdir $(wildcard bench/*.py)))); do $(BIN)/python bench/$$name.py --json bench/results/$$name.json || exit 1; done
+	for name in $(filter-out __init__ common shape_1b tables quantize speculate eval,$(basename $(notdir $(wildcard bench/*.py)))); do $(BIN)/python bench/$$name.py --json bench/results/$$name.json || exit 1; done
 	$(BIN)/python bench/tables.py
 
 clean:
