@@ -5,7 +5,7 @@
 MODEL is a folder or a GGUF file. TEXT is a file of which the last part, `--holdout`, is measured,
 in rows of `--length` tokens that each stand alone; calibration reads the part before it. Folders
 are made by `quantize`, GGUF files by `convert`, and by llama.cpp's own quantizer if installed.
-What is compared are the weights: all are widened, and products run in float32.
+What is compared are the weights: all are widened, and products run in bf16 where there are any.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from llamaseek.checkpoints.convert import Conversion
 from llamaseek.checkpoints.hf import load_model
 from llamaseek.checkpoints.quantize import Quantization
 from llamaseek.checkpoints.to_gguf import GgufConversion
+from llamaseek.runtime.device import has_bf16
 from llamaseek.text.tokenizer import Tokenizer
 
 TYPES = ("q8_0", "q4_0", "q4_1", "q4_k_m")
@@ -68,6 +69,7 @@ class Bench:
                 yield f"llama.cpp {asked}", llama_cpp_file(wide, asked)
 
     @torch.inference_mode()
+    @torch.autocast("cpu", torch.bfloat16, has_bf16(torch.device("cpu")))
     def perplexity(self, path: Path) -> float:
         """exp of the mean loss over the tokens of each row after its first."""
         if path.is_dir():
@@ -79,7 +81,7 @@ class Bench:
         loss = partial(torch.nn.functional.cross_entropy, reduction="sum")
         for part in self.rows.split(2):
             hidden = model(part[:, :-1], positions.expand(len(part), -1))
-            total += float(loss(model.logits(hidden).flatten(0, 1), part[:, 1:].flatten()))
+            total += float(loss(model.logits(hidden).float().flatten(0, 1), part[:, 1:].flatten()))
         return math.exp(total / self.rows[:, 1:].numel())
 
 

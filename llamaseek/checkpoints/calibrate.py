@@ -9,9 +9,10 @@ R rows of the text, T tokens of a row, N rows and K inputs of a matrix.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +21,13 @@ from llamaseek.data.documents import read_documents
 from llamaseek.errors import UserError
 from llamaseek.kernels.packed import pack
 from llamaseek.models import CausalLM
-from llamaseek.models.moe import Experts, grouped_product
+from llamaseek.models.moe import Experts, Product, grouped_product
 from llamaseek.models.quant.gptq import gptq
 from llamaseek.runtime.device import has_bf16
 from llamaseek.text.tokenizer import Tokenizer
 
-ROWS, LENGTH = 128, 512
+ROWS, LENGTH = 32, 512
+LONGEST = 16 * ROWS * LENGTH  # characters of a document that are read
 AT_ONCE = 4  # rows that go through a layer together
 
 Packed = tuple[Tensor, Tensor]
@@ -51,7 +53,7 @@ class Recorder:
         self._experts: list[Experts] = []
         for name, module in layer.named_modules(prefix=prefix):
             if isinstance(module, nn.Linear) and f"{name}.weight" in wanted:
-                self._hooks.append(module.register_forward_pre_hook(self._of_linear(name)))
+                self._hooks.append(module.register_forward_pre_hook(self._of_linear(name, module)))
             elif isinstance(module, Experts) and f"{name}.0.gate_proj.weight" in wanted:
                 module.product = self._of_experts(name, module)
                 self._experts.append(module)
@@ -69,18 +71,18 @@ class Recorder:
         gram.total += x.T @ x
         gram.weights |= weights
 
-    def _of_linear(self, name: str):  # type: ignore[no-untyped-def]
-        def record(module: nn.Module, inputs: tuple[Tensor]) -> None:
-            weight = {f"{name}.weight": module.weight}
+    def _of_linear(self, name: str, module: nn.Linear) -> Callable[[nn.Module, Any], None]:
+        def record(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            weight: dict[str, Tensor] = {f"{name}.weight": module.weight}
             if self._last is not None and self._last[0] is inputs[0]:
                 self.grams[self._last[1]].weights |= weight
                 return
             self._last = inputs[0], name
-            self._add(name, inputs[0], weight)  # type: ignore[arg-type]
+            self._add(name, inputs[0], weight)
 
         return record
 
-    def _of_experts(self, name: str, module: Experts):  # type: ignore[no-untyped-def]
+    def _of_experts(self, name: str, module: Experts) -> Product:
         def record(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
             down = weights is module.down_proj
             for expert, part in enumerate(x.tensor_split(ends[:-1].tolist())):
@@ -107,7 +109,7 @@ def read_rows(text: Path, source: Path) -> Tensor:
     tokenizer = Tokenizer.load(source)
     ids: list[int] = []
     for document in read_documents([text]):
-        ids += tokenizer.encode(document.text)
+        ids += tokenizer.encode(document.text[:LONGEST])
         if len(ids) >= ROWS * LENGTH:
             break
     count = min(len(ids) // LENGTH, ROWS)
