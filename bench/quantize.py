@@ -30,9 +30,10 @@ from llamaseek.checkpoints.convert import Conversion
 from llamaseek.checkpoints.hf import load_model
 from llamaseek.checkpoints.quantize import Quantization
 from llamaseek.checkpoints.to_gguf import GgufConversion
-from llamaseek.runtime.device import has_bf16
+from llamaseek.runtime.device import pick_dtype
 from llamaseek.text.tokenizer import Tokenizer
 
+PRODUCTS = pick_dtype("auto", torch.device("cpu"))
 TYPES = ("q8_0", "q4_0", "q4_1", "q4_k_m")
 FOLDERS = {
     "int8, a scale a row": (8, 0, False),
@@ -56,7 +57,7 @@ class Bench:
         for number, (name, (bits, group, calibrate)) in enumerate(FOLDERS.items()):
             target = self.place / f"folder-{number}"
             text = self.calibration if calibrate else None
-            Quantization(self.model, target, bits, group, text).run()
+            Quantization(self.model, target, bits, group, text, PRODUCTS).run()
             yield name, target
         for asked in TYPES:
             target = self.place / f"ours-{asked}.gguf"
@@ -69,7 +70,7 @@ class Bench:
                 yield f"llama.cpp {asked}", llama_cpp_file(wide, asked)
 
     @torch.inference_mode()
-    @torch.autocast("cpu", torch.bfloat16, has_bf16(torch.device("cpu")))
+    @torch.autocast("cpu", PRODUCTS, PRODUCTS is torch.bfloat16)
     def perplexity(self, path: Path) -> float:
         """exp of the mean loss over the tokens of each row after its first."""
         if path.is_dir():

@@ -23,7 +23,6 @@ from llamaseek.kernels.packed import pack
 from llamaseek.models import CausalLM
 from llamaseek.models.moe import Experts, Product, grouped_product
 from llamaseek.models.quant.gptq import gptq
-from llamaseek.runtime.device import has_bf16
 from llamaseek.text.tokenizer import Tokenizer
 
 ROWS, LENGTH = 32, 512
@@ -120,12 +119,16 @@ def read_rows(text: Path, source: Path) -> Tensor:
 
 @torch.no_grad()
 def calibrated(
-    model: CausalLM, rows: Tensor, plans: Mapping[str, tuple[int, int]]
+    model: CausalLM,
+    rows: Tensor,
+    plans: Mapping[str, tuple[int, int]],
+    products: torch.dtype = torch.float32,
 ) -> Iterator[tuple[str, Packed]]:
     """Words and scales of every weight in `plans` that lies in a layer, layer by layer.
 
     `plans` gives bits and group (0: a scale a row) by the weight's name; a matrix that is shared
     with others of its input is rounded with them. The model's own weights become the rounded ones.
+    `products` is the dtype that layers multiply in.
     """
     positions = torch.arange(rows.shape[1])[None]
     parts = [model.embed(part) for part in rows.split(AT_ONCE)]
@@ -136,7 +139,7 @@ def calibrated(
 
         def run(x: Tensor, index: int = index) -> Tensor:
             places = positions.expand(len(x), -1)
-            with torch.autocast("cpu", torch.bfloat16, has_bf16(x.device)):
+            with torch.autocast("cpu", products, products != torch.float32):
                 return model.run_layer(index, x, rotary, places, None, None).float()
 
         for part in parts:

@@ -133,10 +133,12 @@ class Quantization:
         bits: int | str,
         group: int | None = None,
         calibrate: Path | None = None,
+        products: torch.dtype = torch.float32,
     ) -> None:
         """`bits` 8, 4 or "fp8"; `group` inputs share a scale, 0 is a scale a row; None is 32 in 4
         bits, 0 in 8. In fp8 a block of 128 × 128 does. With the text `calibrate`, layers are
-        rounded by GPTQ, for which the model is loaded whole, in float32.
+        rounded by GPTQ, for which the model is loaded whole, in float32, and multiplies in
+        `products`.
 
         Raises `UserError` for what cannot be done, and for a folder that is already quantized.
         """
@@ -160,7 +162,7 @@ class Quantization:
             config["tie_word_embeddings"] = False
             plain[f"{HEAD}.weight"] = plain["model.embed_tokens.weight"]
         plans = {n: plan_for(n, t.shape, wanted) for n, t in plain.items()}
-        self.plans = plans
+        self.plans, self.products = plans, products
         self.tensors = _packed(plain, plans)
         config.pop("torch_dtype", None)
         config["quantization_config"] = quantization_config(plans)
@@ -188,7 +190,7 @@ class Quantization:
         """Put what GPTQ makes in the place of what plain rounding would."""
         plans = {name: (p.bits, p.group) for name, p in self.plans.items() if p is not None}
         model = load_model(self.source).eval()
-        for name, (words, scales) in calibrated(model, rows, plans):
+        for name, (words, scales) in calibrated(model, rows, plans, self.products):
             base = name.removesuffix(".weight")
             self.tensors[base + PACKED] = lazy(words)
             self.tensors[base + PACKED_SCALE] = lazy(scales)

@@ -162,10 +162,14 @@ def quantize(
     overwrite: bool = OVERWRITE,
 ) -> None:
     """Quantize a model's matrices to 8 or 4 bits or fp8, for generate, chat and serve."""
+    import torch
+
     from llamaseek.checkpoints.quantize import Quantization
+    from llamaseek.runtime.device import pick_dtype
     from llamaseek.units import size
 
-    work = Quantization(source, target, bits, group, calibrate)
+    products = pick_dtype("auto", torch.device("cpu"))
+    work = Quantization(source, target, bits, group, calibrate, products)
     if work.rows is not None:
         print(f"calibrating on {work.rows.numel():,} tokens of {calibrate}")
     _write(work, overwrite)
