@@ -105,7 +105,10 @@ def test_a_run_with_muon_resumes_with_the_same_bits(tmp_path: Path) -> None:
         ({"train.moments": "bf16"}, "moments bf16 is for optimizer adamw"),
         ({"lora.rank": 4}, "train.optimizer muon is for whole matrices"),
         ({"parallel.shard": 2}, "parallel.shard: above 1 is not for train.optimizer muon"),
-        ({"parallel.tensor": 2}, "parallel.tensor: above 1 is not for train.optimizer muon"),
+        (
+            {"parallel.tensor": 2, "model.config.num_key_value_heads": 2},
+            "parallel.tensor: above 1 is not for train.optimizer muon",
+        ),
     ],
 )
 def test_what_muon_is_not_for(overrides: dict[str, object], said: str) -> None:
