@@ -26,25 +26,31 @@ def gather(notebooks: Path, source: Path) -> None:
     """The site's source folder: docs/, and the executed notebooks as course/."""
     shutil.copytree(ROOT / "docs", source)
     for page in source.rglob("*.md"):
-        page.write_text(OUTSIDE.sub(r"]", page.read_text(encoding="utf-8")), encoding="utf-8")
+        text = page.read_text(encoding="utf-8").replace("](course.md)", "](course/index.md)")
+        page.write_text(OUTSIDE.sub(r"]", text), encoding="utf-8")
     (source / "course").mkdir()
     names = []
     for notebook in sorted(notebooks.glob("*.ipynb")):
         text = notebook.read_text(encoding="utf-8").replace("](../docs/", "](../")
         (source / "course" / notebook.name).write_text(text, encoding="utf-8")
         names.append(notebook.stem)
-    (source / "course" / "index.md").write_text(course_page(names), encoding="utf-8")
-
-
-def course_page(names: list[str]) -> str:
-    """The list of the notebooks."""
+    about = (source / "course.md").read_text(encoding="utf-8").replace("](", "](../")
     listed = "\n".join(names)
-    return (
-        "# The course\n\nThe lecture in fourteen notebooks, in its order; each opens the project's"
-        " own code, runs an experiment and ends with an exercise whose check can fail. `make"
-        " course` writes both editions, solved and for students.\n\n"
-        f"```{{toctree}}\n:maxdepth: 1\n\n{listed}\n```\n"
+    (source / "course" / "index.md").write_text(
+        f"{about}\n## The notebooks\n\n```{{toctree}}\n:maxdepth: 1\n\n{listed}\n```\n",
+        encoding="utf-8",
     )
+    (source / "course.md").unlink()
+    list_documents(source)
+
+
+def list_documents(source: Path) -> None:
+    """In the first page's contents put in place of `*` what no other line of it names."""
+    landing = source / "landing.md"
+    text = landing.read_text(encoding="utf-8")
+    others = {path.stem for path in source.glob("*.md")} - {"landing", *text.splitlines()}
+    text = text.replace("\n*\n", "\n" + "\n".join(sorted(others)) + "\n")
+    landing.write_text(text, encoding="utf-8")
 
 
 def build(notebooks: Path, target: Path) -> int:
