@@ -1,6 +1,6 @@
 """Seconds of benchmarks through `llamaseek eval` and through lm-eval's `hf`, side by side.
 
-    python bench/eval.py MODEL_FOLDER DATA… [--items 200 100 20] [--repeats 2] [--json PATH]
+    python bench/eval.py MODEL_FOLDER DATA… [--items 200 100 20] [--repeats 1] [--json PATH]
         [--server URL]
 
 The same float32 weights, files, items and prompts: MMLU 5-shot, HellaSwag, GSM8K 8-shot. `hf` keeps
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path, nargs="+")
     parser.add_argument("--items", type=int, nargs=3, default=(200, 100, 20))
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--server", help="the address of an OpenAI server of the same weights")
     given = parser.parse_args()
