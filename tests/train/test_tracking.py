@@ -82,12 +82,12 @@ def from_wandb(folder: Path) -> Numbers:
             record = Record.FromString(data)
             kinds.add(str(record.WhichOneof("record_type")))
             items = {
-                (item.key or ".".join(item.nested_key)): json.loads(item.value_json)
+                (item.key or item.nested_key[0]): json.loads(item.value_json)
                 for item in record.history.item
+                if len(item.nested_key) < 2  # others are parts of tables
             }
-            values = {k: v for k, v in items.items() if k[0] != "_" and k != "step"}
-            numbers = {k: float(v) for k, v in values.items() if not isinstance(v, dict)}
-            found |= {(k, items["step"]): v for k, v in numbers.items()}
+            values = {k: float(v) for k, v in items.items() if k[0] != "_" and k != "step"}
+            found |= {(k, items["step"]): v for k, v in values.items()}
             files += [one.path for one in record.artifact.manifest.contents]
             ids |= {record.run.run_id} - {""}
     assert len(ids) == 1 and kinds >= {"run", "history", "exit"}

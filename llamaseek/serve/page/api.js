@@ -32,6 +32,12 @@ export async function models() {
   return listed.data.map((model) => model.id);
 }
 
+// Prompts as those that a model was trained on.
+export async function examples(model) {
+  const path = `examples?model=${encodeURIComponent(model)}`;
+  return (await (await call(path)).json()).data;
+}
+
 // Yields the parsed events of a streamed chat.
 export async function* chat(body, signal) {
   const options = { method: "POST", body: JSON.stringify(body), signal };
