@@ -27,7 +27,7 @@ class TrackedRun:
     id: str | None  # the tool's identifier of the run that is resumed; none: a new run
 
 
-class Tracker(Protocol):
+class RunTracker(Protocol):
     """One run in one tool. Any method may raise what the tool raises."""
 
     id: str
@@ -55,9 +55,9 @@ def check_trackers(names: Sequence[str]) -> None:
             )
 
 
-def open_tracker(name: str, run: TrackedRun) -> Tracker:
+def open_tracker(name: str, run: TrackedRun) -> RunTracker:
     """Start or continue the run in the tool of this name."""
-    tracker: Tracker = import_module(f"{__package__}.{name}").start(run)
+    tracker: RunTracker = import_module(f"{__package__}.{name}").start(run)
     return tracker
 
 

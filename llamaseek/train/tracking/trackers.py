@@ -12,7 +12,7 @@ from typing import Any
 from llamaseek.errors import shorten
 from llamaseek.files import read_json_object, read_jsonl, write_json
 from llamaseek.recipe.schema import Recipe
-from llamaseek.train.tracking.tracker import TrackedRun, Tracker, open_tracker, texts
+from llamaseek.train.tracking.tracker import TrackedRun, RunTracker, open_tracker, texts
 
 IDS = "tracking.json"
 """File of the run folder: each tool's identifier of the run, so that `--resume` continues it."""
@@ -28,7 +28,7 @@ class Trackers:
         self.folder = recipe.folder
         known = self._known() if done else {}
         config = recipe.model_dump(mode="json")
-        self.open: dict[str, Tracker] = {}
+        self.open: dict[str, RunTracker] = {}
         for name in dict.fromkeys(recipe.train.track):
             run = TrackedRun(recipe.name, self.folder, config, done, known.get(name))
             self._try(name, partial(self._start, name, run))
@@ -65,7 +65,7 @@ class Trackers:
         path = self.folder / IDS
         return {str(k): str(v) for k, v in read_json_object(path).items()} if path.exists() else {}
 
-    def _each(self, action: Callable[[Tracker], None]) -> None:
+    def _each(self, action: Callable[[RunTracker], None]) -> None:
         for name, tracker in list(self.open.items()):
             self._try(name, partial(action, tracker))
 
