@@ -12,7 +12,7 @@ from typing import Any
 from llamaseek.errors import shorten
 from llamaseek.files import read_json_object, read_jsonl, write_json
 from llamaseek.recipe.schema import Recipe
-from llamaseek.train.tracking.tracker import TrackedRun, RunTracker, open_tracker, texts
+from llamaseek.train.tracking.tracker import RunTracker, TrackedRun, open_tracker, texts
 
 IDS = "tracking.json"
 """File of the run folder: each tool's identifier of the run, so that `--resume` continues it."""
