@@ -67,6 +67,9 @@ def said(page: Tab) -> Any:
 
 def ask_for(page: Tab, speech: Speech, text: str) -> Any:
     speech.say(text)
+    page.page.locator("#open-settings").click()
+    page.page.get_by_label("Longest answer").fill("1500")
+    page.page.keyboard.press("Escape")
     page.ask("Go on.")
     return said(page)
 

@@ -15,19 +15,20 @@ const LANGUAGES = { bash: "sh shell zsh", c: "h", cpp: "c++ cc hpp", css: "", di
   xml: "html svg", yaml: "yml" };
 const NAMED = new Map(Object.entries(LANGUAGES).flatMap(([name, others]) =>
   [name, ...others.split(" ").filter(Boolean)].map((one) => [one, name])));
-const PLAIN = new Set(["paragraph", "text", "space", "br"]);
+const PLAIN = new Set(["paragraph", "text", "space", "br", "html", "escape"]);
 
 const HTML = "p br hr h1 h2 h3 h4 h5 h6 strong em del code pre blockquote ul ol li a span div "
   + "table thead tbody tr th td ";
 const MATHS = "math semantics annotation mrow mi mn mo ms mtext mspace mfrac msqrt mroot msub msup msubsup "
   + "munder mover munderover mtable mtr mtd mstyle mpadded mphantom menclose mmultiscripts mprescripts";
-const ATTRIBUTES = "href class align start title display encoding mathvariant mathcolor mathbackground "
+const ATTRIBUTES = "class align start title display encoding mathvariant mathcolor mathbackground "
   + "mathsize scriptlevel displaystyle stretchy fence separator lspace rspace width height depth voffset "
   + "columnalign columnspacing rowspacing columnlines rowlines linethickness accent accentunder notation "
   + "minsize maxsize largeop movablelimits symmetric";
 const CLEAN = {
   ALLOWED_TAGS: (HTML + MATHS).split(" "),
-  ALLOWED_ATTR: ATTRIBUTES.split(" "),
+  ALLOWED_ATTR: ["href", ...ATTRIBUTES.split(" ")],
+  ADD_URI_SAFE_ATTR: ATTRIBUTES.split(" "), // values that are no addresses
   ALLOWED_URI_REGEXP: /^(?:https?:|mailto:)/i,
   ALLOW_DATA_ATTR: false,
   ALLOW_ARIA_ATTR: false,
