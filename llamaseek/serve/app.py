@@ -16,13 +16,14 @@ from llamaseek.serve.routes import (
     completions,
     embeddings,
     examples,
+    internals,
     models,
     tokens,
 )
 from llamaseek.serve.service import Service
 from llamaseek.serve.wire import errors
 
-ROUTERS = (models, completions, chat, embeddings, tokens, examples, health, chat_page)
+ROUTERS = (models, completions, chat, embeddings, tokens, examples, internals, health, chat_page)
 
 
 def create_app(service: Service) -> FastAPI:

@@ -3,6 +3,7 @@
 import { ApiError, chat as ask, examples, models } from "./api.js";
 import { asked, listBeside } from "./beside.js";
 import { $, button, element } from "./dom.js";
+import { setUp as setUpInside } from "./inside.js";
 import * as inspector from "./inspector.js";
 import { article, redraw } from "./messages.js";
 import * as settings from "./settings.js";
@@ -319,6 +320,7 @@ function refresh() {
 const heat = () => document.body.classList.toggle("warm", state.settings.heat);
 
 function setUp() {
+  setUpInside(inspector.chosen);
   inspector.setUp(); // first, so that Escape closes it before it stops an answer
   const prompt = $("#prompt");
   $("#composer").addEventListener("submit", (event) => {
