@@ -215,7 +215,7 @@ def test_models_answer_side_by_side(browser: Any, tmp_path: Path) -> None:
         page.keyboard.press("Escape")
         assert page.locator(".examples button").count() == 0
         page.locator("#beside summary").click()
-        page.get_by_label("tuned").check()
+        page.get_by_role("checkbox", name="tuned").check()
         assert page.locator("#beside summary").text_content() == "Beside it: 1"
         page.locator("#beside summary").click()
         talks: dict[str, list[dict[str, str]]] = {"base": [], "tuned": []}

@@ -27,7 +27,7 @@ function begins(content, tokens) {
   const decoder = new TextDecoder();
   const texts = tokens.map((token) => spelled(token, decoder));
   let left = texts.join("").lastIndexOf(content);
-  if (left < 0) return tokens.length;
+  if (left < 0 || !content) return tokens.length;
   return texts.findIndex((text) => (left -= text.length) < 0);
 }
 
