@@ -201,10 +201,11 @@ def test_reasoning_is_folded(browser: Any) -> None:
 
 def test_models_answer_side_by_side(browser: Any, tmp_path: Path) -> None:
     """The base and an adapter on one prompt, each going on with its own answers."""
-    save_adapter(adapted("llama3", 1), tmp_path / "run" / "adapter", "base")
+    sizes = {"vocab_size": TOKENIZER.vocab_size}
+    save_adapter(adapted("llama3", 1, **sizes), tmp_path / "run" / "adapter", "base")
     (tmp_path / "run" / "after.jsonl").write_text('{"prompt": "What is 2 + 2?"}\n')
     adapters = {"tuned": read_adapter(tmp_path / "run" / "adapter")}
-    engine = Engine(tiny_model("llama3"), TOKENIZER, None, adapters)
+    engine = Engine(tiny_model("llama3", **sizes), TOKENIZER, None, adapters)
     options = ServeOptions(port=0, name="base")
     folders = {"tuned": tmp_path / "run" / "adapter"}
     service = Service(engine, TOKENIZER, options, folders=folders)
@@ -228,6 +229,7 @@ def test_models_answer_side_by_side(browser: Any, tmp_path: Path) -> None:
                 talk.append({"role": "user", "content": question})
                 body = {"model": name, "messages": talk, "temperature": 0, "max_tokens": 8}
                 answer = server.post("/v1/chat/completions", **body).json()
+                assert "choices" in answer, answer
                 told = answer["choices"][0]["message"]["content"]
                 assert columns.nth(number).locator(".text").text_content() == told
                 talk.append({"role": "assistant", "content": told})

@@ -123,8 +123,9 @@ export function render(text, again) {
 
 // Blocks of code that can be copied, wide tables that scroll, and the direction of each block's script.
 function finished(fragment) {
-  for (const block of fragment.querySelectorAll("p, li, h1, h2, h3, h4, h5, h6, blockquote, table, ul, ol")) {
-    block.dir = "auto";
+  // Of a list or table as a whole: a part with a direction of its own would not count for it.
+  for (const block of fragment.querySelectorAll("p, h1, h2, h3, h4, h5, h6, blockquote, table, ul, ol")) {
+    if (!block.parentElement?.closest("[dir]")) block.dir = "auto";
   }
   for (const table of fragment.querySelectorAll("table")) {
     const box = element("div", { class: "wide-table", tabindex: "0", role: "group", "aria-label": "Table" });
