@@ -240,7 +240,7 @@ def test_models_answer_side_by_side(browser: Any, tmp_path: Path) -> None:
         page.locator("#new-chat").click()
         page.select_option("#model", "tuned")
         page.locator(".examples button", has_text="What is 2 + 2?").click()
-        page.locator("article.assistant .figures").nth(1).wait_for()
+        opened.answered()  # by the one model: it is not asked beside itself
         assert page.locator("article.user .text").text_content() == "What is 2 + 2?"
 
 
