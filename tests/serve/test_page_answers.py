@@ -163,8 +163,8 @@ def test_conversations_are_exported_and_imported(
 ) -> None:
     page.ask("Go on.")
     page.page.locator("#open-settings").click()
-    page.page.get_by_label("System message", exact=True).fill("Be brief.")
-    page.page.get_by_label("Name of this system message").fill("brief")
+    page.page.get_by_label("System message").fill("Be brief.")
+    page.page.get_by_label("Name to keep this prompt by").fill("brief")
     page.page.get_by_role("button", name="Keep").click()
     page.page.keyboard.press("Escape")
     with page.page.expect_download() as made:
@@ -177,8 +177,8 @@ def test_conversations_are_exported_and_imported(
         other.page.locator("#chats .chat").wait_for()
         assert other.page.locator(".assistant .text").text_content() == STORY
         other.page.locator("#open-settings").click()
-        other.page.get_by_label("Kept system messages").select_option("brief")
-        assert other.page.get_by_label("System message", exact=True).input_value() == "Be brief."
+        other.page.get_by_label("Prompts kept by name").select_option("brief")
+        assert other.page.get_by_label("System message").input_value() == "Be brief."
         other.page.keyboard.press("Escape")
         file.write_text('{"messages": []}')
         other.page.set_input_files("#import-file", file)

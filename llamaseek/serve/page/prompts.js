@@ -5,8 +5,8 @@ import { save, state } from "./store.js";
 
 // The row below the box of the system message: choose one that is kept, keep this one, delete one.
 export function promptRow(area) {
-  const select = element("select", { "aria-label": "Kept system messages" });
-  const name = element("input", { "aria-label": "Name of this system message", placeholder: "Name",
+  const select = element("select", { "aria-label": "Prompts kept by name" });
+  const name = element("input", { "aria-label": "Name to keep this prompt by", placeholder: "Name",
     maxlength: "60" });
   const use = (text) => {
     area.value = text;
