@@ -82,7 +82,7 @@ else:
     print(f"{right} of {len(items)} by instruction alone")
 
 # %% [markdown]
-# Fine-tuned on 120 reviews, with 40 others held out, from two starts: the published instruct model, and
+# Fine-tuned on 120 reviews, with 40 others to measure on, from two starts: the published instruct model, and
 # the same model after SFT on another task, support tickets in five classes. (No package holds SmolLM2
 # before its instruction tuning, so the pre-trained start is not measured here.) The cell below writes
 # the reviews; each of these commands took two minutes of processor time:
@@ -90,12 +90,12 @@ else:
 #     llamaseek finetune smollm2-135m-instruct reviews.csv
 #     llamaseek finetune runs/smollm2-135m-instruct-tickets/model reviews.csv
 #
-# | start | right before | held-out loss after 1, 2 and 3 epochs | right after 4 |
+# | start | right before | loss on the 40 after 1, 2 and 3 epochs | right after 4 |
 # |---|---|---|---|
 # | instruct model | 17.5% | 0.71, 0.09, 0.01 | 100% of 40 |
 # | SFT model (tickets) | 0% | 0.72, 0.17, 0.09 | 92.5% of 40 |
 #
-# Both starts learn the task from few reviews. The instruct model's held-out loss falls faster; the
+# Both starts learn the task from few reviews. The instruct model's loss falls faster; the
 # difference in right answers, three of 40, is less than two standard errors (notebook 7).
 
 # %%
