@@ -236,6 +236,17 @@ def test_calibration_lowers_the_change_of_logits(family: str, tmp_path: Path) ->
     assert changes[1] < 0.8 * changes[0]
 
 
+def test_inputs_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    model = tiny_model("llama3", **SIZES["llama3"])
+    model.model.embed_tokens.weight.data[5] = torch.inf
+    save_model(model, tmp_path / "plain")
+    work = Quantization(tmp_path / "plain", tmp_path / "new", 4, 32)
+    work.rows = torch.full((1, 8), 5)
+    with pytest.raises(UserError, match="q_proj.weight: its inputs .* are not finite"):
+        work.run()
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_text_to_calibrate_on_has_a_row_or_more(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     config = config_from_sizes("llama3", LLAMA_SIZES | {"vocab_size": tokenizer.vocab_size})
