@@ -166,7 +166,7 @@ class TestRefused:
     def test_options(self, tmp_path: Path) -> None:
         folder = quantized("llama3", tmp_path, 8, None)
         plain = tmp_path / "plain"
-        for bits, group, said in ((3, None, "--bits"), (4, 48, "--group"), (8, 32, "--group")):
+        for bits, group, said in ((3, None, "--bits"), (4, 48, "--group"), (8, 48, "--group")):
             with pytest.raises(UserError, match=said):
                 Quantization(plain, tmp_path / "new", bits, group)
         with pytest.raises(UserError, match="--group: 64"):
