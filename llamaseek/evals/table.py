@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llamaseek.evals.protocols import CHANCES
 from llamaseek.evals.run import Evaluation
 
 HEADERS = (
@@ -64,7 +65,7 @@ def rows(evaluation: Evaluation) -> list[Row]:
                     _number(figures[key]),
                     _number(figures.get(f"{metric}_stderr,{filter_name}")),
                     _items(figures, leaves, results),
-                    _chance(evaluation, leaves),
+                    _chance(evaluation, leaves, task),
                     _shots(results, leaves),
                     warned,
                     _overlap(results, leaves),
@@ -112,15 +113,17 @@ def _shots(results: Mapping[str, Any], leaves: Sequence[str]) -> int | None:
     return shots.pop() if len(shots) == 1 else None
 
 
-def _chance(evaluation: Evaluation, leaves: Sequence[str]) -> float | None:
-    """What guessing among the options gets, from the items themselves; None for free answers."""
+def _chance(evaluation: Evaluation, leaves: Sequence[str], task: str) -> float | None:
+    """What guessing among the options gets, from the items where options are scored; None for free
+    answers.
+    """
     shares = [
         1 / len(row["arguments"])
         for leaf in leaves
         for row in evaluation.samples.get(leaf, ())
         if len(row["arguments"]) > 1
     ]
-    return sum(shares) / len(shares) if shares else None
+    return sum(shares) / len(shares) if shares else CHANCES.get(task)
 
 
 def _overlap(results: Mapping[str, Any], leaves: Sequence[str]) -> float | None:
