@@ -23,6 +23,7 @@ from llamaseek.models import CausalLM
 from llamaseek.runtime.device import pick_device
 from llamaseek.safety.guard import load_guard
 from llamaseek.safety.served import ServedGuard
+from llamaseek.serve.callers import current_caller
 from llamaseek.serve.compiling import Compiler
 from llamaseek.serve.metrics import Metrics
 from llamaseek.serve.options import ServeOptions
@@ -117,9 +118,12 @@ class Service:
             for prompt in prompts
         ]
         try:
-            return requests, self.background.submit(requests)
+            stream = self.background.submit(requests)
         except UserError as error:
             raise UserError(str(error).replace("prompt:", f"{name}:", 1)) from None
+        if caller := current_caller():
+            caller.charge(sum(map(len, prompts)))
+        return requests, stream
 
     async def compile(
         self, constraint: Constraint | None, field: str = "response_format"

@@ -31,11 +31,6 @@ def suite(tried: str, promise: str, *words: str) -> Callable[[], Iterator[Figure
     return campaign
 
 
-KILLS = suite(
-    "SIGKILL at 20 moments of a run, and of ranks under torchrun",
-    "every resume ends with the same bits",
-    "tests/train/test_loop.py", "tests/parallel/test_torchrun.py", "-k", "killed",
-)  # fmt: skip
 CHANGES = suite(
     "changes between a run and its resumption: keys, data, tokenizer, models, code",
     "each is refused by name or logged",

@@ -13,8 +13,9 @@ from tests.attack.programs import passed
 
 
 def test_hostile_grammars_beside_a_harmless_one() -> None:
-    longest, grown, statuses = beside(14)
-    assert max(statuses) < 500 and grown < 300e6 and longest < 10
+    found = beside(20)
+    assert max(found.statuses) < 500 and found.harmless > 0
+    assert found.grown < 300e6 and found.longest < 10 and found.ended < 20
 
 
 def test_programs_in_the_sandbox() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from llamaseek.checkpoints.hf import load_model, save_model
+from llamaseek.serve.keys import ApiKey
 from llamaseek.serve.options import ServeOptions
 from llamaseek.text.published import get
 from llamaseek.text.tokenizer import Tokenizer
@@ -127,7 +128,7 @@ def test_no_prompt_becomes_a_special_token(
 
 @pytest.fixture(scope="module")
 def locked() -> Iterator[Running]:
-    with running(make_service(options={"api_key": KEY})) as run:
+    with running(make_service(options={"api_keys": (ApiKey(KEY),)})) as run:
         yield run
 
 
