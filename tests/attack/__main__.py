@@ -6,7 +6,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from tests.attack import event_loop, grammars, kills, power_cut, programs, strangers, suites
+from tests.attack import (
+    event_loop,
+    grammars,
+    kills,
+    power_cut,
+    programs,
+    requests,
+    strangers,
+    suites,
+)
 from tests.attack.figures import PAGE, Figure, renew
 
 CAMPAIGNS: dict[str, Callable[[], Iterator[Figure]]] = {
@@ -16,7 +25,7 @@ CAMPAIGNS: dict[str, Callable[[], Iterator[Figure]]] = {
     "power-cut": power_cut.campaign,
     "changes": suites.CHANGES,
     "programs": programs.campaign,
-    "requests": suites.REQUESTS,
+    "requests": requests.campaign,
     "files": strangers.campaign,
     "guard": suites.GUARD,
 }

@@ -1,7 +1,7 @@
 """A server in a process of its own whose event loop is probed: a tick every 10 ms.
 
-`python -m tests.attack.probed` says its address, serves until its standard input ends, and then
-says by how many milliseconds each tick was late.
+`python -m tests.attack.probed CONTEXT` says its address, serves until its standard input ends, and
+then says by how many milliseconds each tick was late.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ async def probe(late: list[float]) -> None:
         late.append(round(1000 * (loop.time() - due), 1))
 
 
-async def main() -> None:
+async def main(context: int) -> None:
     """Serve and probe."""
     from llamaseek.serve.server import make_server, settle_memory
 
-    sizes = {"vocab_size": TOKENIZER.vocab_size, "max_position_embeddings": CONTEXT}
+    sizes = {"vocab_size": TOKENIZER.vocab_size, "max_position_embeddings": context}
     service = make_service(tiny_model("llama3", **sizes), max_num_seqs=64, most_waiting=64)
     server, late = make_server(service), list[float]()
     settle_memory()
@@ -117,9 +117,9 @@ def resident(pid: int) -> int:
 
 
 @contextmanager
-def probed() -> Iterator[Probed]:
-    """The server, until the end of the block."""
-    command = [sys.executable, "-m", "tests.attack.probed"]
+def probed(context: int = CONTEXT) -> Iterator[Probed]:
+    """The server of a model with such a context, until the end of the block."""
+    command = [sys.executable, "-m", "tests.attack.probed", str(context)]
     with subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -135,4 +135,4 @@ def probed() -> Iterator[Probed]:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(main(int(sys.argv[1])))

@@ -36,11 +36,6 @@ CHANGES = suite(
     "each is refused by name or logged",
     "tests/train/saving/test_pins.py",
 )
-REQUESTS = suite(
-    "5,000 cases of schemathesis, 1,000 connections",
-    "no 5xx, no hang, no block in use after",
-    "tests/serve/test_load.py", "tests/serve/test_faults.py",
-)  # fmt: skip
 GUARD = suite(
     "51 places for a text, 8 ways to end a conversation",
     "no text reaches the model unjudged",
