@@ -17,9 +17,10 @@ from fastapi import FastAPI
 ODD: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 3.5, -0.0, 1e308, 10**18, -(10**18), 2**31, 2**63, "", "a", " ",
     "\x00", "\u2028", "é\U0001f98a", "\ud83d", "<|eot_id|>", "<|image|>", "tiny", "auto",
-    "x" * 5000,     [], [[]], {}, [None], [""], [0], [[5]], [True], {"a": None}, {"": {}}, [{}], [[[[[[]]]]]],
-    ["a"] * 300, {str(n): n for n in range(300)}, "inf", "NaN", "user", "assistant", "tool",
-    "system",     "function", "json_object", "../../etc/passwd", "data:image/png;base64,AAAA", "http://[::1]:1/",
+    [], [[]], {}, [None], [""], [0], [[5]], [True], {"a": None}, {"": {}}, [{}], [[[[[[]]]]]],
+    ["a"] * 300, {str(n): n for n in range(300)}, "x" * 5000, "inf", "NaN", "user", "assistant",
+    "tool", "system", "function", "json_object", "../../etc/passwd", "http://[::1]:1/",
+    "data:image/png;base64,AAAA",
 )  # fmt: skip
 PARAMETER = re.compile(r"\{[^}]*\}")
 LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict", "num_ctx")
