@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 
 from tests.attack import (
+    changes,
     event_loop,
     grammars,
     kills,
     power_cut,
     programs,
     requests,
+    soak,
     strangers,
     suites,
 )
@@ -23,9 +25,10 @@ CAMPAIGNS: dict[str, Callable[[], Iterator[Figure]]] = {
     "event-loop": event_loop.campaign,
     "kills": kills.campaign,
     "power-cut": power_cut.campaign,
-    "changes": suites.CHANGES,
+    "changes": changes.campaign,
     "programs": programs.campaign,
     "requests": requests.campaign,
+    "soak": soak.campaign,
     "files": strangers.campaign,
     "guard": suites.GUARD,
 }

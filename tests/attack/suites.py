@@ -31,11 +31,6 @@ def suite(tried: str, promise: str, *words: str) -> Callable[[], Iterator[Figure
     return campaign
 
 
-CHANGES = suite(
-    "changes between a run and its resumption: keys, data, tokenizer, models, code",
-    "each is refused by name or logged",
-    "tests/train/saving/test_pins.py",
-)
 GUARD = suite(
     "51 places for a text, 8 ways to end a conversation",
     "no text reaches the model unjudged",
