@@ -40,6 +40,9 @@ ALLOWED = typer.Option(
     "--allowed-host",
     help="Also accept this Host header, as a proxy sends it; * accepts all.",
 )
+CORS = typer.Option(
+    [], "--cors", help="Let web pages of this origin read answers, e.g. https://example.com; * all."
+)
 PORT = typer.Option(8000, help="Port to listen on; 0 chooses a free one.")
 API_KEY = typer.Option(
     [],
@@ -91,6 +94,7 @@ def serve(
     adapter: list[str] = ADAPTER,
     host: str = HOST,
     allowed_host: list[str] = ALLOWED,
+    cors: list[str] = CORS,
     port: int = PORT,
     api_key: list[str] = API_KEY,
     api_key_file: Path = KEY_FILE,
@@ -129,6 +133,7 @@ def serve(
         name=name or _shown_name(model),
         host=host,
         allowed_hosts=tuple(allowed_host),
+        cors=tuple(cors),
         port=port,
         api_keys=all_keys(api_key, api_key_file, limits),
         timeout=timeout,

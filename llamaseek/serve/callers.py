@@ -13,10 +13,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from starlette.datastructures import Headers
+
 from llamaseek.serve.keys import LIMITED, ApiKey
 from llamaseek.serve.wire.errors import ApiError
 
 MINUTE = 60.0
+HEADERS = {"authorization": b"Bearer ", "x-api-key": b""}
+"""Where a key may be sent, and what stands before it."""
 
 
 class Bucket:
@@ -41,7 +45,7 @@ class Caller:
     """One key's use of the server. For the event loop alone."""
 
     def __init__(self, key: ApiKey) -> None:
-        self.bearer, limits = f"Bearer {key.key}".encode(), key.limits
+        self.key, limits = key.key.encode(), key.limits
         self.most = limits.max_parallel_requests
         self.at_once = 0
         self.buckets = {
@@ -103,12 +107,13 @@ class Callers:
     def __bool__(self) -> bool:
         return bool(self._callers)
 
-    def find(self, given: Sequence[str]) -> Caller | None:
-        """Whose `Authorization` headers these are; compared with every key, in constant time."""
-        if len(given) != 1:
-            return None
-        sent, found = given[0].encode("latin-1", "replace"), None
-        for caller in self._callers:
-            if hmac.compare_digest(sent, caller.bearer):
-                found = caller
+    def find(self, headers: Headers) -> Caller | None:
+        """Whose key is sent; what is sent is compared with every key, in constant time."""
+        found = None
+        for name, before in HEADERS.items():
+            given = headers.getlist(name)
+            for caller in self._callers if len(given) == 1 else ():
+                sent = given[0].encode("latin-1", "replace")
+                if hmac.compare_digest(sent, before + caller.key):
+                    found = caller
         return found

@@ -20,6 +20,8 @@ from llamaseek.serve.wire.errors import ApiError, as_api_error, respond
 from llamaseek.serve.wire.streaming import ClientGone
 
 log = logging.getLogger("llamaseek.serve")
+VERSIONED = frozenset({"chat", "completions", "embeddings", "messages", "models", "responses"})
+"""What stands after `/v1`, and is found without it, as some clients ask."""
 OPEN = frozenset({"/health", "/ready"})
 CLIENT_GONE = 499  # nginx's number for a client that went away
 
@@ -37,6 +39,8 @@ class Gate:
             await self.app(scope, receive, send)
             return
         start, status, sent = time.perf_counter(), 500, False
+        method = scope["method"]
+        scope = as_routed(scope)
 
         async def watched(message: Message) -> None:
             nonlocal status, sent
@@ -53,8 +57,8 @@ class Gate:
             if not isinstance(error, ApiError):
                 _log_error(error)
             if not sent:
-                await respond(as_api_error(error))(scope, receive, watched)
-        self._count(scope, status, time.perf_counter() - start)
+                await respond(as_api_error(error), scope["path"])(scope, receive, watched)
+        self._count(scope, method, status, time.perf_counter() - start)
 
     def _let_in(self, scope: Scope) -> AbstractContextManager[object]:
         """What holds while a request is answered. ApiError for one that is not let in.
@@ -67,18 +71,29 @@ class Gate:
             raise ApiError(403, message, code="host_not_allowed")
         if not self.callers or scope["path"] in self.open:
             return nullcontext()
-        caller = self.callers.find(headers.getlist("authorization"))
+        caller = self.callers.find(headers)
         if caller is None:
             raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
         return caller.at_work() if scope["method"] == "POST" else nullcontext()
 
-    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+    def _count(self, scope: Scope, method: str, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path_format", "other")
         self.service.metrics.responses.labels(route, str(status)).inc()
         if status in REASONS and scope["path"] not in OPEN:
             self.service.metrics.refusals.labels(REASONS[status]).inc()
-        method = scope["method"] if scope["method"].isalpha() else "?"
-        log.info("%s %s %d %.0f ms", method[:10], route, status, 1000 * seconds)
+        word = method[:10] if method.isalpha() else "?"
+        log.info("%s %s %d %.0f ms", word, route, status, 1000 * seconds)
+
+
+def as_routed(scope: Scope) -> Scope:
+    """A request as the routes know it: of a path with its version, `HEAD` as `GET`.
+
+    The HTTP server leaves out the body of an answer to `HEAD`.
+    """
+    path, method = scope["path"], scope["method"]
+    bare = path.lstrip("/").partition("/")[0] in VERSIONED
+    asked = "GET" if method == "HEAD" else method
+    return {**scope, "path": f"/v1{path}" if bare else path, "method": asked}
 
 
 REASONS = {401: "key", 403: "host or guard", 413: "size", 429: "queue", 503: "unavailable"}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -126,13 +127,16 @@ class Service:
             Request(prompt=prompt, params=params, salt=user or "", adapter=adapter)
             for prompt in prompts
         ]
-        try:
+        with renamed(name):
             stream = self.background.submit(requests)
-        except UserError as error:
-            raise UserError(str(error).replace("prompt:", f"{name}:", 1)) from None
         if caller := current_caller():
             caller.charge(sum(map(len, prompts)))
         return requests, stream
+
+    def check(self, prompt: list[int], params: SamplingParams, name: str) -> None:
+        """UserError, as `submit` raises it, for a prompt that the model cannot take."""
+        with renamed(name):
+            self.engine.check(Request(prompt=prompt, params=params))
 
     async def compile(
         self, constraint: Constraint | None, field: str = "response_format"
@@ -141,6 +145,15 @@ class Service:
         if constraint is not None:
             await self.compiler.check(constraint, field)
         return constraint
+
+
+@contextmanager
+def renamed(name: str) -> Iterator[None]:
+    """An error about the engine's `prompt` names what the route calls it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("prompt:", f"{name}:", 1)) from None
 
 
 def new_id(prefix: str) -> str:
