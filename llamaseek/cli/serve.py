@@ -124,11 +124,7 @@ def serve(
     from llamaseek.serve.options import ServeOptions
     from llamaseek.serve.server import check_address
 
-    limits = KeyLimits(
-        rpm_limit=rpm_limit,
-        tpm_limit=tpm_limit,
-        max_parallel_requests=max_parallel_requests,
-    )
+    limits = KeyLimits(rpm_limit, tpm_limit, max_parallel_requests)
     options = ServeOptions(
         name=name or _shown_name(model),
         host=host,

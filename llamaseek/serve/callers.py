@@ -16,11 +16,19 @@ from contextvars import ContextVar
 from starlette.datastructures import Headers
 
 from llamaseek.serve.keys import LIMITED, ApiKey
-from llamaseek.serve.wire.errors import ApiError
 
 MINUTE = 60.0
 HEADERS = {"authorization": b"Bearer ", "x-api-key": b""}
 """Where a key may be sent, and what stands before it."""
+
+
+class KeyOverLimit(Exception):
+    """A key has to wait so many seconds."""
+
+    def __init__(self, name: str, limit: int, wait: int) -> None:
+        may = f"this API key may have {limit} {LIMITED[name]} ({name})"
+        super().__init__(f"{may}; try again in {wait} s")
+        self.wait = wait
 
 
 class Bucket:
@@ -56,7 +64,7 @@ class Caller:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """While a request of this key is answered; ApiError 429 where the key has to wait."""
+        """While a request of this key is answered; KeyOverLimit where the key has to wait."""
         self._check()
         self._take("rpm_limit", 1)
         self.at_once += 1
@@ -69,10 +77,10 @@ class Caller:
 
     def _check(self) -> None:
         if self.most is not None and self.at_once >= self.most:
-            raise _too_many("max_parallel_requests", self.most, 1)
+            raise KeyOverLimit("max_parallel_requests", self.most, 1)
         for name, bucket in self.buckets.items():
             if wait := bucket.wait():
-                raise _too_many(name, bucket.limit, math.ceil(wait))
+                raise KeyOverLimit(name, bucket.limit, math.ceil(wait))
 
     def charge(self, tokens: int) -> None:
         """Tokens that were read or said for it."""
@@ -81,13 +89,6 @@ class Caller:
     def _take(self, name: str, count: int) -> None:
         if name in self.buckets:
             self.buckets[name].take(count)
-
-
-def _too_many(name: str, limit: int, wait: int) -> ApiError:
-    message = f"this API key may have {limit} {LIMITED[name]} ({name}); try again in {wait} s"
-    error = ApiError(429, message, code="rate_limit_exceeded")
-    error.headers = {"Retry-After": str(wait)}
-    return error
 
 
 _CALLER: ContextVar[Caller | None] = ContextVar("caller", default=None)

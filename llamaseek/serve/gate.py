@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llamaseek.serve.callers import Callers
+from llamaseek.serve.callers import Callers, KeyOverLimit
 from llamaseek.serve.hosts import is_allowed
 from llamaseek.serve.service import Service
 from llamaseek.serve.wire.errors import ApiError, as_api_error, respond
@@ -54,14 +54,14 @@ class Gate:
         except ClientGone:
             status = CLIENT_GONE
         except Exception as error:
-            if not isinstance(error, ApiError):
+            if not isinstance(error, ApiError | KeyOverLimit):
                 _log_error(error)
             if not sent:
                 await respond(as_api_error(error), scope["path"])(scope, receive, watched)
         self._count(scope, method, status, time.perf_counter() - start)
 
     def _let_in(self, scope: Scope) -> AbstractContextManager[object]:
-        """What holds while a request is answered. ApiError for one that is not let in.
+        """What holds while a request is answered. ApiError or KeyOverLimit for one that is not let in.
 
         Requests that ask for work count against their key's limits, those that look do not.
         """

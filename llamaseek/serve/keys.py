@@ -16,7 +16,7 @@ LIMITED = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class KeyLimits:
     """What one key may use; None is no limit."""
 
