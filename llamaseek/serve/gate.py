@@ -61,7 +61,7 @@ class Gate:
         self._count(scope, method, status, time.perf_counter() - start)
 
     def _let_in(self, scope: Scope) -> AbstractContextManager[object]:
-        """What holds while a request is answered. ApiError or KeyOverLimit for one that is not let in.
+        """What holds while a request is answered. ApiError, KeyOverLimit for one that may not be.
 
         Requests that ask for work count against their key's limits, those that look do not.
         """
