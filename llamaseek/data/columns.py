@@ -110,6 +110,16 @@ def mapped(place: str, row: Mapping[str, Any], columns: Mapping[str, str]) -> Ma
     return MappedRow(values, {name: path.split(".")[0] for name, path in columns.items()})
 
 
+def label_of(place: str, row: Mapping[str, Any], columns: Mapping[str, str]) -> Any:
+    """The label of a labelled text; None where it has none."""
+    try:
+        view = mapped(place, row, columns)
+    except RowError:
+        return None
+    view.alias(("label",))
+    return view.get("label")
+
+
 def _reached(row: Mapping[str, Any], path: str) -> tuple[bool, Any]:
     """Whether a dotted path leads to something, and what it is."""
     if path in row:

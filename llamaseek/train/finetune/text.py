@@ -27,8 +27,8 @@ def plan_line(plan: TuningPlan) -> str:
 
 def method(plan: TuningPlan) -> str:
     """What is trained."""
-    lora = plan.recipe.lora
+    lora, kind = plan.recipe.lora, "reward model: " if plan.recipe.stage == "reward" else ""
     if lora is None:
-        return "all weights"
+        return f"{kind}all weights"
     where = ", ".join(lora.targets) or "all linear"
-    return f"{'QLoRA' if lora.base == 'nf4' else 'LoRA'} rank {lora.rank} on {where}"
+    return f"{kind}{'QLoRA' if lora.base == 'nf4' else 'LoRA'} rank {lora.rank} on {where}"
