@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llamaseek.train.finetune.choose import TuningPlan
 
 MODEL = typer.Argument(
+    metavar="MODEL",
     help="The model to start from: a folder, a .gguf file or a published name.",
     callback=model_folder,
 )
@@ -56,8 +57,8 @@ def finetune(
     """Fine-tune a model on your own rows or text, and compare it with what it was.
 
     Rows are CSV, JSON or JSONL, parquet and others: conversations, prompts with answers, labelled
-    texts, preference pairs; folders of text continue pre-training. What is chosen for you is
-    printed as a recipe, and KEY=VALUE changes any field of it.
+    texts, preference pairs, rated answers; folders of text continue pre-training. What is chosen
+    for you is printed as a recipe, and KEY=VALUE changes any field of it.
     """
     say_started("looking at the rows")
     from llamaseek.train.finetune.choose import Wanted, choose
