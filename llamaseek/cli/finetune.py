@@ -29,7 +29,10 @@ LORA = typer.Option(False, "--lora", help="Train adapters; the default for a rea
 QLORA = typer.Option(False, "--qlora", help="Train adapters on a base in 4 bits.")
 FULL = typer.Option(False, "--full", help="Train all weights.")
 EPOCHS = typer.Option(
-    None, min=0.01, help="Passes over the rows.", show_default="enough for 60 steps, at most 3; labels 5"
+    None,
+    min=0.01,
+    help="Passes over the rows.",
+    show_default="enough for 60 steps, at most 3; labels 5",
 )
 OUT = typer.Option(None, help="The run folder.", show_default="runs/MODEL-DATA")
 OVERWRITE = typer.Option(False, "--overwrite", help="Replace an existing run and start again.")

@@ -127,14 +127,14 @@ class RowReader:
         answers = {n: self._messages(place, n, view, "assistant") for n in names}
         start = self._start(place, view, ("prompt", "instruction", "conversations", "messages"))
         whole = {n: self._joined(place, n, start or [], one) for n, one in answers.items()}
-        prompt = _common_start(place, row, whole)
-        answers = {name: messages[len(prompt) :] for name, messages in whole.items()}
         tools = _tools(view)
         for name, messages in whole.items():
             if not _answers(messages):
                 message = f"{view.name(name)} is empty in {show(row)}"
                 raise RowError(place, "without an answer", message)
             _check_calls(place, messages, tools, view)
+        prompt = _common_start(place, row, whole)
+        answers = {name: messages[len(prompt) :] for name, messages in whole.items()}
         self._count(row, view)
         return Ranking(prompt, answers, tools)
 

@@ -169,7 +169,7 @@ BROKEN: dict[str, list[tuple[Row, str]]] = {
     ],
     "prompt and completion as messages": [
         ({"prompt": [7], "completion": [A]}, "prompt is .*, not a text or a list"),
-        ({"prompt": [{"content": "a"}], "completion": [A]}, r"prompt\[0\]\.role"),
+        ({"prompt": [Q], "completion": 7}, "completion is 7, not a text"),
         ({"prompt": [Q], "completion": [Q]}, "ends with a user turn"),
         ({"prompt": [Q], "completion": [A | {"content": ""}]}, r"messages\[1\] is empty"),
         ({"prompt": [Q], "completion": []}, "ends with a user turn"),
@@ -192,7 +192,7 @@ BROKEN: dict[str, list[tuple[Row, str]]] = {
         ({"prompt": 7, "chosen": [Q, A], "rejected": [Q, C]}, "prompt is 7, not a text"),
         ({"prompt": "a", "chosen": [Q, A], "rejected": [Q, Q]}, "rejected is empty"),
         ({"prompt": "a", "chosen": [Q, 7], "rejected": [Q, C]}, "chosen is .*, not a text or a li"),
-        ({"prompt": "a", "chosen": {"x": 1}, "rejected": [Q, C]}, r"chosen.*role"),
+        ({"prompt": "a", "chosen": {"x": 1}, "rejected": [Q, C]}, "begins with a None turn"),
         ({"prompt": "a", "chosen": None, "rejected": [Q, C]}, "has no 'chosen'"),
     ],
 }  # fmt: skip

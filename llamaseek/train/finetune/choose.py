@@ -47,6 +47,7 @@ HELD_OUT = 200  # rows held out at the most, and a quarter of few
 STEPS = 60  # least optimizer steps that epochs are added for
 MOST_EPOCHS = 3  # few rows are learnt by heart in more
 LABEL_EPOCHS = 5  # a label has few tokens to learn
+EVALUATIONS = 8  # of a run at the most
 BEST = {"train.load_best_model_at_end": True, "train.early_stopping_patience": 3}
 """Where rows are held out: the weights that are best on them are kept."""
 QUANTIZATION = re.compile(r"[.-](I?Q\d\w*|B?F\d+)$", re.IGNORECASE)  # at the end of a GGUF's name
@@ -217,7 +218,7 @@ def _steps(
         "train.batch": batch,
         "train.steps": steps,
         "train.warmup": max(steps // 10, 1),
-        "train.eval_every": max(min(each // 2, steps // 8), 1),
+        "train.eval_every": ceil(steps / EVALUATIONS),
         "train.save_every": steps,
     }
     return recipe.with_overrides(fields), epochs
