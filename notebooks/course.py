@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("sources", nargs="*", type=Path, default=SOURCES)
     parser.add_argument("--full", action="store_true", help="the sizes of the text: minutes each")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     os.environ["LLAMASEEK_COURSE"] = "full" if arguments.full else "smoke"
     os.environ["PYTHONPATH"] = os.pathsep.join([str(FOLDER.parent), *sys.path[1:]])
     build(arguments.target, arguments.sources)

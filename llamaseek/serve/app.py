@@ -10,11 +10,19 @@ from fastapi import FastAPI
 from llamaseek import __version__
 from llamaseek.serve.gate import OPEN, Gate
 from llamaseek.serve.routes import about as health
-from llamaseek.serve.routes import chat, chat_page, completions, embeddings, models, tokens
+from llamaseek.serve.routes import (
+    chat,
+    chat_page,
+    completions,
+    embeddings,
+    internals,
+    models,
+    tokens,
+)
 from llamaseek.serve.service import Service
 from llamaseek.serve.wire import errors
 
-ROUTERS = (models, completions, chat, embeddings, tokens, health, chat_page)
+ROUTERS = (models, completions, chat, embeddings, tokens, internals, health, chat_page)
 
 
 def create_app(service: Service) -> FastAPI:

@@ -32,6 +32,8 @@ class Limits:
     schema_depth: int = 32
     compile_seconds: float = 5.0  # by the clock; it may use STEP_CPU of processor time
     compiling: int = 32  # constraints at once
+    internals_tokens: int = 512  # of a text that /internals runs the model over
+    internals: int = 4  # requests to it at once; they are answered one after another
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ from llamaseek.serve.compiling import Compiler
 from llamaseek.serve.metrics import Metrics
 from llamaseek.serve.options import ServeOptions
 from llamaseek.serve.wire.errors import ApiError
+from llamaseek.serve.wire.logprobs import token_text
 from llamaseek.text.guard_prompt import Category
 from llamaseek.text.tokenizer import Tokenizer
 
@@ -49,6 +50,8 @@ class Service:
         self.metrics = Metrics(self.background)
         if self.engine.grammars is None:
             raise UserError("engine: has no tokenizer")
+        self.looking = 0  # requests that look inside the model, or wait for their turn to
+        self.look_turn = asyncio.Lock()
         self.compiler = Compiler(self.engine.grammars, self.options.limits)
 
     @property
@@ -77,6 +80,12 @@ class Service:
     @cached_property
     def _special_ids(self) -> dict[str, int]:
         return {name: token for token, name in self.tokenizer.specials.items()}
+
+    @cached_property
+    def ids_of_texts(self) -> dict[str, int]:
+        """The token that a text of `logprobs` means; of two with one text the first."""
+        size = self.tokenizer.vocab_size
+        return {token_text(self.tokenizer, token): token for token in reversed(range(size))}
 
     async def encode(self, text: str, name: str = "prompt") -> list[int]:
         """A text's ids. UserError, before any work, for one that cannot fit the context."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import json
 import os
 import re
 import subprocess
@@ -146,6 +147,20 @@ def wrong(value: ast.expr | None) -> ast.expr:
     if isinstance(value, ast.IfExp):
         return ast.IfExp(value.test, wrong(value.body), value.orelse)
     return ast.BinOp(value, ast.Add(), ast.Constant(0.5))
+
+
+def test_the_values_of_dpo_are_still_trl_s() -> None:
+    """Notebook 6 checks its solution against them."""
+    pytest.importorskip("trl", reason="needs TRL")
+    from notebooks.trl_dpo import VALUES, values
+
+    kept, found = json.loads(VALUES.read_text(encoding="utf-8")), values()
+    assert (kept["beta"], kept["nll_weight"]) == (found["beta"], found["nll_weight"])
+    for ours, theirs in zip(kept["pairs"], found["pairs"], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+        for side in ("policy", "reference"):
+            for a, b in zip(ours[side], theirs[side], strict=True):
+                assert a == pytest.approx(b, abs=1e-5)
 
 
 def test_every_slide_has_its_notebook() -> None:

@@ -192,3 +192,18 @@ class DetokenizeFields(Strict):
 
     model: str | None = None
     tokens: TokenIds
+
+
+class InternalsFields(Strict):
+    """The body of `/internals`: a conversation, its answer's tokens, what of it is wanted.
+
+    `answer` has the tokens' texts as `logprobs` writes them; `token` counts from 0 over the
+    conversation and the answer, `layer` from 0.
+    """
+
+    model: str
+    messages: Annotated[Messages, Field(min_length=1)]
+    tools: Annotated[list[Tool], Field(max_length=1024, fail_fast=True)] | None = None
+    answer: Texts = []
+    token: Annotated[int, Field(ge=0, le=LARGEST)] | None = None
+    layer: Annotated[int, Field(ge=0, le=LARGEST)] = 0
