@@ -100,10 +100,6 @@ def train(
     if is_first_rank():
         _warn(read)
     _run(read, bool(resume) or again, allow_change)
-    if is_first_rank():
-        from llamaseek.report.page import write_report
-
-        write_report(read.folder)
     return Run(read.folder)
 
 
@@ -115,6 +111,7 @@ def check_recipe(recipe: str | Path | Recipe, overrides: Overrides = ()) -> Reci
     from llamaseek.runtime.check import resolve
     from llamaseek.runtime.world import started_ranks
     from llamaseek.train.saving.reads import check_reads, check_recipe_file
+    from llamaseek.train.tracking.tracker import check_trackers
 
     if isinstance(recipe, Recipe):
         read = recipe.with_overrides(overrides) if overrides else recipe
@@ -123,6 +120,7 @@ def check_recipe(recipe: str | Path | Recipe, overrides: Overrides = ()) -> Reci
     layout = resolve(with_sources_found(read, "config"), started_ranks()).parallel
     read = read.model_copy(update={"parallel": layout})
     check_reads(read)
+    check_trackers(read.train.track)
     if not isinstance(recipe, Recipe):
         check_recipe_file(find_recipe(str(recipe)), read)
     return read
@@ -139,12 +137,13 @@ def _warn(recipe: Recipe) -> None:
 
 
 def _run(recipe: Recipe, resume: bool, allow_change: Sequence[str]) -> None:
+    from llamaseek.report.page import write_report
     from llamaseek.runtime.launch import process_group
     from llamaseek.train.jobs.pretrain import build_job
     from llamaseek.train.loop import train as run
 
     with process_group(recipe):
-        run(build_job(recipe, resume), resume, allow_change=allow_change)
+        run(build_job(recipe, resume), resume, allow_change=allow_change, report=write_report)
 
 
 def evaluate(

@@ -122,6 +122,7 @@ FREE = (
     "train.load_best_model_at_end",
     "train.early_stopping_patience",
     "train.save_in_background",
+    "train.track",
     "train.max_skipped",
     "train.device",
     "rollout.eval_prompts",

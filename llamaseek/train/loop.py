@@ -6,7 +6,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,7 @@ from llamaseek.train.benchmarks import Benchmarks
 from llamaseek.train.best import RESTORED, BestEvaluation, check_can_choose
 from llamaseek.train.evaluate import LossAccumulator, evaluate
 from llamaseek.train.job import Interrupted, Job, StepHook, summary_lines
-from llamaseek.train.monitor import Curves, NonFiniteGuard
+from llamaseek.train.monitor import NonFiniteGuard
 from llamaseek.train.optimizer import (
     WeightAverage,
     learning_rate,
@@ -58,6 +58,7 @@ from llamaseek.train.saving.state import (
     load_state,
     save_source,
 )
+from llamaseek.train.tracking.trackers import Trackers
 
 BEFORE, AFTER = "before.jsonl", "after.jsonl"
 """What held-out rows came out as at both ends of a run, in its folder."""
@@ -73,17 +74,18 @@ def train(
     resume: bool = False,
     on_step: StepHook | None = None,
     allow_change: Sequence[str] = (),
+    report: Callable[[Path], Path] | None = None,
 ) -> RunFolder:
     """Run `job` to its last step; the final model lies in the run folder's `model`.
 
     With `resume` it continues from the newest checkpoint, bit for bit. What the checkpoint depends
-    on must be the same, but for the keys in `allow_change`. Raises `Interrupted`
-    after saving when SIGINT or SIGTERM came.
+    on must be the same, but for the keys in `allow_change`. `report` writes a run folder's page, on
+    the first rank. Raises `Interrupted` after saving when SIGINT or SIGTERM came.
     """
     folder = job.recipe.folder
     on_first_rank(lambda: hold(folder))
     try:
-        return Trainer(job, allow_change).run(resume, on_step)
+        return Trainer(job, allow_change).run(resume, on_step, report)
     finally:
         release(folder)
 
@@ -124,10 +126,25 @@ class Trainer:
         self.tokens = 0
         self.best = BestEvaluation()
         self.place = "start"
+        self.trackers: Trackers | None = None
+        self.completed = False
 
-    def run(self, resume: bool, on_step: StepHook | None) -> RunFolder:
-        """All steps that are left, then the final model."""
-        done = self._start(resume)
+    def run(
+        self,
+        resume: bool,
+        on_step: StepHook | None,
+        report: Callable[[Path], Path] | None = None,
+    ) -> RunFolder:
+        """All steps that are left, then the final model and its report."""
+        with closing(self):
+            self._finish(self._steps(self._start(resume), on_step))
+            if self.trackers is not None:
+                self.trackers.finish(report(self.folder.path) if report else None)
+            self.completed = True
+        return self.folder
+
+    def _steps(self, done: int, on_step: StepHook | None) -> int:
+        """All steps that are left; the step whose weights are the final ones."""
         name, main = self.job.recipe.name, self.ranks.main
         peak = PeakRate(partial(matrix_peak, self.ranks.dtype, self.device)) if main else None
         progress = Progress(
@@ -140,20 +157,19 @@ class Trainer:
             batch=self.recipe.batch,
             shown=main,
         )
-        self.curves = Curves(self.folder.path / "tensorboard", done) if main else None
+        self.trackers = Trackers(self.job.recipe, done) if main else None
         progress.say(self.job.bad_rows.summary())
-        with progress, closing(self), stop_signals() as asked:
+        with progress, stop_signals() as asked:
             if done == 0:
                 self._begin(progress)
-            done = self._steps(done, progress, on_step, asked)
+            done = self._train(done, progress, on_step, asked)
             progress.say(summary_lines(self.job.source))
             self._save(done, last=True)
             kept = self._restore_best(done, progress)
             self._examine(before=False)
-        self._finish(kept)
-        return self.folder
+        return kept
 
-    def _steps(
+    def _train(
         self, done: int, progress: Progress, on_step: StepHook | None, asked: list[int]
     ) -> int:
         """Train until the last step, or until held-out loss has not fallen for long; the step."""
@@ -199,9 +215,9 @@ class Trainer:
             write_jsonl(self.folder.path / (BEFORE if before else AFTER), found)
 
     def close(self) -> None:
-        """Flush the curves."""
-        if self.curves is not None:
-            self.curves.close()
+        """End the run in the tools that track it."""
+        if self.trackers is not None:
+            self.trackers.close(self.completed)
 
     def _start(self, resume: bool) -> int:
         on_first_rank(self.folder.create)
@@ -402,9 +418,9 @@ class Trainer:
         }
 
     def _log(self, line: dict[str, Any]) -> None:
-        if self.curves is not None:
+        if self.trackers is not None:
             self.folder.log(line)
-            self.curves.log(line)
+            self.trackers.log(line)
 
     def _evaluate(self) -> dict[str, float]:
         with self.averaged():

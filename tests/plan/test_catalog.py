@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.memory import Tracker
+from bench.memory import StepTracker
 from llamaseek.data.batch import Batch
 from llamaseek.data.source import Rows
 from llamaseek.herd import ModelConfig
@@ -112,7 +112,7 @@ def measured(recipe: Recipe, config: ModelConfig) -> int:
     objective = make_objective(recipe, model, tiny_tokenizer())
     trainer = Trainer(Job(recipe, model, tiny_tokenizer(), objective, Rows(batch, 0)))
     first, second = trainer.step(0), trainer.step(1)
-    tracker = Tracker()
+    tracker = StepTracker()
     tracker.track_external(model, trainer.optimizer, batch.tokens)
     with tracker:
         third = trainer.step(2)
