@@ -91,9 +91,10 @@ def choose(wanted: Wanted) -> TuningPlan:
     for override in wanted.overrides:
         apply_override(given, override)
     data = given.get("data", {})
-    rows = detect(wanted.sources, data.get("columns"), data.get("encoding", "auto"))
+    encoding = data.get("encoding", "auto")
+    rows = detect(wanted.sources, data.get("columns"), encoding)
     config = read_config(wanted.model)
-    draft = _draft(wanted, rows, config)
+    draft = _draft(wanted, rows, config, _stage(wanted, rows, encoding))
     recipe = draft.with_overrides(wanted.overrides)
     recipe, packed, whole = _packing(recipe, config, "length" not in data)
     most = LABEL_EPOCHS if rows.kind == "labels" else MOST_EPOCHS
@@ -106,9 +107,9 @@ def choose(wanted: Wanted) -> TuningPlan:
     return TuningPlan(recipe, rows, whole, packed, epochs, cost)
 
 
-def _draft(wanted: Wanted, rows: DetectedRows, config: ModelConfig) -> Recipe:
+def _draft(wanted: Wanted, rows: DetectedRows, config: ModelConfig, stage: str) -> Recipe:
     """Everything that does not depend on how long the rows are."""
-    stage, parameters = _stage(wanted, rows), count_parameters(config).total
+    parameters = count_parameters(config).total
     method = wanted.method or ("full" if parameters < TOY else "lora")
     adapters = {"rank": RANK, "alpha": 2.0 * RANK, "base": "nf4" if method == "qlora" else "float"}
     held_out = min(HELD_OUT, rows.rows // 4) / rows.rows if stage != "pretrain" else 0.1
@@ -136,11 +137,11 @@ def _draft(wanted: Wanted, rows: DetectedRows, config: ModelConfig) -> Recipe:
     })  # fmt: skip
 
 
-def _stage(wanted: Wanted, rows: DetectedRows) -> str:
+def _stage(wanted: Wanted, rows: DetectedRows, encoding: str) -> str:
     """The stage for a kind of rows; rated answers that make no pair train a reward model."""
     if rows.kind == "ratings":
         try:
-            pairs_of_ratings(list(file_rows(wanted.sources)), rows.columns)
+            pairs_of_ratings(list(file_rows(wanted.sources, encoding)), rows.columns)
         except NoPairs:
             return "reward"
     return STAGES[rows.kind]
