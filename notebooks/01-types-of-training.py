@@ -20,11 +20,11 @@ from notebooks.kit import curve, pick, plt, source, trained
 # ## Four stages, one model
 #
 # A **foundation model**, or pre-trained model, has only read text. What follows is called
-# **post-training**: supervised fine-tuning shows the model inputs of a task with the wanted outputs,
-# instruction tuning does so with instructions of many kinds (both: notebook 4), and preference
-# alignment shows it which of two answers people like better (notebook 6). All four stages use one
-# training loop and differ in their data and in what is predicted. The stages, as the project names
-# them:
+# **post-training**: **supervised fine-tuning** (SFT) shows the model inputs of a task with the wanted
+# outputs, **instruction tuning** does so with instructions of many kinds (both: notebook 4), and
+# preference alignment shows it which of two answers people like better (notebook 6). All four stages
+# use one training loop and differ in their data and in what is predicted. The stages, as the project
+# names them:
 
 # %%
 from llamaseek.study.lecture import STAGES

@@ -30,6 +30,7 @@ COMMANDS = {
     "train": "llamaseek pretrain, sft, reward, dpo, grpo and ppo train by a recipe",
 }
 OPTIONS = {
+    "--allowed-origins": "--cors ORIGIN lets web pages of an origin read answers",
     "--ctx-size": CACHE,
     "--gpu-memory-utilization": CACHE,
     "--max-model-len": CACHE,

@@ -59,10 +59,11 @@ def read_internals(
     """Run the model over a row of tokens and keep what it did; nothing of the model is changed.
 
     `last` keeps the attention and the layers' next tokens of the last token alone.
-    UserError for no tokens, or more than LONGEST.
+    UserError for no tokens, or more than LONGEST or the model's context.
     """
-    if not 0 < len(tokens) <= LONGEST:
-        raise bad_value("text", f"{len(tokens)} tokens", f"1 to {LONGEST} tokens")
+    longest = min(LONGEST, network.config.max_position_embeddings)
+    if not 0 < len(tokens) <= longest:
+        raise bad_value("text", f"{len(tokens)} tokens", f"1 to {longest} tokens")
     count = network.config.num_hidden_layers
     rows = slice(-1, None) if last else slice(None)
     training = network.training

@@ -7,7 +7,7 @@ there is replaced (`verdicts`), and rows come from `data`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,85 +15,29 @@ from typing import Any
 import lm_eval.tasks
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
-from lm_eval.tasks._index import Entry
+from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from llamaseek.errors import UserError, shorten, unknown_name
-from llamaseek.evals import verdicts
+from llamaseek.evals import core, needle, verdicts
 from llamaseek.evals.data import LocalData
+from llamaseek.evals.protocols import PROTOCOLS
 
 SHIPPED = Path(lm_eval.tasks.__file__).parent
 OWN = Path(__file__).parent / "tasks_meta"
 PREFIX = "lm-eval:"
+SANDBOXED = ("humaneval", "mbpp")
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """A benchmark by name: lm-eval's task, its shots where not the task's own, and the source.
+class Room:
+    """What a model has room for: its context in tokens, and how many tokens a text is.
 
-    `folder` of lm-eval's tasks holds it. `chance` is the share that guessing gets right.
+    What it is without a model is a guess.
     """
 
-    task: str
-    folder: str
-    shots: int | None
-    source: str
-    chance: float = 0.0
-    unsafe: bool = False
-
-
-META = "llama-models eval_details.md"
-LECTURE = {
-    "mmlu": Protocol("mmlu", "mmlu/default", 5, "lecture; Meta, base models: NLL of letters", 0.25),
-    "gpqa": Protocol("gpqa_main_zeroshot", "gpqa/zeroshot", 0, "lecture; letters scored", 0.25),
-    "humaneval": Protocol("humaneval", "humaneval", 0, "lecture; Chen et al. 2021", unsafe=True),
-    "gsm8k": Protocol("gsm8k_cot", "gsm8k", 8, "lecture; shots of Wei et al. 2022"),
-    "math": Protocol("minerva_math", "minerva_math", 4, "lecture; Lewkowycz et al. 2022"),
-}
-"""The lecture's columns."""
-
-OTHERS = {
-    "math500": Protocol("minerva_math500", "minerva_math", 4, "Lightman et al. 2023"),
-    "mmlu_cloze": Protocol(
-        "mmlu_continuation", "mmlu/continuation", 0, "answer texts scored, no options shown", 0.25
-    ),
-    "mmlu_llama": Protocol("mmlu_llama", "llama3/instruct/mmlu", 5, f"{META}: letter generated"),
-    "mmlu_cot_llama": Protocol("mmlu_cot_llama", "llama3/instruct/mmlu_cot", 0, META),
-    "mmlu_pro_llama": Protocol("mmlu_pro_llama", "llama3/instruct/mmlu_pro", 5, META),
-    "arc_challenge_llama": Protocol(
-        "arc_challenge_llama", "llama3/instruct/arc_challenge", 0, META
-    ),
-    "gsm8k_llama": Protocol("gsm8k_llama", "llama3/instruct/gsm8k", 8, META),
-    "humaneval_llama": Protocol("humaneval_instruct", "humaneval", 0, META, unsafe=True),
-    "gpqa_llama": Protocol("gpqa_llama", "", 0, f"{META}: main set, CoT, 2,048 tokens"),
-    "math_llama": Protocol("math_llama", "", 0, f"{META}: CoT, \\boxed, no judge model"),
-    "mmlu_deepseek": Protocol("mmlu", "mmlu/default", 5, "DeepSeek-V3 §4.4: perplexity", 0.25),
-    "gsm8k_deepseek": Protocol("gsm8k_cot", "gsm8k", 8, "DeepSeek-V3 §4.4: 8-shot generation"),
-    "math_deepseek": Protocol("minerva_math", "minerva_math", 4, "DeepSeek-V3 §4.4"),
-    "gpqa_deepseek": Protocol(
-        "gpqa_diamond_cot_zeroshot", "gpqa/cot_zeroshot", 0, "DeepSeek-V3 §5.3: diamond, CoT"
-    ),
-    "humaneval_deepseek": Protocol("humaneval", "humaneval", 0, "DeepSeek-V3 §4.4", unsafe=True),
-    "arc_easy": Protocol("arc_easy", "arc", 0, "lm-eval: answer texts scored", 0.25),
-    "arc_challenge": Protocol("arc_challenge", "arc", 0, "lm-eval: answer texts scored", 0.25),
-    "hellaswag": Protocol("hellaswag", "hellaswag", 0, "lm-eval; quoted as acc_norm", 0.25),
-    "piqa": Protocol("piqa", "piqa", 0, "lm-eval", 0.5),
-    "winogrande": Protocol("winogrande", "winogrande", 0, "lm-eval: the suffix is scored", 0.5),
-    "ifeval": Protocol("ifeval", "ifeval", 0, "Zhou et al. 2023"),
-    "mmlu_pro": Protocol("mmlu_pro", "mmlu_pro", 5, "Wang et al. 2024: CoT", 0.1),
-    "bbh": Protocol("bbh_cot_fewshot", "bbh/cot_fewshot", 3, "Suzgun et al. 2022: CoT"),
-    "triviaqa": Protocol("triviaqa", "triviaqa", 5, f"{META}: 5-shot"),
-    "openbookqa": Protocol("openbookqa", "openbookqa", 0, "lm-eval", 0.25),
-    "commonsense_qa": Protocol("commonsense_qa", "commonsense_qa", 0, "lm-eval", 0.2),
-    "mbpp": Protocol("mbpp", "mbpp", 3, "DeepSeek-V3 §4.4", unsafe=True),
-} | {
-    f"mmlu_{language}_llama": Protocol(
-        f"mmlu_{language}_llama", f"llama3/instruct/mmlu_{language}", 5, f"{META}: multilingual"
-    )
-    for language in ("de", "es", "fr", "hi", "it", "pt", "th")
-}
-PROTOCOLS = LECTURE | OTHERS
-SANDBOXED = ("humaneval", "mbpp")
+    context: int = 1 << 13
+    count: Callable[[str], int] = lambda text: len(text) // 4
 
 
 class Factory(TaskFactory):  # type: ignore[misc]
@@ -218,8 +162,9 @@ class Tasks(TaskManager):  # type: ignore[misc]
     seconds; `lm-eval:NAME` is lm-eval's own task of that name.
     """
 
-    def __init__(self, names: list[str], data: LocalData) -> None:
+    def __init__(self, names: list[str], data: LocalData, room: Room | None = None) -> None:
         _quiet()
+        self.notes: dict[str, str] = {}
         known = [PROTOCOLS[name] for name in names if name in PROTOCOLS]
         folders = {str(SHIPPED / p.folder) if p.folder else str(OWN) for p in known}
         other = [name for name in names if name not in PROTOCOLS and not Path(name).is_file()]
@@ -229,9 +174,37 @@ class Tasks(TaskManager):  # type: ignore[misc]
             super().__init__(include_path=sorted(folders))  # ten seconds
         self._factory = Factory(data)
         self._build_math()
+        self._build_needles(names, room or Room())
+        if "core" in names:
+            self._build_core(data)
         for name in other:
             if self.task_of(name) not in self.all_tasks:
                 raise unknown_name("task", name, [*PROTOCOLS, *self.all_tasks])
+
+    def _add(self, group: dict[str, Any], tasks: Sequence[dict[str, Any]] = ()) -> None:
+        """A group of tasks that no file of lm-eval's has."""
+        for config in tasks:
+            self._index[config["task"]] = Entry(config["task"], Kind.TASK, None, config)
+        self._index[group["group"]] = Entry(group["group"], Kind.GROUP, None, group)
+
+    def _build_needles(self, names: Sequence[str], room: Room) -> None:
+        """A task for each length that the model has room for."""
+        for name in set(names) & set(needle.NEEDLES):
+            tasks = [needle.task_config(name, length, room.count)
+                     for length in needle.lengths_within(room.context)]  # fmt: skip
+            metric = [{"metric": key, "aggregation": "mean", "weight_by_size": False}
+                      for key in ("exact_match", "recall")]  # fmt: skip
+            self._add({"group": name, "task": [task["task"] for task in tasks],
+                       "aggregate_metric_list": metric}, tasks)  # fmt: skip
+
+    def _build_core(self, data: LocalData) -> None:
+        """The tasks of nanochat's bundle whose files are there."""
+        tasks, missing = core.read_bundle(core.find_bundle(data.folders))
+        self._add(core.group_config(tasks), [core.task_config(task) for task in tasks])
+        shots = [f"{task.label} ({task.shots}-shot)" for task in tasks]
+        self.notes["core"] = f"core: {', '.join(shots)}"
+        if missing:
+            self.notes["core"] += f"; without {', '.join(missing)}, whose files are not there"
 
     def _build_math(self) -> None:
         """lm-eval has MATH's seven subjects, and no group of them."""
@@ -240,11 +213,8 @@ class Tasks(TaskManager):  # type: ignore[misc]
             {"metric": name, "aggregation": "mean", "weight_by_size": True}
             for name in ("exact_match", "math_verify", "hendrycks")
         ]
-        config = {"group": "minerva_math", "task": subjects, "aggregate_metric_list": metric}
         if subjects:
-            from lm_eval.tasks._index import Kind
-
-            self._index["minerva_math"] = Entry("minerva_math", Kind.GROUP, None, config)
+            self._add({"group": "minerva_math", "task": subjects, "aggregate_metric_list": metric})
 
     @staticmethod
     def task_of(name: str) -> str:
@@ -257,6 +227,11 @@ class Tasks(TaskManager):  # type: ignore[misc]
     def shots_of(name: str) -> int | None:
         """The shots that a benchmark is known for; None leaves it to the task."""
         return PROTOCOLS[name].shots if name in PROTOCOLS else None
+
+    @staticmethod
+    def is_chat(name: str) -> bool:
+        """Whether a benchmark that generates can be asked as a chat."""
+        return name not in PROTOCOLS or not PROTOCOLS[name].continues
 
     def build(self, name: str, shots: int | None = None) -> Any:
         """lm-eval's task or group. UserError where it, its rows or its `shots` are missing."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from llamaseek.checkpoints.peft import Adapter, read_adapter
+from llamaseek.checkpoints.peft import read_adapter
 from llamaseek.checkpoints.sources import find_source
 from llamaseek.engine.background import BackgroundEngine, Stream
 from llamaseek.engine.constrain import Constraint
@@ -44,6 +45,7 @@ class Service:
     guard: ServedGuard | None = None
     draining: bool = False
     started: int = field(default_factory=lambda: int(time.time()))
+    folders: dict[str, Path] = field(default_factory=dict)  # of the model and its adapters, by name
 
     def __post_init__(self) -> None:
         self.background = BackgroundEngine(self.engine)
@@ -125,10 +127,13 @@ class Service:
             Request(prompt=prompt, params=params, salt=user or "", adapter=adapter)
             for prompt in prompts
         ]
-        try:
+        with renamed(name):
             return requests, self.background.submit(requests)
-        except UserError as error:
-            raise UserError(str(error).replace("prompt:", f"{name}:", 1)) from None
+
+    def check(self, prompt: list[int], params: SamplingParams, name: str) -> None:
+        """UserError, as `submit` raises it, for a prompt that the model cannot take."""
+        with renamed(name):
+            self.engine.check(Request(prompt=prompt, params=params))
 
     async def compile(
         self, constraint: Constraint | None, field: str = "response_format"
@@ -137,6 +142,15 @@ class Service:
         if constraint is not None:
             await self.compiler.check(constraint, field)
         return constraint
+
+
+@contextmanager
+def renamed(name: str) -> Iterator[None]:
+    """An error about the engine's `prompt` names what the route calls it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("prompt:", f"{name}:", 1)) from None
 
 
 def new_id(prefix: str) -> str:
@@ -165,20 +179,22 @@ def make_service(
             "llamaseek convert --adapter"
         )
     tokenizer = tokenizer or Tokenizer.load(folder)
-    found = read_adapters(adapters, options.name)
-    return Service(Engine(model, tokenizer, engine, found, group), tokenizer, options)
+    folders = adapter_folders(adapters, options.name)
+    found = {name: read_adapter(place) for name, place in folders.items()}
+    made = Engine(model, tokenizer, engine, found, group)
+    return Service(made, tokenizer, options, folders={options.name: folder, **folders})
 
 
-def read_adapters(given: Sequence[str], base: str) -> dict[str, Adapter]:
-    """Adapters by name; UserError for what is not `name=folder`, and a name given twice."""
-    found: dict[str, Adapter] = {}
+def adapter_folders(given: Sequence[str], base: str) -> dict[str, Path]:
+    """Adapters' folders by name; UserError for what is not `name=folder` and a name given twice."""
+    found: dict[str, Path] = {}
     for each in given:
         name, _, folder = each.partition("=")
         if not name or not folder:
             raise bad_value("--adapter", each, "NAME=FOLDER")
         if name == base or name in found:
             raise bad_value("--adapter", name, "a name that is not taken")
-        found[name] = read_adapter(find_source(folder, adapters=True))
+        found[name] = find_source(folder, adapters=True)
     return found
 
 

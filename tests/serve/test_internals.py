@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from llamaseek.checkpoints.peft import read_adapter, save_adapter
+from llamaseek.engine.engine import Engine
 from llamaseek.engine.forward.paged import bytes_per_token
 from llamaseek.engine.internals import read_internals
-from llamaseek.serve.options import Limits
+from llamaseek.models.lora import merge
+from llamaseek.serve.options import Limits, ServeOptions
+from llamaseek.serve.service import Service
+from tests.engine.test_adapters import adapted
 from tests.models.shapes import tiny_model
 from tests.safety.scripted import deciding_guard
 from tests.serve.running import TOKENIZER, Running, make_service, running
@@ -101,6 +109,23 @@ def test_what_is_wrong_is_named(server: Running, wrong: dict[str, Any], message:
     assert message in reply.json()["error"]["message"]
 
 
+def test_an_adapter_s_attention_is_its_merged_model_s(tmp_path: Path) -> None:
+    tuned = adapted("llama3", 1, vocab_size=TOKENIZER.vocab_size)
+    save_adapter(tuned, tmp_path / "a", "base")
+    merge(tuned)
+    base = tiny_model("llama3", vocab_size=TOKENIZER.vocab_size)
+    models = {"tiny": copy.deepcopy(base), "a": tuned}
+    engine = Engine(base, TOKENIZER, None, {"a": read_adapter(tmp_path / "a")})
+    with running(Service(engine, TOKENIZER, ServeOptions(port=0, name="tiny"))) as run:
+        prompt = run.post("/tokenize", messages=CHAT).json()["tokens"]
+        for name, model in models.items():
+            found = run.post("/internals", model=name, messages=CHAT, layer=1).json()
+            wanted = read_internals(model, prompt, last=True).attention[1][:, 0]
+            for row, reference in zip(found["attention"], wanted, strict=True):
+                assert row == pytest.approx(reference.tolist(), abs=1e-5)
+    assert not torch.allclose(*(read_internals(m, prompt).attention[1] for m in models.values()))
+
+
 def test_a_long_text_is_read_up_to_the_limit(server: Running) -> None:
     most = Limits().internals_tokens
     long = [{"role": "user", "content": "the old fox " * 400}]
@@ -109,6 +134,13 @@ def test_a_long_text_is_read_up_to_the_limit(server: Running) -> None:
     assert f"one of the first {most} tokens" in reply.json()["error"]["message"]
     found = server.post("/internals", messages=long, token=most - 1).json()
     assert len(found["tokens"]) == most < found["count"]
+
+
+def test_tokens_that_the_model_does_not_have_are_refused() -> None:
+    with running(make_service(tiny_model("llama3", vocab_size=40))) as run:
+        reply = run.post("/internals", messages=CHAT)
+        assert reply.status_code == 400
+        assert "messages: " in reply.json()["error"]["message"]
 
 
 def test_a_guard_s_model_and_a_wrong_key_are_refused() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from llamaseek.engine.forward.paged import bytes_per_token
 from llamaseek.engine.forward.runner import home
 from llamaseek.engine.internals import Internals, full_numbers, read_internals
+from llamaseek.engine.request import SamplingParams
 from llamaseek.errors import UserError, bad_value
 from llamaseek.serve.routes.chat import check_keys, encode
 from llamaseek.serve.service import Service
@@ -41,6 +42,7 @@ async def internals(request: Request, fields: InternalsFields) -> Response:
     if token >= limits.internals_tokens:
         allowed = f"one of the first {limits.internals_tokens} tokens"
         raise bad_value("token", token, allowed)
+    service.check(ids[: token + 1], SamplingParams(max_tokens=0), "messages")
     found = await look(service, ids[: token + 1], adapter)
     texts = [token_text(service.tokenizer, each) for each in ids[: limits.internals_tokens]]
     about = {"model": fields.model, "tokens": texts, "token": token, "count": len(ids)}
