@@ -100,7 +100,7 @@ def train_and_compare(
 ) -> None:
     """Run the recipe; print what changed on held-out rows, and the next commands."""
     from llamaseek.api import train
-    from llamaseek.evals.win_rate import judge_run
+    from llamaseek.evals.judge import judge_run
     from llamaseek.report.outcome import read_outcome
     from llamaseek.report.page import write_report
     from llamaseek.train.job import Interrupted

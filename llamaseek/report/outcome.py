@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llamaseek.evals.compare import Confusion, Measure, confusion, measures
-from llamaseek.evals.win_rate import JUDGED
+from llamaseek.evals.compare import JUDGED, Confusion, Measure, confusion, measures
 from llamaseek.files import read_jsonl
 from llamaseek.recipe.load import load_recipe
 from llamaseek.recipe.schema import Recipe

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from llamaseek.errors import UserError
-from llamaseek.evals import win_rate
-from llamaseek.evals.win_rate import judge_run, wins
+from llamaseek.evals import judge
+from llamaseek.evals.judge import judge_run, wins
 from llamaseek.files import read_jsonl, write_jsonl
 
 BEFORE = [{"prompt": "Add 1 and 1.", "answer": text} for text in ("no idea", "two", "2")]
@@ -34,7 +34,7 @@ def test_a_judge_that_likes_a_place_gives_a_draw(place: int) -> None:
 
 def test_a_runs_answers_are_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(win_rate, "open_judge", lambda *given: asked.append(given) or knows)
+    monkeypatch.setattr(judge, "open_judge", lambda *given: asked.append(given) or knows)
     write_jsonl(tmp_path / "before.jsonl", BEFORE)
     write_jsonl(tmp_path / "after.jsonl", AFTER)
     judge_run(tmp_path, "judge", None)
