@@ -34,7 +34,12 @@ def test_a_judge_that_likes_a_place_gives_a_draw(place: int) -> None:
 
 def test_a_runs_answers_are_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(judge, "open_judge", lambda *given: asked.append(given) or knows)
+
+    def opened(*given: Any) -> Any:
+        asked.append(given)
+        return knows
+
+    monkeypatch.setattr(judge, "open_judge", opened)
     write_jsonl(tmp_path / "before.jsonl", BEFORE)
     write_jsonl(tmp_path / "after.jsonl", AFTER)
     judge_run(tmp_path, "judge", None)
