@@ -132,8 +132,8 @@ class Progress:
         self.held_out = [f"held out{when}:", *parts] if parts else []
         self._show()
         if not self.console.is_terminal:
-            parts = (" ".join([part] if isinstance(part, str) else part) for part in self.figures())
-            figures = " ".join([f"{done}/{self.steps}", *parts])
+            said = (" ".join([part] if isinstance(part, str) else part) for part in self.figures())
+            figures = " ".join([f"{done}/{self.steps}", *said])
             self.console.print(f"{self.name} {figures}", highlight=False, soft_wrap=True)
 
     def _show(self) -> None:
