@@ -25,6 +25,8 @@ from llamaseek.serve.wire.ollama import (
 from llamaseek.serve.wire.params import at_most
 from llamaseek.serve.wire.pieces import as_json, dumps
 from llamaseek.serve.wire.streaming import as_stream, unless_gone
+from llamaseek.text.chat import TEMPLATE
+from llamaseek.text.parse import family_of
 
 router = APIRouter(route_class=StrictRoute, prefix="/api", include_in_schema=False)
 
@@ -96,12 +98,13 @@ async def show(request: Request, fields: OllamaShowFields) -> dict[str, Any]:
     service: Service = request.app.state.service
     service.adapter(base_name(fields.model))
     kind = described(service, fields.model)["details"]["family"]
+    tools = family_of(service.tokenizer) != TEMPLATE
     context = {"general.architecture": kind, f"{kind}.context_length": service.engine.context}
     return {
         **described(service, fields.model),
         "template": service.tokenizer.chat_template or "",
         "model_info": context,
-        "capabilities": ["completion", "tools"],
+        "capabilities": ["completion", *(["tools"] if tools else [])],
     }
 
 
