@@ -7,9 +7,10 @@ WORKERS ?= 3
 # PyTorch's own index for its CPU build, where there is no GPU:
 #   make quickstart TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
+GPU_SITE ?=
 BIN = $(VENV)/bin
 
-.PHONY: attack quickstart chat test test-finetune test-recipes test-parallel test-serve check-smollm2 course docs lint bench \
+.PHONY: gpu gpu-dry attack quickstart chat test test-finetune test-recipes test-parallel test-serve check-smollm2 course docs lint bench \
 	clean
 
 quickstart: $(VENV)/.installed
@@ -69,6 +70,15 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	for script in $(filter-out bench/common.py bench/__init__.py bench/shape_1b.py bench/quality.py bench/speculate.py bench/eval.py,$(wildcard bench/*.py)); do $(BIN)/python $$script || exit 1; done
+
+# Nine minutes on a CUDA device: nothing is installed, no network. What $(PYTHON) lacks is taken from
+# GPU_SITE, a folder of unpacked wheels. Results: runs/gpu/gpu.json and gpu.md.
+gpu:
+	PYTHONPATH=$(GPU_SITE):. $(PYTHON) -m bench.gpu
+
+# The same parts on a CPU in tiny sizes: that they run.
+gpu-dry:
+	PYTHONPATH=$(GPU_SITE):. $(PYTHON) -m bench.gpu --dry --out runs/gpu-dry
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -51,7 +51,15 @@ DTYPE = typer.Option(
     help="fp32 or bf16; auto is bf16 if the weights are stored in 16 bits or fewer and the "
     "hardware supports it, else fp32.",
 )
-CACHE = typer.Option(1.0, "--cache-gb", help="Size of the KV cache in GB.")
+CACHE = typer.Option(
+    None,
+    "--cache-gb",
+    help="Size of the KV cache in GB.",
+    show_default="1.0; on a GPU without a guard, what --gpu-memory-utilization leaves",
+)
+UTILIZATION = typer.Option(
+    0.9, help="Share of a GPU's memory that weights and cache may take, where no --cache-gb is."
+)
 CACHE_DTYPE = typer.Option("auto", help="auto or int8; int8 halves the KV cache of a bf16 model.")
 RUNNING = typer.Option(64, "--max-num-seqs", help="Maximum number of sequences computed at once.")
 QUEUE = typer.Option(64, "--queue", help="Maximum number of waiting requests; more get status 429.")
@@ -83,7 +91,8 @@ def serve(
     api_key: str = API_KEY,
     device: str = DEVICE,
     dtype: str = DTYPE,
-    cache_gb: float = CACHE,
+    cache_gb: float | None = CACHE,
+    gpu_memory_utilization: float = UTILIZATION,
     cache_dtype: str = CACHE_DTYPE,
     max_num_seqs: int = RUNNING,
     queue: int = QUEUE,
@@ -114,7 +123,8 @@ def serve(
         guard_system=guard_system,
     )
     engine = EngineOptions(
-        cache_bytes=_cache_bytes(cache_gb),
+        cache_bytes=_cache_bytes(cache_gb, guard),
+        gpu_memory_utilization=gpu_memory_utilization,
         cache_dtype=cache_dtype,
         max_num_seqs=max_num_seqs,
         most_waiting=queue,
@@ -167,7 +177,10 @@ def _load(model: Path, device: str, dtype: str, group: TensorGroup | None) -> Ca
     return open_model(model, device=place, dtype=dtype, group=group)
 
 
-def _cache_bytes(gb: float) -> int:
+def _cache_bytes(gb: float | None, guard: Path | None) -> int | None:
+    """None is what the engine finds to be free; a guard wants memory too."""
+    if gb is None:
+        return None if guard is None else 1 << 30
     if not 0 < gb < float("inf"):
         raise bad_value("--cache-gb", gb, "a number above 0")
     return int(gb * (1 << 30))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from llamaseek.herd import DeepseekV3Config
-from llamaseek.models.attention import LatentAttention
+from llamaseek.models.attention import LatentAttention, Mask
 from llamaseek.models.cache import Cache, LayerShape
 from llamaseek.models.layers import GatedMLP, RMSNorm
 from llamaseek.models.moe import MoE
@@ -38,7 +38,7 @@ class DeepseekV3Layer(nn.Module):
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
         positions: Tensor,
-        mask: Tensor | None,
+        mask: Mask | None,
         cache: Cache | None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """x (B, T, D) → x, tokens an expert (E), balance loss a row (B); None for dense layers."""

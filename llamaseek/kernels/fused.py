@@ -1,0 +1,123 @@
+"""What training computes between its products on a GPU, each in one pass over memory: SwiGLU and
+rotary embeddings, forward and backward.
+
+A compiler fuses the plain formulas by itself, and so do these operators' fallbacks stand for them.
+M rows, F width, N tokens, H heads, R rotary width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llamaseek.kernels.ops import TRITON, library
+
+SCHEMAS = (
+    "swiglu(Tensor gate, Tensor up) -> Tensor",
+    "swiglu_backward(Tensor gradient, Tensor gate, Tensor up) -> (Tensor, Tensor)",
+    "rotate(Tensor x, Tensor cos, Tensor sin, bool interleaved, bool back) -> Tensor",
+)
+
+
+def in_one_pass(x: Tensor) -> bool:
+    """Whether a kernel computes on `x`: on a GPU, where no compiler is at work."""
+    return TRITON and x.device.type == "cuda" and not torch.compiler.is_compiling()
+
+
+def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) × up, (M, F) each, rounded once."""
+    if gate.is_cuda:
+        from llamaseek.kernels import fused_triton
+
+        return fused_triton.swiglu(gate, up)
+    return (F.silu(gate.float()) * up.float()).to(gate.dtype)
+
+
+def _swiglu_backward(gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients by gate and up, (M, F) each."""
+    if gate.is_cuda:
+        from llamaseek.kernels import fused_triton
+
+        return fused_triton.swiglu_backward(gradient, gate, up)
+    g, u, d = gate.float(), up.float(), gradient.float()
+    share = g.sigmoid()
+    by_gate = d * u * share * (1 + g * (1 - share))
+    return by_gate.to(gate.dtype), (d * g * share).to(up.dtype)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, back: bool) -> Tensor:
+    """x (N, H, R) turned by cos and sin (N, R / 2) in float32, or turned back."""
+    if x.is_cuda:
+        from llamaseek.kernels import fused_triton
+
+        return fused_triton.rotate(x, cos, sin, interleaved, back)
+    c, s = cos[:, None], (-sin if back else sin)[:, None]
+    if interleaved:
+        first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    else:
+        first, second = x.float().chunk(2, dim=-1)
+    turned = first * c - second * s, second * c + first * s
+    out = torch.stack(turned, -1).flatten(-2) if interleaved else torch.cat(turned, -1)
+    return out.to(x.dtype)
+
+
+def _new(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+for schema, fallback, shape in zip(
+    SCHEMAS,
+    (_swiglu, _swiglu_backward, _rotate),
+    (
+        lambda gate, up: _new(gate),
+        lambda gradient, gate, up: (_new(gate), _new(up)),
+        lambda x, *rest: _new(x),
+    ),
+    strict=True,
+):
+    library.define(schema)
+    name = schema.partition("(")[0]
+    library.impl(name, fallback, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"llamaseek::{name}", shape, lib=library)
+ops = torch.ops.llamaseek
+
+
+class SwiGLU(torch.autograd.Function):
+    """silu(gate) × up; keeps the two alone for its backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        """gate, up (..., F) → (..., F)."""
+        ctx.save_for_backward(gate, up)
+        out: Tensor = ops.swiglu(gate.flatten(0, -2), up.flatten(0, -2))
+        return out.view(gate.shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Gradients by gate and up."""
+        gate, up = ctx.saved_tensors
+        rows = (x.flatten(0, -2) for x in (gradient, gate, up))
+        by_gate, by_up = ops.swiglu_backward(*rows)
+        return by_gate.view(gate.shape), by_up.view(up.shape)
+
+
+class Rotate(torch.autograd.Function):
+    """Rotary embeddings; keeps no activations."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+        """x (B, T, H, R), cos and sin (B, T, 1, R / 2) → (B, T, H, R)."""
+        turns = tuple(part.flatten(0, 2).contiguous() for part in (cos, sin))
+        ctx.save_for_backward(*turns)
+        ctx.interleaved = interleaved
+        out: Tensor = ops.rotate(x.flatten(0, 1), *turns, interleaved, False)
+        return out.view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        """The gradient turned back."""
+        turned = ops.rotate(gradient.flatten(0, 1), *ctx.saved_tensors, ctx.interleaved, True)
+        return turned.view(gradient.shape), None, None, None
