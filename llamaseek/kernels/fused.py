@@ -7,6 +7,7 @@ M rows, F width, N tokens, H heads, R rotary width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,10 @@ SCHEMAS = (
     "swiglu(Tensor gate, Tensor up) -> Tensor",
     "swiglu_backward(Tensor gradient, Tensor gate, Tensor up) -> (Tensor, Tensor)",
     "rotate(Tensor x, Tensor cos, Tensor sin, bool interleaved, bool back) -> Tensor",
+    "narrow_norm(Tensor x, Tensor weight, float eps) -> Tensor",
+    "rotate_both(Tensor q, Tensor k, Tensor cos, Tensor sin, bool interleaved) -> (Tensor, Tensor)",
+    # new, each (N, K, W), into kept, each (K, slots, W), at slots (N)
+    "store(Tensor[] new, Tensor slots, Tensor(a!)[] kept) -> ()",
 )
 
 
@@ -64,17 +69,59 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, back: bool) 
     return out.to(x.dtype)
 
 
+def _rotate_both(
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool
+) -> tuple[Tensor, Tensor]:
+    """q (N, H, R) and k (N, K, R) turned by the same cos and sin (N, R / 2)."""
+    if q.is_cuda:
+        from llamaseek.kernels import fused_triton
+
+        return fused_triton.rotate_both(q, k, cos, sin, interleaved)
+    turned = (_rotate(x, cos, sin, interleaved, False) for x in (q, k))
+    return next(turned), next(turned)
+
+
+def _store(new: Sequence[Tensor], slots: Tensor, kept: Sequence[Tensor]) -> None:
+    """Each of `new` (N, K, W) goes to `slots` (N) of its tensor of `kept` (K, slots, W)."""
+    if slots.is_cuda:
+        from llamaseek.kernels import fused_triton
+
+        fused_triton.store(new, slots, kept)
+        return
+    for place, fresh in zip(kept, new, strict=True):
+        place.index_copy_(1, slots, fresh.transpose(0, 1).to(place.dtype))
+
+
+def _narrow_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x (M, F) to unit root mean square, times weight (F), in the narrower of the two dtypes."""
+    if x.is_cuda:
+        from llamaseek.kernels import fused_triton
+
+        return fused_triton.narrow_norm(x, weight, eps)
+    wide = x.float()
+    scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight
+    return scaled.to(narrower(x, weight))
+
+
+def narrower(x: Tensor, weight: Tensor) -> torch.dtype:
+    """The dtype of the one that takes fewer bytes a number; x's where both take as many."""
+    return x.dtype if x.dtype.itemsize <= weight.dtype.itemsize else weight.dtype
+
+
 def _new(x: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
 for schema, fallback, shape in zip(
     SCHEMAS,
-    (_swiglu, _swiglu_backward, _rotate),
+    (_swiglu, _swiglu_backward, _rotate, _narrow_norm, _rotate_both, _store),
     (
         lambda gate, up: _new(gate),
         lambda gradient, gate, up: (_new(gate), _new(up)),
         lambda x, *rest: _new(x),
+        lambda x, weight, eps: x.new_empty(x.shape, dtype=narrower(x, weight)),
+        lambda q, k, *rest: (_new(q), _new(k)),
+        lambda *rest: None,
     ),
     strict=True,
 ):
@@ -83,6 +130,21 @@ for schema, fallback, shape in zip(
     library.impl(name, fallback, "CompositeExplicitAutograd")
     torch.library.register_fake(f"llamaseek::{name}", shape, lib=library)
 ops = torch.ops.llamaseek
+
+
+def narrow_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x (..., F) to unit root mean square, times weight (F); without gradients."""
+    out: Tensor = ops.narrow_norm(x.flatten(0, -2), weight, eps)
+    return out.view(x.shape)
+
+
+def rotate_both(
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool
+) -> tuple[Tensor, Tensor]:
+    """q (B, T, H, R) and k (B, T, K, R) turned alike; without gradients."""
+    turns = (part.flatten(0, 2).contiguous() for part in (cos, sin))
+    turned = ops.rotate_both(q.flatten(0, 1), k.flatten(0, 1), *turns, interleaved)
+    return turned[0].view(q.shape), turned[1].view(k.shape)
 
 
 class SwiGLU(torch.autograd.Function):

@@ -19,7 +19,7 @@ from llamaseek.models.documents import (
     packed_documents,
 )
 from llamaseek.models.layers import RMSNorm, dense_weight, widen
-from llamaseek.models.rope import rotate_halves, rotate_interleaved, softmax_scale
+from llamaseek.models.rope import rotate_pair, softmax_scale
 
 # transformers and DeepSeek's own code leave the latent norms at this eps whatever the config says.
 LATENT_NORM_EPS = 1e-6
@@ -146,8 +146,9 @@ class GroupedQueryAttention(nn.Module):
         cache: Cache | None,
     ) -> Tensor:
         """x (B, T, D) → (B, T, D)."""
-        q = rotate_halves(self.q_proj(x).unflatten(-1, (-1, self.head_dim)), *rotary)
-        k = rotate_halves(self.k_proj(x).unflatten(-1, (-1, self.head_dim)), *rotary)
+        q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))
+        k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))
+        q, k = rotate_pair(q, k, rotary)
         v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
         if cache is None:
             k, v = self.whole_row(k), self.whole_row(v)
@@ -206,8 +207,7 @@ class LatentAttention(nn.Module):
         q_nope, q_rope = self._query(x).split((self.nope, self.rope), dim=-1)
         latent, k_rope = self.kv_a_proj_with_mqa(x).split((self.rank, self.rope), dim=-1)
         latent = self.kv_a_layernorm(latent)
-        q_rope = rotate_interleaved(q_rope, *rotary)
-        k_rope = rotate_interleaved(k_rope[:, :, None], *rotary)
+        q_rope, k_rope = rotate_pair(q_rope, k_rope[:, :, None], rotary, interleaved=True)
         if cache is None:
             out = self._expanded(q_nope, q_rope, latent, k_rope, mask)
         else:

@@ -55,10 +55,12 @@ class _Draws(TorchDispatchMode):
     def __init__(self, replays: bool) -> None:
         super().__init__()
         self.replays = replays
+        self.changed = False  # whether a matrix became something else after it was drawn
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func not in RANDOM or args[0].device.type != "meta":
+            self.changed |= func._schema.is_mutable and hasattr(args[0], HOW)
             return func(*args, **kwargs)
         state = torch.random.get_rng_state() if self.replays else None
         setattr(args[0], HOW, Draw(func, args[1:], state))
@@ -81,11 +83,17 @@ def _matrices_on_meta() -> Iterator[None]:
 
 
 def undrawn_model(build: Callable[[], CausalLM], device: torch.device, seed: int) -> CausalLM:
-    """The model that `build` makes, its matrices on `meta`, for `draw` on `device` to fill."""
+    """The model that `build` makes, its matrices on `meta`, for `draw` on `device` to fill.
+
+    A family that makes matrices otherwise than by one draw each is built in memory.
+    """
     torch.manual_seed(seed)
     cpu = device.type == "cpu"
-    with _matrices_on_meta(), _Draws(replays=cpu):
+    with _matrices_on_meta(), _Draws(replays=cpu) as draws:
         model = build()
+    if draws.changed or any(p.is_meta and not hasattr(p, HOW) for p in model.parameters()):
+        torch.manual_seed(seed)
+        return build()
     for name, parameter in model.named_parameters():
         how = getattr(parameter, HOW, None)
         if how is not None and not cpu:

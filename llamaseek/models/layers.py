@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llamaseek.kernels.fused import SwiGLU, in_one_pass
+from llamaseek.kernels.fused import SwiGLU, in_one_pass, narrow_norm, narrower
 from llamaseek.models.recompute import unneeded
 
 
@@ -37,12 +37,13 @@ class RMSNorm(nn.Module):
         taken in float32. A GPU's kernel, for 16 bits, takes the weight in x's dtype.
         """
         weight = self.weight
+        if in_one_pass(x) and not torch.is_grad_enabled():
+            return narrow_norm(x, weight, self.eps)
         if x.device.type == "cuda" and x.dtype.itemsize == 2:
             return F.rms_norm(x, weight.shape, weight.to(x.dtype), self.eps)
         wide = widen(x)
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        dtype = x.dtype if x.dtype.itemsize <= weight.dtype.itemsize else weight.dtype
-        return (wide * scale * weight).to(dtype)
+        return (wide * scale * weight).to(narrower(x, weight))
 
 
 def gated(gate: Tensor, up: Tensor) -> Tensor:

@@ -67,16 +67,24 @@ def grouped_product(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
     weights = weights.to(x.dtype)
     if x.dtype == torch.bfloat16:
         return F.grouped_mm(x, weights.transpose(1, 2), offs=ends)
-    return _wide_grouped_product(x, weights, ends)
+    return wide_grouped_product(x, weights, ends)
 
 
-@torch.compiler.disable  # the compiler knows the grouped product of bf16 alone
-def _wide_grouped_product(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+def wide_grouped_product(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+    """`grouped_product` in more than 16 bits."""
     if x.dtype != torch.float64:
         return F.grouped_mm(x, weights.transpose(1, 2), offs=ends)
     # No grouped kernel takes float64, which only references and tests run in.
     parts = x.tensor_split(ends[:-1].tolist())
     return torch.cat([part @ w.T for part, w in zip(parts, weights, strict=True)])
+
+
+def leave_wide_products() -> None:
+    """Before layers are compiled: the compiler knows the grouped product of bf16 alone, and calls
+    that of other dtypes as it is.
+    """
+    global wide_grouped_product
+    wide_grouped_product = torch.compiler.disable(wide_grouped_product)
 
 
 class Experts(nn.Module):
@@ -175,6 +183,16 @@ class MoE(nn.Module):
             load = count_choices(chosen, scores.shape[1], real)
         out = out if shared is None else out + shared
         return out.view_as(x), load, balance
+
+    def answer(self, x: Tensor) -> Tensor:
+        """`forward` without what training alone asks for: x (B, T, D) → (B, T, D)."""
+        flat = x.flatten(0, 1)
+        scores = self.gate.scores(flat)
+        chosen, gates = self.gate.choose(scores)
+        out = self.experts(flat, chosen, gates, count_choices(chosen, scores.shape[1]))
+        if self.shared_experts is not None:
+            out = out + self.shared_experts(flat)
+        return out.view_as(x)
 
 
 def count_choices(chosen: Tensor, experts: int, real: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from llamaseek.herd import ModelConfig, RopeScaling
-from llamaseek.kernels.fused import Rotate, in_one_pass
+from llamaseek.kernels.fused import Rotate, in_one_pass, rotate_both
 
 
 def inverse_frequencies(width: int, theta: float, scaling: RopeScaling | None) -> Tensor:
@@ -102,6 +102,16 @@ class Rotary(torch.nn.Module):
             angles = positions[..., None].float() * self.inv_freq
             cos, sin = angles.cos() * self.magnitude, angles.sin() * self.magnitude
         return cos[:, :, None], sin[:, :, None]
+
+
+def rotate_pair(
+    q: Tensor, k: Tensor, turns: tuple[Tensor, Tensor], interleaved: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Queries and keys turned: (B, T, H, R) and (B, T, K, R); for decoding in one kernel."""
+    if in_one_pass(q) and not torch.is_grad_enabled():
+        return rotate_both(q, k, *turns, interleaved)
+    turned = rotate_interleaved if interleaved else rotate_halves
+    return turned(q, *turns), turned(k, *turns)
 
 
 def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from llamaseek.errors import UserError, bad_value
 from llamaseek.files import write_jsonl
 from llamaseek.models import CausalLM
 from llamaseek.models.lora import LoRALinear
+from llamaseek.models.moe import leave_wide_products
 from llamaseek.models.quant.fp8_training import use_float8
 from llamaseek.models.recompute import recompute
 from llamaseek.parallel.collectives import on_first_rank
@@ -470,6 +471,7 @@ def saved_form(model: CausalLM, job: Job, dtype: torch.dtype) -> Exported | Adap
 
 def compile_layers(ranks: ParallelModel) -> None:
     """Compile every layer in place, multi-token modules included; equal layers share one graph."""
+    leave_wide_products()
     for layer in ranks.layers():
         layer.compile()
 

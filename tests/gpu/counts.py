@@ -10,12 +10,17 @@ import sys
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 
 from llamaseek.data.batch import Batch
 from llamaseek.data.source import Rows
+from llamaseek.engine.forward.paged import build_cache
+from llamaseek.engine.forward.step_layout import lay_out
 from llamaseek.herd import config_from_sizes
 from llamaseek.models import build_model
+from llamaseek.models.attention import GroupedQueryAttention, LatentAttention
+from llamaseek.models.deepseek_v3 import DeepseekV3Layer
 from llamaseek.models.llama3 import Llama3Layer
 from llamaseek.recipe.load import make_recipe
 from llamaseek.train.job import Job
@@ -92,11 +97,51 @@ def layer() -> dict[str, Any]:
         return found | {"kernels": gpu.kernels, "moved": gpu.moved}
 
 
+DECODED = {
+    "llama3": LAYER,
+    "deepseek_v3": {
+        "vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432,
+        "moe_intermediate_size": 2048, "num_hidden_layers": 1, "num_attention_heads": 128,
+        "n_routed_experts": 256, "num_experts_per_tok": 8, "n_group": 8, "topk_group": 4,
+        "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64, "v_head_dim": 128, "first_k_dense_replace": 0,
+        "max_position_embeddings": 8192,
+    },
+}  # fmt: skip
+WITHIN = {"attend_paged": 2}  # kernels of an operator that has several: the parts, and their sum
+
+
+def decoded(family: str) -> dict[str, Any]:
+    """Kernels of a layer of the 8B or the 671B shape that decodes four sequences in bf16."""
+    config = config_from_sizes(family, DECODED[family])
+    kind = {"llama3": Llama3Layer, "deepseek_v3": DeepseekV3Layer}[family]
+    attention = {"llama3": GroupedQueryAttention, "deepseek_v3": LatentAttention}[family]
+    cuda = torch.device("cuda", 0)
+    with torch.no_grad(), fake_gpu() as gpu:
+        torch.set_default_dtype(torch.bfloat16)
+        with torch.device(cuda):
+            made = kind(config, 0).eval()  # type: ignore[arg-type]
+        torch.set_default_dtype(torch.float32)
+        shape = attention.cache_shape(config)  # type: ignore[arg-type]
+        cache = build_cache([shape], 64, 16, torch.bfloat16, "auto", cuda)
+        places = np.arange(32).reshape(4, 8), np.full(4, 100), np.ones(4, np.int64)
+        cache.begin(lay_out(*places, 16, cuda, apart=True))
+        x = torch.empty(1, 4, config.hidden_size, device=cuda)
+        half = (128 if family == "llama3" else 64) // 2
+        rotary = tuple(torch.empty(1, 4, 1, half, device=cuda) for _ in range(2))
+        gpu.clear()
+        made(x, rotary, torch.empty(1, 4, dtype=torch.int64, device=cuda), None, cache)
+        kernels = gpu.kernels
+    total = sum(n * WITHIN.get(name, 1) for name, n in kernels.items())
+    return {"total": total, "kernels": kernels, "waits": gpu.waits}
+
+
 def main() -> None:
     """Print everything, or what is named."""
     with_fake_cuda("tests.gpu.counts")
     todo: dict[str, Any] = {f"{f} {t}": (steps, f, t) for f in SIZES for t in LENGTHS}
     todo["layer"] = (layer,)
+    todo |= {f"decode {family}": (decoded, family) for family in DECODED}
     for name in sys.argv[1:] or list(todo):
         what, *args = todo[name]
         print(json.dumps({name: what(*args)}))

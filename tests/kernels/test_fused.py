@@ -46,9 +46,31 @@ def test_kernels_compute_what_the_fallbacks_do() -> None:
     assert torch.allclose(KERNELS.swiglu(gate, up), ops.swiglu(gate, up), atol=1e-6)
     ours, plain = (f(gradient, gate, up) for f in (KERNELS.swiglu_backward, ops.swiglu_backward))
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(ours, plain, strict=True))
+    weight = torch.randn(1100)
+    ours = KERNELS.narrow_norm(gate, weight, 1e-5)
+    assert torch.allclose(ours, ops.narrow_norm(gate, weight, 1e-5), atol=1e-5)
+    assert KERNELS.narrow_norm(gate, weight.bfloat16(), 1e-5).dtype == torch.bfloat16
+    q, k = torch.randn(3, 20, 12), torch.randn(3, 5, 16)[..., 4:]
+    turns = torch.randn(3, 6), torch.randn(3, 6)
+    for kind in (True, False):
+        both = zip(KERNELS.rotate_both(q, k, *turns, kind), ops.rotate_both(q, k, *turns, kind),
+                   strict=True)  # fmt: skip
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in both)
     x = torch.randn(6, 19, 30)[..., 6:]
     cos, sin = torch.randn(6, 12), torch.randn(6, 12)
     for kind in (True, False):
         for back in (True, False):
             found = KERNELS.rotate(x, cos, sin, kind, back)
             assert torch.allclose(found, ops.rotate(x, cos, sin, kind, back), atol=1e-6)
+
+
+@pytest.mark.parametrize("widths", [(12, 8), (20,)])
+def test_new_tokens_are_kept_at_their_slots(widths: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    new = [torch.randn(5, 3, width + 4)[..., 4:] for width in widths]
+    slots = torch.tensor([9, 2, 30, 31, 0])
+    ours, plain = ([torch.zeros(3, 32, width) for width in widths] for _ in range(2))
+    KERNELS.store(new, slots, ours)
+    torch.ops.llamaseek.store(new, slots, plain)
+    assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
+    assert torch.equal(ours[0][1, 30], new[0][2, 1])
