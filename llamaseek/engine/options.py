@@ -85,9 +85,9 @@ class EngineOptions:
         """Bytes that the cache may take on `device`."""
         if self.cache_bytes is not None:
             return self.cache_bytes
-        if device.type != "cuda":
-            return DEFAULT_CACHE
         import torch
 
+        if device.type != "cuda" or not torch.cuda.is_available():
+            return DEFAULT_CACHE
         free, total = torch.cuda.mem_get_info(device)
         return max(int(free - (1 - self.gpu_memory_utilization) * total), 1)

@@ -1,7 +1,7 @@
 """What training computes between its products on a GPU, each in one pass over memory: SwiGLU and
 rotary embeddings, forward and backward.
 
-A compiler fuses the plain formulas by itself, and so do these operators' fallbacks stand for them.
+A compiler fuses the plain formulas by itself. The operators' fallbacks are written in PyTorch.
 M rows, F width, N tokens, H heads, R rotary width.
 """
 
@@ -28,8 +28,9 @@ SCHEMAS = (
 
 
 def in_one_pass(x: Tensor) -> bool:
-    """Whether a kernel computes on `x`: on a GPU, where no compiler is at work."""
-    return TRITON and x.device.type == "cuda" and not torch.compiler.is_compiling()
+    """Whether a kernel, which computes in float32, does on `x`: on a GPU, without a compiler."""
+    on_gpu = TRITON and x.device.type == "cuda" and x.dtype != torch.float64
+    return on_gpu and not torch.compiler.is_compiling()
 
 
 def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -138,11 +139,16 @@ def narrow_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return out.view(x.shape)
 
 
+def _each(turn: Tensor, x: Tensor) -> Tensor:
+    """Cosines or sines (B or 1, T, 1, R / 2) of every token of x (B, T, H, R): (B × T, R / 2)."""
+    return turn.expand(*x.shape[:2], 1, turn.shape[-1]).flatten(0, 2).contiguous()
+
+
 def rotate_both(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool
 ) -> tuple[Tensor, Tensor]:
     """q (B, T, H, R) and k (B, T, K, R) turned alike; without gradients."""
-    turns = (part.flatten(0, 2).contiguous() for part in (cos, sin))
+    turns = (_each(part, q) for part in (cos, sin))
     turned = ops.rotate_both(q.flatten(0, 1), k.flatten(0, 1), *turns, interleaved)
     return turned[0].view(q.shape), turned[1].view(k.shape)
 
@@ -172,7 +178,7 @@ class Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
         """x (B, T, H, R), cos and sin (B, T, 1, R / 2) → (B, T, H, R)."""
-        turns = tuple(part.flatten(0, 2).contiguous() for part in (cos, sin))
+        turns = tuple(_each(part, x) for part in (cos, sin))
         ctx.save_for_backward(*turns)
         ctx.interleaved = interleaved
         out: Tensor = ops.rotate(x.flatten(0, 1), *turns, interleaved, False)

@@ -6,6 +6,7 @@ B rows, T tokens a row, Q queries a row, N documents of all rows, H query heads,
 
 from __future__ import annotations
 
+from functools import cache
 from inspect import signature
 from itertools import pairwise
 from typing import NamedTuple
@@ -31,6 +32,7 @@ class Documents(NamedTuple):
     keys: Tensor
     longest_query: int
     longest_key: int
+    grouped: dict[str, bool]  # how PyTorch's kernel is told that query heads share keys
     host: Tensor  # queries and keys (2, N + 1) on the CPU
 
 
@@ -82,7 +84,15 @@ def documents_of(
     host = torch.from_numpy(ends)
     queries, keys = host.to(positions.device, non_blocking=True)
     longest_query, longest_key = (int(longest) for longest in lengths.max(1))
-    return Documents(queries, keys, longest_query, longest_key, host)
+    return Documents(queries, keys, longest_query, longest_key, grouped(), host)
+
+
+@cache
+def grouped() -> dict[str, bool]:
+    """PyTorch 2.11 takes grouped keys without being told."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
 
 
 def attend_by_document(
@@ -106,11 +116,9 @@ def _in_one_kernel(
 
     wide = max(q.shape[-1], v.shape[-1])
     q, k, v = (F.pad(x, (0, wide - x.shape[-1])) if x.shape[-1] < wide else x for x in (q, k, v))
-    # PyTorch 2.11 takes grouped keys without being told.
-    grouped = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
     ends = documents.queries, documents.keys, documents.longest_query, documents.longest_key
     window = (-1, 0) if causal else (-1, -1)
-    return varlen_attn(q, k, v, *ends, scale=scale, window_size=window, **grouped)  # type: ignore[return-value]
+    return varlen_attn(q, k, v, *ends, scale=scale, window_size=window, **documents.grouped)  # type: ignore[return-value]
 
 
 def _one_by_one(

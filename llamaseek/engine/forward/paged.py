@@ -51,7 +51,7 @@ class PagedStore:
 
     def write(self, slots: Tensor, new: Sequence[Tensor]) -> None:
         """Keep new (1, N, K, W) at slots (N)."""
-        if in_one_pass(slots):
+        if in_one_pass(self.kept[0]):
             torch.ops.llamaseek.store([fresh[0] for fresh in new], slots, self.kept)
             return
         for kept, fresh in zip(self.kept, new, strict=True):
