@@ -39,12 +39,14 @@ test-parallel: $(VENV)/.installed-dev
 test-serve: $(VENV)/.installed-dev
 	LLAMASEEK_SERVE_FULL=1 $(BIN)/python -m pytest -q -s tests/serve
 
-# SmolLM2 through `eval` and through lm-eval's own model, item by item: an hour on two quiet cores.
+# SmolLM2 through `eval` and through lm-eval's own model, item by item; a tenth of it in batches of 1,
+# 8 and 64, with the prefix cache and without, and from the GGUF: an hour on two quiet cores.
 # DATA: folders with the benchmarks' files, as docs/eval.md has them.
 check-eval: $(VENV)/.installed-dev
 	$(BIN)/llamaseek download smollm2-135m-instruct
 	test -d .check-eval || $(BIN)/llamaseek convert smollm2-135m-instruct .check-eval --dtype float32
 	$(BIN)/python -m tests.evals.check_eval .check-eval $(DATA)
+	$(BIN)/python -m tests.evals.check_eval .check-eval $(DATA) --share 0.1 --matrix --gguf smollm2-135m-instruct
 
 # The published SmolLM2 through SFT, DPO and GRPO, read back by transformers and llama.cpp: 25 minutes.
 # LLAMASEEK_SHARED_DATA names a folder with gsm8k/train.jsonl, LLAMASEEK_LLAMA_CPP a Python that has

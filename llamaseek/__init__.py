@@ -9,9 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llamaseek.api import Model, Run, evaluate, load, plan, train
+    from llamaseek.api import Run, evaluate, load, plan, train
     from llamaseek.engine.request import Logprob, SamplingParams
     from llamaseek.errors import UserError
+    from llamaseek.model import Model
     from llamaseek.recipe.schema import Recipe
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ __all__ = [
 
 _HOMES = {
     "Logprob": "engine.request",
+    "Model": "model",
     "Recipe": "recipe.schema",
     "SamplingParams": "engine.request",
     "UserError": "errors",

@@ -20,8 +20,11 @@ from notebooks.kit import curve, pick, plt, source, trained
 # ## Four stages, one model
 #
 # A **foundation model**, or pre-trained model, has only read text. What follows is called
-# **post-training**. All four stages use one training loop and differ in their data and in
-# what is predicted. The stages, as the project names them:
+# **post-training**: **supervised fine-tuning** (SFT) shows the model inputs of a task with the wanted
+# outputs, **instruction tuning** does so with instructions of many kinds (both: notebook 4), and
+# preference alignment shows it which of two answers people like better (notebook 6). All four stages
+# use one training loop and differ in their data and in what is predicted. The stages, as the project
+# names them:
 
 # %%
 from llamaseek.study.lecture import STAGES
@@ -39,12 +42,13 @@ for stage, run in runs.items():
     print(f"{stage:10} {run.metrics[-1]['step']:4} steps, in {run.folder}")
 
 # %% [markdown]
-# The loss of each stage on data that it was not trained on:
+# The training loss of each stage. The four losses are over different data, so only the fall of each
+# curve says something, not the height of one against another:
 
 # %%
 figure, axes = plt.subplots(1, 4, figsize=(10, 2.4))
 for axis, (stage, run) in zip(axes, runs.items(), strict=True):
-    axis.plot(*curve(run, "loss"), color="0.7", label="training")
+    axis.plot(*curve(run, "loss"))
     axis.set(title=stage, xlabel="step")
 axes[0].set_ylabel("loss")
 plt.show()
@@ -87,9 +91,10 @@ for title, index in (("The red fox", 0), (task, 1), (LECTURE_INSTRUCTION.input, 
 # 4. Multiple training breaks down overall objectives (notebook 2) into multiple stages
 # 5. Multiple training is faster
 #
-# **2 and 4.** An *objective* is what a training asks the model to predict (notebook 2). The first is refuted by an experiment: `llamaseek study stages` trains one model on
-# everything at once, and it follows 84% of the instructions at this size. The third is a figure of
-# speech; the fifth is not so at equal numbers of steps. The experiment:
+# **2 and 4.** An *objective* is what a training asks the model to predict (notebook 2). The first is
+# refuted by an experiment: `llamaseek study stages` trains one model on everything at once, and it
+# follows 84% of the instructions at this size. The third is a figure of speech; the fifth is not so at
+# equal numbers of steps. The experiment:
 
 # %%
 from llamaseek.study import stages as study
@@ -99,9 +104,10 @@ source(study.stages)
 # %% [markdown]
 # ## Exercise
 #
-# After all stages, which one's skill is lost the most? Measure it: the share of stories that the
-# model continues in the grammar of the training text, before post-training and after. Write
-# `story_rate`, with `story_parse_rate(generator, items)` from `llamaseek.evals.generated`.
+# How much of what pre-training taught is left after each later stage? First guess which stage costs
+# the most. Then measure it: the share of stories that the model continues in the grammar of the
+# training text. Write `story_rate`, with `story_parse_rate(generator, items)` from
+# `llamaseek.evals.generated`.
 
 # %%
 from llamaseek.evals.generated import Generator, story_parse_rate

@@ -13,14 +13,15 @@
 # probabilities, compared with those of the model it started from (the **reference**), are the reward.
 
 # %%
+import json
+from random import Random
+
 import torch
 from torch.nn import functional as F
 
 from llamaseek.data.builtin.preferences import preference_item
 from llamaseek.train.objectives.dpo import DPO
-from notebooks.kit import curve, pick, plt, run, source, trained
-
-from random import Random
+from notebooks.kit import FOLDER, curve, pick, plt, run, source, trained
 
 item = preference_item(Random(2), "train")
 print(item)
@@ -28,9 +29,11 @@ print(item)
 # %% [markdown]
 # ## DPO
 #
-# With $x = \log \pi(y) - \log \pi_{ref}(y)$ for each answer the loss of a pair is
-# $-\log \sigma(\beta (x_{chosen} - x_{rejected}))$. Llama 3 leaves header and end-of-turn tokens out of
-# the sum and adds the chosen answer's loss per token.
+# $\pi(y)$ is the probability that the policy gives to an answer $y$, the product over its tokens, and
+# $\pi_{ref}(y)$ the reference's. With $x = \log \pi(y) - \log \pi_{ref}(y)$ for each answer the loss of a
+# pair is $-\log \sigma(\beta (x_{chosen} - x_{rejected}))$, where $\sigma$ is the sigmoid and $\beta$ says
+# how far the policy may move from the reference. Llama 3 leaves header and end-of-turn tokens out of
+# the sums and adds the chosen answer's loss per token.
 
 # %%
 source(DPO)
@@ -50,9 +53,11 @@ plt.show()
 # %% [markdown]
 # ## Reinforcement learning with a checked answer: GRPO
 #
-# DeepSeek's GRPO needs no reward model where a program can check the answer. Several answers are
-# sampled for each prompt; an answer's **advantage** is its reward minus the mean of its group. Here
-# the model learns to add numbers: first a few steps of SFT, so that some answers are right, then GRPO.
+# DeepSeek's GRPO (group relative policy optimization) needs no reward model where a program can check
+# the answer. Several answers are sampled for each prompt; an answer's **advantage** is its reward minus
+# the mean of its group. The training makes the tokens of an answer more probable in proportion to its
+# advantage, less probable where that is negative, in small steps. Here the model learns to add numbers:
+# first a few steps of fine-tuning on right sums (notebook 4), so that some answers are right, then GRPO.
 
 # %%
 from llamaseek.train.rollouts.assess import GroupRelative
@@ -88,6 +93,10 @@ plt.show()
 # the tokens of both answers (2, T), chosen first; `counts` (2, T) is False at header, end-of-turn and
 # padding tokens; `answer` (2, T) is False at padding alone. The negative log-likelihood of the chosen
 # answer is its mean per token, ends included, times 0.2.
+#
+# The check compares with the trainer's own loss, and with what TRL's `DPOTrainer` gave for three pairs
+# (`notebooks/trl_dpo.json`, written by `python -m notebooks.trl_dpo`). TRL counts every token of an
+# answer, so `counts` equals `answer` there.
 
 # %% tags=["solution"]
 def dpo_loss(
@@ -125,6 +134,21 @@ assert torch.allclose(mine, theirs, atol=1e-6)
 if int(batch.extra["pairs"].sum()) == 1:  # the row holds this pair alone: the trainer's own terms
     trainer = terms["dpo"].sum + 0.2 * terms["nll"].sum / objective.counts(batch)["nll"]
     assert torch.allclose(mine, trainer, atol=1e-5)
+
+    print(f"mine {mine:.6f}, the trainer's {trainer:.6f}")
+
+given = json.loads((FOLDER / "trl_dpo.json").read_text())
+for pair in given["pairs"]:
+    longest = max(map(len, pair["policy"]))
+    policy, reference, answer = (torch.zeros(2, longest) for _ in range(3))
+    for side in (0, 1):
+        length = len(pair["policy"][side])
+        policy[side, :length] = torch.tensor(pair["policy"][side])
+        reference[side, :length] = torch.tensor(pair["reference"][side])
+        answer[side, :length] = 1
+    found = float(dpo_loss(policy, reference, answer > 0, answer > 0))
+    assert abs(found - pair["loss"]) < 1e-5, (found, pair["loss"])
+    print(f"mine {found:.6f}, TRL's {pair['loss']:.6f}")
 
 # %% [markdown]
 # ## Read next

@@ -14,7 +14,8 @@
 import math
 import re
 
-from notebooks.kit import pick, plt, source, trained
+import llamaseek
+from notebooks.kit import SMOLLM2, pick, plt, source, trained
 
 TABLE = {  # the lecture's table: (value, questions in the benchmark, share right by guessing)
     "MMLU 5-shot": ({"Llama 3 8B": 68.4, "Gemma 7B": 53.3, "Mistral 7B": 58.4}, 14042, 0.25),
@@ -71,7 +72,8 @@ source(Sandbox.run_all)
 # ## Oracle, random, and a tiny model
 #
 # Before a score is believed, the harness itself is tested: answers from the key must score 100%,
-# guesses must score the chance level. Ten-way sums as a benchmark with four choices:
+# guesses must score the chance level. Sums of two numbers as a benchmark with four choices, answered by
+# the key (an *oracle*), at random, by the course's tiny model, and by SmolLM2 if it is on this machine:
 
 # %%
 from random import Random
@@ -86,8 +88,8 @@ for index in rng.sample(range(1600), pick(200, 40)):  # 40 × 40 sums, none twic
 model = trained("pretrain").model(dtype="fp32")
 
 
-def by_likelihood(text: str, choices: list[int]) -> int:
-    """The choice to which the model gives the highest probability after `text`."""
+def by_likelihood(model: llamaseek.Model, text: str, choices: list[int]) -> int:
+    """The choice to which a model gives the highest probability after `text`."""
     scores = [sum(token.logprob for token in row[-len(str(choice)):] if token.logprob is not None)
               for choice, row in zip(choices, model.logprobs([text + str(c) for c in choices]), strict=True)]
     return scores.index(max(scores))
@@ -102,8 +104,11 @@ keys = {text: key for text, _, key in QUESTIONS}
 scores = {
     "oracle": score(lambda text, choices: keys[text]),
     "random": score(lambda text, choices: rng.randrange(4)),
-    "tiny model": score(by_likelihood),
+    "tiny model": score(lambda text, choices: by_likelihood(model, text, choices)),
 }
+if SMOLLM2:
+    published = llamaseek.load(SMOLLM2, dtype="fp32")
+    scores["SmolLM2 135M"] = score(lambda text, choices: by_likelihood(published, text, choices))
 assert scores["oracle"] == 1.0
 plt.bar(scores.keys(), scores.values(), yerr=[2 * math.sqrt(s * (1 - s) / len(QUESTIONS)) for s in scores.values()])
 plt.axhline(0.25, linestyle=":", color="black"), plt.ylabel("share right")

@@ -22,7 +22,8 @@ source(log_line)
 # %% [markdown]
 # ## Experiment: one model, more and more text
 #
-# Each run reads its text once, so twice the text is twice the steps.
+# Each run reads its text once, so twice the text is twice the steps. The loss is in *nats*: $-\log p$
+# with the natural logarithm.
 
 # %%
 BASE = pick(20, 2)

@@ -38,7 +38,7 @@ plt.show()
 #
 # A **guard** is a language model that reads a conversation and answers `safe`, or `unsafe` with the
 # codes of the broken rules. Its prompt has the rules and the conversation, each user text apart from
-# the special tokens:
+# the special tokens (notebook 11):
 
 # %%
 from llamaseek.safety.verdict import read_answer

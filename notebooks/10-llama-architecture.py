@@ -13,7 +13,10 @@
 # %%
 import torch
 
+import llamaseek
+from llamaseek.engine.internals import read_internals
 from llamaseek.herd import config_from_sizes
+from llamaseek.herd.published import ENTRIES
 from llamaseek.models import build_model
 from llamaseek.models.attention import GroupedQueryAttention
 from llamaseek.models.layers import RMSNorm
@@ -34,14 +37,15 @@ source(RMSNorm)
 # %% [markdown]
 # ## Rotary positions
 #
-# Attention compares a **query** with the **keys** of earlier positions. Rotary embeddings turn pairs
-# of numbers of both by an angle that grows with the position, each pair at its own speed, so that the
-# comparison depends on the distance. Llama 3.1 slows the slow pairs further, for longer texts.
+# Attention compares a **query**, a vector of the position that reads, with the **keys** of the positions
+# up to it. The softmax of the comparisons gives weights, and the result is the mean of those positions'
+# **values** under these weights. Query, key and value are three matrix products of the position's
+# vector. Rotary embeddings turn pairs of numbers of query and key by an angle that grows with the
+# position, each pair at its own speed, so that the comparison depends on the distance. Llama 3.1 slows
+# the slow pairs further, for longer texts.
 
 # %%
 plain = inverse_frequencies(128, 500000.0, None)
-from llamaseek.herd.published import ENTRIES
-
 scaled = inverse_frequencies(128, 500000.0, ENTRIES["llama-3.1-8b"].config.rope_scaling)
 plt.semilogy(2 * torch.pi / plain, label="Llama 3")
 plt.semilogy(2 * torch.pi / scaled, label="Llama 3.1")
@@ -51,8 +55,9 @@ plt.show()
 # %% [markdown]
 # ## Grouped heads
 #
-# Attention runs in several **heads** side by side. In Llama 3 four (8B) to sixteen (405B) query heads
-# share one key and value head, which makes the cache of notebook 12 that much smaller.
+# Attention runs in several **heads** side by side, each with smaller queries, keys and values of its own
+# (the head at the model's end has only the name in common). In Llama 3 four (8B) to sixteen (405B)
+# query heads share one key and value head, which makes the cache of notebook 12 that much smaller.
 
 # %%
 source(GroupedQueryAttention)
@@ -64,8 +69,6 @@ source(GroupedQueryAttention)
 # SmolLM2 if it is on this machine, else of the course's model:
 
 # %%
-import llamaseek
-
 model = llamaseek.load(SMOLLM2, dtype="fp32") if SMOLLM2 else trained("pretrain").model(dtype="fp32")
 inside = model.internals("The red fox chased the blue bird, and the bird flew away.")
 weights = inside.attention[1][0]  # the second layer, its first head
@@ -88,7 +91,8 @@ for layer, (ids, shares) in enumerate(zip(inside.layers[:, -1], inside.probabili
 # %% [markdown]
 # ## Experiment: the same numbers as transformers
 #
-# A model of random weights, in our code and in Hugging Face's (if transformers is installed):
+# A model of random weights, in our code and in Hugging Face's (if transformers is installed): its
+# logits (notebook 12), its rotary angles, and the attention weights of every head.
 
 # %%
 config = config_from_sizes("llama3", {
@@ -108,13 +112,23 @@ else:
     theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(
         vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=128, rms_norm_eps=config.rms_norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta}, attn_implementation="eager",
     )).eval()  # fmt: skip
     theirs.load_state_dict(ours.state_dict())
     with torch.no_grad():
-        difference = (theirs(tokens).logits - logits).abs().max()
-    print(f"largest difference of logits: {difference:.2g}")
-    assert difference < 1e-4
+        wanted = theirs(tokens, output_attentions=True)
+        cos, sin = theirs.model.rotary_emb(logits, torch.arange(20)[None])
+    angles = torch.arange(20)[:, None] * inverse_frequencies(16, config.rope_theta, None)
+    attention = read_internals(ours, tokens[0].tolist()).attention
+    differences = {
+        "logits": (wanted.logits - logits).abs().max(),
+        "cosines of the angles": (cos[0, :, :8] - angles.cos()).abs().max(),
+        "sines": (sin[0, :, :8] - angles.sin()).abs().max(),
+        "attention": max((a - b[0]).abs().max() for a, b in zip(attention, wanted.attentions, strict=True)),
+    }
+    for name, difference in differences.items():
+        print(f"largest difference of {name}: {difference:.2g}")
+        assert difference < 1e-4, name
 
 # %% [markdown]
 # ## Exercise

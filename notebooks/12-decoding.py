@@ -3,7 +3,7 @@
 #
 # **Aim.** Know what the head computes, how the next token is chosen, and why a cache makes it fast.
 #
-# Slides: *ICE #5* (class question 5: the number of classes of the LM head); *Inference* in the title.
+# Slides: *ICE #5* (class question 5: the number of classes of the LM head).
 #
 # The **head** gives every token of the vocabulary a score, its **logit**; softmax makes probabilities
 # of them. **Greedy decoding** takes the most probable token, **sampling** draws one. The chosen token
@@ -56,7 +56,9 @@ for temperature, top_p in ((0.0, 1.0), (0.7, 0.9), (1.0, 1.0), (1.5, 1.0)):
 # ## Why a cache
 #
 # Without a cache every step computes the keys and values of all earlier tokens again. With one, a
-# step computes the new token's alone. The same tokens, the time for each length:
+# step computes the new token's alone. The project's *engine*, which answers all requests, keeps the
+# cache in blocks of a few tokens each (a *paged* cache), so that many answers share one memory. The same
+# tokens, the time for each length:
 
 # %%
 lengths = pick((8, 16, 32, 64), (4, 8))

@@ -16,7 +16,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-
 import llamaseek
 from notebooks.kit import plt, source
 
@@ -72,8 +71,10 @@ source(tensor.ColumnParallelLinear)
 # %% [markdown]
 # ## What a rank holds
 #
-# Training in mixed precision needs, for each parameter, the weight, its gradient and two moments of
-# the optimizer. Sharding splits them; `llamaseek plan` counts. Llama 3.1 8B, full fine-tuning:
+# Training with Adam in mixed precision (products in bf16, numbers of 2 bytes; the weights that are
+# updated in fp32, 4 bytes) needs, for each parameter, the weight, its gradient and two moments of the
+# optimizer. *Sharding* splits all of them over the ranks; `llamaseek plan` counts. Llama 3.1 8B, full
+# fine-tuning:
 
 # %%
 figure, axis = plt.subplots(figsize=(8, 3))
@@ -97,7 +98,7 @@ plt.show()
 # *DeepFetch has 1 trillion parameters. How many H100 GPUs with 80 GB hold the model in memory?*
 # (25, 50, 75 or 100)
 #
-# **25**, in bf16: $10^{12} \times 2$ bytes $/\ 80 \cdot 10^9$. The planner says the same:
+# **25**, in bf16: $10^{12} \times 2$ bytes $/\ (80 \cdot 10^9$ bytes$)$. The planner says the same:
 
 # %%
 found = llamaseek.plan(gpu="h100-80gb", params=1e12)
@@ -106,8 +107,8 @@ print({key: value for key, value in found.items() if "gpu" in key})
 # %% [markdown]
 # ## Exercise
 #
-# Write the count for other conditions: bytes a parameter, and bytes of memory a card has. With fp8
-# weights; with a card of 80 GiB ($80 \cdot 2^{30}$ bytes); and for training with Adam in mixed
+# Write the count for other conditions: bytes a parameter, and bytes of memory a card has. With weights
+# in fp8, a byte each; with a card of 80 GiB ($80 \cdot 2^{30}$ bytes); and for training with Adam in mixed
 # precision, 16 bytes a parameter before activations.
 
 # %% tags=["solution"]

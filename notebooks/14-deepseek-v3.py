@@ -4,12 +4,13 @@
 # **Aim.** Understand the two parts in which DeepSeek-V3 differs from a Llama, by their bytes and their
 # loads.
 #
-# Slides: *Training Hacks* (latent attention, mixture of experts), *DeepSeekV3* of today's talk,
-# *Notebook Walkthrough*.
+# Slides: *Training Hacks* (latent attention, mixture of experts), *DeepSeekV3*, *Notebook Walkthrough*.
 #
-# **Latent attention** keeps one small vector a token in the cache, from which keys and values of all
-# heads are made again. A **mixture of experts** has many feed-forward parts; a **router** chooses a few
-# for each token.
+# **Latent attention** keeps one small vector a token in the cache, the *latent*, from which keys and
+# values of all heads are made again, and beside it a short *rotary key*, which all heads share and which
+# alone carries the position (notebook 10). A **mixture of experts** has many feed-forward parts, the
+# *experts*; a **router** chooses a few for each token and weighs what they give by numbers called gates.
+# A shared expert works for every token.
 
 # %%
 import torch
@@ -89,6 +90,25 @@ for key in keys[:2]:
     axis.plot(*curve(found, key), label=key)
 axis.set(xlabel="step"), axis.legend()
 plt.show()
+
+# %% [markdown]
+# ## Where the tokens of a sentence go
+#
+# `model.internals(text)` watches the course's DeepSeek while it reads (the chat page shows the same:
+# [a look inside](../docs/chat-page.md)). Each row is a token, each column an expert, the color its gate:
+
+# %%
+model = found.model(dtype="fp32")
+inside = model.internals("The red fox chased the blue bird, and the bird flew away.")
+layer, (chosen, gates) = next(iter(inside.experts.items()))
+picture = torch.zeros(len(inside.tokens), inside.num_experts).scatter(1, chosen, gates)
+plt.figure(figsize=(5, 4))
+plt.imshow(picture, cmap="Blues", aspect="auto")
+words = [model.tokenizer.token_text(token) for token in inside.tokens]
+plt.yticks(range(len(words)), words, fontsize=7), plt.xlabel(f"expert of layer {layer}")
+plt.show()
+print("tokens for each expert:", inside.expert_load[layer].tolist())
+print(f"cache: {inside.cache_bytes} bytes a token, {inside.full_cache_bytes} with keys and values of every head")
 
 # %% [markdown]
 # ## Experiment: what the bias does

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import ast
 import os
+import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,21 +81,38 @@ def failures(notebook: NotebookNode) -> list[NotebookNode]:
     ]
 
 
+def shared_outputs(solved: NotebookNode, without: NotebookNode) -> None:
+    """Give the student edition the outputs of the cells before the exercise, which are the same."""
+    for done, cell in zip(solved.cells, without.cells, strict=True):
+        if done.source != cell.source:
+            return
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = done.outputs, done.execution_count
+
+
+def processor_seconds() -> float:
+    """What kernels that have ended, and processes of theirs, took of the processors."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def build(target: Path, sources: list[Path]) -> None:
-    """Write both editions of each notebook, the solved one with its outputs."""
+    """Write both editions of each notebook with the outputs of the solved one's run."""
     for edition in ("solved", "student"):
         (target / edition).mkdir(parents=True, exist_ok=True)
     for source in sources:
-        started = monotonic()
+        started, used = monotonic(), processor_seconds()
         notebook = read(source)
         without = student(notebook)
         execute(notebook)
+        shared_outputs(notebook, without)
         name = source.with_suffix(".ipynb").name
         nbformat.write(notebook, target / "solved" / name)
         nbformat.write(without, target / "student" / name)
         size = (target / "solved" / name).stat().st_size
         note = "" if size <= LARGEST else f"  over {LARGEST} bytes"
-        print(f"{name:42} {monotonic() - started:6.1f} s {size / 1000:6.0f} kB{note}", flush=True)
+        seconds = f"{monotonic() - started:6.1f} s {processor_seconds() - used:6.1f} s CPU"
+        print(f"{name:42} {seconds} {size / 1000:6.0f} kB{note}", flush=True)
 
 
 def main() -> None:
@@ -103,7 +121,7 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("sources", nargs="*", type=Path, default=SOURCES)
     parser.add_argument("--full", action="store_true", help="the sizes of the text: minutes each")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     os.environ["LLAMASEEK_COURSE"] = "full" if arguments.full else "smoke"
     os.environ["PYTHONPATH"] = os.pathsep.join([str(FOLDER.parent), *sys.path[1:]])
     build(arguments.target, arguments.sources)

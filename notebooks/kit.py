@@ -23,6 +23,7 @@ from llamaseek.checkpoints.sources import cached
 from llamaseek.recipe.load import load_recipe
 from llamaseek.recipe.reading import find_recipe
 
+FOLDER = Path(__file__).parent
 SMOKE = os.environ.get("LLAMASEEK_COURSE", "full") == "smoke"
 RUNS = Path(os.environ.get("LLAMASEEK_COURSE_RUNS", "runs/course"))
 SMOLLM2 = cached("smollm2-135m-instruct")

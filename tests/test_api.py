@@ -15,10 +15,11 @@ import pytest
 import torch
 
 import llamaseek
-from llamaseek import Model, SamplingParams, UserError, api
+from llamaseek import Model, SamplingParams, UserError
 from llamaseek.checkpoints.hf import load_model
 from llamaseek.engine import leader
 from llamaseek.herd import config_from_sizes
+from llamaseek.model import OTHER_METHODS, SamplingOptions
 from llamaseek.models import build_model
 from llamaseek.models.score import reward_model
 from llamaseek.recipe.load import save_recipe
@@ -104,8 +105,8 @@ def test_the_blocks_of_the_page_run_in_order(place: Path, monkeypatch: pytest.Mo
 
 def test_keywords_are_the_fields_of_sampling_params() -> None:
     names = {field.name for field in fields(SamplingParams)}
-    left_out = {*api.OTHER_METHODS, "detokenize"}
-    assert set(api.SamplingOptions.__annotations__) == names - left_out
+    left_out = {*OTHER_METHODS, "detokenize"}
+    assert set(SamplingOptions.__annotations__) == names - left_out
 
 
 def test_generate_is_transformers_greedy_answer(place: Path, model: Model) -> None:

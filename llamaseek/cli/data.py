@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llamaseek.cli.shared import program, this_command
+from llamaseek.cli.words import Command
 from llamaseek.errors import UserError, bad_value, quoted
 from llamaseek.recipe.reading import apply_override, find_recipe, validated
 from llamaseek.recipe.schema import DataRecipe, Recipe
@@ -51,7 +52,7 @@ LEGEND = "Green: what has a loss. Dimmed: what the model only reads."
 app = typer.Typer(no_args_is_help=True, help="Clean, grade and inspect training data.")
 
 
-@app.command()
+@app.command(cls=Command)
 def clean(
     recipe: str = RECIPE,
     overrides: list[str] = OVERRIDES,
@@ -84,7 +85,7 @@ def clean(
         finish(folder)
 
 
-@app.command()
+@app.command(cls=Command)
 def judge(
     recipe: str = RECIPE,
     overrides: list[str] = OVERRIDES,
@@ -121,13 +122,13 @@ def judge(
     finish(loaded.folder)
 
 
-@app.command()
+@app.command(cls=Command)
 def stats(folder: Path = typer.Argument(help="Folder of a cleaning run.")) -> None:
     """Write the report of a cleaning run: lengths, reasons with examples, shares."""
     finish(folder)
 
 
-@app.command()
+@app.command(cls=Command)
 def inspect(
     source: str = SOURCE,
     overrides: list[str] = OVERRIDES,

@@ -247,7 +247,7 @@ def _tokenizer(facts: dict[str, Any]) -> str:
 
 
 REPO = typer.Argument(
-    ..., help="A Hub id OWNER/NAME[@REVISION][:FILE.gguf], or the name of a published model."
+    ..., help="A Hub id OWNER/NAME\\[@REVISION][:FILE.gguf], or the name of a published model."
 )
 TO = typer.Option(None, help="The folder to write. Default: the cache, where its name finds it.")
 REVISION = typer.Option(None, help="A branch, tag or commit.", show_default="main")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from llamaseek.cli.shared import MODEL_NAMES
+from llamaseek.cli.words import Command
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -40,7 +41,7 @@ def herd(context: typer.Context, json: bool = JSON) -> None:
     _print_table(described)
 
 
-@app.command()
+@app.command(cls=Command)
 def show(
     model: str = typer.Argument(..., help=MODEL_NAMES),
     json: bool = JSON,

@@ -40,6 +40,9 @@ ALLOWED = typer.Option(
     "--allowed-host",
     help="Also accept this Host header, as a proxy sends it; * accepts all.",
 )
+CORS = typer.Option(
+    [], "--cors", help="Let web pages of this origin read answers, e.g. https://example.com; * all."
+)
 PORT = typer.Option(8000, help="Port to listen on; 0 chooses a free one.")
 API_KEY = typer.Option(
     None,
@@ -87,6 +90,7 @@ def serve(
     adapter: list[str] = ADAPTER,
     host: str = HOST,
     allowed_host: list[str] = ALLOWED,
+    cors: list[str] = CORS,
     port: int = PORT,
     api_key: str = API_KEY,
     device: str = DEVICE,
@@ -116,6 +120,7 @@ def serve(
         name=name or _shown_name(model),
         host=host,
         allowed_hosts=tuple(allowed_host),
+        cors=tuple(cors),
         port=port,
         api_key=api_key,
         timeout=timeout,

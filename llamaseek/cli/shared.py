@@ -112,7 +112,7 @@ def load_tokenizer(folder: Path, chat_template: str | None, kwargs: str | None) 
 
 MODEL_NAMES = (
     "A model folder, a .gguf file, the name of a published model, or a Hub id "
-    "OWNER/NAME[@REVISION][:FILE.gguf]."
+    "OWNER/NAME\\[@REVISION][:FILE.gguf]."
 )
 
 

@@ -15,6 +15,7 @@ from llamaseek.cli.shared import (
     read_stdin,
     tokenizer_folder,
 )
+from llamaseek.cli.words import Command
 from llamaseek.text.tokenizer import Tokenizer
 
 TOKENIZER = typer.Option(
@@ -91,7 +92,7 @@ def tokenizer() -> None:
     """The published tokenizers."""
 
 
-@app.command()
+@app.command(cls=Command)
 def get(
     name: str = typer.Argument(..., help="llama3 or deepseek_v3."),
     to: Path = TO,

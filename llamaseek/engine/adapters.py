@@ -48,11 +48,15 @@ class Adapters:
         if name and name not in self.names:
             raise unknown_name("adapter", name, sorted(self.names))
 
+    def all_rows(self, name: str) -> None:
+        """Say that every row of the coming forward is this adapter's; "" is the base model."""
+        self.rows = {name: slice(None)} if name else {}
+
     def begin(self, chunks: Sequence[Chunk], device: torch.device) -> None:
         """Say whose rows the coming forward has."""
         wanted = [chunk.answer.request.adapter for chunk in chunks]
         if len(set(wanted)) == 1:
-            self.rows = {wanted[0]: slice(None)} if wanted[0] else {}
+            self.all_rows(wanted[0])
             return
         places: dict[str, list[int]] = {}
         start = 0

@@ -11,11 +11,15 @@ import asyncio
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.request import Delta, Request
 from llamaseek.engine.scheduler import QueueFull
 from llamaseek.errors import UserError
+
+T = TypeVar("T")
 
 
 class EngineDown(Exception):
@@ -79,6 +83,7 @@ class BackgroundEngine:
         # waiting, also what will run at once.
         engine.scheduler.most_waiting = self.most
         self._streams: dict[int, Stream] = {}
+        self._works: set[asyncio.Future[Any]] = set()
         self._commands: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -109,8 +114,7 @@ class BackgroundEngine:
         UserError for one that can never be answered, or for more than may ever be in flight;
         `QueueFull` where too many are, `EngineDown` after a fault or `stop`.
         """
-        if self.fault is not None or self._stopped:
-            raise EngineDown(self.fault or "the server is shutting down")
+        self._check_running()
         for request in requests:
             self.engine.check(request)
         if len(requests) > self.most:
@@ -122,6 +126,35 @@ class BackgroundEngine:
             self._streams[request.id] = stream
         self._commands.put(lambda: self._add(requests))
         return stream
+
+    async def between_steps(self, work: Callable[[], T]) -> T:
+        """What `work` returns or raises, run in the engine's thread between two of its steps.
+
+        The engine waits for it. It is not run if the caller is gone before its turn.
+        EngineDown after a fault or `stop`.
+        """
+        self._check_running()
+        result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._works.add(result)
+        self._commands.put(lambda: self._work(work, result))
+        try:
+            return await result
+        finally:
+            self._works.discard(result)
+
+    def _work(self, work: Callable[[], T], result: asyncio.Future[T]) -> None:
+        if result.done():
+            return
+        try:
+            found = work()
+        except Exception as error:
+            self._call(partial(_settle, result), partial(result.set_exception, error))
+        else:
+            self._call(partial(_settle, result), partial(result.set_result, found))
+
+    def _check_running(self) -> None:
+        if self.fault is not None or self._stopped:
+            raise EngineDown(self.fault or "the server is shutting down")
 
     def cancel(self, request: int) -> None:
         """Drop a request."""
@@ -182,7 +215,15 @@ class BackgroundEngine:
 
     def end_all(self, why: str) -> None:
         """Fail all that is under way, saying why."""
+        for result in self._works:
+            _settle(result, partial(result.set_exception, EngineDown(why)))
         for request, stream in list(self._streams.items()):
             self.cancel(request)
             for index in sorted(stream.unfinished.get(request, ())):
                 stream.put(Delta(request, index, [], finish="error", error=why))
+
+
+def _settle(result: asyncio.Future[Any], settle: Callable[[], None]) -> None:
+    """Called by the event loop: settle what nobody has settled."""
+    if not result.done():
+        settle()

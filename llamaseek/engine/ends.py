@@ -22,6 +22,7 @@ def end_text(answer: SequenceState, delta: Delta, finish: str) -> str:
     if answer.text is None:
         return finish
     delta.text += answer.text.flush()
+    delta.stop_reason = answer.text.stop
     return "stop" if answer.text.stopped else finish
 
 

@@ -376,7 +376,8 @@ class Engine:
 
     def _first(self, answer: SequenceState, delta: Delta) -> None:
         """The prompt is computed: return its log-probabilities, share it with its other answers."""
-        self.statistics.cached += answer.cached or 0
+        delta.cached = answer.cached or 0
+        self.statistics.cached += delta.cached
         if answer.params.prompt_logprobs is not None:
             delta.prompt_logprobs = answer.prompt_logprobs
         self._others(answer)

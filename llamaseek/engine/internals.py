@@ -1,6 +1,6 @@
 """A look inside a model while it reads a text: attention, experts, what each layer would say.
 
-L layers, H query heads, T tokens, K experts a token.
+L layers, H query heads, T tokens, R kept rows, K experts a token.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llamaseek.errors import bad_value
 from llamaseek.models import CausalLM
-from llamaseek.models.attention import attend_in_row
+from llamaseek.models.cache import LayerShape
 from llamaseek.models.layers import widen
+from llamaseek.models.moe import MoE
 
 LONGEST = 1024  # tokens: attention weights grow with their square
 
@@ -25,12 +26,13 @@ LONGEST = 1024  # tokens: attention weights grow with their square
 class Internals:
     """What `read_internals` saw.
 
-    `tokens` (T) are the ids. `attention` has a tensor (H, T, T) for each layer: row t is what
-    token t reads, and sums to 1. `experts` has, for each mixture-of-experts layer by its number,
-    the chosen experts (T, K) and their gates (T, K), the best first. `layers` (L, T, N) are the N
-    likeliest next tokens if the head were applied after each layer, `probabilities` (L, T, N)
-    theirs. `cache_bytes` is what a token takes in the cache in 16 bits, over all layers;
-    `full_cache_bytes` what keys and values of every head would take.
+    `tokens` (T) are the ids. `attention` has a tensor (H, R, T) for each layer: the row of a token
+    is what it reads, and sums to 1. `experts` has, for each mixture-of-experts layer by its number,
+    the chosen experts (T, K) and their gates (T, K), the best first. `layers` (L, R, N) are the N
+    likeliest next tokens if the head were applied after each layer, `probabilities` (L, R, N)
+    theirs. R is T, or 1 where only the last token was asked for. `cache_bytes` is what a token
+    takes in the cache in 16 bits, over all layers; `full_cache_bytes` what keys and values of
+    every head would take.
     """
 
     tokens: list[int]
@@ -51,42 +53,108 @@ class Internals:
         }
 
 
-def read_internals(network: CausalLM, tokens: Sequence[int], top: int = 5) -> Internals:
-    """Run the model over a row of tokens without a cache and keep what it did.
+def read_internals(
+    network: CausalLM, tokens: Sequence[int], top: int = 5, *, last: bool = False
+) -> Internals:
+    """Run the model over a row of tokens and keep what it did; nothing of the model is changed.
 
-    Attention and choices are observed, not changed. UserError for no tokens, or more than LONGEST.
+    `last` keeps the attention and the layers' next tokens of the last token alone.
+    UserError for no tokens, or more than LONGEST or the model's context.
     """
-    if not 0 < len(tokens) <= LONGEST:
-        raise bad_value("text", f"{len(tokens)} tokens", f"1 to {LONGEST} tokens")
+    longest = min(LONGEST, network.config.max_position_embeddings)
+    if not 0 < len(tokens) <= longest:
+        raise bad_value("text", f"{len(tokens)} tokens", f"1 to {longest} tokens")
     count = network.config.num_hidden_layers
-    device = network.model.embed_tokens.weight.device
-    row = torch.tensor([list(tokens)], device=device)
-    positions = torch.arange(len(tokens), device=device)[None]
-    attention: dict[int, Tensor] = {}
-    experts: dict[int, tuple[Tensor, Tensor]] = {}
-    states: list[Tensor] = []
+    rows = slice(-1, None) if last else slice(None)
     training = network.training
     network.eval()
-    with torch.no_grad(), observed(network, attention, experts, states):
-        network(row, positions)
-        scores = network.logits(network.model.norm(torch.cat(states))).softmax(-1)
+    with torch.no_grad(), watched_experts(network) as experts:
+        attention, states = _run(network, tokens, rows)
+        scores = network.logits(network.model.norm(torch.stack(states))).softmax(-1)
     network.train(training)
     likeliest = scores.topk(top, dim=-1)
-    numbers = sum(shape.numbers_per_token for shape in network.cache_shapes()[:count])
     return Internals(
         list(tokens),
-        [attention[layer].cpu() for layer in range(count)],
-        {layer: experts[layer] for layer in sorted(experts)},
+        attention,
+        experts,
         network.config.num_experts,
         likeliest.indices.cpu(),
         likeliest.values.cpu(),
-        2 * numbers,
+        2 * sum(shape.numbers_per_token for shape in network.cache_shapes()[:count]),
         2 * full_numbers(network, count),
     )
 
 
+def _run(
+    network: CausalLM, tokens: Sequence[int], rows: slice
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Attention (H, R, T) and output (R, D) of each layer."""
+    device = network.model.norm.weight.device
+    positions = torch.arange(len(tokens), device=device)[None]
+    cache = WatchedAttention(network.cache_shapes(), network.config.is_causal, rows)
+    rotary = network.model.rotary(positions)
+    x = widen(network.embed(torch.tensor([list(tokens)], device=device)))
+    states = []
+    for index in range(network.config.num_hidden_layers):
+        x = network.run_layer(index, x, rotary, positions, None, cache)
+        states.append(x[0, rows])
+    return cache.weights, states
+
+
+class WatchedAttention:
+    """Implements `models.cache.Cache` for one row that is computed at once, and keeps what its
+    tokens read: `weights` has (H, R, T) of each layer, in their order.
+    """
+
+    def __init__(self, shapes: Sequence[LayerShape], causal: bool, rows: slice) -> None:
+        self.shapes, self.causal, self.rows = shapes, causal, rows
+        self.weights: list[Tensor] = []
+
+    def attend(
+        self, layer: int, q: Tensor, new: tuple[Tensor, ...], positions: Tensor, scale: float
+    ) -> Tensor:
+        """q (1, T, H, W), keys and values in `new` (1, T, K, W) → (1, T, H, V)."""
+        weights = attention_weights(q, new[0], self.causal, scale)
+        self.weights.append(weights[0, :, self.rows].cpu())
+        values = new[-1][..., : self.shapes[layer].value_width]
+        values = values.repeat_interleave(q.shape[2] // values.shape[2], dim=2)
+        return (weights.to(values.dtype) @ values.transpose(1, 2)).transpose(1, 2)
+
+
+def attention_weights(q: Tensor, k: Tensor, causal: bool, scale: float) -> Tensor:
+    """q (B, T, H, W), k (B, T, G, W) → softmax(q kᵀ scale) (B, H, T, T), in float32."""
+    share = q.shape[2] // k.shape[2]
+    keys = widen(k).repeat_interleave(share, dim=2).permute(0, 2, 3, 1)
+    scores = widen(q).transpose(1, 2) @ keys * scale
+    if causal:
+        later = torch.ones_like(scores, dtype=torch.bool).triu(1)
+        scores = scores.masked_fill(later, -torch.inf)
+    return scores.softmax(-1)
+
+
+@contextmanager
+def watched_experts(network: CausalLM) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
+    """Experts (T, K) and gates (T, K) by layer of the forward inside, by hooks that it removes."""
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def watch(index: int, moe: MoE) -> Any:
+        def see(module: Any, given: tuple[Tensor, ...]) -> None:
+            chosen, gates = moe.gate.choose(moe.gate.scores(given[0].flatten(0, 1)))
+            order = gates.argsort(-1, descending=True)
+            seen[index] = chosen.gather(1, order).cpu(), gates.gather(1, order).cpu()
+
+        return moe.register_forward_pre_hook(see)
+
+    hooks = [watch(index, moe) for index, moe in network.moe_layers().items()]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def full_numbers(network: CausalLM, count: int) -> int:
-    """Numbers a token if keys and values of every query head were kept."""
+    """Numbers a token in the first `count` layers if keys and values of every head were kept."""
     total = 0
     for layer in network.model.layers[:count]:
         part: Any = layer.self_attn
@@ -94,68 +162,3 @@ def full_numbers(network: CausalLM, count: int) -> int:
         key = part.head_dim if hasattr(part, "head_dim") else part.nope + part.rope
         total += heads * (key + (part.head_dim if hasattr(part, "head_dim") else part.value))
     return total
-
-
-@contextmanager
-def observed(
-    network: CausalLM,
-    attention: dict[int, Tensor],
-    experts: dict[int, tuple[Tensor, Tensor]],
-    states: list[Tensor],
-) -> Iterator[None]:
-    """While it lasts, a forward pass writes what it does into the three containers."""
-    count = network.config.num_hidden_layers
-    undo = []
-    for index, layer in enumerate(network.model.layers[:count]):
-        undo.append(_watch_attention(layer.self_attn, index, attention))
-        router = getattr(getattr(layer, "mlp", None), "gate", None)
-        if router is not None:
-            undo.append(_watch_router(router, index, experts))
-        hook = layer.register_forward_hook(lambda _, __, out: states.append(out[0]))
-        undo.append(hook.remove)
-    try:
-        yield
-    finally:
-        for step in undo:
-            step()
-
-
-def _watch_attention(part: Any, index: int, seen: dict[int, Tensor]) -> Any:
-    before = part.attend
-
-    def attend(
-        q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float
-    ) -> Tensor:
-        seen[index] = attention_weights(q, k, mask, causal, scale)[0]
-        return attend_in_row(q, k, v, mask, causal, scale)
-
-    part.attend = attend
-    return lambda: setattr(part, "attend", before)
-
-
-def _watch_router(router: nn.Module, index: int, seen: dict[int, tuple[Tensor, Tensor]]) -> Any:
-    before: Any = router.choose
-
-    def choose(scores: Tensor) -> tuple[Tensor, Tensor]:
-        chosen, gates = before(scores)
-        order = gates.argsort(-1, descending=True)
-        seen[index] = chosen.gather(1, order).cpu(), gates.gather(1, order).cpu()
-        return chosen, gates
-
-    router.choose = choose  # type: ignore[assignment]
-    return lambda: delattr(router, "choose")
-
-
-def attention_weights(
-    q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float
-) -> Tensor:
-    """q (B, T, H, W), k (B, T, G, W) → softmax(q kᵀ scale) (B, H, T, T), in float32."""
-    share = q.shape[2] // k.shape[2]
-    keys = widen(k).repeat_interleave(share, dim=2).permute(0, 2, 3, 1)
-    scores = widen(q).transpose(1, 2) @ keys * scale
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    elif causal:
-        later = torch.ones_like(scores, dtype=torch.bool).triu(1)
-        scores = scores.masked_fill(later, -torch.inf)
-    return scores.softmax(-1)

@@ -181,7 +181,9 @@ class Delta:
     """The tokens and text that one step added to one answer.
 
     The last one of an answer has a `finish`: stop, length, or error, and then `error`.
-    `prompt_logprobs` and `embedding` come once, with the first delta of answer 0.
+    `prompt_logprobs`, `embedding` and `cached`, the prompt's tokens that came from shared blocks,
+    come once, with the first delta of answer 0. `stop_reason` is the stop string that came, as in
+    vLLM.
     """
 
     request: int
@@ -193,6 +195,8 @@ class Delta:
     prompt_logprobs: list[Logprob | None] | None = None
     error: str | None = None
     embedding: list[float] | None = None
+    cached: int = 0
+    stop_reason: str | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -10,24 +10,29 @@ from llamaseek.text.tokenizer import StreamDecoder, Tokenizer
 class StopStrings:
     """Passes text on up to the first stop string; what may be the beginning of one is held back.
 
-    What `push` and `flush` return, joined, is the text up to there; `stopped` is whether one
-    came.
+    What `push` and `flush` return, joined, is the text up to there; `stop` is the one that came.
     """
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
         self._stops = list(stops)
         self._held = ""
-        self.stopped = False
+        self.stop: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether one came."""
+        return self.stop is not None
 
     def push(self, text: str) -> str:
         """What of the text so far is known to come before any stop string."""
         if self.stopped or not self._stops:
             return "" if self.stopped else text
         held = self._held + text
-        found = [place for stop in self._stops if (place := held.find(stop)) >= 0]
+        found = [(place, stop) for stop in self._stops if (place := held.find(stop)) >= 0]
         if found:
-            self.stopped, self._held = True, ""
-            return held[: min(found)]
+            place, self.stop = min(found)
+            self._held = ""
+            return held[:place]
         keep = max(overlap(held, stop) for stop in self._stops)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
@@ -49,8 +54,13 @@ class TextOut:
         self._stops = StopStrings(stops)
 
     @property
+    def stop(self) -> str | None:
+        """The stop string that came."""
+        return self._stops.stop
+
+    @property
     def stopped(self) -> bool:
-        """Whether a stop string came."""
+        """Whether one came."""
         return self._stops.stopped
 
     def push(self, tokens: Iterable[int]) -> str:

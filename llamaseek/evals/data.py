@@ -13,6 +13,7 @@ from llamaseek.data.opened import PACKED_ENDINGS
 from llamaseek.data.row_sources import read_rows
 from llamaseek.data.tables import ROW_ENDINGS
 from llamaseek.errors import UserError, shorten
+from llamaseek.evals import tool_calls
 
 Row = dict[str, Any]
 PACKED = ("", *PACKED_ENDINGS)
@@ -132,6 +133,13 @@ SETS = {
         ("commonsense_qa", "commonsenseqa"),
         ("question", "choices", "answerKey"),
         _hub("tau/commonsense_qa"),
+    ),
+    tool_calls.HUB: BenchmarkSet(
+        ("tool_calls", "bfcl"),
+        ("question", "function", "ground_truth"),
+        "github.com/ShishirPatil/gorilla (BFCL_v3_*.json, each row with the `ground_truth` of its "
+        "id in possible_answer)",
+        adapt=tool_calls.adapted,
     ),
     "meta-llama/Llama-3.1-8B-Instruct-evals": BenchmarkSet(
         ("llama_evals",), ("input_question",), _hub("meta-llama/Llama-3.1-8B-Instruct-evals")

@@ -47,6 +47,23 @@ class RenderedChat(str):
         return made
 
 
+class Likelihood(tuple[float, bool]):
+    """The log-probability of a continuation and whether it is greedy, as lm-eval takes it.
+
+    `tokens` are the continuation's ids, `logprobs` their log-probabilities.
+    """
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+    @classmethod
+    def of(cls, tokens: Sequence[int], logprobs: Sequence[float], greedy: bool) -> Likelihood:
+        """A continuation's result, from its tokens'."""
+        made = cls((sum(logprobs), greedy))
+        made.tokens, made.logprobs = tuple(tokens), tuple(logprobs)
+        return made
+
+
 def chat_prompt(
     tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], add_generation_prompt: bool = True
 ) -> RenderedChat:
@@ -171,12 +188,12 @@ class EngineLM(LM):  # type: ignore[misc]
 
     # The three questions that lm-eval asks.
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance]) -> list[Likelihood]:
         """The log-probability of each continuation after its context, and whether it is greedy."""
         pairs = [self.encode_pair(*request.args) for request in requests]
         for request, (context, _) in zip(requests, pairs, strict=True):
             self.facts[request.task_name, request.doc_id] = {"prompt_tokens": len(context)}
-        return self._score([request.task_name for request in requests], pairs)
+        return self.score([request.task_name for request in requests], pairs)
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """The log-probability of each text, in windows of the context's length."""
@@ -195,7 +212,7 @@ class EngineLM(LM):  # type: ignore[misc]
                 tasks.append(request.task_name)
                 owners.append(number)
         sums = [0.0] * len(requests)
-        for owner, (value, _) in zip(owners, self._score(tasks, pairs), strict=True):
+        for owner, (value, _) in zip(owners, self.score(tasks, pairs), strict=True):
             sums[owner] += value
         return sums
 
@@ -206,8 +223,7 @@ class EngineLM(LM):  # type: ignore[misc]
             context, given = request.args
             kwargs = normalize_gen_kwargs(dict(given), DEFAULT_TOKENS)
             jobs.append(self._generation(request.task_name, self.encode(context), kwargs, seen))
-        self._check_fit(jobs, 0)
-        found = self._answers([self._fitted(job) for job in jobs])
+        found = self.generate(jobs)
         for request, job, answer in zip(requests, jobs, found, strict=True):
             self.facts[request.task_name, request.doc_id] = {
                 "prompt_tokens": len(job.prompt),
@@ -216,6 +232,11 @@ class EngineLM(LM):  # type: ignore[misc]
             }
             self._warned(request.task_name).at_limit += answer["finish"] == "length"
         return [answer["text"] for answer in found]
+
+    def generate(self, jobs: Sequence[LMQuery]) -> list[dict[str, Any]]:
+        """`text`, `finish` and `tokens` of each answer. UserError for prompts that do not fit."""
+        self._check_fit(jobs, 0)
+        return self._answers([self._fitted(job) for job in jobs])
 
     def _generation(
         self, task: str, ids: list[int], kwargs: dict[str, Any], seen: dict[str, int]
@@ -235,10 +256,13 @@ class EngineLM(LM):  # type: ignore[misc]
             params["seed"] = seen[again] = seen.get(again, -1) + 1
         return LMQuery(task, tuple(ids), params)
 
-    def _score(
+    def score(
         self, tasks: Sequence[str], pairs: Sequence[tuple[list[int], list[int]]]
-    ) -> list[tuple[float, bool]]:
-        """Continuations that differ in their last token alone are one request: MMLU's letters."""
+    ) -> list[Likelihood]:
+        """Of each pair of contexts and continuations, as ids.
+
+        Continuations that differ in their last token alone are one request: MMLU's letters.
+        """
         groups: dict[tuple[str, tuple[int, ...]], list[int]] = {}
         jobs: list[LMQuery] = []
         for number, (task, (context, after)) in enumerate(zip(tasks, pairs, strict=True)):
@@ -252,7 +276,7 @@ class EngineLM(LM):  # type: ignore[misc]
             jobs.append(LMQuery(task, prompt, params | {"ignore_eos": True, "detokenize": False}))
         self._check_fit(jobs, 1)
         answers = self._answers([self._fitted(job) for job in jobs])
-        results: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
+        results: list[Likelihood] = [Likelihood.of((), (), False)] * len(pairs)
         for members, answer in zip(groups.values(), answers, strict=True):
             for member in members:
                 results[member] = _likelihood(pairs[member][1], answer)
@@ -343,9 +367,9 @@ def _kept(output: Output) -> dict[str, Any]:
     return {"scores": scores, "best": best[1], "named": named}
 
 
-def _likelihood(continuation: Sequence[int], answer: dict[str, Any]) -> tuple[float, bool]:
-    """The sum over a continuation, and whether each token is the likeliest."""
+def _likelihood(continuation: Sequence[int], answer: dict[str, Any]) -> Likelihood:
+    """Of a continuation: it is greedy where each token is the likeliest."""
     before = answer["scores"][len(answer["scores"]) - (len(continuation) - 1) :]
     last = dict(map(tuple, answer["named"]))[continuation[-1]]
-    total = sum(value for value, _ in before) + last
-    return total, all(greedy for _, greedy in before) and last == answer["best"]
+    greedy = all(likeliest for _, likeliest in before) and last == answer["best"]
+    return Likelihood.of(continuation, [*(value for value, _ in before), last], greedy)

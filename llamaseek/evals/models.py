@@ -41,14 +41,19 @@ def evaluate_all(
                 raise UserError("--adapter: is for a model here, not for a server")
             found.append(evaluate_server(model, mine, log=log))
             continue
-        source = find_source(Path(model), adapters=True)
-        engine = Engine(
-            open_model(source, device=device, dtype=dtype, adapter=lora),
-            open_tokenizer(source, lora),
-        )
+        engine = open_engine(model, lora, device, dtype)
         name = model if lora is None else f"{model} + {lora}"
         found.append(evaluate_engine(engine, mine, name=name, progress=progress, log=log))
     return found
+
+
+def open_engine(model: str, adapter: Path | None, device: str, dtype: str) -> Engine:
+    """The engine of a model by what the user calls it. UserError where it cannot be used."""
+    source = find_source(Path(model), adapters=True)
+    return Engine(
+        open_model(source, device=device, dtype=dtype, adapter=adapter),
+        open_tokenizer(source, adapter),
+    )
 
 
 def is_server(model: str) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ import torch
 from llamaseek.engine.engine import Engine
 from llamaseek.errors import UserError, bad_value, shorten
 from llamaseek.files import replacing, write_text
+
+if TYPE_CHECKING:
+    from llamaseek.evals.tasks import Room
 
 CHAT = ("auto", "on", "off")
 INVALID = "[invalid]"  # what lm-eval's filters give where they extract nothing
@@ -91,15 +94,18 @@ def evaluate_engine(
     check_installed()
     from llamaseek.evals.journal import Journal
     from llamaseek.evals.lm import EngineLM
+    from llamaseek.evals.tasks import Room
 
     assert engine.tokenizer is not None
     _check_out(options)
-    tasks, plan = make_plan(options, engine.tokenizer.chat_template is not None, log)
+    tokenizer, context = engine.tokenizer, min(engine.context, engine.capacity)
+    room = Room(context, lambda text: len(tokenizer.encode(text)))
+    tasks, plan = make_plan(options, tokenizer.chat_template is not None, log, room)
     journal = None
     if options.out is not None:
         settings = _settings(engine, name, options)
         journal = Journal(options.out / "journal.jsonl", settings, options.resume)
-    lm = EngineLM(engine, engine.tokenizer, name, journal, options.truncate)
+    lm = EngineLM(engine, tokenizer, name, journal, options.truncate)
     lm.progress = progress or lm.progress
     return run_plan(lm, tasks, plan, options, name)
 
@@ -114,6 +120,8 @@ def evaluate_server(
     check_installed()
     from lm_eval.api.registry import get_model
 
+    from llamaseek.evals.tasks import Room
+
     if options.resume:
         raise UserError("--resume: is not for a server, whose answers are not kept")
     base = url.rstrip("/")
@@ -123,7 +131,8 @@ def evaluate_server(
         lm = get_model("local-completions").create_from_arg_obj(args, {"batch_size": 1})
     except Exception as error:
         raise UserError(f"{url}: {shorten(str(error))}") from error
-    tasks, plan = make_plan(options, options.chat != "off", log)
+    room = Room(getattr(lm, "max_length", 2048))
+    tasks, plan = make_plan(options, options.chat != "off", log, room)
     return run_plan(lm, tasks, plan, options, url)
 
 
@@ -181,13 +190,16 @@ class PlannedTask:
 
 
 def make_plan(
-    options: EvalOptions, has_template: bool, log: Callable[[str], None]
+    options: EvalOptions,
+    has_template: bool,
+    log: Callable[[str], None],
+    room: Room | None = None,
 ) -> tuple[Any, list[PlannedTask]]:
     """The task manager, and the benchmarks in order. UserError where one cannot be had."""
     from llamaseek.evals.data import LocalData
     from llamaseek.evals.tasks import Tasks
 
-    tasks = Tasks(list(options.tasks), LocalData(tuple(options.data)))
+    tasks = Tasks(list(options.tasks), LocalData(tuple(options.data)), room)
     return tasks, [_planned(each, tasks, has_template, options, log) for each in options.tasks]
 
 
@@ -200,9 +212,10 @@ def _planned(
     if not leaves:
         raise UserError(f"{name}: has no tasks")
     generates = all(task.OUTPUT_TYPE == "generate_until" for task in leaves)
+    talks = has_template and generates and tasks.is_chat(name)
     if options.chat == "on" and not has_template:
         raise bad_value("--chat", "on", "off or auto: the model has no chat template")
-    chat = options.chat == "on" or (options.chat == "auto" and has_template and generates)
+    chat = options.chat == "on" or (options.chat == "auto" and talks)
     for task in leaves:
         if options.max_gen_toks is not None and generates:
             given = {"max_gen_toks": options.max_gen_toks}
@@ -210,6 +223,8 @@ def _planned(
     first = leaves[0]
     used = first.config.num_fewshot if shots is None else shots
     log(_protocol_line(name, tasks.task_of(name), first, len(leaves), used or 0, chat))
+    if name in tasks.notes:
+        log(tasks.notes[name])
     return PlannedTask(name, built, shots, chat)
 
 

@@ -7,7 +7,7 @@ there is replaced (`verdicts`), and rows come from `data`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from typing import Any
 import lm_eval.tasks
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
-from lm_eval.tasks._index import Entry
+from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from llamaseek.errors import UserError, shorten, unknown_name
-from llamaseek.evals import verdicts
+from llamaseek.evals import core, needle, verdicts
 from llamaseek.evals.data import LocalData
 
 SHIPPED = Path(lm_eval.tasks.__file__).parent
@@ -31,7 +31,9 @@ PREFIX = "lm-eval:"
 class Protocol:
     """A benchmark by name: lm-eval's task, its shots where not the task's own, and the source.
 
-    `folder` of lm-eval's tasks holds it. `chance` is the share that guessing gets right.
+    `folder` of lm-eval's tasks holds it. `chance` is the share that guessing gets right. With
+    `continues` the prompt is code that the model goes on with: as a chat's it gets prose, which
+    ends at the task's stop strings.
     """
 
     task: str
@@ -40,13 +42,16 @@ class Protocol:
     source: str
     chance: float = 0.0
     unsafe: bool = False
+    continues: bool = False
 
 
 META = "llama-models eval_details.md"
 LECTURE = {
     "mmlu": Protocol("mmlu", "mmlu/default", 5, "lecture; Meta, base models: NLL of letters", 0.25),
     "gpqa": Protocol("gpqa_main_zeroshot", "gpqa/zeroshot", 0, "lecture; letters scored", 0.25),
-    "humaneval": Protocol("humaneval", "humaneval", 0, "lecture; Chen et al. 2021", unsafe=True),
+    "humaneval": Protocol(
+        "humaneval", "humaneval", 0, "lecture; Chen et al. 2021", unsafe=True, continues=True
+    ),
     "gsm8k": Protocol("gsm8k_cot", "gsm8k", 8, "lecture; shots of Wei et al. 2022"),
     "math": Protocol("minerva_math", "minerva_math", 4, "lecture; Lewkowycz et al. 2022"),
 }
@@ -73,7 +78,9 @@ OTHERS = {
     "gpqa_deepseek": Protocol(
         "gpqa_diamond_cot_zeroshot", "gpqa/cot_zeroshot", 0, "DeepSeek-V3 §5.3: diamond, CoT"
     ),
-    "humaneval_deepseek": Protocol("humaneval", "humaneval", 0, "DeepSeek-V3 §4.4", unsafe=True),
+    "humaneval_deepseek": Protocol(
+        "humaneval", "humaneval", 0, "DeepSeek-V3 §4.4", unsafe=True, continues=True
+    ),
     "arc_easy": Protocol("arc_easy", "arc", 0, "lm-eval: answer texts scored", 0.25),
     "arc_challenge": Protocol("arc_challenge", "arc", 0, "lm-eval: answer texts scored", 0.25),
     "hellaswag": Protocol("hellaswag", "hellaswag", 0, "lm-eval; quoted as acc_norm", 0.25),
@@ -86,6 +93,10 @@ OTHERS = {
     "openbookqa": Protocol("openbookqa", "openbookqa", 0, "lm-eval", 0.25),
     "commonsense_qa": Protocol("commonsense_qa", "commonsense_qa", 0, "lm-eval", 0.2),
     "mbpp": Protocol("mbpp", "mbpp", 3, "DeepSeek-V3 §4.4", unsafe=True),
+    "tool_calls": Protocol("tool_calls", "", 0, "rows of BFCL, compared to the letter"),
+    "needle": Protocol("needle", "", 0, f"{META}: NIH; by length"),
+    "needles": Protocol("needles", "", 0, f"{META}: multi-needle, four codes; by length"),
+    "core": Protocol("core", "", None, "Li et al. 2024, as nanochat computes it"),
 } | {
     f"mmlu_{language}_llama": Protocol(
         f"mmlu_{language}_llama", f"llama3/instruct/mmlu_{language}", 5, f"{META}: multilingual"
@@ -94,6 +105,17 @@ OTHERS = {
 }
 PROTOCOLS = LECTURE | OTHERS
 SANDBOXED = ("humaneval", "mbpp")
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a model has room for: its context in tokens, and how many tokens a text is.
+
+    What it is without a model is a guess.
+    """
+
+    context: int = 1 << 13
+    count: Callable[[str], int] = lambda text: len(text) // 4
 
 
 class Factory(TaskFactory):  # type: ignore[misc]
@@ -218,8 +240,9 @@ class Tasks(TaskManager):  # type: ignore[misc]
     seconds; `lm-eval:NAME` is lm-eval's own task of that name.
     """
 
-    def __init__(self, names: list[str], data: LocalData) -> None:
+    def __init__(self, names: list[str], data: LocalData, room: Room | None = None) -> None:
         _quiet()
+        self.notes: dict[str, str] = {}
         known = [PROTOCOLS[name] for name in names if name in PROTOCOLS]
         folders = {str(SHIPPED / p.folder) if p.folder else str(OWN) for p in known}
         other = [name for name in names if name not in PROTOCOLS and not Path(name).is_file()]
@@ -229,9 +252,37 @@ class Tasks(TaskManager):  # type: ignore[misc]
             super().__init__(include_path=sorted(folders))  # ten seconds
         self._factory = Factory(data)
         self._build_math()
+        self._build_needles(names, room or Room())
+        if "core" in names:
+            self._build_core(data)
         for name in other:
             if self.task_of(name) not in self.all_tasks:
                 raise unknown_name("task", name, [*PROTOCOLS, *self.all_tasks])
+
+    def _add(self, group: dict[str, Any], tasks: Sequence[dict[str, Any]] = ()) -> None:
+        """A group of tasks that no file of lm-eval's has."""
+        for config in tasks:
+            self._index[config["task"]] = Entry(config["task"], Kind.TASK, None, config)
+        self._index[group["group"]] = Entry(group["group"], Kind.GROUP, None, group)
+
+    def _build_needles(self, names: Sequence[str], room: Room) -> None:
+        """A task for each length that the model has room for."""
+        for name in set(names) & set(needle.NEEDLES):
+            tasks = [needle.task_config(name, length, room.count)
+                     for length in needle.lengths_within(room.context)]  # fmt: skip
+            metric = [{"metric": key, "aggregation": "mean", "weight_by_size": False}
+                      for key in ("exact_match", "recall")]  # fmt: skip
+            self._add({"group": name, "task": [task["task"] for task in tasks],
+                       "aggregate_metric_list": metric}, tasks)  # fmt: skip
+
+    def _build_core(self, data: LocalData) -> None:
+        """The tasks of nanochat's bundle whose files are there."""
+        tasks, missing = core.read_bundle(core.find_bundle(data.folders))
+        self._add(core.group_config(tasks), [core.task_config(task) for task in tasks])
+        shots = [f"{task.label} ({task.shots}-shot)" for task in tasks]
+        self.notes["core"] = f"core: {', '.join(shots)}"
+        if missing:
+            self.notes["core"] += f"; without {', '.join(missing)}, whose files are not there"
 
     def _build_math(self) -> None:
         """lm-eval has MATH's seven subjects, and no group of them."""
@@ -240,11 +291,8 @@ class Tasks(TaskManager):  # type: ignore[misc]
             {"metric": name, "aggregation": "mean", "weight_by_size": True}
             for name in ("exact_match", "math_verify", "hendrycks")
         ]
-        config = {"group": "minerva_math", "task": subjects, "aggregate_metric_list": metric}
         if subjects:
-            from lm_eval.tasks._index import Kind
-
-            self._index["minerva_math"] = Entry("minerva_math", Kind.GROUP, None, config)
+            self._add({"group": "minerva_math", "task": subjects, "aggregate_metric_list": metric})
 
     @staticmethod
     def task_of(name: str) -> str:
@@ -257,6 +305,11 @@ class Tasks(TaskManager):  # type: ignore[misc]
     def shots_of(name: str) -> int | None:
         """The shots that a benchmark is known for; None leaves it to the task."""
         return PROTOCOLS[name].shots if name in PROTOCOLS else None
+
+    @staticmethod
+    def is_chat(name: str) -> bool:
+        """Whether a benchmark that generates can be asked as a chat."""
+        return name not in PROTOCOLS or not PROTOCOLS[name].continues
 
     def build(self, name: str, shots: int | None = None) -> Any:
         """lm-eval's task or group. UserError where it, its rows or its `shots` are missing."""

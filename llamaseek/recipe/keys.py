@@ -121,6 +121,7 @@ FREE = (
     "train.save_every",
     "train.keep",
     "train.save_in_background",
+    "train.track",
     "train.max_skipped",
     "train.device",
     "rollout.eval_prompts",

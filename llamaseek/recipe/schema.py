@@ -43,6 +43,11 @@ Recomputed = Annotated[
     Literal["none", "selective", "full"],
     BeforeValidator(lambda x: {True: "full", False: "none"}[x] if isinstance(x, bool) else x),
 ]
+# One tool may be named without a list.
+Trackers = Annotated[
+    list[Literal["tensorboard", "wandb", "mlflow", "trackio"]],
+    BeforeValidator(lambda x: [x] if isinstance(x, str) else x),
+]
 Float8 = Literal["none", "tensorwise", "rowwise", "deepseek"]
 ObjectiveName = Literal["next_token", "multi_token", "masked", "sft", "dpo"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
@@ -230,6 +235,9 @@ class TrainRecipe(Section):
     """Number of latest checkpoints that are kept."""
     save_in_background: bool = False
     """Continue training while a checkpoint is written."""
+    track: Trackers = ["tensorboard"]
+    """Tools that get the numbers of metrics.jsonl, the recipe, the samples and the report:
+    `tensorboard`, `wandb`, `mlflow`, `trackio` (docs/tracking.md)."""
     max_skipped: int = Field(default=10, ge=1)
     """The run stops after this many consecutive steps with a loss or gradient that is not
     finite."""

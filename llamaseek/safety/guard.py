@@ -20,7 +20,7 @@ from llamaseek.safety.verdict import GuardError, Verdict, read_answer
 from llamaseek.text.chat import encode_chat
 from llamaseek.text.guard_prompt import PUBLISHED, Category, guard_prompt
 from llamaseek.text.llama3_calls import ChatOptions
-from llamaseek.text.messages import Message
+from llamaseek.text.messages import SYSTEM, Message
 from llamaseek.text.special import START_HEADER
 from llamaseek.text.tokenizer import Tokenizer
 
@@ -54,7 +54,7 @@ class Policy:
         if answer.finish != "stop":
             raise GuardError("its answer does not end")
         safe, categories = read_answer(answer.text, self.categories)
-        last = next(m["role"] for m in reversed(messages) if m["role"] != "system")
+        last = next(m["role"] for m in reversed(messages) if m["role"] not in SYSTEM)
         role = "user" if last == "user" else "assistant"
         return Verdict(safe, categories, self._probability(answer.logprobs or []), role)
 

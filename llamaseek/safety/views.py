@@ -13,11 +13,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llamaseek.text.messages import REASONING_KEYS, Message
+from llamaseek.text.messages import REASONING_KEYS, SYSTEM, Message
 
 READ = frozenset({"role", "content", "tool_calls", "tool_call_id", *REASONING_KEYS})
 """Keys whose texts are in a guard's prompt, or have no text."""
-SYSTEM = ("system", "developer")
 ID = re.compile(r"[\w.:-]{0,64}")
 
 

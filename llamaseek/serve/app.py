@@ -6,15 +6,37 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from llamaseek import __version__
 from llamaseek.serve.gate import OPEN, Gate
 from llamaseek.serve.routes import about as health
-from llamaseek.serve.routes import chat, chat_page, completions, embeddings, models, tokens
+from llamaseek.serve.routes import (
+    chat,
+    chat_page,
+    completions,
+    embeddings,
+    internals,
+    messages,
+    models,
+    responses,
+    tokens,
+)
 from llamaseek.serve.service import Service
 from llamaseek.serve.wire import errors
 
-ROUTERS = (models, completions, chat, embeddings, tokens, health, chat_page)
+ROUTERS = (
+    models,
+    completions,
+    chat,
+    responses,
+    messages,
+    embeddings,
+    tokens,
+    internals,
+    health,
+    chat_page,
+)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -41,4 +63,11 @@ def create_app(service: Service) -> FastAPI:
     for room in ROUTERS:
         app.include_router(room.router)
     app.add_middleware(Gate, service=service, open_paths=OPEN | chat_page.PATHS)
+    if service.options.cors:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=service.options.cors,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+        )
     return app

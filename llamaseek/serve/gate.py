@@ -19,6 +19,8 @@ from llamaseek.serve.wire.errors import ApiError, as_api_error, respond
 from llamaseek.serve.wire.streaming import ClientGone
 
 log = logging.getLogger("llamaseek.serve")
+VERSIONED = frozenset({"chat", "completions", "embeddings", "messages", "models", "responses"})
+"""What stands after `/v1`, and is found without it, as some clients ask."""
 OPEN = frozenset({"/health", "/ready"})
 CLIENT_GONE = 499  # nginx's number for a client that went away
 
@@ -35,6 +37,8 @@ class Gate:
             await self.app(scope, receive, send)
             return
         start, status, sent = time.perf_counter(), 500, False
+        method = scope["method"]
+        scope = as_routed(scope)
 
         async def watched(message: Message) -> None:
             nonlocal status, sent
@@ -47,14 +51,14 @@ class Gate:
             if refusal is None:
                 await self.app(scope, receive, watched)
             else:
-                await respond(refusal)(scope, receive, watched)
+                await respond(refusal, scope["path"])(scope, receive, watched)
         except ClientGone:
             status = CLIENT_GONE
         except Exception as error:
             _log_error(error)
             if not sent:
-                await respond(as_api_error(error))(scope, receive, watched)
-        self._count(scope, status, time.perf_counter() - start)
+                await respond(as_api_error(error), scope["path"])(scope, receive, watched)
+        self._count(scope, method, status, time.perf_counter() - start)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         """Why a request is not let in."""
@@ -72,19 +76,31 @@ class Gate:
         key = self.service.options.api_key
         if key is None or scope["path"] in self.open:
             return True
-        given = Headers(scope=scope).getlist("authorization")
-        if len(given) != 1:
-            return False
-        wanted = f"Bearer {key}".encode()
-        return hmac.compare_digest(given[0].encode("latin-1", "replace"), wanted)
+        headers = Headers(scope=scope)
+        return any(
+            len(given := headers.getlist(name)) == 1
+            and hmac.compare_digest(given[0].encode("latin-1", "replace"), wanted.encode())
+            for name, wanted in (("authorization", f"Bearer {key}"), ("x-api-key", key))
+        )
 
-    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+    def _count(self, scope: Scope, method: str, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path_format", "other")
         self.service.metrics.responses.labels(route, str(status)).inc()
         if status in REASONS and scope["path"] not in OPEN:
             self.service.metrics.refusals.labels(REASONS[status]).inc()
-        method = scope["method"] if scope["method"].isalpha() else "?"
-        log.info("%s %s %d %.0f ms", method[:10], route, status, 1000 * seconds)
+        word = method[:10] if method.isalpha() else "?"
+        log.info("%s %s %d %.0f ms", word, route, status, 1000 * seconds)
+
+
+def as_routed(scope: Scope) -> Scope:
+    """A request as the routes know it: of a path with its version, `HEAD` as `GET`.
+
+    The HTTP server leaves out the body of an answer to `HEAD`.
+    """
+    path, method = scope["path"], scope["method"]
+    bare = path.lstrip("/").partition("/")[0] in VERSIONED
+    asked = "GET" if method == "HEAD" else method
+    return {**scope, "path": f"/v1{path}" if bare else path, "method": asked}
 
 
 REASONS = {401: "key", 403: "host or guard", 413: "size", 429: "queue", 503: "unavailable"}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from llamaseek.errors import bad_value
 from llamaseek.serve.hosts import read_names
 
 MEGABYTE = 1 << 20
+ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#\s@]+")
+"""What browsers send as the `Origin` of a page; `null` for one that was opened from a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,8 @@ class Limits:
     schema_depth: int = 32
     compile_seconds: float = 5.0  # by the clock; it may use STEP_CPU of processor time
     compiling: int = 32  # constraints at once
+    internals_tokens: int = 512  # of a text that /internals runs the model over
+    internals: int = 4  # requests to it at once; they are answered one after another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +46,8 @@ class ServeOptions:
     `timeout` bounds a request as a whole, `guard_timeout` one verdict of a guard, `body_timeout`
     the arrival of a body, `drain` how long answers under way may take after a signal to stop.
     `guard_system` has the guard judge system messages as the user's.
-    `allowed_hosts` are `Host` headers that are accepted beside the server's own names.
+    `allowed_hosts` are `Host` headers that are accepted beside the server's own names. `cors` are
+    the origins of web pages that may read answers, as `https://example.com`; `*` is all.
     Raises UserError for a value that is not allowed.
     """
 
@@ -56,9 +62,13 @@ class ServeOptions:
     guard_timeout: float = 30.0
     guard_system: bool = False
     allowed_hosts: tuple[str, ...] = ()
+    cors: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "allowed_hosts", read_names(self.allowed_hosts, "--allowed-host"))
+        for origin in self.cors:
+            if not ORIGIN.fullmatch(origin):
+                raise bad_value("--cors", origin, "an origin such as https://example.com, or *")
         if not 0 <= self.port <= 65535:
             raise bad_value("--port", self.port, "a number from 0 to 65535")
         if self.api_key is not None and not self.api_key.strip():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,7 @@ from llamaseek.serve.compiling import Compiler
 from llamaseek.serve.metrics import Metrics
 from llamaseek.serve.options import ServeOptions
 from llamaseek.serve.wire.errors import ApiError
+from llamaseek.serve.wire.logprobs import token_text
 from llamaseek.text.guard_prompt import Category
 from llamaseek.text.tokenizer import Tokenizer
 
@@ -49,6 +51,8 @@ class Service:
         self.metrics = Metrics(self.background)
         if self.engine.grammars is None:
             raise UserError("engine: has no tokenizer")
+        self.looking = 0  # requests that look inside the model, or wait for their turn to
+        self.look_turn = asyncio.Lock()
         self.compiler = Compiler(self.engine.grammars, self.options.limits)
 
     @property
@@ -77,6 +81,12 @@ class Service:
     @cached_property
     def _special_ids(self) -> dict[str, int]:
         return {name: token for token, name in self.tokenizer.specials.items()}
+
+    @cached_property
+    def ids_of_texts(self) -> dict[str, int]:
+        """The token that a text of `logprobs` means; of two with one text the first."""
+        size = self.tokenizer.vocab_size
+        return {token_text(self.tokenizer, token): token for token in reversed(range(size))}
 
     async def encode(self, text: str, name: str = "prompt") -> list[int]:
         """A text's ids. UserError, before any work, for one that cannot fit the context."""
@@ -116,10 +126,13 @@ class Service:
             Request(prompt=prompt, params=params, salt=user or "", adapter=adapter)
             for prompt in prompts
         ]
-        try:
+        with renamed(name):
             return requests, self.background.submit(requests)
-        except UserError as error:
-            raise UserError(str(error).replace("prompt:", f"{name}:", 1)) from None
+
+    def check(self, prompt: list[int], params: SamplingParams, name: str) -> None:
+        """UserError, as `submit` raises it, for a prompt that the model cannot take."""
+        with renamed(name):
+            self.engine.check(Request(prompt=prompt, params=params))
 
     async def compile(
         self, constraint: Constraint | None, field: str = "response_format"
@@ -128,6 +141,15 @@ class Service:
         if constraint is not None:
             await self.compiler.check(constraint, field)
         return constraint
+
+
+@contextmanager
+def renamed(name: str) -> Iterator[None]:
+    """An error about the engine's `prompt` names what the route calls it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("prompt:", f"{name}:", 1)) from None
 
 
 def new_id(prefix: str) -> str:

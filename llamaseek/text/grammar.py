@@ -32,13 +32,16 @@ BLANK = "".join(c for c in map(chr, range(0x3001)) if c.isspace())
 """What Llama 3's reader skips before a call; a regular expression's blanks are fewer."""
 
 
-def call_grammar(functions: Functions, tokenizer: Tokenizer, free: bool) -> str:
+def call_grammar(
+    functions: Functions, tokenizer: Tokenizer, free: bool, several: bool = True
+) -> str:
     """The grammar of an answer that calls; `free`, of one that calls or says something.
 
-    Llama 3's answer holds one call, DeepSeek-V3's several where it is free.
+    Llama 3's answer holds one call, DeepSeek-V3's `several` where it is free.
     """
-    make = deepseek_grammar if family_of(tokenizer) == "deepseek_v3" else llama3_grammar
-    return "\n".join(make(functions, tokenizer, free))
+    if family_of(tokenizer) == "deepseek_v3":
+        return "\n".join(deepseek_grammar(functions, tokenizer, free, several))
+    return "\n".join(llama3_grammar(functions, tokenizer, free))
 
 
 def llama3_grammar(functions: Functions, tokenizer: Tokenizer, free: bool) -> list[str]:
@@ -60,7 +63,9 @@ def llama3_grammar(functions: Functions, tokenizer: Tokenizer, free: bool) -> li
     ]
 
 
-def deepseek_grammar(functions: Functions, tokenizer: Tokenizer, free: bool) -> list[str]:
+def deepseek_grammar(
+    functions: Functions, tokenizer: Tokenizer, free: bool, several: bool = True
+) -> list[str]:
     """Name and fenced JSON between control tokens, which text cannot spell."""
     begin, end, call_begin, call_end, sep = (
         _token(tokenizer, name) for name in (CALLS_BEGIN, CALLS_END, CALL_BEGIN, CALL_END, CALL_SEP)
@@ -70,8 +75,8 @@ def deepseek_grammar(functions: Functions, tokenizer: Tokenizer, free: bool) -> 
     calls = [one, *_calls(functions, opening, "\n```")]
     if not free:
         return [f"start: {begin} one {end}", *calls]
-    several = f'{begin} one ("\\n" one)* {end}'
-    return [f"start: text? | text? {several}", "text: TEXT\nTEXT: /(?s:.+)/", *calls]
+    more = ' ("\\n" one)*' if several else ""
+    return [f"start: text? | text? {begin} one{more} {end}", "text: TEXT\nTEXT: /(?s:.+)/", *calls]
 
 
 def _calls(functions: Functions, opening: Mapping[str, str], closing: str) -> list[str]:

@@ -17,8 +17,10 @@ from llamaseek.text.special import END_THINK, THINK
 
 Message = dict[str, Any]
 
-ROLES = ("system", "user", "assistant", "ipython", "tool")
+ROLES = ("system", "developer", "user", "assistant", "ipython", "tool")
 RESULTS = ("ipython", "tool")
+SYSTEM = ("system", "developer")
+"""OpenAI's newer models are instructed by `developer`, which is a system message here."""
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 """What an assistant's reasoning goes by; the first name is DeepSeek's, the one that is written."""
 
@@ -36,7 +38,7 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Turn:
-    """One message. A result's role is `tool`, whichever name it came by."""
+    """One message. A result's role is `tool` and instructions' is `system`, however they came."""
 
     role: str
     content: str
@@ -91,7 +93,7 @@ def _read_message(where: str, message: Any) -> Turn:
     reasoning = reasoning_of(message)
     if reasoning is not None and (role != "assistant" or not isinstance(reasoning, str)):
         raise bad_value(f"{where}.reasoning_content", reasoning, "an assistant's text")
-    role = "tool" if role in RESULTS else role
+    role = "tool" if role in RESULTS else "system" if role in SYSTEM else role
     content = _read_content(where, message, role, bool(calls) or reasoning is not None)
     return Turn(role, content, calls, reasoning)
 
@@ -117,7 +119,7 @@ def _read_content(where: str, message: Mapping[str, Any], role: str, optional: b
     content = message.get("content")
     if isinstance(content, str):
         return content
-    if content is None and optional:
+    if (content is None or content == []) and optional:
         return ""
     if "content" not in message:
         raise UserError(f"{where}.content: missing; a message has a role and a content")
@@ -156,7 +158,14 @@ def _read_call(where: str, call: Any) -> ToolCall:
     return _read_arguments(f"{where}.function.arguments", name, function.get("arguments"))
 
 
+def given_arguments(given: Any) -> Any:
+    """A call's arguments as they are given; some clients write none as null or an empty text."""
+    empty = given is None or (isinstance(given, str) and not given.strip())
+    return {} if empty else given
+
+
 def _read_arguments(where: str, name: str, given: Any) -> ToolCall:
+    given = given_arguments(given)
     arguments, text = given, given
     if isinstance(given, str):
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ from llamaseek.train.benchmarks import Benchmarks
 from llamaseek.train.evaluate import LossAccumulator, evaluate
 from llamaseek.train.figures import Arriving, StepFigures, all_finite, is_finite
 from llamaseek.train.job import Interrupted, Job, StepHook, summary_lines
-from llamaseek.train.monitor import Curves, NonFiniteGuard
+from llamaseek.train.monitor import NonFiniteGuard
 from llamaseek.train.optimizer import (
     WeightAverage,
     learning_rate,
@@ -60,6 +60,7 @@ from llamaseek.train.saving.state import (
     load_state,
     save_source,
 )
+from llamaseek.train.tracking.trackers import Trackers
 
 BEFORE, AFTER = "before.jsonl", "after.jsonl"
 """What held-out rows came out as at both ends of a run, in its folder."""
@@ -75,17 +76,18 @@ def train(
     resume: bool = False,
     on_step: StepHook | None = None,
     allow_change: Sequence[str] = (),
+    report: Callable[[Path], Path] | None = None,
 ) -> RunFolder:
     """Run `job` to its last step; the final model lies in the run folder's `model`.
 
     With `resume` it continues from the newest checkpoint, bit for bit. What the checkpoint depends
-    on must be the same, but for the keys in `allow_change`. Raises `Interrupted`
-    after saving when SIGINT or SIGTERM came.
+    on must be the same, but for the keys in `allow_change`. `report` writes a run folder's page, on
+    the first rank. Raises `Interrupted` after saving when SIGINT or SIGTERM came.
     """
     folder = job.recipe.folder
     on_first_rank(lambda: hold(folder))
     try:
-        return Trainer(job, allow_change).run(resume, on_step)
+        return Trainer(job, allow_change).run(resume, on_step, report)
     finally:
         release(folder)
 
@@ -131,10 +133,25 @@ class Trainer:
         self.asked: list[int] = []  # signals
         self.stopping = False
         self.read_at = 0.0
+        self.trackers: Trackers | None = None
+        self.completed = False
 
-    def run(self, resume: bool, on_step: StepHook | None) -> RunFolder:
-        """All steps that are left, then the final model."""
-        done = self._start(resume)
+    def run(
+        self,
+        resume: bool,
+        on_step: StepHook | None,
+        report: Callable[[Path], Path] | None = None,
+    ) -> RunFolder:
+        """All steps that are left, then the final model and its report."""
+        with closing(self):
+            self._steps(self._start(resume), on_step)
+            self._finish()
+            if self.trackers is not None:
+                self.trackers.finish(report(self.folder.path) if report else None)
+            self.completed = True
+        return self.folder
+
+    def _steps(self, done: int, on_step: StepHook | None) -> None:
         name, main = self.job.recipe.name, self.ranks.main
         peak = PeakRate(partial(peak_rate, self.ranks.dtype, self.device)) if main else None
         progress = Progress(
@@ -147,9 +164,9 @@ class Trainer:
             batch=self.recipe.batch,
             shown=main,
         )
-        self.curves = Curves(self.folder.path / "tensorboard", done) if main else None
+        self.trackers = Trackers(self.job.recipe, done) if main else None
         progress.say(self.job.bad_rows.summary())
-        with progress, closing(self), stop_signals() as asked:
+        with progress, stop_signals() as asked:
             self.asked = asked
             if done == 0:
                 self._begin(progress)
@@ -163,8 +180,6 @@ class Trainer:
                     raise Interrupted(asked[0] if asked else signal.SIGTERM, step + 1)
             progress.say(summary_lines(self.job.source))
             self._examine(before=False)
-        self._finish()
-        return self.folder
 
     def _begin(self, progress: Progress) -> None:
         """Where the run begins: the figures and answers that its end is compared with."""
@@ -183,9 +198,9 @@ class Trainer:
             write_jsonl(self.folder.path / (BEFORE if before else AFTER), found)
 
     def close(self) -> None:
-        """Flush the curves."""
-        if self.curves is not None:
-            self.curves.close()
+        """End the run in the tools that track it."""
+        if self.trackers is not None:
+            self.trackers.close(self.completed)
 
     def _start(self, resume: bool) -> int:
         on_first_rank(self.folder.create)
@@ -419,9 +434,9 @@ class Trainer:
         }
 
     def _log(self, line: dict[str, Any]) -> None:
-        if self.curves is not None:
+        if self.trackers is not None:
             self.folder.log(line)
-            self.curves.log(line)
+            self.trackers.log(line)
 
     def _evaluate(self) -> dict[str, float]:
         with self.averaged():

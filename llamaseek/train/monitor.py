@@ -1,4 +1,4 @@
-"""What a run records beside its checkpoints: skipped batches and curves."""
+"""Batches of steps that were skipped, recorded in the run folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch.utils.tensorboard import SummaryWriter
 
 from llamaseek.data.batch import Batch
 from llamaseek.errors import UserError
@@ -42,21 +41,3 @@ class NonFiniteGuard:
                 f"row (train.max_skipped); the batch is in {path}"
             )
         return {"skipped_steps": self.skipped}
-
-
-class Curves:
-    """Writes every number of a metrics line under its name."""
-
-    def __init__(self, folder: Path, done: int) -> None:
-        # What an interrupted run logged after its checkpoint is hidden, not drawn twice.
-        self.writer = SummaryWriter(str(folder), purge_step=done + 1)  # type: ignore[no-untyped-call]
-
-    def log(self, line: dict[str, Any]) -> None:
-        """One metrics line."""
-        for name, value in line.items():
-            if name != "step" and isinstance(value, int | float):
-                self.writer.add_scalar(name, value, line["step"])  # type: ignore[no-untyped-call]
-
-    def close(self) -> None:
-        """Flush to disk."""
-        self.writer.close()  # type: ignore[no-untyped-call]

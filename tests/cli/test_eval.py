@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -59,11 +60,22 @@ def test_the_table_and_the_files(place: Path, tmp_path: Path, cli: Cli) -> None:
     assert again.code == 2 and "--resume" in again.err and again.err.count("\n") == 1
 
 
-def test_two_models_are_compared(place: Path, cli: Cli) -> None:
+def test_two_models_are_compared(place: Path, tmp_path: Path, cli: Cli) -> None:
     words = "--tasks", "piqa", "--data", str(place / "data")
-    done = cli("eval", str(place / "model"), *words, "--compare", str(place / "tuned"))
+    out = tmp_path / "both"
+    names = str(place / "model"), "--compare", str(place / "tuned")
+    done = cli("eval", *names, *words, "--out", str(out))
     assert done.code == 0, done.err
     assert "minus" in done.out and "item by item" in done.out
+    page = (out / "report.html").read_text()
+    assert page.count("<svg") == 1 and "http" not in page.split("</style>")[1].split("<svg")[0]
+    assert f"{place / 'tuned'} minus {place / 'model'}" in page
+    shown = re.search(
+        r"piqa</td><td>acc</td><td>none</td>\s*<td class=\"number\">([-+.\d]+)<", page
+    )
+    assert shown is not None and shown[1] in done.out
+    assert "llama-3-8b-instruct" in page and "79.6 <small>± 1.1</small>" in page
+    assert "GPQA Diamond, CoT" in page
     same = cli("eval", str(place / "model"), *words, "--compare", str(place / "model"))
     assert same.code == 2 and "--compare" in same.err
     none = cli("eval", str(place / "model"), *words, "--compare", "nowhere")

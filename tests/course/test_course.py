@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import json
 import os
 import re
 import subprocess
@@ -97,8 +98,13 @@ def test_both_editions_are_written(place: Path) -> None:
     build(place / "out", SOURCES[8:9])
     solved = place / "out" / "solved" / "09-herd-and-guard.ipynb"
     assert 10_000 < solved.stat().st_size <= LARGEST
-    without = (place / "out" / "student" / "09-herd-and-guard.ipynb").read_text()
+    path = place / "out" / "student" / "09-herd-and-guard.ipynb"
+    without = path.read_text()
     assert "Your turn" in without and "heads = config" not in without
+    assert path.stat().st_size <= LARGEST
+    codes = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    given = [bool(cell.outputs) for cell in codes]
+    assert given[1:-2] == [True] * len(given[1:-2]) and given[-2:] == [False, False]
 
 
 @pytest.mark.slow
@@ -111,6 +117,22 @@ def test_the_site_builds_without_a_warning(place: Path) -> None:
     page = (place / "site" / "course" / "09-herd-and-guard.html").read_text()
     assert "8_030_261_248" in re.sub("<[^>]+>", "", page) and "search.html" in page
     assert "The course" in (place / "site" / "landing.html").read_text()
+    pages = sum(len(site.Page(path).links) for path in (place / "site").rglob("*.html"))
+    assert pages > 1000 and site.broken_links(place / "site") == []
+
+
+def test_a_link_that_leads_nowhere_is_found(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text(
+        '<a href="b.html#here"><a href="b.html#gone"><a href="c.html"><a href="https://x.org/">'
+        '<a href="#top"><img src="d%20e.png"><img src="f.png"><h1 id="top">'
+    )
+    (tmp_path / "b.html").write_text('<p id="here"><a href="a.html"></p>')
+    (tmp_path / "d e.png").touch()
+    assert [line.split()[3] for line in site.broken_links(tmp_path)] == [
+        "b.html#gone",
+        "c.html",
+        "f.png",
+    ]
 
 
 def test_solutions_lose_their_bodies_alone() -> None:
@@ -146,6 +168,20 @@ def wrong(value: ast.expr | None) -> ast.expr:
     if isinstance(value, ast.IfExp):
         return ast.IfExp(value.test, wrong(value.body), value.orelse)
     return ast.BinOp(value, ast.Add(), ast.Constant(0.5))
+
+
+def test_the_values_of_dpo_are_still_trl_s() -> None:
+    """Notebook 6 checks its solution against them."""
+    pytest.importorskip("trl", reason="needs TRL")
+    from notebooks.trl_dpo import VALUES, values
+
+    kept, found = json.loads(VALUES.read_text(encoding="utf-8")), values()
+    assert (kept["beta"], kept["nll_weight"]) == (found["beta"], found["nll_weight"])
+    for ours, theirs in zip(kept["pairs"], found["pairs"], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+        for side in ("policy", "reference"):
+            for a, b in zip(ours[side], theirs[side], strict=True):
+                assert a == pytest.approx(b, abs=1e-5)
 
 
 def test_every_slide_has_its_notebook() -> None:

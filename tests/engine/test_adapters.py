@@ -24,9 +24,9 @@ TARGETS = {
 PROMPTS = [[n + 3, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23] for n in (1, 2)]
 
 
-def adapted(family: str, seed: int) -> CausalLM:
+def adapted(family: str, seed: int, **sizes: Any) -> CausalLM:
     """The base with a random adapter on it, the same base whatever the seed."""
-    model = tiny_model(family)
+    model: CausalLM = tiny_model(family, **sizes)
     torch.manual_seed(seed)
     add_lora(model, 4, 8.0, TARGETS[family])
     for layer in model.modules():

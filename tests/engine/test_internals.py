@@ -15,7 +15,6 @@ from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.errors import UserError
 from llamaseek.herd.published import ENTRIES
 from llamaseek.models import CausalLM, build_model
-from llamaseek.models.attention import attend_in_row
 
 NAMES = ("tiny-llama3", "tiny-deepseek-v3")
 ROW = [5, 9, 200, 31, 77, 8, 14, 60]
@@ -85,11 +84,19 @@ def test_cache_bytes_are_the_engines_and_nothing_is_changed(name: str) -> None:
     assert found.cache_bytes < found.full_cache_bytes
     after = Engine(model).generate([Request(prompt=ROW, params=params)])[0].answers[0].tokens
     assert before == after
-    for layer in model.model.layers:
-        assert layer.self_attn.attend is attend_in_row and "choose" not in vars(layer.mlp)
-        assert "choose" not in vars(getattr(layer.mlp, "gate", layer))
+    assert not any(module._forward_pre_hooks for module in model.modules())
     again = read_internals(model, ROW)
     assert all(torch.equal(a, b) for a, b in zip(found.attention, again.attention, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_last_token_alone_is_the_last_row(name: str) -> None:
+    model = network(name)
+    found, last = read_internals(model, ROW), read_internals(model, ROW, last=True)
+    for every, one in zip(found.attention, last.attention, strict=True):
+        assert torch.equal(every[:, -1:], one)
+    assert torch.equal(found.layers[:, -1:], last.layers)
+    assert found.experts.keys() == last.experts.keys()
 
 
 @pytest.mark.parametrize("count", [0, LONGEST + 1])

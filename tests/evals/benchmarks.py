@@ -13,6 +13,17 @@ LETTERS = "ABCDEFGHIJ"
 WORDS = ("fox", "river", "stone", "cloud", "bird", "lamp", "chair", "moon", "book", "shoe")
 
 
+LANGUAGES = ("de", "es", "fr", "hi", "it", "pt", "th")
+CATEGORIES = (
+    "biology", "business", "chemistry", "computer science", "economics", "engineering", "health",
+    "history", "law", "math", "other", "philosophy", "physics", "psychology",
+)  # fmt: skip
+MATH_KINDS = (
+    "Algebra", "Counting & Probability", "Geometry", "Intermediate Algebra", "Number Theory",
+    "Prealgebra", "Precalculus",
+)  # fmt: skip
+
+
 def _options(number: int, count: int) -> list[str]:
     return [f"the {WORDS[(number + n) % 10]} {number + n}" for n in range(count)]
 
@@ -67,6 +78,24 @@ def _mbpp(number: int) -> Row:
     }
 
 
+def _tool_calls(number: int) -> Row:
+    """As BFCL has them: one call, two at once, and one with an argument that can be left out."""
+    place = {"type": "string", "description": "A city."}
+    unit = {"type": "string", "enum": ["C", "F"]}
+    function = {
+        "name": "weather.get", "description": "The weather.",
+        "parameters": {"type": "dict", "properties": {"city": place, "unit": unit},
+                       "required": ["city"]},
+    }  # fmt: skip
+    cities = [f"City {number}", f"Town {number}"][: 1 + number % 2]
+    return {
+        "id": f"simple_{number}",
+        "question": [[{"role": "user", "content": f"How is it in {' and '.join(cities)}?"}]],
+        "function": [function],
+        "ground_truth": [{"weather.get": {"city": [c], "unit": ["", "C"]}} for c in cities],
+    }
+
+
 ROWS: dict[str, Any] = {
     "piqa": lambda n: {
         "goal": f"Do {n}", "sol1": f"take {n}", "sol2": f"leave {n + 1}", "label": n % 2
@@ -102,6 +131,7 @@ ROWS: dict[str, Any] = {
         "key": n, "prompt": f"Write {n} without commas.",
         "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}],
     },
+    "tool_calls": _tool_calls,
     "bbh": lambda n: {"input": f"not True is ({n})", "target": ["False", "True"][n % 2]},
 }  # fmt: skip
 
@@ -132,13 +162,78 @@ def _file(path: Path, rows: list[Row]) -> None:
     path.with_name(path.name + ".jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
 
 
+def mmlu_subjects() -> list[str]:
+    """The 57 subjects of MMLU, as lm-eval's files name them."""
+    import lm_eval.tasks
+
+    folder = Path(lm_eval.tasks.__file__).parent / "mmlu/default"
+    return sorted(file.stem.removeprefix("mmlu_") for file in folder.glob("mmlu_*.yaml"))
+
+
+def write_core(folder: Path) -> Path:
+    """nanochat's `eval_bundle` with a task of each kind, and one whose file is missing."""
+    bundle = folder / "eval_bundle"
+    rows: dict[str, tuple[str, int, float, list[Row]]] = {
+        "options": ("multiple_choice", 3, 25, [
+            {"query": f"Which is {n}?", "choices": _options(n, 4), "gold": n % 4} for n in range(8)
+        ]),
+        "contexts": ("schema", 0, 50, [
+            {"context_options": [f"Ann saw {n}. Ann", f"Ann saw {n}. Bob"], "gold": n % 2,
+             "continuation": f"went to {WORDS[n]}"} for n in range(8)
+        ]),
+        "texts": ("language_modeling", 2, 0, [
+            {"context": f"After {n} comes ", "continuation": str(n + 1)} for n in range(8)
+        ]),
+        "gone": ("schema", 0, 50, []),
+    }  # fmt: skip
+    lines, table = ["icl_tasks:"], ["Eval Task,Random baseline"]
+    for label, (kind, shots, chance, items) in rows.items():
+        lines += [
+            "-", f"  label: {label}", f"  dataset_uri: kinds/{label}.jsonl",
+            f"  num_fewshot: [{shots}]", f"  icl_task_type: {kind}",
+        ]  # fmt: skip
+        lines += ['  continuation_delimiter: "\\nAnswer: "'] if label == "options" else []
+        table.append(f"{label},{chance}")
+        if items:
+            _file(bundle / "eval_data/kinds" / label, items)
+    (bundle / "core.yaml").write_text("\n".join(lines) + "\n")
+    (bundle / "eval_meta_data.csv").write_text("\n".join(table) + "\n")
+    return folder
+
+
+def write_groups(folder: Path) -> Path:
+    """Rows of every part of the benchmarks that have parts: subjects, languages, categories."""
+    subjects = mmlu_subjects()
+    rows = [_mmlu(n, subject) for n, subject in enumerate(subjects)]
+    _file(folder / "mmlu/test", rows)
+    _file(folder / "mmlu/dev", [_mmlu(n + 100 * k, s) for n, s in enumerate(subjects)
+                                for k in range(1, 6)])  # fmt: skip
+    pro = ROWS["mmlu_pro"]
+    _file(folder / "mmlu_pro/test", [pro(n) | {"category": c} for n, c in enumerate(CATEGORIES)])
+    shots = [pro(n + k) | {"category": c} for n, c in enumerate(CATEGORIES) for k in range(5)]
+    _file(folder / "mmlu_pro/validation", shots)
+    _file(folder / "math/test", [_math(n) | {"type": kind} for n, kind in enumerate(MATH_KINDS)])
+    name = "Llama-3.1-8B-Instruct-evals__multilingual_mmlu_{}__details"
+    for language in LANGUAGES:
+        _file(folder / "llama_evals" / name.format(language), [
+            {
+                "subtask_name": f"mmlu_{language}_chat.{subject}",
+                "input_question": row["question"],
+                "input_choice_list": dict(zip("ABCD", row["choices"], strict=True)),
+                "input_correct_responses": ["ABCD"[row["answer"]]],
+            }
+            for subject, row in zip(subjects, rows, strict=True)
+        ])  # fmt: skip
+    return folder
+
+
 def right_choice(task: str, doc: Mapping[str, Any]) -> int:
     """The number of the right option."""
     if task == "winogrande":
         return int(doc["answer"]) - 1
     if "gpqa" in task:
         return "ABCD".index(doc["answer"][1])
-    for key in ("answerKey", "answer", "label"):
+    for key in ("gold", "answerKey", "answer", "label"):
         if key in doc:
             value = doc[key]
             return int(value) if str(value).isdigit() else LETTERS.index(value)
@@ -159,6 +254,8 @@ def right_text(task: str, doc: Mapping[str, Any]) -> str:
         return f"The answer is ({doc['answer']}). The best answer is {doc['answer']}."
     if task.startswith("mmlu_cot"):
         return f"The best answer is {'ABCD'[doc['answer']]}."
+    if "input_correct_responses" in doc:
+        return f" {doc['input_correct_responses'][0]}."
     if task.startswith("mmlu_llama"):
         return f" {'ABCD'[doc['answer']]}."
     if task == "gpqa_llama":
@@ -177,6 +274,14 @@ def right_text(task: str, doc: Mapping[str, Any]) -> str:
         return f" {doc['answer']['value']}"
     if task.startswith("bbh"):
         return f"Let's think. So the answer is {doc['target']}."
+    if task.startswith("needle"):
+        return str(doc["target"])
+    if task == "tool_calls":
+        calls = [next(iter(one.items())) for one in json.loads(doc["ground_truth"])]
+        return "; ".join(
+            json.dumps({"name": name, "parameters": {"city": allowed["city"][0]}})
+            for name, allowed in calls
+        )
     if task == "ifeval":
         return "No such sign here"
     raise KeyError(task)

@@ -10,6 +10,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
+from llamaseek.evals.lm import Likelihood
 from llamaseek.evals.run import EvalOptions, Evaluation, make_plan, run_plan
 from tests.evals.benchmarks import right_choice, right_text
 
@@ -27,12 +28,13 @@ class Oracle(LM):  # type: ignore[misc]
     def apply_chat_template(self, history: Any, add_generation_prompt: bool = True) -> str:
         return "\n".join(f"{turn['role']}: {turn['content']}" for turn in history)
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance]) -> list[Likelihood]:
         self.prompts += [request.args[0] for request in requests]
         found = []
         for request in requests:
             best = self.choice(request.task_name, request.doc)
-            found.append((-1.0 if request.idx == best else -99.0, request.idx == best))
+            value = -1.0 if request.idx == best else -99.0
+            found.append(Likelihood.of([request.idx], [value], request.idx == best))
         return found
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:

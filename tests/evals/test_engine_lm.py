@@ -80,6 +80,10 @@ def check_same(one: Evaluation, other: Evaluation) -> None:
                     assert a == b
                 else:
                     assert a[0][1] == b[0][1] and math.isclose(a[0][0], b[0][0], abs_tol=1e-4)
+            assert row["metrics"] == match["metrics"]
+            assert [row[each] for each in row["metrics"]] == [
+                match[each] for each in row["metrics"]
+            ]
 
 
 @pytest.fixture(scope="module")

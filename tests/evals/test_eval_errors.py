@@ -83,6 +83,9 @@ def _chat_without_template() -> None:
 
     class Manager:
         def shots_of(self, name: str) -> None: ...
+        def is_chat(self, name: str) -> bool:
+            return True
+
         def build(self, name: str, shots: Any) -> str:
             return "task"
 
@@ -218,20 +221,61 @@ def test_a_completion_becomes_a_program(completion: str, right: bool) -> None:
     assert verdicts.humaneval(doc, [[program]]) == {"pass@1": float(right)}
 
 
-@pytest.mark.parametrize(
-    "harm",
-    [
-        "import os\nwhile True: os.fork()",
-        "import socket\nsocket.create_connection(('192.0.2.1', 80), 3)",
-        "open('big', 'wb').write(b'x' * (1 << 34))",
-        "import os\nos.kill(os.getppid(), 9)",
-    ],
-)
+HARMS = {
+    "forks": """
+        import os
+        pids = []
+        try:
+            while len(pids) < 5000:
+                pid = os.fork()
+                if not pid:
+                    while True: pass
+                pids.append(pid)
+        except OSError:
+            raise SystemError(f"{len(pids)} processes") from None
+        """,
+    "socket": """
+        import socket
+        socket.create_connection(("127.0.0.1", PORT), 3).sendall(b"out")
+        raise SystemError("sent")
+        """,
+    "disk": """
+        with open("big", "wb") as file:
+            for _ in range(1 << 14): file.write(bytes(1 << 20))
+        raise SystemError("written")
+        """,
+    "parent": """
+        import os, time
+        for _ in range(20):
+            os.kill(os.getppid(), 9)
+            time.sleep(0.01)
+        """,
+}
+"""Programs that reach for what is not theirs; the tests of a problem would let each pass."""
+
+
+@pytest.mark.parametrize("harm", HARMS)
 def test_a_harmful_program_fails_alone(harm: str) -> None:
+    """It does what it wants when its function is called, so that nothing else ends it."""
+    import socket
+    import textwrap
+    import time
+
     doc = ROWS["human_eval"](3)
-    bad = doc["prompt"] + "    return x + 3\n" + harm + "\nraise SystemExit\n"
     good = doc["prompt"] + "    return x + 3\n"
-    assert verdicts.humaneval(doc, [[bad, good]]) == {"pass@1": 0.5}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        port = str(server.getsockname()[1])
+        body = textwrap.indent(textwrap.dedent(HARMS[harm]).replace("PORT", port), "    ")
+        bad = doc["prompt"] + body + "    return x + 3\n"
+        started = time.monotonic()
+        assert verdicts.humaneval(doc, [[bad, good]]) == {"pass@1": 0.5}
+        assert time.monotonic() - started < 2 * verdicts.PROGRAM.seconds + 20
+        tests = f"{doc['test']}\ncheck({doc['entry_point']})\n"
+        found = verdicts._sandbox().run(bad, tests, verdicts.PROGRAM, doc["entry_point"])
+        print(harm, found)
+        with pytest.raises(TimeoutError):
+            server.accept()
 
 
 def test_rows_come_from_a_folder_as_the_hub_leaves_it(tmp_path: Path) -> None:
@@ -248,18 +292,35 @@ def test_rows_come_from_a_folder_as_the_hub_leaves_it(tmp_path: Path) -> None:
 
 
 def test_the_lectures_table_is_drawn(data: Path, tmp_path: Path) -> None:
-    from llamaseek.evals.published import COLUMNS, SCORES, measured, plot_table, standard_error
+    from llamaseek.evals.published import (
+        COLUMNS,
+        SCORES,
+        measured,
+        plot_table,
+        standard_error,
+        table_figure,
+    )
     from llamaseek.herd.published import ENTRIES
+    from llamaseek.pictures import VERMILION
 
     assert set(SCORES) <= {name.lower() for name in ENTRIES}
     assert all(len(scores) == len(COLUMNS) for scores in SCORES.values())
-    found = {column: round(standard_error(column, SCORES["llama-3-8b-instruct"][n] or 0), 2)
-             for n, column in enumerate(COLUMNS)}  # fmt: skip
+    lecture = dict(zip(COLUMNS, SCORES["llama-3-8b-instruct"], strict=True))
+    found = {column: round(standard_error(column, score), 2)
+             for column, score in lecture.items() if score}  # fmt: skip
     assert found == {"mmlu": 0.39, "gpqa": 2.24, "humaneval": 3.79, "gsm8k": 1.11, "math": 0.65}
     evaluation = asked(gold(), data, "gsm8k")
     assert measured(evaluation) == {"gsm8k": (100.0, 0.0)}
     plot_table([evaluation], tmp_path / "table.png")
     assert (tmp_path / "table.png").stat().st_size > 10_000
+    panels = table_figure([evaluation]).axes
+    hollow = [line.get_color() for line in panels[4].lines if line.get_markerfacecolor() == "none"]
+    others = [model for model, scores in SCORES.items() if scores[4] and scores[4].protocol]
+    assert len(hollow) == len(others) == 7
+    assert all(len(panel.containers) >= 6 for panel in panels)  # marks with error bars
+    assert [line.get_xdata()[0] for line in panels[3].lines if line.get_color() == VERMILION][
+        0
+    ] == 100
 
 
 def test_items_that_stand_in_the_training_data_are_a_share(tmp_path: Path) -> None:

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from random import Random
 
 import pytest
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 
-from tests.evals.benchmarks import right_choice, write
+from llamaseek.evals.run import EvalOptions, make_plan
+from tests.evals.benchmarks import (
+    LANGUAGES,
+    right_choice,
+    right_text,
+    write,
+    write_core,
+    write_groups,
+)
 from tests.evals.oracles import Oracle, asked, empty, gold, guessing
 
 CHOICES = {
@@ -35,9 +44,30 @@ TEXTS = {
     "gpqa_deepseek": "exact_match",
     "arc_challenge_llama": "exact_match",
     "ifeval": "prompt_level_strict_acc",
+    "tool_calls": "exact_match",
+    "needle": "exact_match",
+    "needles": "recall",
     "triviaqa": "exact_match",
     "lm-eval:bbh_cot_fewshot_boolean_expressions": "exact_match",
 }
+
+
+GROUPS = {
+    "mmlu": "acc",
+    "mmlu_cloze": "acc",
+    "mmlu_llama": "exact_match",
+    "mmlu_cot_llama": "exact_match",
+    "mmlu_pro": "exact_match",
+    "mmlu_pro_llama": "exact_match",
+    "math": "exact_match",
+    **{f"mmlu_{language}_llama": "exact_match" for language in LANGUAGES},
+}
+"""Benchmarks of many parts."""
+
+
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_groups(tmp_path_factory.mktemp("groups"))
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +93,56 @@ def test_right_answers_get_one_and_empty_ones_nothing(data: Path, task: str) -> 
     assert set(values(asked(empty(), data, task), metric)) == {0.0}
 
 
+@pytest.mark.parametrize("task", GROUPS)
+def test_benchmarks_of_many_parts_get_one_and_nothing(groups: Path, task: str) -> None:
+    right = asked(gold(), groups, task)
+    assert set(values(right, GROUPS[task])) == {1.0}
+    assert set(values(asked(empty(), groups, task), GROUPS[task])) == {0.0}
+    parts = sum(len(rows) for rows in right.samples.values())
+    assert parts == {"math": 7}.get(task, 14 if task.startswith("mmlu_pro") else 57)
+
+
+def test_core_centres_its_tasks_and_names_the_missing_ones(tmp_path: Path) -> None:
+    write_core(tmp_path)
+    lines: list[str] = []
+    make_plan(EvalOptions(tasks=["core"], data=[tmp_path]), False, lines.append)
+    assert lines[1:] == [
+        "core: options (3-shot), contexts (0-shot), texts (2-shot); without gone, whose files are "
+        "not there"
+    ]
+    right = asked(gold(), tmp_path, "core").results["results"]
+    assert right["core"]["centered,none"] == right["core"]["acc,none"] == 1.0
+    found = asked(empty(), tmp_path, "core").results["results"]
+    centred = {name: figures["centered,none"] for name, figures in found.items()}
+    assert centred["core_options"] == pytest.approx(-0.25 / 0.75)
+    assert centred["core_contexts"] == -1.0
+    assert centred["core"] == pytest.approx((-0.25 / 0.75 - 1 + centred["core_texts"]) / 3)
+
+
+def test_several_needles_are_counted_one_by_one(data: Path) -> None:
+    half = Oracle(right_choice, lambda task, doc: "It is " + " and ".join(
+        doc["target"].split(", ")[:2]))  # fmt: skip
+    figures = asked(half, data, "needles", limit=3).results["results"]
+    assert {figures[name]["recall,none"] for name in figures} == {0.5}
+    assert {figures[name]["exact_match,none"] for name in figures} == {0.0}
+
+
+WRONG_FORMS = {
+    "needle": (lambda right: f"The code is {right}!", "exact_match", "recall"),
+    "tool_calls": (lambda right: f"Sure:\n```json\n{right}\n```", "exact_match", "call_in_text"),
+}
+
+
+@pytest.mark.parametrize("task", WRONG_FORMS)
+def test_a_right_answer_among_other_words_counts_in_the_flexible_figure_alone(
+    data: Path, task: str
+) -> None:
+    form, strict, flexible = WRONG_FORMS[task]
+    loose = Oracle(right_choice, lambda name, doc: form(right_text(name, doc)))
+    found = asked(loose, data, task, limit=2)
+    assert set(values(found, strict)) == {0.0} and set(values(found, flexible)) == {1.0}
+
+
 def test_mathematics_is_judged_three_ways(data: Path) -> None:
     (figures,) = asked(gold(), data, "math500").results["results"].values()
     assert {figures[f"{m},none"] for m in ("exact_match", "math_verify", "hendrycks")} == {1.0}
@@ -72,6 +152,16 @@ def test_guesses_get_chance(tmp_path: Path) -> None:
     data = write(tmp_path, ("arc",), count=400)
     (value,) = values(asked(guessing(1), data, "arc_easy"), "acc")
     assert abs(value - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 400)
+
+
+def test_guessed_letters_get_chance_of_generated_answers(groups: Path) -> None:
+    """Of two languages: 114 items with four options."""
+    rng = Random(3)
+    guess = Oracle(right_choice, lambda task, doc: f" {rng.choice('ABCD')}.")
+    names = [f"mmlu_{language}_llama" for language in ("de", "th")]
+    found = asked(guess, groups, *names).samples.values()
+    right = [row["exact_match"] for rows in found for row in rows]
+    assert abs(sum(right) / len(right) - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 114)
 
 
 def test_always_the_first_option_gets_its_share(data: Path) -> None:

@@ -61,6 +61,12 @@ def make_service(
     return Service(made, tokenizer, ServeOptions(port=0, name="tiny", **(options or {})))
 
 
+def roomy() -> Service:
+    """A service whose context holds the definitions of tools."""
+    size = TOKENIZER.vocab_size
+    return make_service(tiny_model("llama3", vocab_size=size, max_position_embeddings=2048))
+
+
 @contextmanager
 def running(service: Service) -> Iterator[Running]:
     """The service behind a port, until the end of the block."""

@@ -56,11 +56,13 @@ class Speech:
         return made
 
 
-def spoken_service(speech: Speech, guard: Guard | None = None, **options: Any) -> Service:
+def spoken_service(
+    speech: Speech, guard: Guard | None = None, family: str = "llama3", **options: Any
+) -> Service:
     """A service whose model says what `speech` does, behind a guard if there is one."""
     tokenizer = speech.tokenizer
     model: CausalLM = tiny_model(
-        "llama3", vocab_size=tokenizer.vocab_size, max_position_embeddings=2048
+        family, vocab_size=tokenizer.vocab_size, max_position_embeddings=2048
     )
     service = make_service(model, tokenizer, options=options, max_num_seqs=1)
     speech.engine = service.engine

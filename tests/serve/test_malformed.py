@@ -165,7 +165,8 @@ def test_an_unsupported_field_within_another_is_refused(server: Running) -> None
     bad = {"include_usage": True, "chunk": 5}
     check(server.post(COMPLETIONS, prompt="x", stream=True, stream_options=bad), 400, "chunk")
     tool = {"type": "function", "function": {"name": "f", "code": "x"}}
-    check(server.post(CHAT, messages=HELLO, tools=[tool]), 400, "code")
+    error = check(server.post(CHAT, messages=HELLO, tools=[tool]), 400)
+    assert error["param"] == "tools[0].function.code"
 
 
 VALUES: list[tuple[str, Any]] = [
@@ -176,10 +177,10 @@ VALUES: list[tuple[str, Any]] = [
     *[("repetition_penalty", value) for value in (0, -1, 5e-324, 101, "1")],
     *[("presence_penalty", value) for value in (2.0001, -2.0001, "1", True)],
     *[("frequency_penalty", value) for value in (2.0001, -2.0001, "1")],
-    *[("max_tokens", value) for value in (-1, 0, 2**31, 1.5, "5", True)],
+    *[("max_tokens", value) for value in (-2, 0, 2**31, 1.5, "5", True)],
     *[("seed", value) for value in (-1, 2**64, 1.5, "1", True)],
     *[("n", value) for value in (0, -1, 17, 10**6, 10**9, 1.5, "2", True)],
-    *[("stop", value) for value in ("", [""], ["x"] * 17, "x" * 100_000, [5], 5, [None], {})],
+    *[("stop", value) for value in (["x"] * 17, "x" * 100_000, [5], 5, [None], {})],
     *[
         ("logit_bias", value)
         for value in ({"x": 1}, {"-1": 1}, {"5": 101}, {"5": -101}, {"5": "1"}, {"1.5": 1},
@@ -217,7 +218,7 @@ def test_values_out_of_range(server: Running, path: str, field: str, value: Any)
         (COMPLETIONS, {"prompt": ["x"] * 64, "n": 3}, "n"),
         (CHAT, {"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
         (CHAT, {"max_completion_tokens": 0}, "max_tokens"),
-        (CHAT, {"max_completion_tokens": -1}, "max_completion_tokens"),
+        (CHAT, {"max_completion_tokens": -2}, "max_completion_tokens"),
         (CHAT, {"tool_choice": "required"}, "tool_choice"),
         (CHAT, {"tool_choice": "some"}, "tool_choice"),
         (CHAT, {"tools": [{"type": "function", "function": {"name": "a b"}}]}, "name"),

@@ -76,6 +76,7 @@ def test_the_figures_of_the_limits() -> None:
         f"{limits.messages:,}; {limits.tools}",
         f"{limits.stops} texts of {limits.stop_length} characters",
         f"| {limits.logprobs} |",
+        f"first {limits.internals_tokens} tokens of a text; {limits.internals} requests",
         f"{limits.schema_bytes >> 10} kB, {limits.schema_depth} levels, {LARGEST_REGEX:,}",
         f"{limits.compile_seconds:.0f} s to compile",
         f"{options.timeout:.0f} s",

@@ -32,6 +32,11 @@ export async function models() {
   return listed.data.map((model) => model.id);
 }
 
+// What the model does at a token of a conversation.
+export async function internals(body, signal) {
+  return (await call("internals", { method: "POST", body: JSON.stringify(body), signal })).json();
+}
+
 // Yields the parsed events of a streamed chat.
 export async function* chat(body, signal) {
   const options = { method: "POST", body: JSON.stringify(body), signal };

@@ -2,6 +2,7 @@
 
 import { ApiError, chat as ask, models } from "./api.js";
 import { $, button, element } from "./dom.js";
+import { setUp as setUpInside } from "./inside.js";
 import * as inspector from "./inspector.js";
 import { answerText, article } from "./messages.js";
 import * as settings from "./settings.js";
@@ -270,6 +271,7 @@ function refresh() {
 const heat = () => document.body.classList.toggle("warm", state.settings.heat);
 
 function setUp() {
+  setUpInside(inspector.chosen);
   inspector.setUp(); // first, so that Escape closes it before it stops an answer
   const prompt = $("#prompt");
   $("#composer").addEventListener("submit", (event) => {

@@ -85,6 +85,8 @@ function mark(at) {
   }
 }
 
+export const chosen = () => shown;
+
 export function setUp() {
   const leave = () => close()?.article.querySelector(".text")?.focus();
   $("#previous").addEventListener("click", () => walk(-1));

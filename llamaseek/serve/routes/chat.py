@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -20,20 +21,20 @@ from llamaseek.safety.views import input_views
 from llamaseek.serve.metrics import Clock
 from llamaseek.serve.routes.chat_choice import AnswerReader, ChatChoice
 from llamaseek.serve.service import SHORT, Service, new_id
+from llamaseek.serve.wire.blocks import AnswerPart
 from llamaseek.serve.wire.bodies import StrictRoute
 from llamaseek.serve.wire.counting import is_larger, sizes
-from llamaseek.serve.wire.fields import ChatFields
-from llamaseek.serve.wire.params import at_most, constraint_of, sampling
+from llamaseek.serve.wire.fields import ChatFields, is_idle
+from llamaseek.serve.wire.params import at_most, check_stream_options, constraint_of, sampling
 from llamaseek.serve.wire.pieces import as_json
 from llamaseek.serve.wire.streaming import as_events, deltas_of, unless_gone, usage
 from llamaseek.serve.wire.tools import call_constraint, one_call_a_turn, shown_tools
 from llamaseek.text.chat import ChatOptions, encode_chat
 from llamaseek.text.messages import REASONING_KEYS, Message
-from llamaseek.text.parse import family_of
 from llamaseek.text.tokenizer import StreamDecoder
 
 MESSAGE_KEYS = frozenset(
-    {"role", "content", "tool_calls", "tool_call_id", "refusal", *REASONING_KEYS}
+    {"role", "name", "content", "tool_calls", "tool_call_id", "refusal", *REASONING_KEYS}
 )
 SHOWN = {"tools", "response_format", "chat_template_kwargs"}
 """Fields beside the messages whose texts may reach the model."""
@@ -50,6 +51,7 @@ class Chat:
     stream: Stream
     clock: Clock
     choices: list[ChatChoice]
+    cached: int = 0  # of the prompt's tokens
     id: str = field(default_factory=lambda: new_id("chatcmpl"))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -59,10 +61,17 @@ class Chat:
         async with asyncio.timeout(self.service.options.timeout):
             async for delta in deltas_of(self.stream, self.clock, held_by):
                 choice = self.choices[delta.index]
+                self.cached += delta.cached
                 await choice.see(delta)
                 yield choice
                 if all(each.finish is not None for each in self.choices):
                     return
+
+    async def parts(self) -> AsyncIterator[AnswerPart]:
+        """What the only choice says, piece by piece, for other protocols."""
+        async for choice in self.grow():
+            if choice.news:
+                yield choice.take()
 
     async def whole(self) -> dict[str, Any]:
         """The response as one object."""
@@ -112,18 +121,15 @@ async def chat_completions(request: Request, fields: ChatFields) -> Response:
 async def begin(service: Service, fields: ChatFields) -> Chat | GuardFindings:
     """Check everything, ask the guard, then the engine."""
     clock = Clock(service.metrics)
-    adapter = service.adapter(fields.model)
-    limits, tokenizer = service.options.limits, service.tokenizer
-    check_keys(fields.messages)
-    tools = shown_tools(fields, tokenizer, limits)
+    adapter, tokenizer = service.adapter(fields.model), service.tokenizer
+    tools = shown_tools(fields, tokenizer, service.options.limits)
     constraint = await constraint_for(service, fields)
     params = params_of(service, fields, constraint)
-    opened, options = ending(fields)
-    prompt = await encode(service, fields.messages, tools, opened, options)
+    prompt = await prompt_of(service, fields, tools)
     found = None if service.guard is None else await service.guard.check(judged(service, fields))
     if found is not None and not found.safe:
         return found
-    _, stream = service.submit([prompt], params, adapter, fields.user, "messages")
+    _, stream = service.submit([prompt], params, adapter, fields.salt, "messages")
     choices = [
         ChatChoice(
             index,
@@ -135,6 +141,13 @@ async def begin(service: Service, fields: ChatFields) -> Chat | GuardFindings:
         for index in range(params.n)
     ]
     return Chat(service, fields, len(prompt), stream, clock, choices)
+
+
+async def prompt_of(service: Service, fields: ChatFields, tools: list[dict[str, Any]]) -> list[int]:
+    """The ids that the model is asked with. UserError, naming the field."""
+    check_keys(fields.messages)
+    opened, options = ending(fields)
+    return await encode(service, fields.messages, tools, opened, options)
 
 
 def judged(service: Service, fields: ChatFields) -> list[list[Message]]:
@@ -156,12 +169,16 @@ def watch_over(
 
 
 def check_keys(messages: list[dict[str, Any]]) -> None:
-    """UserError for a part of a message that means nothing here, unless it is empty."""
+    """UserError for a part of a message that means nothing here, unless it is empty.
+
+    Templates may show a speaker's `name`; the formats of Llama 3 and DeepSeek-V3 do not.
+    """
     for index, message in enumerate(messages):
-        known = MESSAGE_KEYS | ({"name"} if message.get("role") == "tool" else set())
         for key, value in message.items():
-            if key not in known and value not in (None, [], {}):
+            if key not in MESSAGE_KEYS and value != {} and not is_idle(key, value):
                 raise UserError(f"messages[{index}].{shorten(key, 60)}: is not supported")
+        if not isinstance(message.get("name"), str | None):
+            raise bad_value(f"messages[{index}].name", message["name"], "a string")
 
 
 def ending(fields: ChatFields) -> tuple[bool, ChatOptions]:
@@ -199,9 +216,20 @@ async def encode(
         size = sum(sizes([part for each in parts for part in each if part]))
         if size > service.longest_token * service.engine.context:
             raise UserError(f"messages: have {size} characters, more than the context can hold")
-        llama = family_of(service.tokenizer).startswith("llama3")
-        turns = one_call_a_turn(messages) if llama else messages
-        return encode_chat(service.tokenizer, turns, open_answer, tools or None, options).ids
+        render = partial(
+            encode_chat,
+            service.tokenizer,
+            add_generation_prompt=open_answer,
+            tools=tools or None,
+            options=options,
+        )
+        try:
+            return render(messages).ids
+        except UserError:
+            apart = one_call_a_turn(messages)
+            if apart == messages:
+                raise
+            return render(apart).ids
 
     if is_larger([messages, tools], SHORT):
         return await asyncio.to_thread(ids)
@@ -222,9 +250,8 @@ def params_of(
 ) -> SamplingParams:
     """The engine's parameters. UserError, naming the field."""
     limits = service.options.limits
-    if fields.stream_options is not None and not fields.stream:
-        raise UserError("stream_options: is only for streams; set stream to true")
-    if fields.top_logprobs is not None and not fields.logprobs:
+    check_stream_options(fields)
+    if fields.top_logprobs and not fields.logprobs:
         raise UserError("top_logprobs: needs logprobs to be true")
     most, newer = fields.max_tokens, fields.max_completion_tokens
     if most is not None and newer is not None and most != newer:

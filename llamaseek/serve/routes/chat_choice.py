@@ -11,6 +11,7 @@ from llamaseek.engine.request import Delta, Logprob
 from llamaseek.engine.text_out import StopStrings
 from llamaseek.safety.served import GuardedAnswer
 from llamaseek.serve.service import new_id
+from llamaseek.serve.wire.blocks import AnswerPart
 from llamaseek.serve.wire.logprobs import chat_logprobs
 from llamaseek.text.messages import Content, Event, Reasoning, ToolCall
 from llamaseek.text.parse import IdStream
@@ -76,7 +77,9 @@ class ChatChoice:
     calls: list[dict[str, Any]] = field(default_factory=list)
     scores: list[Logprob] = field(default_factory=list)
     finish: str | None = None
+    stop_reason: str | None = None
     generated: int = 0
+    reasoned: int = 0  # of the tokens generated, those of the reasoning
     _called: bool = False
     _opened: bool = False
     _told: int = 0  # calls
@@ -94,7 +97,11 @@ class ChatChoice:
     def add(self, delta: Delta) -> None:
         """Add a delta of the engine."""
         self.scores += delta.logprobs or []
-        for event in self.reader.read(delta):
+        self.stop_reason = delta.stop_reason or self.stop_reason
+        events = self.reader.read(delta)
+        if any(isinstance(event, Reasoning) for event in events):
+            self.reasoned += len(delta.tokens)
+        for event in events:
             if isinstance(event, Content):
                 self.content += event.text
             elif isinstance(event, Reasoning):
@@ -130,22 +137,26 @@ class ChatChoice:
     def chunk(self) -> dict[str, Any]:
         """What is new, as a streamed choice."""
         delta: dict[str, Any] = {} if self._opened else {"role": "assistant", "content": ""}
-        if self.reasoning:
-            delta["reasoning_content"] = self.reasoning
-        if self.content:
-            delta["content"] = self.content
-        if self.calls:
-            first = self._told
+        end, first, part = self._end(), self._told, self.take()
+        if part.reasoning:
+            delta["reasoning_content"] = part.reasoning
+        if part.content:
+            delta["content"] = part.content
+        if part.calls:
             delta["tool_calls"] = [
-                {"index": first + n, **call} for n, call in enumerate(self.calls)
+                {"index": first + n, **call} for n, call in enumerate(part.calls)
             ]
-            self._told += len(self.calls)
-        if (refusal := self._refusal()) is not None:
-            delta["refusal"] = refusal
+        if part.refusal is not None:
+            delta["refusal"] = part.refusal
         self._opened = True
-        chunk = {"index": self.index, "delta": delta, **self._end()}
+        return {"index": self.index, "delta": delta, **end}
+
+    def take(self) -> AnswerPart:
+        """What is new, whatever the protocol."""
+        part = AnswerPart(self.reasoning, self.content, self.calls, self._refusal(), self.finish)
+        self._told += len(self.calls)
         self.content, self.reasoning, self.calls, self.scores = "", "", [], []
-        return chunk
+        return part
 
     def _end(self) -> dict[str, Any]:
         scores = chat_logprobs(self.tokenizer, self.scores) if self.scored else None

@@ -20,7 +20,7 @@ from llamaseek.serve.wire.bodies import StrictRoute
 from llamaseek.serve.wire.errors import ApiError
 from llamaseek.serve.wire.fields import CompletionFields
 from llamaseek.serve.wire.logprobs import CompletionLogprobs
-from llamaseek.serve.wire.params import at_most, constraint_of, sampling
+from llamaseek.serve.wire.params import at_most, check_stream_options, constraint_of, sampling
 from llamaseek.serve.wire.pieces import as_json
 from llamaseek.serve.wire.streaming import as_events, deltas_of, unless_gone, usage
 from llamaseek.text.tokenizer import Tokenizer
@@ -156,7 +156,7 @@ async def begin(service: Service, fields: CompletionFields) -> CompletionJob:
     constraint = await service.compile(constraint_of(fields.response_format))
     params = params_of(service, fields, constraint)
     ids = [await service.encode_prompt(prompt) for prompt in prompts]
-    requests, stream = service.submit(ids, params, adapter, fields.user)
+    requests, stream = service.submit(ids, params, adapter, fields.salt)
     choices: dict[tuple[int, int], Choice] = {}
     for prompt, asked in zip(prompts, requests, strict=True):
         for answer in range(params.n):
@@ -176,8 +176,7 @@ def params_of(service: Service, fields: CompletionFields, constraint: Any) -> Sa
     limits = service.options.limits
     if fields.best_of is not None and fields.best_of != (fields.n or 1):
         raise bad_value("best_of", fields.best_of, "the same number as n")
-    if fields.stream_options is not None and not fields.stream:
-        raise UserError("stream_options: is only for streams; set stream to true")
+    check_stream_options(fields)
     wanted = None
     if fields.logprobs is not None:
         wanted = at_most("logprobs", fields.logprobs, limits.logprobs)

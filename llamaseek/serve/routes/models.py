@@ -12,6 +12,7 @@ router = APIRouter()
 
 
 @router.get("/v1/models")
+@router.get("/v1/models/", include_in_schema=False)
 async def models(request: Request) -> dict[str, Any]:
     """All names: the base first, then its adapters."""
     service: Service = request.app.state.service

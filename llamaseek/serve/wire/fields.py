@@ -19,21 +19,48 @@ Texts = Annotated[list[str], Field(fail_fast=True)]
 Prompts = str | Texts | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)]
 """Lists stop at the first thing that is wrong with them: there may be many thousands."""
 Messages = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
+MaxTokens = Annotated[int, Field(ge=-1, le=LARGEST)]
+"""-1 is as many as the context allows, as in llama.cpp."""
+IDLE: dict[str, tuple[Any, ...]] = {
+    "include_obfuscation": (False,),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1, 1.0),
+    "min_tokens": (0,),
+    "modalities": (["text"],),
+    "service_tier": ("auto", "default", "standard_only"),
+    "allowed_callers": (["direct"],),
+    "background": (False,),
+    "defer_loading": (False,),
+    "eager_input_streaming": (False, True),
+    "skip_special_tokens": (True,),
+    "store": (False,),
+    "truncation": ("disabled",),
+    "use_beam_search": (False,),
+    "verbosity": ("medium",),
+}
+"""Fields that are not supported, and their values that ask for nothing, which clients send."""
 
 
 class Strict(BaseModel):
-    """No conversions, no unknown fields but those that are null, no NaN."""
+    """No conversions, no NaN, and no unknown fields but those that ask for nothing."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
-    def without_nulls(cls, given: Any) -> Any:
-        """Some clients send what they do not ask for as null."""
+    def without_idle(cls, given: Any) -> Any:
+        """Many clients send what they do not ask for: null, empty, or as it is anyway."""
         if not isinstance(given, dict):
             return given
         known = {field.alias or name for name, field in cls.model_fields.items()}
-        return {name: each for name, each in given.items() if each is not None or name in known}
+        return {n: each for n, each in given.items() if n in known or not is_idle(n, each)}
+
+
+def is_idle(name: str, value: Any) -> bool:
+    """Whether a field that is not supported asks for nothing."""
+    if value is None or value in ("", []):
+        return True
+    return any(type(value) is type(each) and value == each for each in IDLE.get(name, ()))
 
 
 class StreamOptions(Strict):
@@ -90,11 +117,10 @@ ResponseFormat = Annotated[
 ]
 
 
-class SamplingFields(Strict):
-    """Sampling and stop fields of both kinds of generation."""
+class Sampled(Strict):
+    """What the protocols have in common: which model, how it samples, and for whom."""
 
     model: str
-    max_tokens: Annotated[int, Field(ge=0, le=LARGEST)] | None = None
     temperature: Annotated[float, Field(ge=0)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=LARGEST)] | None = None
@@ -104,13 +130,28 @@ class SamplingFields(Strict):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
-    stop: Text | Annotated[list[Text], Field(fail_fast=True)] | None = None
+    stop: str | Texts | None = None
     ignore_eos: bool = False
-    n: Annotated[int, Field(ge=1)] | None = None
     stream: bool | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    metadata: dict[str, str] | None = None
+
+    @property
+    def salt(self) -> str:
+        """Who shares cached prefixes: `user`, or by OpenAI's newer names of it."""
+        given = (self.user, self.safety_identifier, self.prompt_cache_key)
+        return next((each for each in given if each), "")
+
+
+class SamplingFields(Sampled):
+    """Sampling and stop fields of both of OpenAI's older kinds of generation."""
+
+    max_tokens: MaxTokens | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
-    user: str | None = None
 
 
 class CompletionFields(SamplingFields):
@@ -156,11 +197,12 @@ class ChatFields(SamplingFields):
     """The body of `/v1/chat/completions`. Messages are read by `llamaseek.text.messages`."""
 
     messages: Annotated[Messages, Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=0, le=LARGEST)] | None = None
+    max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
     tools: Annotated[list[Tool], Field(max_length=1024, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -192,3 +234,18 @@ class DetokenizeFields(Strict):
 
     model: str | None = None
     tokens: TokenIds
+
+
+class InternalsFields(Strict):
+    """The body of `/internals`: a conversation, its answer's tokens, what of it is wanted.
+
+    `answer` has the tokens' texts as `logprobs` writes them; `token` counts from 0 over the
+    conversation and the answer, `layer` from 0.
+    """
+
+    model: str
+    messages: Annotated[Messages, Field(min_length=1)]
+    tools: Annotated[list[Tool], Field(max_length=1024, fail_fast=True)] | None = None
+    answer: Texts = []
+    token: Annotated[int, Field(ge=0, le=LARGEST)] | None = None
+    layer: Annotated[int, Field(ge=0, le=LARGEST)] = 0

@@ -16,6 +16,7 @@ from llamaseek.serve.wire.fields import (
     TextFormat,
 )
 
+UNLIMITED = -1
 ANY_OBJECT = '{"type": "object"}'
 
 
@@ -42,7 +43,7 @@ def sampling(
         frequency_penalty=fields.frequency_penalty or 0.0,
         logit_bias=bias(fields.logit_bias or {}),
         seed=fields.seed,
-        max_tokens=max_tokens,
+        max_tokens=None if max_tokens == UNLIMITED else max_tokens,
         ignore_eos=fields.ignore_eos or ignore_eos,
         stop=stops(fields.stop, limits),
         logprobs=logprobs,
@@ -51,6 +52,13 @@ def sampling(
         n=count,
         constraint=constraint,
     )
+
+
+def check_stream_options(fields: SamplingFields) -> None:
+    """UserError for a count of tokens that is asked of a stream where there is none."""
+    asked = fields.stream_options is not None and fields.stream_options.include_usage
+    if asked and not fields.stream:
+        raise UserError("stream_options: is only for streams; set stream to true")
 
 
 def at_most(name: str, value: int, most: int) -> int:
@@ -69,8 +77,8 @@ def bias(given: dict[str, float]) -> dict[int, float]:
 
 
 def stops(given: str | list[str] | None, limits: Limits) -> list[str]:
-    """Stop texts as a list."""
-    found = [given] if isinstance(given, str) else list(given or [])
+    """Stop texts as a list; empty ones stop nothing."""
+    found = [each for each in ([given] if isinstance(given, str) else given or []) if each]
     if len(found) > limits.stops:
         raise UserError(f"stop: {len(found)} texts are too many; at most {limits.stops} may be")
     longest = max(map(len, found), default=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -78,12 +78,13 @@ async def _gone(request: Request) -> None:
         pass
 
 
-def event(data: Any) -> str | Iterator[str]:
+def event(data: Any, name: str | None = None) -> str | Iterator[str]:
     """One server-sent event; in pieces if it has a long list."""
+    start = "data: " if name is None else f"event: {name}\ndata: "
     try:
-        return f"data: {dumps(data, default=_is_long)}\n\n"
+        return f"{start}{dumps(data, default=_is_long)}\n\n"
     except _LongData:
-        return chain(("data: ",), json_pieces(data), ("\n\n",))
+        return chain((start,), json_pieces(data), ("\n\n",))
 
 
 class _LongData(Exception):
@@ -95,24 +96,43 @@ def _is_long(value: Any) -> Any:
     raise _LongData
 
 
+def as_named_events(
+    chunks: AsyncIterator[dict[str, Any]], failed: Callable[[ApiError], dict[str, Any]]
+) -> StreamingResponse:
+    """Chunks as events of their `type`; `failed` makes the one of an error."""
+    return as_stream(chunks, lambda chunk: event(chunk, chunk["type"]), failed)
+
+
 def as_events(chunks: AsyncIterator[dict[str, Any]]) -> StreamingResponse:
     """Chunks as events, `[DONE]` at the end; an error becomes an event of its own."""
+    return as_stream(chunks, event, ApiError.body, DONE)
+
+
+def as_stream(
+    chunks: AsyncIterator[dict[str, Any]],
+    write: Callable[[dict[str, Any]], str | Iterator[str]],
+    failed: Callable[[ApiError], dict[str, Any]],
+    end: str = "",
+    media_type: str = "text/event-stream",
+) -> StreamingResponse:
+    """A response that sends each chunk as it is made; an error becomes a chunk of its own."""
 
     async def lines() -> AsyncIterator[str]:
         try:
             async for chunk in chunks:
-                made = event(chunk)
+                made = write(chunk)
                 if isinstance(made, str):
                     yield made
                     continue
                 async for piece in iterate_in_threadpool(made):
                     yield piece
         except (ApiError, TimeoutError, Exception) as error:
-            yield f"data: {dumps(as_api_error(error).body())}\n\n"
-        yield DONE
+            yield "".join(write(failed(as_api_error(error))))
+        if end:
+            yield end
 
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(lines(), media_type=media_type, headers=headers)
 
 
 def usage(prompt: int, completion: int) -> dict[str, Any]:

@@ -42,8 +42,8 @@ def shown_tools(fields: ChatFields, tokenizer: Tokenizer, limits: Limits) -> lis
 def one_call_a_turn(messages: Sequence[Message]) -> list[Message]:
     """The messages with the calls of one answer apart, each before its result.
 
-    A turn of Llama 3 holds one call, though its answers may have several. Where their results do
-    not follow, each by its `tool_call_id`, nothing is changed.
+    For chat templates that take one call a turn, such as Llama 3.1's. Where the results do not
+    follow, each by its `tool_call_id`, nothing is changed.
     """
     apart: list[Message] = []
     waiting = list(messages)
@@ -68,18 +68,19 @@ def call_constraint(fields: ChatFields, tokenizer: Tokenizer) -> Constraint | No
     """What holds an answer's calls to the schemas of their functions.
 
     A `tool_choice` that asks for a call holds the whole answer to one. Where the model chooses
-    and a function is `strict`, what it says is free until it calls; functions that are not strict
-    then take any object. UserError for arguments that are no object.
+    and a function is `strict`, or it may make one call alone, what it says is free until it calls;
+    functions that are not strict then take any object. UserError for arguments that are no object.
     """
-    choice = fields.tool_choice
+    choice, alone = fields.tool_choice, fields.parallel_tool_calls is False
     functions = [tool.function for tool in fields.tools or []]
     free = choice in (None, "auto")
-    if choice == "none" or not functions or (free and not any(f.strict for f in functions)):
+    held_to = alone or any(function.strict for function in functions)
+    if choice == "none" or not functions or (free and not held_to):
         return None
     if isinstance(choice, NamedTool):
         functions = [each for each in functions if each.name == choice.function.name]
     held = {each.name: arguments(each, free and not each.strict) for each in functions}
-    return Constraint("lark", call_grammar(held, tokenizer, free))
+    return Constraint("lark", call_grammar(held, tokenizer, free, not alone))
 
 
 def arguments(function: FunctionOf, loose: bool) -> dict[str, Any]:

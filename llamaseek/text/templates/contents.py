@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Any
 
 from llamaseek.errors import UserError
-from llamaseek.text.messages import Message, reasoning_of
+from llamaseek.text.messages import SYSTEM, Message, given_arguments, reasoning_of
 
 Render = Callable[[list[Message]], str]
 
@@ -65,6 +65,10 @@ def for_template(messages: Sequence[Message], contents: Contents, calls: Calls) 
 
 def _message(message: Message, contents: Contents, calls: Calls) -> Message:
     made = {key: value for key, value in message.items() if value is not None}
+    if made.get("role") in SYSTEM:
+        made["role"] = SYSTEM[0]
+    if made.get("content") == []:
+        del made["content"]
     reasoning = reasoning_of(made)
     if reasoning is not None:
         made = {"thinking": reasoning, **made, "reasoning_content": reasoning}
@@ -92,9 +96,10 @@ def _is_text_part(part: Any) -> bool:
 
 def _call(call: Any, as_text: bool) -> Any:
     function = dict(call["function"])
-    given = function.get("arguments")
+    given = given_arguments(function.get("arguments"))
     if as_text and not isinstance(given, str):
-        function["arguments"] = json.dumps(given, ensure_ascii=False)
+        given = json.dumps(given, ensure_ascii=False)
     elif not as_text and isinstance(given, str):
-        function["arguments"] = json.loads(given)
+        given = json.loads(given)
+    function["arguments"] = given
     return {"type": "function", **call, "function": function}
