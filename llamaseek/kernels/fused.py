@@ -7,14 +7,14 @@ M rows, F width, N tokens, H heads, R rotary width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llamaseek.kernels.ops import TRITON, library
+from llamaseek.kernels.ops import TRITON, library, narrower
 
 SCHEMAS = (
     "swiglu(Tensor gate, Tensor up) -> Tensor",
@@ -104,28 +104,20 @@ def _narrow_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return scaled.to(narrower(x, weight))
 
 
-def narrower(x: Tensor, weight: Tensor) -> torch.dtype:
-    """The dtype of the one that takes fewer bytes a number; x's where both take as many."""
-    return x.dtype if x.dtype.itemsize <= weight.dtype.itemsize else weight.dtype
-
-
 def _new(x: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-for schema, fallback, shape in zip(
-    SCHEMAS,
-    (_swiglu, _swiglu_backward, _rotate, _narrow_norm, _rotate_both, _store),
-    (
-        lambda gate, up: _new(gate),
-        lambda gradient, gate, up: (_new(gate), _new(up)),
-        lambda x, *rest: _new(x),
-        lambda x, weight, eps: x.new_empty(x.shape, dtype=narrower(x, weight)),
-        lambda q, k, *rest: (_new(q), _new(k)),
-        lambda *rest: None,
-    ),
-    strict=True,
-):
+FALLBACKS = (_swiglu, _swiglu_backward, _rotate, _narrow_norm, _rotate_both, _store)
+SHAPES: tuple[Callable[..., Any], ...] = (
+    lambda gate, up: _new(gate),
+    lambda gradient, gate, up: (_new(gate), _new(up)),
+    lambda x, *rest: _new(x),
+    lambda x, weight, eps: x.new_empty(x.shape, dtype=narrower(x, weight)),
+    lambda q, k, *rest: (_new(q), _new(k)),
+    lambda *rest: None,
+)
+for schema, fallback, shape in zip(SCHEMAS, FALLBACKS, SHAPES, strict=True):
     library.define(schema)
     name = schema.partition("(")[0]
     library.impl(name, fallback, "CompositeExplicitAutograd")

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llamaseek.kernels.fused import narrower
+from llamaseek.kernels.ops import narrower
 
 COLUMNS = 1024  # of a row that a program computes
 HEADS = 16  # of a token that a program turns

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cache
 from inspect import signature
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ class Documents(NamedTuple):
     keys: Tensor
     longest_query: int
     longest_key: int
-    grouped: dict[str, bool]  # how PyTorch's kernel is told that query heads share keys
+    grouped: dict[str, Any]  # how PyTorch's kernel is told that query heads share keys
     host: Tensor  # queries and keys (2, N + 1) on the CPU
 
 
@@ -88,7 +88,7 @@ def documents_of(
 
 
 @cache
-def grouped() -> dict[str, bool]:
+def grouped() -> dict[str, Any]:
     """PyTorch 2.11 takes grouped keys without being told."""
     from torch.nn.attention.varlen import varlen_attn
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llamaseek.kernels.fused import SwiGLU, in_one_pass, narrow_norm, narrower
+from llamaseek.kernels.fused import SwiGLU, in_one_pass, narrow_norm
+from llamaseek.kernels.ops import narrower
 from llamaseek.models.recompute import unneeded
 
 

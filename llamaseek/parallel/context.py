@@ -20,7 +20,7 @@ from llamaseek.models.attention import (
     attend_in_row,
     document_mask,
 )
-from llamaseek.models.documents import documents_of
+from llamaseek.models.documents import Documents, documents_of
 from llamaseek.models.rope import Rotary
 from llamaseek.parallel.collectives import Group, gather, gather_whole
 
@@ -65,8 +65,11 @@ class Slices:
             seen: Mask | None
             if isinstance(mask, Tensor):
                 seen = mask[:, :, own, :end]
+            elif mask is None:
+                seen = self.last(size, end, q.device)
             else:
-                seen = self.last(size, end, q.device) if mask is None else mask[half]
+                assert not isinstance(mask, Documents)
+                seen = mask[half]
             told = isinstance(mask, tuple)  # where documents end, but not that they are causal
             outs.append(attend_in_row(q[:, own], k[:, :end], v[:, :end], seen, told, scale))
         return torch.cat(outs, 1)

@@ -71,12 +71,21 @@ def keep_freed_memory() -> None:
     Each step frees and takes the same large blocks; faulting their pages in anew cost a sixth of
     a small model's step. Elsewhere than on glibc nothing happens.
     """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL(None)
-    trim_threshold, mmap_threshold = -1, -3  # the names' numbers in malloc.h
-    libc.mallopt(mmap_threshold, 2**30)
-    libc.mallopt(trim_threshold, 2**31 - 1)
+    _set_malloc(mmap_threshold=2**30, trim_threshold=2**31 - 1)
+
+
+def hand_back_freed_memory() -> None:
+    """Let glibc hand freed tensors back at once. While a model is cut, whole weights are freed that
+    lie between the shares that are kept: a rank would end with twice the memory that it needs.
+    """
+    _set_malloc(mmap_threshold=2**20, trim_threshold=2**20)
+
+
+def _set_malloc(mmap_threshold: int, trim_threshold: int) -> None:
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, mmap_threshold)  # the names' numbers in malloc.h
+        libc.mallopt(-1, trim_threshold)
 
 
 def peak_rate(dtype: torch.dtype, device: torch.device) -> float:

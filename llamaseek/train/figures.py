@@ -34,15 +34,15 @@ class Arriving:
 
 @dataclass
 class StepFigures:
-    """A step that was begun: `found` has its loss, terms, gradient norm and whether it is to stop,
-    `loads` the tokens an expert (L, E), of the layers in `routed`.
+    """A step that was begun: `found` has the losses of `names`, the gradient norm and whether it is
+    to stop, `loads` the tokens an expert (L, E), of the layers in `routed`.
     """
 
     step: int
     start: float  # by `time.perf_counter`
     batch: Batch
     rate: float
-    terms: list[str]
+    names: list[str]
     found: Arriving
     loads: Arriving | None
     routed: list[int]
@@ -59,7 +59,7 @@ class StepFigures:
     def numbers(self) -> tuple[dict[str, float], float, bool]:
         """The loss and each term's mean by name, the gradient norm, and whether to stop."""
         *means, norm, stop = self.found.read().tolist()
-        return dict(zip(["loss", *self.terms], means, strict=True)), norm, stop > 0
+        return dict(zip(self.names, means, strict=True)), norm, stop > 0
 
 
 def is_finite(loss: Tensor, norm: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from llamaseek.runtime.device import (
     autocast,
     be_deterministic,
     compiles,
+    hand_back_freed_memory,
     keep_freed_memory,
     peak_rate,
     pick_device,
@@ -99,7 +100,6 @@ class Trainer:
         self.job, self.recipe, self.allow_change = job, job.recipe.train, allow_change
         self.benchmarks = Benchmarks.of(job)
         self.device = pick_device(self.recipe.device)
-        keep_freed_memory()
         if self.recipe.deterministic:
             be_deterministic(self.device)
         dtype = pick_dtype(self.recipe.precision, self.device)
@@ -107,7 +107,9 @@ class Trainer:
         self.flops = recipe_flops(job.recipe, model.config, job.source.length)
         form = saved_form(model, job, torch.promote_types(dtype, torch.float32))
         use_float8(model, self.recipe.float8, self.device)
+        hand_back_freed_memory()
         self.ranks = ParallelModel(model, job.recipe.parallel, self.device, dtype)
+        keep_freed_memory()
         recompute(self.ranks.layers(), self.recipe.checkpoint_activations)
         if compiles(self.recipe, self.device):
             compile_layers(self.ranks)
@@ -296,7 +298,7 @@ class Trainer:
         norm = self.ranks.clip(self.recipe.clip)
         rate = learning_rate(self.recipe, step)
         loads = self.ranks.loads()
-        self._update(rate, loads, is_finite(losses[0], norm))
+        self._update(rate, loads, is_finite(losses["loss"], norm))
         self.ranks.zero_gradients()
         stop = torch.full_like(norm, float(bool(self.asked)))
         ends = self.ranks.total(stop) if self.later else stop
@@ -305,8 +307,8 @@ class Trainer:
             start=start,
             batch=batch,
             rate=rate,
-            terms=list(self.logged.values()),
-            found=Arriving(torch.cat((losses, torch.stack((norm, ends)).to(losses)))),
+            names=list(losses),
+            found=Arriving(torch.stack([x.double() for x in (*losses.values(), norm, ends)])),
             loads=Arriving(torch.stack(list(loads.values()))) if loads else None,
             routed=list(loads),
             data=self.job.source.metrics(),
@@ -351,18 +353,19 @@ class Trainer:
         if self.average is not None:
             self.average.update(finite)
 
-    def _gradients(self, batch: Batch) -> Tensor:
+    def _gradients(self, batch: Batch) -> dict[str, Tensor]:
         """Backward through every micro-batch, each term divided by its count over the step.
 
-        Gives the whole run's loss and the means of its terms, on the device.
+        Gives the whole run's loss and each term's mean by its name in the metrics, on the device.
         """
         tally = LossAccumulator(self.job.objective.counts(batch))
         self._run(batch, tally, backward=True)
         set_phase(f"{self.place}, adding up gradients")
         self.ranks.gradients()
         self.logged = self.logged or self.ranks.from_last_stage(tally.logged)
-        found, names = tally.vector(self.ranks), list(tally.counts)
-        return torch.stack([found[0], *(found[1 + names.index(term)] for term in self.logged)])
+        loss, *means = tally.vector(self.ranks)
+        by_term = dict(zip(tally.counts, means, strict=True))
+        return {"loss": loss, **{name: by_term[term] for term, name in self.logged.items()}}
 
     def _run(self, batch: Batch, tally: LossAccumulator, backward: bool) -> None:
         """The objective on this rank's share of a batch."""

@@ -89,6 +89,8 @@ class FakeGpu(TorchDispatchMode):
 
     def _count(self, func: Any, inputs: list[Tensor], outputs: list[Tensor], kwargs: Any) -> None:
         name = func._schema.name.partition("::")[2]
+        if func.namespace == "prim":  # questions, as where a tensor is
+            return
         kinds = {x.device.type for x in (*inputs, *outputs)}
         if len(kinds) > 1 and name in ("_to_copy", "copy_") and not kwargs.get("non_blocking"):
             self.waits.append(f"{name} {kinds}")
@@ -177,6 +179,8 @@ def fake_gpu() -> Iterator[FakeGpu]:
             ("llamaseek.train.figures.torch.cuda.Event", Event),
         ):
             stack.enter_context(patch(name, value))
+        # Backward passes run in this thread, not in one for the device.
+        stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         yield stack.enter_context(FakeGpu())
 
 

@@ -19,6 +19,7 @@ from llamaseek.models import build_model
 from llamaseek.models.drawn import draw, undrawn_model
 from llamaseek.parallel.ranks import ParallelModel
 from llamaseek.recipe.parallel import ParallelRecipe
+from llamaseek.runtime.device import hand_back_freed_memory
 from tests.parallel.launch import on_ranks
 from tests.parallel.scenes import SIZES
 
@@ -93,7 +94,8 @@ def resident(field: str) -> int:
 
 def peak(size: int) -> dict[str, float]:
     """MB that a rank of four takes to make a new model, and of its share and of a layer."""
-    torch.ones(8, 8) @ torch.ones(8, 8)
+    hand_back_freed_memory()  # as a trainer does
+    ParallelModel(undrawn(config_of(8)), ParallelRecipe(shard=4), CPU, torch.float32)  # imports
     config = config_of(size)
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
@@ -107,7 +109,7 @@ def peak(size: int) -> dict[str, float]:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_no_rank_holds_more_than_its_share_and_a_layer() -> None:
     for found in on_ranks(4, peak, 256):
-        assert found["taken"] < found["share"] + found["layer"] + 24, found  # MB
+        assert found["taken"] < found["share"] + found["layer"] + 16, found  # MB
 
 
 if __name__ == "__main__":
