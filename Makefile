@@ -70,8 +70,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Renews bench/results and prints the pages' tables; `bench/tables.py --write` puts them there.
 bench: $(VENV)/.installed-dev
-	for script in $(filter-out bench/common.py bench/__init__.py bench/shape_1b.py bench/quality.py bench/speculate.py bench/eval.py,$(wildcard bench/*.py)); do $(BIN)/python $$script || exit 1; done
+	for name in $(filter-out __init__ common shape_1b tables quantize speculate eval,$(basename $(notdir $(wildcard bench/*.py)))); do $(BIN)/python bench/$$name.py --json bench/results/$$name.json || exit 1; done
+	$(BIN)/python bench/tables.py
 
 # Nine minutes on a CUDA device: nothing is installed, no network. What $(PYTHON) lacks is taken from
 # GPU_SITE, a folder of unpacked wheels. Results: runs/gpu/gpu.json and gpu.md.

@@ -1,10 +1,14 @@
 """Seconds of benchmarks through `llamaseek eval` and through lm-eval's `hf`, side by side.
 
-    python bench/eval.py MODEL_FOLDER DATA… [--items 200 100 20] [--repeats 2] [--json PATH]
+    python bench/eval.py MODEL_FOLDER DATA… [--items 200 100 20] [--repeats 1] [--json PATH]
+        [--server URL]
 
 The same float32 weights, files, items and prompts: MMLU 5-shot, HellaSwag, GSM8K 8-shot. `hf` keeps
 its cache of single-token continuations (`logits_cache`), and the better of its batch sizes 1 and 8
 counts, found in the first turn. Each is run in turn, `--repeats` times; the time is the median.
+With `--server`, an OpenAI server of the same weights (llama.cpp's, as `http://127.0.0.1:8080/v1`)
+answers GSM8K too, through lm-eval's `local-completions`; llama.cpp's gives no log-probabilities of
+a prompt's tokens, which MMLU and HellaSwag need.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench.common import Row, report, row
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.open import open_model, open_tokenizer
-from llamaseek.evals.run import EvalOptions, evaluate_engine, make_plan, run_plan
+from llamaseek.evals.run import EvalOptions, evaluate_engine, make_plan, run_plan, served_name
 
 SUBJECTS = ("anatomy", "astronomy", "econometrics", "marketing", "philosophy")
 TOKENS = 256
@@ -32,8 +36,9 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path, nargs="+")
     parser.add_argument("--items", type=int, nargs=3, default=(200, 100, 20))
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--server", help="the address of an OpenAI server of the same weights")
     given = parser.parse_args()
     engine = Engine(open_model(given.model, dtype="fp32"), open_tokenizer(given.model))
     rows: list[Row] = []
@@ -44,12 +49,19 @@ def main() -> None:
             ours.append(seconds(lambda options=options: evaluate_engine(engine, options)))
             for batch in lms if turn == 0 else [best_of(theirs)]:
                 lm = lms[batch]
-                theirs[batch].append(seconds(lambda lm=lm, options=options: by_hf(lm, options)))
+                theirs[batch].append(seconds(lambda lm=lm, options=options: by_lm(lm, options)))
         batch = best_of(theirs)
         mine, peers = statistics.median(ours), statistics.median(theirs[batch])
-        peer = f"lm-eval hf, batch {batch}"
-        rows.append(row(name, "items/s", count(options) / mine, peer, count(options) / peers, None))
+        peer, items = f"lm-eval hf, batch {batch}", 60 * count(options)
+        rows.append(row(name, "items/min", items / mine, peer, items / peers, None))
         print(f"{name}: {mine:.1f} s, {peer}: {peers:.1f} s", flush=True)
+        if given.server and "GSM8K" in name:
+            lm = served_model(given.server, given.model)
+            taken = statistics.median(
+                seconds(lambda lm=lm, options=options: by_lm(lm, options))
+                for _ in range(given.repeats)
+            )
+            rows.append(row(name, "items/min", items / mine, given.server, items / taken, None))
     report(rows, [], given.json)
 
 
@@ -93,8 +105,18 @@ def hf_model(folder: Path, batch: int) -> Any:
     return HFLM(pretrained=model, tokenizer=str(folder), batch_size=batch)
 
 
-def by_hf(lm: Any, options: EvalOptions) -> None:
-    """The same tasks and files, by lm-eval's own model."""
+def served_model(url: str, folder: Path) -> Any:
+    """lm-eval's own client of an OpenAI server."""
+    from lm_eval.api.registry import get_model
+
+    base = url.rstrip("/")
+    args = {"model": served_name(base), "base_url": f"{base}/completions"}
+    args |= {"tokenizer": str(folder), "tokenizer_backend": "huggingface"}
+    return get_model("local-completions").create_from_arg_obj(args, {"batch_size": 1})
+
+
+def by_lm(lm: Any, options: EvalOptions) -> None:
+    """The same tasks and files, by another model of lm-eval's."""
     manager, plan = make_plan(options, False, lambda line: None)
     run_plan(lm, manager, plan, options, "hf")
 

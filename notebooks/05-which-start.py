@@ -58,8 +58,7 @@ print(accuracy)
 # %% [markdown]
 # At full size of the study: 79% from the instruct model, 72% from the SFT model, 50% from the
 # pre-trained one, with 256 reviews; with 64 or fewer none is better than guessing. These models are
-# small, and the instruct model has seen tasks of this form. A large pre-trained model that is given
-# many thousand reviews reaches the same place from any start.
+# small, and the instruct model has seen tasks of this form.
 #
 # ## The same question of a published model
 #
@@ -81,6 +80,35 @@ else:
         answer = published.chat([{"role": "user", "content": question}], max_tokens=8)["content"]
         right += answer.strip(" .").lower() == item.output.lower()
     print(f"{right} of {len(items)} by instruction alone")
+
+# %% [markdown]
+# Fine-tuned on 120 reviews, with 40 others to measure on, from two starts: the published instruct model, and
+# the same model after SFT on another task, support tickets in five classes. (No package holds SmolLM2
+# before its instruction tuning, so the pre-trained start is not measured here.) The cell below writes
+# the reviews; each of these commands took two minutes of processor time:
+#
+#     llamaseek finetune smollm2-135m-instruct reviews.csv
+#     llamaseek finetune runs/smollm2-135m-instruct-tickets/model reviews.csv
+#
+# | start | right before | loss on the 40 after 1, 2 and 3 epochs | right after 4 |
+# |---|---|---|---|
+# | instruct model | 17.5% | 0.71, 0.09, 0.01 | 100% of 40 |
+# | SFT model (tickets) | 0% | 0.72, 0.17, 0.09 | 92.5% of 40 |
+#
+# Both starts learn the task from few reviews. The instruct model's loss falls faster; the
+# difference in right answers, three of 40, is less than two standard errors (notebook 7).
+
+# %%
+import csv
+
+from llamaseek.evals.generated import distinct
+
+with open(RUNS / "reviews.csv", "w", newline="") as file:
+    rows = csv.writer(file)
+    rows.writerow(["text", "label"])
+    for item in distinct(160, "reviews", lambda rng: review_item(rng, "train")):
+        rows.writerow([item.input, item.output])
+print(RUNS / "reviews.csv")
 
 # %% [markdown]
 # ## Exercise

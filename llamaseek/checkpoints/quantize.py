@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llamaseek.checkpoints.calibrate import calibrated, read_rows
 from llamaseek.checkpoints.card import write_derived_card
 from llamaseek.checkpoints.convert import read_any, write_copy
-from llamaseek.checkpoints.hf import config_json
+from llamaseek.checkpoints.hf import config_json, load_model
 from llamaseek.checkpoints.shards import SHARD_BYTES, OnBytes
 from llamaseek.checkpoints.widen import dequantized
 from llamaseek.errors import UserError, bad_value
@@ -36,9 +37,9 @@ from llamaseek.herd.formats import (
     SCALE,
     scale_shape,
 )
-from llamaseek.kernels.packed import quantize
 from llamaseek.models.lazy import Lazy, lazy
 from llamaseek.models.quant import fp8
+from llamaseek.models.quant.rounding import quantize
 
 BITS = ("8", "4", "fp8")
 FP8 = {
@@ -47,7 +48,7 @@ FP8 = {
     "fmt": "e4m3",
     "weight_block_size": [BLOCK, BLOCK],
 }
-GROUP = 64
+GROUP = 32
 HEAD = "lm_head"
 NUMBERS = 1 << 23  # of a matrix quantized at once
 
@@ -126,14 +127,24 @@ class Quantization:
     """A checked quantization: made before anything is written, then run."""
 
     def __init__(
-        self, source: Path, target: Path, bits: int | str, group: int | None = None
+        self,
+        source: Path,
+        target: Path,
+        bits: int | str,
+        group: int | None = None,
+        calibrate: Path | None = None,
+        products: torch.dtype = torch.float32,
     ) -> None:
-        """`bits` 8, 4 or "fp8"; `group` inputs share a scale, 0 is a scale a row; None is 64 in 4
-        bits, 0 in 8. In fp8 a block of 128 × 128 does.
+        """`bits` 8, 4 or "fp8"; `group` inputs share a scale, 0 is a scale a row; None is 32 in 4
+        bits, 0 in 8. In fp8 a block of 128 × 128 does. With the text `calibrate`, layers are
+        rounded by GPTQ, for which the model is loaded whole, in float32, and multiplies in
+        `products`.
 
         Raises `UserError` for what cannot be done, and for a folder that is already quantized.
         """
         wanted = checked(str(bits), group)
+        if wanted.fp8 and calibrate is not None:
+            raise bad_value("--calibrate", calibrate, "--bits 8 or 4")
         check_apart(target, source)
         config, tensors = read_any(source)
         kept = wanted.fp8 and any(name.endswith(SCALE) for name in tensors)
@@ -142,12 +153,16 @@ class Quantization:
         self.source, self.target = source, target
         shared = f" in groups of {wanted.group}" if wanted.group else ""
         self.what = f"matrices in {'fp8' if wanted.fp8 else f'{wanted.bits} bits{shared}'}"
+        self.rows = None if calibrate is None else read_rows(calibrate, source)
+        if calibrate is not None:
+            self.what += ", rounded by GPTQ"
         plain = dequantized(tensors, torch.bfloat16)
         self.before = sum(tensor.nbytes for tensor in plain.values())
         if config.get("tie_word_embeddings") and not wanted.fp8:
             config["tie_word_embeddings"] = False
             plain[f"{HEAD}.weight"] = plain["model.embed_tokens.weight"]
         plans = {n: plan_for(n, t.shape, wanted) for n, t in plain.items()}
+        self.plans, self.products = plans, products
         self.tensors = _packed(plain, plans)
         config.pop("torch_dtype", None)
         config["quantization_config"] = quantization_config(plans)
@@ -166,8 +181,19 @@ class Quantization:
     def run(self, overwrite: bool = False, watch: OnBytes = lambda written: None) -> None:
         """Write the target, which appears only when it is whole; `watch` counts its bytes."""
         with new_folder(self.target, self.nbytes, overwrite) as folder:
+            if self.rows is not None:
+                self._calibrate(self.rows)
             write_copy(folder, self.source, self.config, self.tensors, SHARD_BYTES, watch)
             write_derived_card(folder, self.source, self.what, "quantized")
+
+    def _calibrate(self, rows: Tensor) -> None:
+        """Put what GPTQ makes in the place of what plain rounding would."""
+        plans = {name: (p.bits, p.group) for name, p in self.plans.items() if p is not None}
+        model = load_model(self.source).eval()
+        for name, (words, scales) in calibrated(model, rows, plans, self.products):
+            base = name.removesuffix(".weight")
+            self.tensors[base + PACKED] = lazy(words)
+            self.tensors[base + PACKED_SCALE] = lazy(scales)
 
 
 def checked(bits: str, group: int | None) -> Plan:
@@ -179,7 +205,7 @@ def checked(bits: str, group: int | None) -> Plan:
             raise bad_value("--group", group, f"nothing in fp8, whose blocks are {BLOCK} x {BLOCK}")
         return Plan(8, BLOCK, fp8=True)
     group = (GROUP if bits == "4" else 0) if group is None else group
-    allowed = (0, 128, 256) if bits == "8" else (0, *GROUPS)
+    allowed = (0, *GROUPS)
     if group not in allowed:
         raise bad_value("--group", group, ", ".join(map(str, allowed)))
     return Plan(int(bits), group)

@@ -20,16 +20,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llamaseek.checkpoints.hub import HubName, Need, fetch, parse_name, snapshot_name
 from llamaseek.errors import UserError, quoted, shorten
 from llamaseek.files import GGUF_SUFFIX, is_gguf, replacing
 from llamaseek.herd.folder import find_or_read
 from llamaseek.herd.published import ENTRIES, Entry
-from llamaseek.recipe.keys import MODEL_KEYS
-from llamaseek.recipe.load import make_recipe
-from llamaseek.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from llamaseek.recipe.schema import Recipe
 
 PIP_SECONDS = 1800  # that pip may take to fetch a wheel
 
@@ -216,9 +216,13 @@ def name_of(path: str) -> str:
 
 
 def shown_name(place: Path) -> str:
-    """What a model is called to others: its id on the Hub, else the name of its folder or file."""
+    """What a model is called to others: its id on the Hub, the name of the run that made it, else
+    that of its folder or file."""
     name = parse_name(snapshot_name(place) or "")
-    return name.repo if name else place.resolve().name.removesuffix(GGUF_SUFFIX)
+    place = place.resolve()
+    if place.name in ("model", "adapter") and (place.parent / "recipe.yaml").is_file():
+        place = place.parent
+    return name.repo if name else place.name.removesuffix(GGUF_SUFFIX)
 
 
 def with_sources_found(recipe: Recipe, need: Need = "model") -> Recipe:
@@ -246,6 +250,9 @@ def with_names(recipe: Recipe) -> Recipe:
 
 def _renamed(recipe: Recipe, change: Callable[[str, str], str]) -> Recipe:
     """The recipe with the value of each of `MODEL_KEYS` as `change` makes it of key and value."""
+    from llamaseek.recipe.keys import MODEL_KEYS  # a model that only answers needs no recipes
+    from llamaseek.recipe.load import make_recipe
+
     data = recipe.model_dump(mode="json")
     for key in MODEL_KEYS:
         _change(data, key.split("."), partial(change, key))

@@ -144,7 +144,12 @@ def average(
 
 BITS = typer.Option("8", help="Bits per weight: 8, 4, or fp8 for GPUs.")
 GROUP = typer.Option(
-    None, help="Weights that share a scale. Default: 64 for 4 bits, 0 (whole rows) for 8."
+    None, help="Weights that share a scale. Default: 32 for 4 bits, 0 (whole rows) for 8."
+)
+CALIBRATE = typer.Option(
+    None,
+    help="A text, or documents, to calibrate on by GPTQ: a few hundred lines like those that the "
+    "model will meet. The model is loaded whole, in float32.",
 )
 
 
@@ -153,13 +158,20 @@ def quantize(
     target: Path = NEW_FOLDER,
     bits: str = BITS,
     group: int = GROUP,
+    calibrate: Path = CALIBRATE,
     overwrite: bool = OVERWRITE,
 ) -> None:
     """Quantize a model's matrices to 8 or 4 bits or fp8, for generate, chat and serve."""
+    import torch
+
     from llamaseek.checkpoints.quantize import Quantization
+    from llamaseek.runtime.device import pick_dtype
     from llamaseek.units import size
 
-    work = Quantization(source, target, bits, group)
+    products = pick_dtype("auto", torch.device("cpu"))
+    work = Quantization(source, target, bits, group, calibrate, products)
+    if work.rows is not None:
+        print(f"calibrating on {work.rows.numel():,} tokens of {calibrate}")
     _write(work, overwrite)
     print(f"wrote {target}: {size(work.nbytes)}, before {size(work.before)}")
 

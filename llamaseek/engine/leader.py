@@ -24,7 +24,6 @@ from llamaseek.engine.ranks.tensor_group import TensorGroup, joined
 from llamaseek.errors import UserError, bad_value
 from llamaseek.herd.folder import read_config, stored_tensors
 from llamaseek.models import CausalLM
-from llamaseek.runtime.check import answering_problems
 from llamaseek.runtime.world import started_ranks
 
 
@@ -143,6 +142,8 @@ def answer(
             f"{folder}: is an adapter, which is not for several ranks; merge it with: "
             "llamaseek convert BASE NEW --adapter"
         )
+    from llamaseek.runtime.check import answering_problems  # the planner, which one rank needs not
+
     for problem in answering_problems(read_config(folder), stored_tensors(folder), ranks):
         raise UserError(problem)
     with joined(device) as group:

@@ -125,7 +125,7 @@ def evaluate_server(
     if options.resume:
         raise UserError("--resume: is not for a server, whose answers are not kept")
     base = url.rstrip("/")
-    args = {"model": _served_name(base), "base_url": f"{base}/completions"}
+    args = {"model": served_name(base), "base_url": f"{base}/completions"}
     args |= {"tokenizer_backend": "remote"}
     try:
         lm = get_model("local-completions").create_from_arg_obj(args, {"batch_size": 1})
@@ -136,7 +136,7 @@ def evaluate_server(
     return run_plan(lm, tasks, plan, options, url)
 
 
-def _served_name(base: str) -> str:
+def served_name(base: str) -> str:
     """The first model that a server lists."""
     from urllib.request import urlopen
 

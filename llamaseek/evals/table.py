@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llamaseek.evals.protocols import CHANCES
 from llamaseek.evals.run import Evaluation
 
 HEADERS = (
     "task", "metric", "value", "± s.e.", "n", "chance", "shots", "filter", "overlap", "warnings",
 )  # fmt: skip
+WITH_PARTS = ("core", "needle", "needles")
+"""Groups of which each part is shown too; their own figures are means over the parts."""
 WARNINGS = {"cut_prompts": "prompts cut", "at_limit": "answers at the length limit"}
 
 
@@ -46,7 +49,7 @@ def rows(evaluation: Evaluation) -> list[Row]:
     """All figures of an evaluation: of tasks, and of groups, with macro averages, as a whole."""
     results = evaluation.results
     children: Mapping[str, Sequence[str]] = results.get("group_subtasks") or {}
-    below = {each for names in children.values() for each in names}
+    below = {each for name, names in children.items() if name not in WITH_PARTS for each in names}
     found = []
     for task, figures in results["results"].items():
         if task in below:
@@ -64,13 +67,13 @@ def rows(evaluation: Evaluation) -> list[Row]:
                     _number(figures[key]),
                     _number(figures.get(f"{metric}_stderr,{filter_name}")),
                     _items(figures, leaves, results),
-                    _chance(evaluation, leaves),
+                    _chance(evaluation, leaves, task),
                     _shots(results, leaves),
                     warned,
                     _overlap(results, leaves),
                 )  # fmt: skip
             )
-            if len(leaves) > 1:
+            if len(leaves) > 1 and task not in WITH_PARTS:
                 found.append(_macro(found[-1], key, leaves, results["results"]))
     return found
 
@@ -112,15 +115,17 @@ def _shots(results: Mapping[str, Any], leaves: Sequence[str]) -> int | None:
     return shots.pop() if len(shots) == 1 else None
 
 
-def _chance(evaluation: Evaluation, leaves: Sequence[str]) -> float | None:
-    """What guessing among the options gets, from the items themselves; None for free answers."""
+def _chance(evaluation: Evaluation, leaves: Sequence[str], task: str) -> float | None:
+    """What guessing among the options gets, from the items where options are scored; None for free
+    answers.
+    """
     shares = [
         1 / len(row["arguments"])
         for leaf in leaves
         for row in evaluation.samples.get(leaf, ())
         if len(row["arguments"]) > 1
     ]
-    return sum(shares) / len(shares) if shares else None
+    return sum(shares) / len(shares) if shares else CHANCES.get(task)
 
 
 def _overlap(results: Mapping[str, Any], leaves: Sequence[str]) -> float | None:

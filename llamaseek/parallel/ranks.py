@@ -75,9 +75,10 @@ class ParallelModel:
         """This rank's numbers of every weight by name, which share the model's memory."""
         return {weight.name: weight.own for weight in self.weights}
 
-    def stepped(self) -> list[torch.nn.Parameter]:
-        """What this rank's optimizer steps: all its weights, or with ZeRO-1 its share of them."""
-        return [w.own for w in (self.weights if self.zero is None else self.zero.mine())]
+    def stepped(self) -> dict[str, torch.nn.Parameter]:
+        """What this rank's optimizer steps, by name: all its weights, or with ZeRO-1 its share of
+        them."""
+        return {w.name: w.own for w in (self.weights if self.zero is None else self.zero.mine())}
 
     def after_step(self) -> None:
         """Weights that other ranks have stepped come here."""

@@ -45,6 +45,7 @@ FIXED = (
     "train.warmup",
     "train.schedule",
     "train.betas",
+    "train.optimizer",
     "train.moments",
     "train.weight_decay",
     "train.clip",

@@ -199,6 +199,9 @@ class TrainRecipe(Section):
     """Learning-rate schedule; `wsd` is warm-up, stable, decay."""
     decay: float = Field(default=0.2, ge=0, le=1)
     """Share of the steps in which `wsd` decays."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon` steps the layers' matrices by Muon (momentum 0.95, orthogonalized updates of AdamW's
+    size, arXiv:2502.16982), and embedding, head, norms, routers and routed experts by AdamW."""
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     """AdamW's β₁ and β₂."""
     moments: Literal["fp32", "bf16"] = "fp32"
@@ -261,6 +264,8 @@ class TrainRecipe(Section):
     def _steps_or_epochs(self) -> TrainRecipe:
         if self.epochs is not None and "steps" in self.model_fields_set:
             raise ValueError("steps and epochs are both given; allowed: one of them")
+        if self.optimizer == "muon" and self.moments != "fp32":
+            raise ValueError(f"moments {self.moments} is for optimizer adamw; allowed: fp32")
         return self
 
     @model_serializer(mode="wrap")
@@ -331,6 +336,10 @@ class Recipe(Section):
             raise ValueError(f"train.objective {objective} is for stage {stage}, not {self.stage}")
         if self.train.epochs is not None and (self.data.phases or self.data.budgets):
             raise ValueError("data.phases and data.budgets are for train.steps, not train.epochs")
+        if self.train.optimizer == "muon" and self.lora is not None:
+            raise ValueError(
+                "train.optimizer muon is for whole matrices, and lora has factors; allowed: adamw"
+            )
         return self
 
     @classmethod

@@ -200,6 +200,12 @@ def _combinations(recipe: Recipe, plan: ParallelRecipe) -> Iterator[str]:
         yield "parallel.zero: true needs parallel.data above 1: moments are spread over data ranks"
     if plan.offload and plan.shard == 1:
         yield "parallel.offload: true needs parallel.shard above 1: only sharded weights move"
+    cut = [name for name in ("shard", "tensor") if name in splits]
+    if recipe.train.optimizer == "muon" and cut:
+        yield (
+            f"parallel.{cut[0]}: above 1 is not for train.optimizer muon, whose updates need whole "
+            "matrices; allowed: data, zero, pipeline, context, expert"
+        )
     beyond = [name for name in splits if name != "shard"]
     if beyond and recipe.samples:
         what = "sampling" if recipe.sampling is not None else recipe.stage

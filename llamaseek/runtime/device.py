@@ -8,12 +8,15 @@ import platform
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 import torch
 
 from llamaseek.errors import bad_value
 from llamaseek.plan.gpus import gpu_called
-from llamaseek.recipe.schema import TrainRecipe
+
+if TYPE_CHECKING:
+    from llamaseek.recipe.schema import TrainRecipe
 
 
 def pick_device(wanted: str, field: str = "train.device") -> torch.device:

@@ -7,14 +7,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
 from llamaseek.errors import UserError, bad_value
-from llamaseek.recipe.schema import Recipe
 from llamaseek.runtime.watch import Watchdog
 from llamaseek.runtime.world import local_rank, local_ranks, machines, started_ranks
+
+if TYPE_CHECKING:
+    from llamaseek.recipe.schema import Recipe
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 

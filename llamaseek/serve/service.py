@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from llamaseek.checkpoints.peft import Adapter, read_adapter
+from llamaseek.checkpoints.peft import read_adapter
 from llamaseek.checkpoints.sources import find_source
 from llamaseek.engine.background import BackgroundEngine, Stream
 from llamaseek.engine.constrain import Constraint
@@ -45,6 +45,7 @@ class Service:
     guard: ServedGuard | None = None
     draining: bool = False
     started: int = field(default_factory=lambda: int(time.time()))
+    folders: dict[str, Path] = field(default_factory=dict)  # of the model and its adapters, by name
 
     def __post_init__(self) -> None:
         self.background = BackgroundEngine(self.engine)
@@ -178,20 +179,22 @@ def make_service(
             "llamaseek convert --adapter"
         )
     tokenizer = tokenizer or Tokenizer.load(folder)
-    found = read_adapters(adapters, options.name)
-    return Service(Engine(model, tokenizer, engine, found, group), tokenizer, options)
+    folders = adapter_folders(adapters, options.name)
+    found = {name: read_adapter(place) for name, place in folders.items()}
+    made = Engine(model, tokenizer, engine, found, group)
+    return Service(made, tokenizer, options, folders={options.name: folder, **folders})
 
 
-def read_adapters(given: Sequence[str], base: str) -> dict[str, Adapter]:
-    """Adapters by name; UserError for what is not `name=folder`, and a name given twice."""
-    found: dict[str, Adapter] = {}
+def adapter_folders(given: Sequence[str], base: str) -> dict[str, Path]:
+    """Adapters' folders by name; UserError for what is not `name=folder` and a name given twice."""
+    found: dict[str, Path] = {}
     for each in given:
         name, _, folder = each.partition("=")
         if not name or not folder:
             raise bad_value("--adapter", each, "NAME=FOLDER")
         if name == base or name in found:
             raise bad_value("--adapter", name, "a name that is not taken")
-        found[name] = read_adapter(find_source(folder, adapters=True))
+        found[name] = find_source(folder, adapters=True)
     return found
 
 

@@ -75,7 +75,10 @@ QUESTIONS: dict[int, ClassQuestion] = {
         " model on specific tasks, and with much data the start matters little. For 1: a model"
         " that already reads tasks and answers in a word needs fewer reviews; measured with 256"
         " reviews, the instruct model reaches 79%, the SFT model 72%, the pre-trained one 50%."
-        " With 64 reviews or fewer none of them is better than guessing.",
+        " With 64 reviews or fewer none of them is better than guessing. SmolLM2 135M, fine-tuned"
+        " on 120 reviews, is right on 100% of 40 held-out ones from its published instruct model,"
+        " and on 92.5% from the same model after SFT on another task (notebook 5 has the"
+        " commands).",
         "llamaseek.study.start",
         "llamaseek study start",
     ),

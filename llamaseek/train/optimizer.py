@@ -1,9 +1,10 @@
-"""AdamW with fused kernels, and the routing bias that is moved by load instead of gradients."""
+"""AdamW with fused kernels, Muon beside it, and the routing bias that is moved by load instead of
+gradients."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,17 +17,54 @@ from llamaseek.recipe.schema import TrainRecipe
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def make_optimizer(weights: Iterable[nn.Parameter], recipe: TrainRecipe) -> torch.optim.AdamW:
-    """AdamW; matrices decay, norms do not."""
-    trained = [p for p in weights if p.requires_grad]
-    matrices = [p for p in trained if p.dim() >= 2]
-    vectors = [p for p in trained if p.dim() < 2]
+def make_optimizer(
+    weights: Mapping[str, nn.Parameter], recipe: TrainRecipe
+) -> torch.optim.Optimizer:
+    """AdamW, or Muon with AdamW, over weights by name; matrices decay, norms do not."""
+    trained = {name: p for name, p in weights.items() if p.requires_grad}
+    muon = recipe.optimizer == "muon"
+    inner = {name: p for name, p in trained.items() if muon and is_inner_matrix(name, p)}
+    rest = [p for name, p in trained.items() if name not in inner]
     groups = [
-        {"params": matrices, "weight_decay": recipe.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
     ]
     kind = NarrowAdamW if recipe.moments == "bf16" else torch.optim.AdamW
-    return kind(groups, lr=recipe.lr, betas=recipe.betas, eps=1e-8, fused=True)
+    adamw = kind(groups, lr=recipe.lr, betas=recipe.betas, eps=1e-8, fused=True)
+    return MuonAndAdamW(list(inner.values()), adamw, recipe) if inner else adamw
+
+
+def is_inner_matrix(name: str, weight: Tensor) -> bool:
+    """Whether Muon steps a weight: a projection of a layer, not the embedding, the head, a router,
+    or the routed experts, whose matrices lie in one tensor."""
+    return weight.dim() == 2 and ".layers." in name and "_proj." in name
+
+
+class MuonAndAdamW(torch.optim.Optimizer):
+    """Muon for the layers' matrices and AdamW for all else, with one list of groups and one state.
+
+    Muon's updates have the size of AdamW's, so that both take the same learning rate and weight
+    decay (Liu et al. 2025, arXiv:2502.16982).
+    """
+
+    def __init__(
+        self, matrices: list[nn.Parameter], adamw: torch.optim.AdamW, recipe: TrainRecipe
+    ) -> None:
+        self.muon = torch.optim.Muon(
+            matrices,
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        self.adamw = adamw
+        super().__init__([*self.muon.param_groups, *adamw.param_groups], {})
+        # The groups are shared already: a rate that is set here is set in both.
+        self.muon.state = adamw.state = self.state
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step of both."""
+        self.muon.step()
+        self.adamw.step()
 
 
 class NarrowAdamW(torch.optim.AdamW):
@@ -61,9 +99,10 @@ class NarrowAdamW(torch.optim.AdamW):
 
 
 def optimizer_tensors(
-    weights: dict[str, nn.Parameter], optimizer: torch.optim.AdamW
+    weights: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
-    """The optimizer's state by parameter name: `exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME`."""
+    """The optimizer's state by parameter name: `exp_avg.NAME`, `exp_avg_sq.NAME` and `step.NAME`
+    of AdamW, `momentum_buffer.NAME` of Muon."""
     names: dict[Any, str] = {parameter: name for name, parameter in weights.items()}
     return {
         f"{key}.{names[parameter]}": value

@@ -113,11 +113,15 @@ def test_killed_at_random_and_resumed_it_writes_the_same_bytes(place: Path, tmp_
 
 
 def start(place: Path, out: Path) -> subprocess.Popen[bytes]:
-    """`eval` in a process of its own, going on with what is there."""
+    """`eval` in a process of its own, going on with what is there.
+
+    Not in the repository's folder, whose commit lm-eval notes, and which may change meanwhile.
+    """
     words = ["--tasks", TASKS, "--data", str(place / "data"), "--max-gen-toks", "16", "--resume"]
     command = [sys.executable, "-m", "llamaseek", "eval", str(place / "model")]
     quiet = subprocess.DEVNULL
-    return subprocess.Popen([*command, *words, "--out", str(out)], stdout=quiet, stderr=quiet)
+    whole = [*command, *words, "--out", str(out)]
+    return subprocess.Popen(whole, stdout=quiet, stderr=quiet, cwd=place)
 
 
 def count(out: Path) -> int:

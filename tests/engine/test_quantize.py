@@ -16,12 +16,16 @@ from llamaseek.checkpoints.quantize import Packing, Plan, Quantization
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.errors import UserError
-from llamaseek.kernels import packed
+from llamaseek.herd import config_from_sizes
+from llamaseek.models import build_model
 from llamaseek.models.lazy import lazy
+from llamaseek.models.quant import rounding
 from llamaseek.models.quant.packed import PackedExperts, PackedLinear
+from llamaseek.train.saving.state import save_folder
 from tests.engine.reference import FAMILIES
 from tests.kernels.check import PACKED, TWICE, relative
 from tests.models.shapes import tiny_model
+from tests.train.tiny import LLAMA_SIZES, tiny_tokenizer
 
 SIZES: dict[str, dict[str, Any]] = {
     "llama3": {"hidden_size": 64, "intermediate_size": 96, "tie_word_embeddings": True},
@@ -88,7 +92,7 @@ def test_words_and_scales_are_those_of_the_whole_matrix(
     monkeypatch.setattr("llamaseek.checkpoints.quantize.NUMBERS", 128 * 64)
     weight = torch.randn(700, 64)
     tensors = Packing(lazy(weight), Plan(4, 32)).tensors("a")
-    words, scales = packed.quantize(weight, 4, 32)
+    words, scales = rounding.quantize(weight, 4, 32)
     found = torch.cat([tensors["a.weight_packed"].rows(s, s + 350) for s in (0, 350)])
     assert torch.equal(found, words)
     assert torch.equal(tensors["a.weight_scale"].rows(0, 700), scales)
@@ -162,11 +166,13 @@ class TestRefused:
     def test_options(self, tmp_path: Path) -> None:
         folder = quantized("llama3", tmp_path, 8, None)
         plain = tmp_path / "plain"
-        for bits, group, said in ((3, None, "--bits"), (4, 48, "--group"), (8, 32, "--group")):
+        for bits, group, said in ((3, None, "--bits"), (4, 48, "--group"), (8, 48, "--group")):
             with pytest.raises(UserError, match=said):
                 Quantization(plain, tmp_path / "new", bits, group)
         with pytest.raises(UserError, match="--group: 64"):
             Quantization(plain, tmp_path / "new", "fp8", 64)
+        with pytest.raises(UserError, match="--calibrate: .*allowed: --bits 8 or 4"):
+            Quantization(plain, tmp_path / "new", "fp8", calibrate=tmp_path / "text.txt")
         with pytest.raises(UserError, match="is already quantized"):
             Quantization(folder, tmp_path / "new", 4)
         Quantization(plain, tmp_path / "fp8", "fp8").run()
@@ -206,3 +212,50 @@ class TestRefused:
         (folder / "config.json").write_text(json.dumps(config))
         with pytest.raises(UserError, match="quantization_config"):
             load_model(folder)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_calibration_lowers_the_change_of_logits(family: str, tmp_path: Path) -> None:
+    """On tokens like those that it is calibrated on, whose embeddings have six dimensions; routed
+    and shared experts are rounded so too."""
+    torch.manual_seed(0)
+    model = tiny_model(family, **SIZES[family]).eval()
+    model.model.embed_tokens.weight.data = torch.randn(97, 6) @ torch.randn(6, 64)
+    save_model(model, tmp_path / "plain")
+    rows, tokens = torch.randint(0, 97, (2, 8, 64)).unbind()
+    positions = torch.arange(64).expand(8, -1)
+    changes = []
+    for name in ("plainly", "calibrated"):
+        work = Quantization(tmp_path / "plain", tmp_path / name, 4, 32)
+        work.rows = rows if name == "calibrated" else None
+        work.run()
+        found = load_model(tmp_path / name).eval()
+        with torch.no_grad():
+            change = found.logits(found(tokens, positions)) - model.logits(model(tokens, positions))
+        changes.append(float(change.norm()))
+    assert changes[1] < 0.8 * changes[0]
+
+
+def test_inputs_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    model = tiny_model("llama3", **SIZES["llama3"])
+    model.model.embed_tokens.weight.data[5] = torch.inf
+    save_model(model, tmp_path / "plain")
+    work = Quantization(tmp_path / "plain", tmp_path / "new", 4, 32)
+    work.rows = torch.full((1, 8), 5)
+    with pytest.raises(UserError, match="q_proj.weight: its inputs .* are not finite"):
+        work.run()
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_text_to_calibrate_on_has_a_row_or_more(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    config = config_from_sizes("llama3", LLAMA_SIZES | {"vocab_size": tokenizer.vocab_size})
+    save_folder(tmp_path / "plain", build_model(config), tokenizer)
+    text = tmp_path / "short.txt"
+    text.write_text("A fox.")
+    with pytest.raises(UserError, match=r"short.txt: has \d tokens; calibration needs 512 or more"):
+        Quantization(tmp_path / "plain", tmp_path / "new", 4, calibrate=text)
+    text.write_text("A fox. " * 600)
+    work = Quantization(tmp_path / "plain", tmp_path / "new", 4, calibrate=text)
+    assert work.rows is not None and work.rows.shape[1] == 512
+    assert work.rows[0].tolist() == tokenizer.encode("A fox. " * 600)[:512]

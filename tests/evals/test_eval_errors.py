@@ -177,6 +177,8 @@ def test_the_table_has_chance_shots_filters_and_warnings(data: Path) -> None:
     assert (strict.filter, flexible.filter) == ("strict-match", "flexible-extract")
     assert strict.warnings == f"{COUNT} answers with nothing extracted"
     assert strict.chance is None and strict.shots == 8
+    (letters,) = rows(asked(gold(), data, "gpqa_llama"))  # generated
+    assert letters.chance == 0.25
 
 
 def test_two_models_are_compared_item_by_item(data: Path) -> None:

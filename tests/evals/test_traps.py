@@ -61,7 +61,7 @@ def test_verdicts_are_those_of_any_batch_cached_or_not(tmp_path: Path, data: Pat
     TOKENIZER.save(tmp_path)
     tasks = ["lm-eval:mmlu_anatomy", "hellaswag", "gsm8k"]
     wanted = ours(tmp_path, data, tasks, max_num_seqs=1, enable_prefix_caching=False)
-    for batch, cached in ((1, True), (8, False), (8, True), (64, False), (64, True)):
+    for batch, cached in ((1, True), (8, True), (64, False)):
         found = ours(tmp_path, data, tasks, max_num_seqs=batch, enable_prefix_caching=cached)
         check_same(wanted, found)
 

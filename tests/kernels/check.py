@@ -17,8 +17,9 @@ from llamaseek.herd.published import ENTRIES
 from llamaseek.kernels import ops
 from llamaseek.kernels.blocks import KINDS, in_halves
 from llamaseek.kernels.build import builder
-from llamaseek.kernels.packed import dequantize_packed, quantize
+from llamaseek.kernels.packed import dequantize_packed
 from llamaseek.models.moe import Router
+from llamaseek.models.quant.rounding import quantize
 
 KERNELS = torch.ops.llamaseek
 # Relative errors in the norm of the outcome. Weights of 4 bits meet activations of 8: rounding to

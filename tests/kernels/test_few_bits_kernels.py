@@ -7,6 +7,7 @@ import torch
 
 from llamaseek.kernels import packed
 from llamaseek.kernels.fp8 import fp8_linear
+from llamaseek.models.quant import rounding
 from llamaseek.models.quant.fp8 import quantize
 
 fp8_few = pytest.importorskip("llamaseek.kernels.fp8_few")
@@ -50,7 +51,7 @@ def test_packed_words(
     tokens: int, inputs: int, outputs: int, bits: int, group: int, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
-    words, scales = packed.quantize(torch.randn(outputs, inputs), bits, group)
+    words, scales = rounding.quantize(torch.randn(outputs, inputs), bits, group)
     x = torch.randn(tokens, inputs).to(dtype)
     found = packed_few.multiply(*(part.to(DEVICE) for part in (x, words, scales)), bits).cpu()
     wanted = x.double() @ packed.dequantize_packed(words, scales, bits, torch.float64).T

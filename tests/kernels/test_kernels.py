@@ -12,7 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llamaseek.kernels import blocks, build
 from llamaseek.kernels.blocks import KINDS
-from llamaseek.kernels.packed import dequantize_packed, pack, quantize, unpack
+from llamaseek.kernels.packed import dequantize_packed, pack, unpack
+from llamaseek.models.quant.rounding import quantize
 from tests.kernels import check
 
 

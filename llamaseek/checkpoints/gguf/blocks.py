@@ -1,6 +1,6 @@
 """Rows of numbers into blocks of GGUF's types.
 
-The `gguf` package writes the types of 32 numbers a block; those of 256, Q4_K and Q6_K, are made
+The `gguf` package writes the types that no search for scales helps; Q4_0, Q4_K and Q6_K are made
 here. Layouts: llama.cpp `ggml/src/ggml-common.h`; the searches for scales are plain least squares.
 
 N rows, K columns, B blocks, S parts of a block that have a scale of their own.
@@ -8,14 +8,18 @@ N rows, K columns, B blocks, S parts of a block that have a scale of their own.
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import torch
+from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Kind
 from gguf.quants import quantize
 from torch import Tensor
 
-TINY = 1e-12
-AT_ONCE = 512  # blocks; what they need stays in one core's cache
+from llamaseek.models.quant.rounding import TINY, codes_of, symmetric_scales
+
+AT_ONCE = 512 * 256  # numbers; what they need stays in one core's cache
 FLOATS = {
     Kind.F32: (torch.float32, torch.int32),
     Kind.F16: (torch.float16, torch.int16),
@@ -32,26 +36,36 @@ def encode(rows: Tensor, kind: Kind) -> bytes:
         if kind == Kind.F16 and not torch.equal(made.isfinite(), rows.isfinite()):
             raise OverflowError("numbers beyond 65,504")
         return made.contiguous().view(same).numpy().tobytes()
-    if kind in OF_256:
-        blocks = rows.float().reshape(-1, 256).split(AT_ONCE)
-        return b"".join(OF_256[kind](some).tobytes() for some in blocks)
+    if kind in MADE_HERE:
+        size = GGML_QUANT_SIZES[kind][0]
+        blocks = rows.float().reshape(-1, size).split(AT_ONCE // size)
+        return b"".join(MADE_HERE[kind](some).tobytes() for some in blocks)
     return quantize(rows.float().contiguous().numpy(), kind).tobytes()
+
+
+def q4_0(blocks: Tensor) -> np.ndarray:
+    """(B, 32) as blocks of 18 bytes: a float16 scale, codes of 4 bits."""
+    scale = symmetric_scales(blocks, 8).half()
+    codes = (codes_of(blocks, scale.float(), 8) + 8).to(torch.uint8)
+    packed = codes[:, :16] | codes[:, 16:] << 4
+    return np.concatenate((_half(scale[:, 0]), packed.numpy()), axis=1)
 
 
 def q4_k(blocks: Tensor) -> np.ndarray:
     """(B, 256) as blocks of 144 bytes: two float16 scales, 8 scales and 8 minima of 6 bits,
-    codes of 4 bits."""
+    codes of 4 bits. Large numbers weigh more."""
     parts = blocks.view(-1, 8, 32)
-    scale, low = _scales_and_minima(parts)
-    d, scales = _six_bits(scale)
-    dmin, minima = _six_bits(low)
-    step = (d[:, None] * scales)[..., None]
-    shifted = parts + (dmin[:, None] * minima)[..., None]
-    codes = torch.where(step > 0, shifted / step, torch.zeros(())).round_().clamp_(0, 15)
+    weight = parts.square().mean(-1, keepdim=True).sqrt() + parts.abs()
+    scale, low = _scales_and_minima(parts, weight)
+    (d, scales), (dmin, minima) = _six_bits(scale), _six_bits(low)
+    scales, minima = _neighbours(parts, weight, (d, dmin), (scales, minima))
+    d, dmin = _steps(parts, weight, (d, dmin), (scales, minima))
+    codes, _ = _codes(parts, weight, d * scales, dmin * minima)
     codes = codes.to(torch.uint8).view(-1, 4, 2, 32)
     packed = (codes[:, :, 0] | codes[:, :, 1] << 4).flatten(1)
     return np.concatenate(
-        (_half(d), _half(dmin), _pack_scales(scales, minima), packed.numpy()), axis=1
+        (_half(d.flatten()), _half(dmin.flatten()), _pack_scales(scales, minima), packed.numpy()),
+        axis=1,
     )
 
 
@@ -59,7 +73,7 @@ def q6_k(blocks: Tensor) -> np.ndarray:
     """(B, 256) as blocks of 210 bytes: 4 and 2 bits of every code, 16 scales of 8 bits, a float16
     scale."""
     parts = blocks.view(-1, 16, 16)
-    scale = _symmetric_scales(parts, 32)
+    scale = symmetric_scales(parts, 32, parts.square())[..., 0]
     largest = scale.gather(1, scale.abs().argmax(1, keepdim=True))
     d = (largest / -128).half().float()
     scales = torch.where(d != 0, scale / d, torch.zeros(())).round_().clamp_(-128, 127)
@@ -82,13 +96,12 @@ def q6_k(blocks: Tensor) -> np.ndarray:
     )
 
 
-def _scales_and_minima(parts: Tensor) -> tuple[Tensor, Tensor]:
+def _scales_and_minima(parts: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Of (B, S, 32): the scale and the amount below zero with the least weighted squared error.
 
-    Large numbers weigh more. Codes from 0 to 15 follow from a trial scale; scale and minimum are
-    then fitted to them; the best of 21 trials stays.
+    Codes from 0 to 15 follow from a trial scale; scale and minimum are then fitted to them; the
+    best of 21 trials stays.
     """
-    weight = parts.square().mean(-1, keepdim=True).sqrt() + parts.abs()
     low = parts.amin(-1, keepdim=True).clamp(max=0)
     span = (parts.amax(-1, keepdim=True) - low).clamp(min=TINY)
     best = (span / 15, low)
@@ -116,30 +129,56 @@ def _error(parts: Tensor, weight: Tensor, codes: Tensor, scale: Tensor, low: Ten
     return (weight * (codes * scale + low - parts).square()).sum(-1, keepdim=True)
 
 
-def _symmetric_scales(parts: Tensor, most: int) -> Tensor:
-    """Of (B, S, 16): the scale with the least error for codes from -most to most - 1; each square
-    weighs as its number's."""
-    at = parts.abs().argmax(-1, keepdim=True)
-    largest = parts.gather(-1, at)
-    safe = torch.where(largest == 0, torch.full((), TINY), largest)
-    weight = parts.square()
-    best, score = torch.zeros_like(largest), torch.full_like(largest, -1.0)
-    for trial in (0, *range(-9, 0), *range(1, 10)):
-        codes = (parts * (-(most + 0.1 * trial) / safe)).round().clamp(-most, most - 1)
-        cross = (weight * codes * parts).sum(-1, keepdim=True)
-        two = (weight * codes * codes).sum(-1, keepdim=True)
-        gained = cross.square() / two.clamp(min=TINY)
-        better = gained > score
-        best = torch.where(better, cross / two.clamp(min=TINY), best)
-        score = torch.where(better, gained, score)
-    return torch.where(largest == 0, torch.zeros(()), best)[..., 0]
-
-
 def _six_bits(values: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, 8) numbers of at least 0 as a float16 step (B, 1 dropped) and codes up to 63."""
-    step = (values.amax(1) / 63).half().float()
-    codes = torch.where(step[:, None] > 0, values / step[:, None], torch.zeros(()))
+    """(B, S) numbers of at least 0 as a float16 step (B, 1) and codes up to 63."""
+    step = (values.amax(1, keepdim=True) / 63).half().float()
+    codes = torch.where(step > 0, values / step, torch.zeros(()))
     return step, codes.round_().clamp_(0, 63)
+
+
+Pair = tuple[Tensor, Tensor]
+"""Of scales and minima: their steps d and dmin (B, 1), or their codes of 6 bits (B, S)."""
+
+
+def _codes(parts: Tensor, weight: Tensor, scale: Tensor, low: Tensor) -> Pair:
+    """Codes (B, S, 32) from 0 to 15 for scales and minima (B, S), and each part's error (B, S)."""
+    scale, low = scale[..., None], low[..., None]
+    codes = torch.where(scale > 0, (parts + low) / scale, torch.zeros(())).round_().clamp_(0, 15)
+    return codes, _error(parts, weight, codes, scale, -low)[..., 0]
+
+
+def _neighbours(parts: Tensor, weight: Tensor, steps: Pair, codes: Pair) -> Pair:
+    """Of each part's scale and minimum and those one step away, the pair with the least error:
+    rounding each to 6 bits alone does not see the other."""
+    (d, dmin), best = steps, codes
+    _, least = _codes(parts, weight, d * codes[0], dmin * codes[1])
+    for more, lower in product((-1, 0, 1), repeat=2):
+        scales, minima = (codes[0] + more).clamp(0, 63), (codes[1] + lower).clamp(0, 63)
+        _, error = _codes(parts, weight, d * scales, dmin * minima)
+        better = error < least
+        best = (torch.where(better, scales, best[0]), torch.where(better, minima, best[1]))
+        least = torch.where(better, error, least)
+    return best
+
+
+def _steps(parts: Tensor, weight: Tensor, steps: Pair, codes: Pair) -> Pair:
+    """The float16 steps that fit all numbers of a block best, where they lower its error."""
+    (d, dmin), (scales, minima) = steps, codes
+    found, error = _codes(parts, weight, d * scales, dmin * minima)
+    one, two = scales[..., None] * found, -minima[..., None].expand_as(found)
+
+    def total(x: Tensor) -> Tensor:
+        return (weight * x).sum((1, 2))[:, None]
+
+    aa, ab, bb = total(one * one), total(one * two), total(two * two)
+    ax, bx = total(one * parts), total(two * parts)
+    below = (aa * bb - ab * ab).clamp(min=TINY)
+    fitted = [((bb * ax - ab * bx) / below), ((aa * bx - ab * ax) / below)]
+    new_d, new_dmin = (x.half().float() for x in fitted)
+    _, changed = _codes(parts, weight, new_d * scales, new_dmin * minima)
+    better = changed.sum(1, keepdim=True) < error.sum(1, keepdim=True)
+    better &= (new_d > 0) & (new_dmin >= 0)
+    return torch.where(better, new_d, d), torch.where(better, new_dmin, dmin)
 
 
 def _pack_scales(scales: Tensor, minima: Tensor) -> np.ndarray:
@@ -155,4 +194,4 @@ def _half(values: Tensor) -> np.ndarray:
     return values.half().numpy().view(np.uint8).reshape(-1, 2)
 
 
-OF_256 = {Kind.Q4_K: q4_k, Kind.Q6_K: q6_k}
+MADE_HERE = {Kind.Q4_0: q4_0, Kind.Q4_K: q4_k, Kind.Q6_K: q6_k}

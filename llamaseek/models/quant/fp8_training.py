@@ -31,10 +31,11 @@ from llamaseek.models import CausalLM
 from llamaseek.models.layers import matmul_dtype
 from llamaseek.models.moe import Experts
 from llamaseek.models.quant.fp8 import FP8_MAX, SMALLEST, quantize
-from llamaseek.recipe.schema import Float8
 
 if TYPE_CHECKING:
     from torchao.float8 import Float8LinearConfig
+
+    from llamaseek.recipe.schema import Float8
 
 
 HOPPER = (9, 0)

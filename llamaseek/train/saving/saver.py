@@ -196,7 +196,7 @@ class Saver:
     def save(
         self,
         done: int,
-        optimizer: torch.optim.AdamW,
+        optimizer: torch.optim.Optimizer,
         average: WeightAverage | None,
         extras: Extras,
         last: bool = False,

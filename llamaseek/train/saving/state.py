@@ -53,7 +53,7 @@ def save_words(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def state_tensors(
-    ranks: ParallelModel, optimizer: torch.optim.AdamW, average: WeightAverage | None
+    ranks: ParallelModel, optimizer: torch.optim.Optimizer, average: WeightAverage | None
 ) -> dict[str, Tensor]:
     """This rank's numbers of weights, buffers, moments and averages, by kind and name.
 
@@ -119,7 +119,10 @@ def first_reason(error: CheckpointException) -> str:
 
 
 def load_state(
-    folder: Path, ranks: ParallelModel, optimizer: torch.optim.AdamW, average: WeightAverage | None
+    folder: Path,
+    ranks: ParallelModel,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None,
 ) -> None:
     """Restore model, optimizer and average in place, from the checkpoint `step-N`."""
     state = folder / "state"
@@ -144,15 +147,20 @@ def load_state(
 
 
 def make_moments(
-    own: dict[str, nn.Parameter], optimizer: torch.optim.AdamW, stored: list[str]
+    own: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, stored: list[str]
 ) -> None:
-    """Room for the stored moments of every weight that this optimizer steps."""
+    """Room for the stored moments of every weight that this optimizer steps.
+
+    ValueError for the state of another optimizer.
+    """
     kind = torch.bfloat16 if isinstance(optimizer, NarrowAdamW) else None  # None: the weights'
-    stepped = {p for group in optimizer.param_groups for p in group["params"]}
+    stepped = {p: "momentum" in group for group in optimizer.param_groups for p in group["params"]}
     for full in stored:
         key, name = full.split(".", 1)
         parameter = own.get(name)
         if parameter is not None and parameter in stepped:
+            if stepped[parameter] != (key == "momentum_buffer"):
+                raise ValueError("its optimizer state is of another train.optimizer")
             moment = torch.zeros_like(parameter, dtype=kind)
             step = torch.zeros((), device=parameter.device)
             optimizer.state[parameter][key] = step if key == "step" else moment
