@@ -58,7 +58,7 @@ CACHE = typer.Option(
     None,
     "--cache-gb",
     help="Size of the KV cache in GB.",
-    show_default="1.0; on a GPU without a guard, what --gpu-memory-utilization leaves",
+    show_default="1; on a GPU what is free",
 )
 UTILIZATION = typer.Option(
     0.9, help="Share of a GPU's memory that weights and cache may take, where no --cache-gb is."

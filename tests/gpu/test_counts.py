@@ -42,3 +42,10 @@ def test_a_layer_of_the_8b_shape_moves_little_beside_its_products() -> None:
     found = counted()["layer"]
     assert found["small_kernels"] <= 40, found["kernels"]
     assert found["bytes"] <= 8 * GB, found["moved"]
+
+
+@pytest.mark.parametrize(("family", "most"), [("llama3", 16), ("deepseek_v3", 56)])
+def test_a_layer_that_decodes_has_few_kernels(family: str, most: int) -> None:
+    found = counted()[f"decode {family}"]
+    assert found["waits"] == []
+    assert found["total"] <= most, found["kernels"]
