@@ -10,7 +10,7 @@ TORCH_INDEX ?=
 GPU_SITE ?=
 BIN = $(VENV)/bin
 
-.PHONY: gpu gpu-dry attack quickstart chat test test-finetune test-recipes test-parallel test-serve check-smollm2 course docs lint bench \
+.PHONY: gpu gpu-dry attack clients quickstart chat test test-finetune test-recipes test-parallel test-serve check-smollm2 course docs lint bench \
 	clean
 
 quickstart: $(VENV)/.installed
@@ -38,6 +38,12 @@ test-parallel: $(VENV)/.installed-dev
 # 1,000 connections at once, 5,000 cases of schemathesis: minutes.
 test-serve: $(VENV)/.installed-dev
 	LLAMASEEK_SERVE_FULL=1 $(BIN)/python -m pytest -q -s tests/serve
+
+# Unchanged clients from PyPI and npm against the server, an environment each in $(CLIENTS): minutes.
+CLIENTS ?= .clients
+clients: $(VENV)/.installed-dev
+	$(BIN)/llamaseek download smollm2-135m-instruct
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.clients.campaign $(CLIENTS)
 
 # SmolLM2 through `eval` and through lm-eval's own model, item by item; a tenth of it in batches of 1,
 # 8 and 64, with the prefix cache and without, and from the GGUF: an hour on two quiet cores.

@@ -121,6 +121,8 @@ FREE = (
     "train.samples",
     "train.save_every",
     "train.keep",
+    "train.load_best_model_at_end",
+    "train.early_stopping_patience",
     "train.save_in_background",
     "train.track",
     "train.max_skipped",

@@ -236,6 +236,12 @@ class TrainRecipe(Section):
     """Steps between checkpoints."""
     keep: int = Field(default=2, ge=1)
     """Number of latest checkpoints that are kept."""
+    load_best_model_at_end: bool = False
+    """Save a checkpoint at every evaluation whose held-out loss is the lowest so far, and end with
+    the weights of the best one."""
+    early_stopping_patience: int | None = Field(default=None, ge=1)
+    """The run ends after so many evaluations in a row whose held-out loss is not the lowest; none:
+    after `steps`."""
     save_in_background: bool = False
     """Continue training while a checkpoint is written."""
     track: Trackers = ["tensorboard"]

@@ -17,7 +17,7 @@ from torch import Tensor
 from llamaseek.checkpoints.sources import with_names
 from llamaseek.data.batch import Batch
 from llamaseek.errors import UserError, bad_value
-from llamaseek.files import write_jsonl
+from llamaseek.files import read_jsonl, write_jsonl
 from llamaseek.models import CausalLM
 from llamaseek.models.lora import LoRALinear
 from llamaseek.models.moe import leave_wide_products
@@ -40,6 +40,7 @@ from llamaseek.runtime.device import (
 )
 from llamaseek.runtime.watch import set_phase
 from llamaseek.train.benchmarks import Benchmarks
+from llamaseek.train.best import RESTORED, BestEvaluation, check_can_choose
 from llamaseek.train.evaluate import LossAccumulator, evaluate
 from llamaseek.train.figures import Arriving, StepFigures, all_finite, is_finite
 from llamaseek.train.job import Interrupted, Job, StepHook, summary_lines
@@ -98,6 +99,7 @@ class Trainer:
 
     def __init__(self, job: Job, allow_change: Sequence[str] = ()) -> None:
         self.job, self.recipe, self.allow_change = job, job.recipe.train, allow_change
+        check_can_choose(self.recipe, job.held_out is not None)
         self.benchmarks = Benchmarks.of(job)
         self.device = pick_device(self.recipe.device)
         if self.recipe.deterministic:
@@ -129,6 +131,7 @@ class Trainer:
         self.logged: dict[str, str] = {}  # terms by the name they have in the metrics
         self.changed: list[str] = []  # since the checkpoint that is resumed from
         self.tokens = 0
+        self.best = BestEvaluation()
         self.place = "start"
         self.later = self.device.type != "cpu"  # whether a step is read after the next has begun
         self.begun: StepFigures | None = None
@@ -146,14 +149,14 @@ class Trainer:
     ) -> RunFolder:
         """All steps that are left, then the final model and its report."""
         with closing(self):
-            self._steps(self._start(resume), on_step)
-            self._finish()
+            self._finish(self._steps(self._start(resume), on_step))
             if self.trackers is not None:
                 self.trackers.finish(report(self.folder.path) if report else None)
             self.completed = True
         return self.folder
 
-    def _steps(self, done: int, on_step: StepHook | None) -> None:
+    def _steps(self, done: int, on_step: StepHook | None) -> int:
+        """All steps that are left; the step whose weights are the final ones."""
         name, main = self.job.recipe.name, self.ranks.main
         peak = PeakRate(partial(peak_rate, self.ranks.dtype, self.device)) if main else None
         progress = Progress(
@@ -172,16 +175,42 @@ class Trainer:
             self.asked = asked
             if done == 0:
                 self._begin(progress)
-            for step in range(done, self.recipe.steps):
-                self._after(self.begin(step), progress)
-                if on_step is not None:
-                    on_step(step)
-                if self.stopping if self.later else self.ranks.any(bool(asked)):
-                    self._show(progress)
-                    self._save(step + 1, last=True)
-                    raise Interrupted(asked[0] if asked else signal.SIGTERM, step + 1)
+            done = self._train(done, progress, on_step, asked)
             progress.say(summary_lines(self.job.source))
+            self._save(done, last=True)
+            kept = self._restore_best(done, progress)
             self._examine(before=False)
+        return kept
+
+    def _train(
+        self, done: int, progress: Progress, on_step: StepHook | None, asked: list[int]
+    ) -> int:
+        """Train until the last step, or until held-out loss has not fallen for long; the step."""
+        patience = self.recipe.early_stopping_patience
+        for step in range(done, self.recipe.steps):
+            if self.best.should_stop(patience):
+                progress.say([f"stopped: held-out loss has not fallen since step {self.best.step}"])
+                return step
+            self._after(self.begin(step), progress)
+            if on_step is not None:
+                on_step(step)
+            if self.stopping if self.later else self.ranks.any(bool(asked)):
+                self._show(progress)
+                self._save(step + 1, last=True)
+                raise Interrupted(asked[0] if asked else signal.SIGTERM, step + 1)
+        return self.recipe.steps
+
+    def _restore_best(self, done: int, progress: Progress) -> int:
+        """The weights of the best evaluation, where they are wanted and not the last ones; their
+        step.
+        """
+        best = self.best.step
+        if not self.recipe.load_best_model_at_end or best is None or best == done:
+            return done
+        load_state(self.folder.checkpoint(best), self.ranks, self.optimizer, self.average)
+        self._log({"step": done, RESTORED: best, **self._evaluate()})
+        progress.say([f"kept: the weights of step {best}, whose held-out loss is the lowest"])
+        return best
 
     def _begin(self, progress: Progress) -> None:
         """Where the run begins: the figures and answers that its end is compared with."""
@@ -216,7 +245,17 @@ class Trainer:
                     write_jsonl(self.folder.path / "samples.jsonl", self.job.samples)
             save_recipe(with_names(self.job.recipe), self.folder.path / "recipe.yaml")
         self.ranks.barrier()
+        if steps:
+            self._recall_best()
         return done
+
+    def _recall_best(self) -> None:
+        """The best evaluation of the steps before a resumed run, if its weights are there."""
+        best = BestEvaluation.of(read_jsonl(self.folder.metrics))
+        if not self.recipe.load_best_model_at_end:
+            self.best = best
+        elif best.step in self.folder.saved_steps():
+            self.best, self.saver.best = best, best.step
 
     def _resume(self, steps: list[int]) -> int:
         """From the newest checkpoint that can be read; those after it are set aside."""
@@ -407,13 +446,14 @@ class Trainer:
         done, last = begun.step + 1, begun.step + 1 == self.recipe.steps
         if not self.later or last or self._pauses(done):
             self._show(progress)
+        saved = done % self.recipe.save_every == 0
         if self.job.tested and (done % self.recipe.eval_every == 0 or last):
-            self._test(done, progress)
+            saved |= self._test(done, progress)
         if self.benchmarks is not None and self.benchmarks.due(done, last):
             set_phase(f"step {done}, benchmarks")
             with self.averaged():
                 self._log({"step": done, **self.benchmarks.scores(self.job.model)})
-        if done % self.recipe.save_every == 0 and not last:
+        if saved and not last:
             self._save(done)
 
     def _pauses(self, done: int) -> bool:
@@ -422,10 +462,16 @@ class Trainer:
         due = self.benchmarks is not None and self.benchmarks.due(done, done == recipe.steps)
         return due or done % recipe.eval_every == 0 or done % recipe.save_every == 0
 
-    def _test(self, done: int, progress: Progress) -> None:
+    def _test(self, done: int, progress: Progress) -> bool:
+        """Evaluate and log; whether these weights are the best so far, and are to be kept."""
         scores = self._evaluate()
         self._log({"step": done, **scores, **self._shares()})
         progress.evaluated(done, scores)
+        if not done or "val_loss" not in scores or not self.best.saw(done, scores["val_loss"]):
+            return False
+        if self.recipe.load_best_model_at_end:
+            self.saver.best = done
+        return self.recipe.load_best_model_at_end
 
     def _shares(self) -> dict[str, float]:
         """What share of the tokens so far each source of a mix gave, and was asked for."""
@@ -469,10 +515,9 @@ class Trainer:
         set_phase(f"step {done}, checkpoint")
         self.saver.save(done, self.optimizer, self.average, extras, last)
 
-    def _finish(self) -> None:
-        self._save(self.recipe.steps, last=True)
+    def _finish(self, step: int) -> None:
         with self.averaged():
-            self.saver.finish(self.recipe.steps, self.average is not None)
+            self.saver.finish(step, self.average is not None)
         if self.ranks.main:
             write_run_cards(self.folder, self.job.recipe, self.pins["contents"]["data"])
 
