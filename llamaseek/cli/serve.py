@@ -45,9 +45,21 @@ CORS = typer.Option(
 )
 PORT = typer.Option(8000, help="Port to listen on; 0 chooses a free one.")
 API_KEY = typer.Option(
-    None,
+    [],
+    "--api-key",
     envvar="LLAMASEEK_API_KEY",
-    help="Require this API key; the environment variable keeps it out of process lists.",
+    help="Require this API key, or one of several; the environment variable keeps them out of "
+    "process lists.",
+)
+KEY_FILE = typer.Option(
+    None,
+    "--api-key-file",
+    help="A file of API keys, one a line, each with limits of its own, e.g. KEY rpm_limit=60.",
+)
+RPM = typer.Option(None, "--rpm-limit", help="Maximum requests per minute of each API key.")
+TPM = typer.Option(None, "--tpm-limit", help="Maximum tokens per minute of each API key.")
+PARALLEL = typer.Option(
+    None, "--max-parallel-requests", help="Maximum requests at once of each API key."
 )
 DTYPE = typer.Option(
     "auto",
@@ -92,7 +104,11 @@ def serve(
     allowed_host: list[str] = ALLOWED,
     cors: list[str] = CORS,
     port: int = PORT,
-    api_key: str = API_KEY,
+    api_key: list[str] = API_KEY,
+    api_key_file: Path = KEY_FILE,
+    rpm_limit: int = RPM,
+    tpm_limit: int = TPM,
+    max_parallel_requests: int = PARALLEL,
     device: str = DEVICE,
     dtype: str = DTYPE,
     cache_gb: float | None = CACHE,
@@ -113,16 +129,18 @@ def serve(
 ) -> None:
     """Serve a model over OpenAI's API; Ctrl-C or SIGTERM shuts down gracefully."""
     from llamaseek.engine.options import EngineOptions
+    from llamaseek.serve.keys import KeyLimits, all_keys
     from llamaseek.serve.options import ServeOptions
     from llamaseek.serve.server import check_address
 
+    limits = KeyLimits(rpm_limit, tpm_limit, max_parallel_requests)
     options = ServeOptions(
         name=name or _shown_name(model),
         host=host,
         allowed_hosts=tuple(allowed_host),
         cors=tuple(cors),
         port=port,
-        api_key=api_key,
+        api_keys=all_keys(api_key, api_key_file, limits),
         timeout=timeout,
         drain=drain,
         guard_system=guard_system,

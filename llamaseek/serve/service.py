@@ -24,6 +24,7 @@ from llamaseek.models import CausalLM
 from llamaseek.runtime.device import pick_device
 from llamaseek.safety.guard import load_guard
 from llamaseek.safety.served import ServedGuard
+from llamaseek.serve.callers import current_caller
 from llamaseek.serve.compiling import Compiler
 from llamaseek.serve.metrics import Metrics
 from llamaseek.serve.options import ServeOptions
@@ -128,7 +129,10 @@ class Service:
             for prompt in prompts
         ]
         with renamed(name):
-            return requests, self.background.submit(requests)
+            stream = self.background.submit(requests)
+        if caller := current_caller():
+            caller.charge(sum(map(len, prompts)))
+        return requests, stream
 
     def check(self, prompt: list[int], params: SamplingParams, name: str) -> None:
         """UserError, as `submit` raises it, for a prompt that the model cannot take."""

@@ -31,8 +31,8 @@ class Running:
         port = server.servers[0].sockets[0].getsockname()[1]
         self.service, self.server, self.url = service, server, f"http://127.0.0.1:{port}"
         headers = {}
-        if service.options.api_key:
-            headers["Authorization"] = f"Bearer {service.options.api_key}"
+        if service.options.api_keys:
+            headers["Authorization"] = f"Bearer {service.options.api_keys[0].key}"
         self.client = httpx.Client(base_url=self.url, headers=headers, timeout=60)
 
     def post(self, path: str, **body: Any) -> httpx.Response:
