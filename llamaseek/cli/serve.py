@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -146,8 +146,7 @@ def serve(
         guard_system=guard_system,
     )
     engine = EngineOptions(
-        cache_bytes=_cache_bytes(cache_gb, guard),
-        gpu_memory_utilization=gpu_memory_utilization,
+        **_memory(cache_gb, gpu_memory_utilization, guard),
         cache_dtype=cache_dtype,
         max_num_seqs=max_num_seqs,
         most_waiting=queue,
@@ -200,10 +199,13 @@ def _load(model: Path, device: str, dtype: str, group: TensorGroup | None) -> Ca
     return open_model(model, device=place, dtype=dtype, group=group)
 
 
-def _cache_bytes(gb: float | None, guard: Path | None) -> int | None:
-    """None is what the engine finds to be free; a guard wants memory too."""
-    if gb is None:
-        return None if guard is None else 1 << 30
+def _memory(gb: float | None, utilization: float, guard: Path | None) -> dict[str, Any]:
+    """The cache's bytes, None for what the engine finds to be free; a guard wants memory too."""
+    size = (1 << 30 if guard else None) if gb is None else _cache_bytes(gb)
+    return {"cache_bytes": size, "gpu_memory_utilization": utilization}
+
+
+def _cache_bytes(gb: float) -> int:
     if not 0 < gb < float("inf"):
         raise bad_value("--cache-gb", gb, "a number above 0")
     return int(gb * (1 << 30))
