@@ -146,8 +146,7 @@ def serve(
         guard_system=guard_system,
     )
     engine = EngineOptions(
-        **_memory(cache_gb, gpu_memory_utilization, guard),
-        cache_dtype=cache_dtype,
+        **_cache(cache_gb, cache_dtype, gpu_memory_utilization, guard),
         max_num_seqs=max_num_seqs,
         most_waiting=queue,
         max_num_batched_tokens=max_num_batched_tokens,
@@ -199,10 +198,10 @@ def _load(model: Path, device: str, dtype: str, group: TensorGroup | None) -> Ca
     return open_model(model, device=place, dtype=dtype, group=group)
 
 
-def _memory(gb: float | None, utilization: float, guard: Path | None) -> dict[str, Any]:
-    """The cache's bytes, None for what the engine finds to be free; a guard wants memory too."""
+def _cache(gb: float | None, dtype: str, utilization: float, guard: Path | None) -> dict[str, Any]:
+    """The cache's options: bytes None for what the engine finds free; a guard wants memory too."""
     size = (1 << 30 if guard else None) if gb is None else _cache_bytes(gb)
-    return {"cache_bytes": size, "gpu_memory_utilization": utilization}
+    return {"cache_bytes": size, "cache_dtype": dtype, "gpu_memory_utilization": utilization}
 
 
 def _cache_bytes(gb: float) -> int:
