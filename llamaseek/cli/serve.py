@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MODEL = typer.Argument(help=MODEL_NAMES, callback=model_or_adapter)
 NAME = typer.Option(
-    None, help="Model name in requests.", show_default="the folder's name or the Hub's id"
+    None, help="Model name in requests.", show_default="the run's or folder's name, or the Hub's id"
 )
 ADAPTER = typer.Option(
     [], "--adapter", help="NAME=FOLDER: a PEFT LoRA adapter, or its Hub id, served under NAME."

@@ -21,6 +21,7 @@ from llamaseek.serve.routes import (
     messages,
     models,
     responses,
+    score,
     tokens,
 )
 from llamaseek.serve.service import Service
@@ -33,6 +34,7 @@ ROUTERS = (
     responses,
     messages,
     embeddings,
+    score,
     tokens,
     examples,
     internals,

@@ -185,7 +185,7 @@ def make_service(
     tokenizer = tokenizer or Tokenizer.load(folder)
     folders = adapter_folders(adapters, options.name)
     found = {name: read_adapter(place) for name, place in folders.items()}
-    made = Engine(model, tokenizer, engine, found, group)
+    made = Engine(model, tokenizer, engine, found, group, scoring=True)
     return Service(made, tokenizer, options, folders={options.name: folder, **folders})
 
 
