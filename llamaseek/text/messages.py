@@ -17,7 +17,7 @@ from llamaseek.text.special import END_THINK, THINK
 
 Message = dict[str, Any]
 
-ROLES = ("system", "developer", "user", "assistant", "ipython", "tool")
+ROLES = ("system", "user", "assistant", "ipython", "tool")
 RESULTS = ("ipython", "tool")
 SYSTEM = ("system", "developer")
 """OpenAI's newer models are instructed by `developer`, which is a system message here."""
@@ -85,7 +85,7 @@ def _read_message(where: str, message: Any) -> Turn:
     if "role" not in message:
         raise UserError(f"{where}.role: missing; a message has a role and a content")
     role = message["role"]
-    if role not in ROLES:
+    if role not in (*ROLES, *SYSTEM):
         raise bad_value(f"{where}.role", role, ", ".join(ROLES))
     calls = _read_calls(f"{where}.tool_calls", message)
     if calls and role != "assistant":
@@ -159,9 +159,8 @@ def _read_call(where: str, call: Any) -> ToolCall:
 
 
 def given_arguments(given: Any) -> Any:
-    """A call's arguments as they are given; some clients write none as null or an empty text."""
-    empty = given is None or (isinstance(given, str) and not given.strip())
-    return {} if empty else given
+    """A call's arguments as they are given; some clients write none as an empty text."""
+    return {} if isinstance(given, str) and not given.strip() else given
 
 
 def _read_arguments(where: str, name: str, given: Any) -> ToolCall:
