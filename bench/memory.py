@@ -122,6 +122,17 @@ class Tracker(MemTracker):
         return super()._track_module_params_and_buffers(module, install_grad_hooks=False)
 
 
+class StepTracker(Tracker):
+    """For a whole step of several micro-batches: MemTracker refuses a module that is called again,
+    so what it keeps of the first call is dropped, which leaves the peak of the step as it is.
+    """
+
+    def _pre_fw_hook(self, module: nn.Module, inputs: Any) -> None:
+        if not self._mod_tracker.is_bw and len(self._mod_tracker.parents) <= 2:
+            self.memory_tracking.pop(module, None)
+        super()._pre_fw_hook(module, inputs)
+
+
 class Whole(nn.Module):
     """Model and objective as one module, so that the tracker sees one call of it."""
 

@@ -37,6 +37,7 @@ PRODUCTS = pick_dtype("auto", torch.device("cpu"))
 TYPES = ("q8_0", "q4_0", "q4_1", "q4_k_m")
 FOLDERS = {
     "int8, a scale a row": (8, 0, False),
+    "int8, groups of 32": (8, 32, False),
     "int4, groups of 64": (4, 64, False),
     "int4, groups of 32": (4, 32, False),
     "int4, groups of 32, GPTQ": (4, 32, True),

@@ -1,17 +1,21 @@
 """From a process's start to its first token, its folder in the page cache (warm) or not (cold).
 
-    python bench/start.py [--json PATH] [--folder PATH]
+    python bench/start.py [--json PATH] [--folder PATH] [--model FILE.gguf]
 
-Llama 3.2 1B's shape in bf16 with random weights, as `bench/decode.py` makes it: ours, llama.cpp and
-transformers, each a fresh process a time, medians of five. Cold, the file's pages are dropped
-before each start, and the limit is a plain read of the whole file from the disk. What a process
-needs before it can read anything, importing torch, is a row of its own.
+Llama 3.2 1B's shape in bf16 with random weights, as `bench/decode.py` makes it, or a GGUF file:
+ours, llama.cpp and transformers (the shape alone), each a fresh process a time, medians of five, in
+seconds and in seconds of processor time, which other processes on the machine hardly move. Cold,
+the file's pages are dropped before each start, and the limit is a plain read of the whole file from
+the disk. What a process needs before it can read anything, importing torch, is a row of its own,
+and is compared with 1.3 times llama.cpp's start as a sum.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -26,7 +30,8 @@ from bench.common import Row, installed, report
 
 FOLDER = Path(__file__).resolve().parents[1] / "runs" / "bench-1b"
 REPEATS = 5
-PROMPT = [128000, 791, 2579, 39935]
+PROMPT = [1, 791, 2579, 39935]
+BESIDE = 1.3  # times llama.cpp's start, beside PyTorch's import
 PACKAGES = {"llama.cpp": "llama-cpp-python", "transformers": "transformers"}
 
 
@@ -38,7 +43,8 @@ def say_ours(folder: Path) -> None:
     from llamaseek.engine.request import Request, SamplingParams
     from llamaseek.text.tokenizer import Tokenizer
 
-    path = folder / "bf16"
+    gc.set_threshold(50_000, 20, 100)  # as the command line does
+    path = folder if folder.is_file() else folder / "bf16"
     model, options = open_model(path, device="cpu"), EngineOptions(max_num_seqs=1)
     engine = Engine(model, Tokenizer.load(path), options)
     engine.generate([Request(prompt=PROMPT, params=SamplingParams(max_tokens=1))])
@@ -48,7 +54,8 @@ def say_llama_cpp(folder: Path) -> None:
     """The first token through llama-cpp-python, which maps its file as well."""
     from llama_cpp import Llama
 
-    model = Llama(str(folder / "bf16.gguf"), n_ctx=512, verbose=False)
+    path = folder if folder.is_file() else folder / "bf16.gguf"
+    model = Llama(str(path), n_ctx=512, verbose=False)
     next(model.generate(PROMPT, temp=0.0))
 
 
@@ -92,8 +99,8 @@ def read(path: Path) -> float:
     return time.perf_counter() - start
 
 
-def started(side: str, folder: Path) -> float:
-    """Seconds from a fresh process's start to the end of its first token."""
+def started(side: str, folder: Path) -> tuple[float, float]:
+    """Seconds from a fresh process's start to the end of its first token, and of its processors."""
     command = [sys.executable, __file__, "--side", side, "--folder", str(folder)]
     start = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
@@ -102,18 +109,19 @@ def started(side: str, folder: Path) -> float:
         seconds = time.perf_counter() - start
     if not said:
         raise SystemExit(f"{side} did not start")
-    return seconds
+    return seconds, float(said)
 
 
-def times(side: str, folder: Path, cold: bool) -> float:
-    """The median of a side's starts."""
+def times(side: str, folder: Path, cold: bool) -> tuple[float, float]:
+    """The medians of a side's starts."""
     taken = []
-    path = folder / FILES.get(side, FILES["ours"])
+    path = folder if folder.is_file() else folder / FILES.get(side, FILES["ours"])
     for _ in range(REPEATS):
         if cold:
             drop(path)
         taken.append(started(side, folder))
-    return statistics.median(taken)
+    seconds, processors = zip(*taken, strict=True)
+    return statistics.median(seconds), statistics.median(processors)
 
 
 def cold_read(path: Path) -> float:
@@ -127,18 +135,28 @@ def cold_read(path: Path) -> float:
 
 def compare(folder: Path, peers: list[str]) -> list[Row]:
     """Warm and cold starts of every side; a ratio is the peer's seconds over ours."""
-    rows = [Row("import torch", "s", times("import torch", folder, False), "-", None, None, None)]
+    imports = times("import torch", folder, False)
+    units = ("s", "CPU s")
+    rows = [
+        Row("import torch", unit, value, "-", None, None, None)
+        for unit, value in zip(units, imports, strict=True)
+    ]
     for cold in (False, True):
         case = "cold" if cold else "warm"
         ours = times("ours", folder, cold)
-        for peer in peers:
-            theirs = times(peer, folder, cold)
-            rows.append(Row(case, "s", ours, peer, theirs, theirs / ours, None))
+        found = {peer: times(peer, folder, cold) for peer in peers}
+        if "llama.cpp" in found:
+            both = zip(found["llama.cpp"], imports, strict=True)
+            found["1.3 x llama.cpp + import"] = tuple(BESIDE * one + two for one, two in both)
+        for peer, theirs in found.items():
+            for unit, mine, value in zip(units, ours, theirs, strict=True):
+                rows.append(Row(case, unit, mine, peer, value, value / mine, None))
         if cold:
-            disk = cold_read(folder / FILES["ours"])
-            rows.append(Row(case, "s", ours, "plain read", disk, disk / ours, None))
+            disk = cold_read(folder if folder.is_file() else folder / FILES["ours"])
+            rows.append(Row(case, "s", ours[0], "plain read", disk, disk / ours[0], None))
     for each in rows:
-        print(f"{each.case}: {each.value:.2f} s, {each.peer} {each.peer_value or 0:.2f} s")
+        beside = f"{each.peer} {each.peer_value or 0:.2f} {each.metric}"
+        print(f"{each.case}: {each.value:.2f} {each.metric}, {beside}")
     return rows
 
 
@@ -147,15 +165,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--model", type=Path, help="a GGUF file in the place of the 1B shape")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         SIDES[options.side](options.folder)
-        print("said", flush=True)
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        print(used.ru_utime + used.ru_stime, flush=True)
         return
     from bench.shape_1b import make_gguf, make_ours
 
     peers = [name for name, package in PACKAGES.items() if installed(package)]
+    if options.model is not None:
+        peers = [name for name in peers if name == "llama.cpp"]
+        report(compare(options.model, peers), [], options.json)
+        return
     options.folder.mkdir(parents=True, exist_ok=True)
     make_ours(options.folder)
     if "llama.cpp" in peers:

@@ -153,6 +153,8 @@ def calibrated(
 def _rounded(gram: Gram, plans: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, Packed]]:
     """Round the weights of one input together, and put the rounded numbers in their place."""
     names = list(gram.weights)
+    if not gram.total.isfinite().all():
+        raise UserError(f"{names[0]}: its inputs on the calibration text are not finite")
     bits, group = plans[names[0]]
     whole = torch.cat([weight.float() for weight in gram.weights.values()])
     group = group or whole.shape[1]

@@ -146,17 +146,20 @@ def _equal(one: Lazy, other: Lazy) -> bool:
 
 
 class SkipInit(TorchFunctionMode):
-    """Building on `meta` without two calls for which PyTorch imports its compiler there, which
-    takes longer than mapping a folder.
+    """Building on `meta`, and moving off it, without three calls for which PyTorch imports its
+    compiler there, which takes longer than mapping a folder.
 
     Initial weights are not drawn, and the rotary table, which is made anew later, is a real one.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """`normal_` leaves its tensor as it is, `arange` counts on the CPU, the rest is done."""
+        """`normal_` leaves its tensor as it is, `arange` counts on the CPU, `empty_like` makes an
+        empty tensor of the same shape; the rest is done."""
         kwargs = kwargs or {}
         if func in (nn.init.normal_, Tensor.normal_):
             return args[0] if args else kwargs["tensor"]
+        if func is torch.empty_like:
+            return torch.empty(args[0].shape, dtype=args[0].dtype, device=kwargs["device"])
         if func is torch.arange:
             kwargs = {**kwargs, "device": "cpu"}
         return func(*args, **kwargs)
@@ -212,7 +215,8 @@ def materialise(
 ) -> CausalLM:
     """A model on `meta`, with a folder's tensors on `device`, or `mapped` as `load_model` says."""
     try:
-        model.to_empty(device=device)
+        with SkipInit():
+            model.to_empty(device=device)
     except torch.OutOfMemoryError:
         needed = size(sum(tensor.nbytes for tensor in model.state_dict().values()))
         raise UserError(f"model: its {needed} of weights do not fit {device}") from None

@@ -205,7 +205,7 @@ def checked(bits: str, group: int | None) -> Plan:
             raise bad_value("--group", group, f"nothing in fp8, whose blocks are {BLOCK} x {BLOCK}")
         return Plan(8, BLOCK, fp8=True)
     group = (GROUP if bits == "4" else 0) if group is None else group
-    allowed = (0, 128, 256) if bits == "8" else (0, *GROUPS)
+    allowed = (0, *GROUPS)
     if group not in allowed:
         raise bad_value("--group", group, ", ".join(map(str, allowed)))
     return Plan(int(bits), group)

@@ -216,9 +216,13 @@ def name_of(path: str) -> str:
 
 
 def shown_name(place: Path) -> str:
-    """What a model is called to others: its id on the Hub, else the name of its folder or file."""
+    """What a model is called to others: its id on the Hub, the name of the run that made it, else
+    that of its folder or file."""
     name = parse_name(snapshot_name(place) or "")
-    return name.repo if name else place.resolve().name.removesuffix(GGUF_SUFFIX)
+    place = place.resolve()
+    if place.name in ("model", "adapter") and (place.parent / "recipe.yaml").is_file():
+        place = place.parent
+    return name.repo if name else place.name.removesuffix(GGUF_SUFFIX)
 
 
 def with_sources_found(recipe: Recipe, need: Need = "model") -> Recipe:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llamaseek.train.finetune.choose import TuningPlan
 
 MODEL = typer.Argument(
+    metavar="MODEL",
     help="The model to start from: a folder, a .gguf file or a published name.",
     callback=model_folder,
 )
@@ -28,11 +29,18 @@ LORA = typer.Option(False, "--lora", help="Train adapters; the default for a rea
 QLORA = typer.Option(False, "--qlora", help="Train adapters on a base in 4 bits.")
 FULL = typer.Option(False, "--full", help="Train all weights.")
 EPOCHS = typer.Option(
-    None, min=0.01, help="Passes over the rows.", show_default="enough for 60 steps, at most 5"
+    None,
+    min=0.01,
+    help="Passes over the rows.",
+    show_default="enough for 60 steps, at most 3; labels 5",
 )
 OUT = typer.Option(None, help="The run folder.", show_default="runs/MODEL-DATA")
 OVERWRITE = typer.Option(False, "--overwrite", help="Replace an existing run and start again.")
 DRY_RUN = typer.Option(False, "--dry-run", help="Print the plan and the recipe; do not train.")
+JUDGE = typer.Option(
+    None, metavar="MODEL", help="A model that compares the answers before and after: the win rate."
+)
+JUDGE_URL = typer.Option(None, help="The OpenAI API where MODEL of --judge is served.")
 SHOWN = 10  # samples side by side
 
 
@@ -46,12 +54,14 @@ def finetune(
     out: str = OUT,
     overwrite: bool = OVERWRITE,
     dry_run: bool = DRY_RUN,
+    judge: str = JUDGE,
+    judge_url: str = JUDGE_URL,
 ) -> None:
     """Fine-tune a model on your own rows or text, and compare it with what it was.
 
     Rows are CSV, JSON or JSONL, parquet and others: conversations, prompts with answers, labelled
-    texts, preference pairs; folders of text continue pre-training. What is chosen for you is
-    printed as a recipe, and KEY=VALUE changes any field of it.
+    texts, preference pairs, rated answers; folders of text continue pre-training. What is chosen
+    for you is printed as a recipe, and KEY=VALUE changes any field of it.
     """
     say_started("looking at the rows")
     from llamaseek.train.finetune.choose import Wanted, choose
@@ -66,9 +76,11 @@ def finetune(
         raise UserError("DATA: is missing; give files, folders or globs of rows or text")
     method = chosen[0] if chosen else None
     plan = choose(Wanted(model, sources, method, epochs, out, overrides))
+    if judge and (plan.recipe.stage != "sft" or not plan.recipe.train.samples):
+        raise UserError("--judge: compares answers to held-out rows, and this run has none")
     show_plan(plan)
     if not dry_run:
-        train_and_compare(plan.recipe, overwrite)
+        train_and_compare(plan.recipe, overwrite, (judge, judge_url) if judge else None)
 
 
 def show_plan(plan: TuningPlan) -> None:
@@ -83,10 +95,14 @@ def show_plan(plan: TuningPlan) -> None:
     print("".join(f"  {line}\n" for line in text.splitlines()), end="", flush=True)
 
 
-def train_and_compare(recipe: Recipe, overwrite: bool) -> None:
+def train_and_compare(
+    recipe: Recipe, overwrite: bool, judge: tuple[str, str | None] | None = None
+) -> None:
     """Run the recipe; print what changed on held-out rows, and the next commands."""
     from llamaseek.api import train
+    from llamaseek.evals.judge import judge_run
     from llamaseek.report.outcome import read_outcome
+    from llamaseek.report.page import write_report
     from llamaseek.train.job import Interrupted
 
     try:
@@ -95,7 +111,12 @@ def train_and_compare(recipe: Recipe, overwrite: bool) -> None:
         again = (recipe.stage, recipe.folder / "recipe.yaml", "--resume")
         print(f"{stop}; to resume:\n  {quoted(program(), *again)}", file=sys.stderr)
         sys.exit(128 + stop.signum)
-    show_outcome(read_outcome(run.folder))
+    if judge is not None:
+        judge_run(run.folder, *judge)
+        write_report(run.folder)
+    found = read_outcome(run.folder)
+    show_outcome(found)
+    warn_of_loss(found)
     adapter = run.folder / "adapter"
     print(f"model    {run.model_folder}")
     if adapter.is_dir():
@@ -105,8 +126,20 @@ def train_and_compare(recipe: Recipe, overwrite: bool) -> None:
         print(f"{title:<8} {quoted(program(), *words)}")
 
 
+def warn_of_loss(outcome: Outcome) -> None:
+    """Say so where the run made nothing better on rows that it was not trained on."""
+    losses = [one for one in outcome.measures if one.name in ("loss", "bits per byte")]
+    if losses and all(one.after >= one.before for one in losses):
+        print("warning: the held-out loss did not fall; try a lower train.lr", file=sys.stderr)
+
+
 def next_commands(recipe: Recipe, model: Path) -> dict[str, tuple[str | Path, ...]]:
-    """The words of the commands that use a tuned model, by what they do."""
+    """The words of the commands that use a tuned model, by what they do; a reward model is used
+    by reinforcement learning.
+    """
+    if recipe.stage == "reward":
+        rewards = f"rollout.rewards=[{{kind: model, model: {model}}}]"
+        return {"grpo": ("grpo", "smollm2-135m-grpo", rewards)}
     first: tuple[str | Path, ...] = ("chat", model)
     if recipe.stage == "pretrain":
         first = ("generate", model, "Once upon a time")

@@ -61,8 +61,12 @@ def quickstart(
     console.print(f"took     {figures['seconds'] / 60:.1f} minutes")
     console.print(f"report   {page}", soft_wrap=True)
     console.print(f"figures  {folder / 'figures.json'}", soft_wrap=True)
-    command = quoted(program(), "chat", folder / "dpo" / "model")
-    console.print(f"chat     {command}", style="bold", markup=False, soft_wrap=True)
+    model = folder / "dpo" / "model"
+    for name, command, then in (
+        ("chat", quoted(program(), "chat", model), ""),
+        ("page", quoted(program(), "serve", model), "   then open http://127.0.0.1:8000"),
+    ):
+        console.print(f"{name}     {command}{then}", style="bold", markup=False, soft_wrap=True)
 
 
 def show_figures(console: Console, figures: list[Figure]) -> None:

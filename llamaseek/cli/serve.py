@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MODEL = typer.Argument(help=MODEL_NAMES, callback=model_or_adapter)
 NAME = typer.Option(
-    None, help="Model name in requests.", show_default="the folder's name or the Hub's id"
+    None, help="Model name in requests.", show_default="the run's or folder's name, or the Hub's id"
 )
 ADAPTER = typer.Option(
     [], "--adapter", help="NAME=FOLDER: a PEFT LoRA adapter, or its Hub id, served under NAME."
@@ -45,16 +45,36 @@ CORS = typer.Option(
 )
 PORT = typer.Option(8000, help="Port to listen on; 0 chooses a free one.")
 API_KEY = typer.Option(
-    None,
+    [],
+    "--api-key",
     envvar="LLAMASEEK_API_KEY",
-    help="Require this API key; the environment variable keeps it out of process lists.",
+    help="Require this API key, or one of several; the environment variable keeps them out of "
+    "process lists.",
+)
+KEY_FILE = typer.Option(
+    None,
+    "--api-key-file",
+    help="A file of API keys, one a line, each with limits of its own, e.g. KEY rpm_limit=60.",
+)
+RPM = typer.Option(None, "--rpm-limit", help="Maximum requests per minute of each API key.")
+TPM = typer.Option(None, "--tpm-limit", help="Maximum tokens per minute of each API key.")
+PARALLEL = typer.Option(
+    None, "--max-parallel-requests", help="Maximum requests at once of each API key."
 )
 DTYPE = typer.Option(
     "auto",
     help="fp32 or bf16; auto is bf16 if the weights are stored in 16 bits or fewer and the "
     "hardware supports it, else fp32.",
 )
-CACHE = typer.Option(1.0, "--cache-gb", help="Size of the KV cache in GB.")
+CACHE = typer.Option(
+    None,
+    "--cache-gb",
+    help="Size of the KV cache in GB.",
+    show_default="1; on a GPU what is free",
+)
+UTILIZATION = typer.Option(
+    0.9, help="Share of a GPU's memory that weights and cache may take, where no --cache-gb is."
+)
 CACHE_DTYPE = typer.Option("auto", help="auto or int8; int8 halves the KV cache of a bf16 model.")
 RUNNING = typer.Option(64, "--max-num-seqs", help="Maximum number of sequences computed at once.")
 QUEUE = typer.Option(64, "--queue", help="Maximum number of waiting requests; more get status 429.")
@@ -84,10 +104,15 @@ def serve(
     allowed_host: list[str] = ALLOWED,
     cors: list[str] = CORS,
     port: int = PORT,
-    api_key: str = API_KEY,
+    api_key: list[str] = API_KEY,
+    api_key_file: Path = KEY_FILE,
+    rpm_limit: int = RPM,
+    tpm_limit: int = TPM,
+    max_parallel_requests: int = PARALLEL,
     device: str = DEVICE,
     dtype: str = DTYPE,
-    cache_gb: float = CACHE,
+    cache_gb: float | None = CACHE,
+    gpu_memory_utilization: float = UTILIZATION,
     cache_dtype: str = CACHE_DTYPE,
     max_num_seqs: int = RUNNING,
     queue: int = QUEUE,
@@ -104,23 +129,24 @@ def serve(
 ) -> None:
     """Serve a model over OpenAI's API; Ctrl-C or SIGTERM shuts down gracefully."""
     from llamaseek.engine.options import EngineOptions
+    from llamaseek.serve.keys import KeyLimits, all_keys
     from llamaseek.serve.options import ServeOptions
     from llamaseek.serve.server import check_address
 
+    limits = KeyLimits(rpm_limit, tpm_limit, max_parallel_requests)
     options = ServeOptions(
         name=name or _shown_name(model),
         host=host,
         allowed_hosts=tuple(allowed_host),
         cors=tuple(cors),
         port=port,
-        api_key=api_key,
+        api_keys=all_keys(api_key, api_key_file, limits),
         timeout=timeout,
         drain=drain,
         guard_system=guard_system,
     )
     engine = EngineOptions(
-        cache_bytes=_cache_bytes(cache_gb),
-        cache_dtype=cache_dtype,
+        **_cache(cache_gb, cache_dtype, gpu_memory_utilization, guard),
         max_num_seqs=max_num_seqs,
         most_waiting=queue,
         max_num_batched_tokens=max_num_batched_tokens,
@@ -170,6 +196,12 @@ def _load(model: Path, device: str, dtype: str, group: TensorGroup | None) -> Ca
 
     place = pick_device(device, "--device")
     return open_model(model, device=place, dtype=dtype, group=group)
+
+
+def _cache(gb: float | None, dtype: str, utilization: float, guard: Path | None) -> dict[str, Any]:
+    """The cache's options: bytes None for what the engine finds free; a guard wants memory too."""
+    size = (1 << 30 if guard else None) if gb is None else _cache_bytes(gb)
+    return {"cache_bytes": size, "cache_dtype": dtype, "gpu_memory_utilization": utilization}
 
 
 def _cache_bytes(gb: float) -> int:

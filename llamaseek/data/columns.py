@@ -78,14 +78,18 @@ class MappedRow(Mapping[str, Any]):
         return self.origin.get(known, known)
 
     def alias(self, names: tuple[str, ...]) -> None:
-        """Give columns that go by another name ours, where the row has none of that name."""
+        """Give columns that go by another name ours, where the row has none of that name.
+
+        Capitals and blanks at the ends make no other name: spreadsheets have `Question`.
+        """
+        plain = {key.strip().lower(): key for key in reversed(self.cells)}
         for name in names:
-            if name not in self.cells:
-                for path in ALIASES.get(name, ()):
-                    found, value = _reached(self.cells, path)
-                    if found:
-                        self.cells[name], self.origin[name] = value, path.split(".")[0]
-                        break
+            for path in (name, *ALIASES.get(name, ())) if name not in self.cells else ():
+                found, value = _reached(self.cells, plain.get(path, path))
+                if found:
+                    self.cells[name] = value
+                    self.origin[name] = plain.get(path) or path.split(".")[0]
+                    break
 
 
 def check_columns(columns: Mapping[str, str]) -> None:
@@ -108,6 +112,16 @@ def mapped(place: str, row: Mapping[str, Any], columns: Mapping[str, str]) -> Ma
             message = f"has no column {path!r} (data.columns.{name}); its columns are {given}"
             raise RowError(place, "without a column", message)
     return MappedRow(values, {name: path.split(".")[0] for name, path in columns.items()})
+
+
+def label_of(place: str, row: Mapping[str, Any], columns: Mapping[str, str]) -> Any:
+    """The label of a labelled text; None where it has none."""
+    try:
+        view = mapped(place, row, columns)
+    except RowError:
+        return None
+    view.alias(("label",))
+    return view.get("label")
 
 
 def _reached(row: Mapping[str, Any], path: str) -> tuple[bool, Any]:

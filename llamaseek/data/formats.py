@@ -19,6 +19,7 @@ from llamaseek.data.columns import (
     format_of_row,
     mapped,
 )
+from llamaseek.data.ratings import as_rating, is_truth, rating_column
 from llamaseek.data.tables import without_nulls
 from llamaseek.data.turns import as_messages, from_json, joined, same, says_something, show
 from llamaseek.errors import UserError, shorten
@@ -82,8 +83,21 @@ class RowReader:
         view = mapped(place, row, self.columns)
         conversation = self._read(place, view, self._format(place, view))
         _check_end(place, conversation.messages)
+        _check_good(place, view)
         self._count(row, view)
         return conversation
+
+    def rated(self, place: str, row: Mapping[str, Any]) -> tuple[Conversation, float]:
+        """A conversation that ends with an answer, and the answer's rating."""
+        view = mapped(place, row, self.columns)
+        conversation = self._read(place, view, self._format(place, view))
+        _check_end(place, conversation.messages)
+        name = rating_column(view)
+        rating = as_rating(view[name]) if name is not None else None
+        if rating is None:
+            raise RowError(place, "without a rating", f"has no rating: {show(row)}")
+        self._count(row, view)
+        return conversation, rating
 
     def prompt(self, place: str, row: Mapping[str, Any]) -> Conversation:
         """A conversation to be answered: everything before its last answer, if it has one."""
@@ -113,14 +127,14 @@ class RowReader:
         answers = {n: self._messages(place, n, view, "assistant") for n in names}
         start = self._start(place, view, ("prompt", "instruction", "conversations", "messages"))
         whole = {n: self._joined(place, n, start or [], one) for n, one in answers.items()}
-        prompt = _common_start(place, row, whole)
-        answers = {name: messages[len(prompt) :] for name, messages in whole.items()}
         tools = _tools(view)
         for name, messages in whole.items():
             if not _answers(messages):
                 message = f"{view.name(name)} is empty in {show(row)}"
                 raise RowError(place, "without an answer", message)
             _check_calls(place, messages, tools, view)
+        prompt = _common_start(place, row, whole)
+        answers = {name: messages[len(prompt) :] for name, messages in whole.items()}
         self._count(row, view)
         return Ranking(prompt, answers, tools)
 
@@ -310,6 +324,19 @@ def _answers(messages: list[Message]) -> bool:
     return bool(messages) and messages[-1].get("role") == "assistant" and says_something(
         messages[-1]
     )  # fmt: skip
+
+
+def _check_good(place: str, view: MappedRow) -> None:
+    """RowError for an answer that is labelled as a bad one, as in KTO's rows."""
+    name = rating_column(view)
+    if name is None or "completion" not in view or not is_truth(view.cells[name]):
+        return
+    if not as_rating(view[name]):
+        text = (
+            f"{view.name(name)} is false, so the answer is a bad one, which would be learnt; "
+            "data.bad_rows=skip leaves such rows out, and `dpo` makes pairs of good and bad answers"
+        )
+        raise RowError(place, "labelled as bad answers", text)
 
 
 def _check_end(place: str, messages: list[Message]) -> None:

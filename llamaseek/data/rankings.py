@@ -15,6 +15,7 @@ from llamaseek.data.bad_rows import BadRows, Row, RowError
 from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.data.formats import Ranking, RowReader
 from llamaseek.data.pack import Example, pack_apart
+from llamaseek.data.ratings import is_rated
 from llamaseek.data.rows import check_length, encode, shifted
 from llamaseek.text.chat import ANSWER, PROMPT, ChatIds
 from llamaseek.text.tokenizer import Tokenizer
@@ -74,6 +75,45 @@ def rankings(
     most = max(map(len, items))
     batch.extra["ends"] = torch.tensor([_ends(row) + [-1] * (most - len(row)) for row in items])
     return batch
+
+
+def rated_answers(
+    rows: Iterable[Row],
+    tokenizer: Tokenizer,
+    length: int,
+    reader: RowReader | None = None,
+    bad: BadRows | None = None,
+) -> Batch:
+    """One answer a row, for reward models that learn from ratings.
+
+    `extra["ends"]` (B, 1) is where its last token stands, `extra["rating"]` (B, 1) its rating.
+    """
+    reader, bad = reader or RowReader(), bad or BadRows()
+
+    def rated(place: str, row: dict[str, Any]) -> tuple[Example, float]:
+        talk, rating = reader.rated(place, row)
+        chat = encode(place, talk.messages, tokenizer, talk.tools)
+        check_length(place, len(chat.ids), length)
+        return _scored(place, "the answer", chat), rating
+
+    items = list(bad.keep(rows, rated))
+    batch = pack_apart([[example] for example, _ in items])
+    batch.extra["ends"] = torch.tensor([_ends([example]) for example, _ in items])
+    batch.extra["rating"] = torch.tensor([[rating] for _, rating in items])
+    return batch
+
+
+def scored_answers(
+    rows: Iterable[Row],
+    tokenizer: Tokenizer,
+    length: int,
+    reader: RowReader | None = None,
+    bad: BadRows | None = None,
+) -> Batch:
+    """What a reward model learns from: rated answers, or rankings."""
+    rows, columns = list(rows), reader.columns if reader else {}
+    pack = rated_answers if rows and is_rated(rows[0], columns) else rankings
+    return pack(rows, tokenizer, length, reader, bad)
 
 
 def _scored(place: str, name: str, chat: ChatIds) -> Example:

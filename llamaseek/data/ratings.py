@@ -15,6 +15,11 @@ from llamaseek.units import counted
 RATINGS = ("rating", "label", "score", "reward")
 """The columns that rate an answer, as a truth (KTO) or a number; the first of them counts."""
 
+
+class NoPairs(UserError):
+    """Rated answers of which no two can be compared."""
+
+
 PAIRED = ("completion", "rating")
 """The columns of a rated answer, in our names, that its pair no longer has."""
 
@@ -22,9 +27,15 @@ TRUTHS = {"true": 1.0, "false": 0.0}
 Rated = tuple[float, str, Mapping[str, Any], MappedRow]
 
 
-def rating_column(row: Mapping[str, Any]) -> str | None:
+def rating_column(row: MappedRow) -> str | None:
     """The column that rates a prompt's completion, if one does."""
-    return next((n for n in RATINGS if n in row and as_rating(row[n]) is not None), None)
+    cells = row.cells
+    return next((n for n in RATINGS if n in cells and as_rating(cells[n]) is not None), None)
+
+
+def is_truth(value: Any) -> bool:
+    """Whether a rating only says good or bad, as KTO's do."""
+    return isinstance(value, bool) or (isinstance(value, str) and value.lower() in TRUTHS)
 
 
 def as_rating(value: Any) -> float | None:
@@ -58,14 +69,38 @@ def pairs_of_ratings(rows: list[Row], columns: Mapping[str, str]) -> tuple[list[
     mapped_names = {path.split(".")[0] for path in columns.values()}
     made = [pair for group in groups.values() for pair in _pairs(group, mapped_names)]
     if not made:
-        raise UserError(
-            f"{rows[0][0]}: holds ratings, and no prompt has two answers that are rated differently"
+        raise NoPairs(
+            f"{rows[0][0]}: holds ratings, and no prompt has two answers that are rated "
+            "differently; `reward` learns from each rating by itself"
         )
     alone = len(rows) - 2 * len(made)
     more = f"; {alone:,} have no other to the same prompt that is rated differently"
     pairs = counted(len(made), "pair")
     note = f"data: {pairs} of {len(rows):,} rated answers{more if alone else ''}"
     return made, [note]
+
+
+def scaled_ratings(rows: list[Row], columns: Mapping[str, str]) -> tuple[list[Row], list[str]]:
+    """The rows with their ratings on a scale from 0, the lowest of all, to 1, and a line that says
+    so. UserError where all are the same.
+    """
+    found = [_rated(place, row, columns) for place, row in rows]
+    values = [value for value, _ in found if value is not None]
+    low, high = min(values), max(values)
+    if low == high:
+        raise UserError(f"{rows[0][0]}: all ratings are {low:g}, so there is nothing to learn")
+    made = [
+        (place, dict(row) | {view.name(rating_column(view) or ""): (value - low) / (high - low)})
+        if value is not None
+        else (place, row)
+        for (place, row), (value, view) in zip(rows, found, strict=True)
+    ]
+    return made, [f"data: {len(values):,} rated answers, ratings from {low:g} to {high:g}"]
+
+
+def is_rated(row: Row, columns: Mapping[str, str]) -> bool:
+    """Whether a row is one rated answer, not a pair."""
+    return _rated(*row, columns)[0] is not None
 
 
 def _rated(

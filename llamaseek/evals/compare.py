@@ -18,6 +18,9 @@ from statistics import median
 from typing import Any
 
 SHORT = 8  # words of an answer up to which its wording can be expected to be met
+JUDGED = "judged.jsonl"
+"""In a run folder: for each held-out row `win`, from 0 to 1, of the answer after the run."""
+
 OTHER = "(none of them)"
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)

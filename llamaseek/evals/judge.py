@@ -1,4 +1,9 @@
-"""A chat model that grades texts by a rubric: through the engine, or behind an OpenAI API."""
+"""A chat model that grades texts by a rubric: through the engine, or behind an OpenAI API.
+
+For the win rate of a run's answers over those before it the judge sees both answers to a request
+twice, each one first once, so that a liking for a place cancels out (Zheng et al. 2023, "Judging
+LLM-as-a-Judge", §3.4).
+"""
 
 from __future__ import annotations
 
@@ -6,8 +11,9 @@ import json
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -20,12 +26,21 @@ from llamaseek.engine.open import open_model, open_tokenizer
 from llamaseek.engine.options import EngineOptions
 from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.errors import UserError, shorten
+from llamaseek.evals.compare import JUDGED
+from llamaseek.files import read_jsonl, write_jsonl
 from llamaseek.models import CausalLM
 from llamaseek.runtime.device import pick_device
 from llamaseek.text.chat import encode_chat
 from llamaseek.text.tokenizer import Tokenizer
 
 SECONDS = 120  # that an endpoint may take for one answer
+BETTER = (
+    "A request and two answers to it follow. Which answer is better: right, helpful and to the "
+    "point? The grade is 0 if answer 0 is better and 1 if answer 1 is better."
+)
+Judge = Callable[[Sequence[str]], list[int | None]]
+Answers = Sequence[Mapping[str, Any]]
+AT_ONCE = 8  # questions to an endpoint
 TRIES = 4  # with a second, two and four between them
 
 
@@ -131,3 +146,34 @@ def open_judge(
         return EndpointJudge(url, model, rubric, best, at_once)
     tokenizer, place = open_tokenizer(model), pick_device(device, "judge.device")
     return EngineJudge(open_model(model, device=place), tokenizer, rubric, best)
+
+
+def judge_run(folder: Path, model: str, url: str | None) -> None:
+    """Compare the answers before and after a run, which lie in its folder, and add the wins.
+
+    `model` is the judge's folder or name, or at `url` its name there. UserError where the run has
+    no answers.
+    """
+    before, after = (read_jsonl(folder / f"{moment}.jsonl") for moment in ("before", "after"))
+    if not after or "answer" not in after[0]:
+        raise UserError(f"--judge: {folder} holds no answers to held-out rows")
+    won = wins(open_judge(model, url, BETTER, 1, AT_ONCE), before, after)
+    write_jsonl(folder / JUDGED, [{"win": one} for one in won])
+
+
+def wins(judge: Judge, before: Answers, after: Answers) -> list[float]:
+    """For each row the share of both orders in which the later answer won; a half where the judge
+    gave no grade.
+    """
+    pairs = list(zip(before, after, strict=True))
+    straight = judge([asked(one["prompt"], one["answer"], two["answer"]) for one, two in pairs])
+    turned = judge([asked(one["prompt"], two["answer"], one["answer"]) for one, two in pairs])
+    return [
+        ((0.5 if first is None else first) + (0.5 if second is None else 1 - second)) / 2
+        for first, second in zip(straight, turned, strict=True)
+    ]
+
+
+def asked(prompt: str, first: str, second: str) -> str:
+    """What the judge reads of one row."""
+    return f"Request: {prompt}\n\nAnswer 0: {first}\n\nAnswer 1: {second}"

@@ -118,7 +118,7 @@ def table_figure(evaluations: Sequence[Evaluation]) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    ours = [(evaluation.model, measured(evaluation)) for evaluation in evaluations]
+    ours = [(each.model, found) for each in evaluations if (found := measured(each))]
     names = [*SCORES, *(name for name, _ in ours)]
     figure = Figure(figsize=(10, 1.2 + 0.27 * len(names)), layout="constrained")
     panels = figure.subplots(1, len(COLUMNS), sharey=True)

@@ -13,6 +13,8 @@ from llamaseek.evals.run import Evaluation
 HEADERS = (
     "task", "metric", "value", "± s.e.", "n", "chance", "shots", "filter", "overlap", "warnings",
 )  # fmt: skip
+WITH_PARTS = ("core", "needle", "needles")
+"""Groups of which each part is shown too; their own figures are means over the parts."""
 WARNINGS = {"cut_prompts": "prompts cut", "at_limit": "answers at the length limit"}
 
 
@@ -47,7 +49,7 @@ def rows(evaluation: Evaluation) -> list[Row]:
     """All figures of an evaluation: of tasks, and of groups, with macro averages, as a whole."""
     results = evaluation.results
     children: Mapping[str, Sequence[str]] = results.get("group_subtasks") or {}
-    below = {each for names in children.values() for each in names}
+    below = {each for name, names in children.items() if name not in WITH_PARTS for each in names}
     found = []
     for task, figures in results["results"].items():
         if task in below:
@@ -71,7 +73,7 @@ def rows(evaluation: Evaluation) -> list[Row]:
                     _overlap(results, leaves),
                 )  # fmt: skip
             )
-            if len(leaves) > 1:
+            if len(leaves) > 1 and task not in WITH_PARTS:
                 found.append(_macro(found[-1], key, leaves, results["results"]))
     return found
 

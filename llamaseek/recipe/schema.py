@@ -215,8 +215,11 @@ class TrainRecipe(Section):
     float8: Float8 = "none"
     """Training in fp8: matrix products with torchao's scaling, or with DeepSeek-V3's tiles
     (report §3.3)."""
-    compile: bool = False
-    """Compile each layer with torch.compile."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile each layer with torch.compile; `auto` does on a GPU."""
+    deterministic: bool = False
+    """On a GPU, run kernels alone that give the same bits every time, so that a resumed run is the
+    same bit for bit; slower. CPUs always do."""
     checkpoint_activations: Recomputed = "none"
     """Activation checkpointing: recompute nothing, cheap operations, or whole layers."""
     ema: float | None = Field(default=None, gt=0, lt=1)
@@ -233,6 +236,12 @@ class TrainRecipe(Section):
     """Steps between checkpoints."""
     keep: int = Field(default=2, ge=1)
     """Number of latest checkpoints that are kept."""
+    load_best_model_at_end: bool = False
+    """Save a checkpoint at every evaluation whose held-out loss is the lowest so far, and end with
+    the weights of the best one."""
+    early_stopping_patience: int | None = Field(default=None, ge=1)
+    """The run ends after so many evaluations in a row whose held-out loss is not the lowest; none:
+    after `steps`."""
     save_in_background: bool = False
     """Continue training while a checkpoint is written."""
     track: Trackers = ["tensorboard"]

@@ -41,7 +41,7 @@ def render_eval_page(evaluations: Sequence[Evaluation]) -> str:
         picture=Markup(_picture(evaluations)),
         columns=[TITLES[column].replace("\n", " ") for column in COLUMNS],
         published=[(name, _published(name)) for name in SCORES],
-        measured=[(e.model, _measured(e)) for e in evaluations],
+        measured=[(e.model, _measured(e)) for e in evaluations if measured(e)],
         version=__version__,
     )  # fmt: skip
 

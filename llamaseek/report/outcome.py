@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llamaseek.evals.compare import Confusion, Measure, confusion, measures
+from llamaseek.evals.compare import JUDGED, Confusion, Measure, confusion, measures
 from llamaseek.files import read_jsonl
 from llamaseek.recipe.load import load_recipe
 from llamaseek.recipe.schema import Recipe
@@ -35,6 +35,7 @@ FIGURES = {
 }
 """Of evaluations: what they are called, and what they say."""
 
+WINS = "How often a judge found the later answer better than the earlier one; 50% is a draw."
 SHARES = ("val_accuracy",)
 
 
@@ -72,6 +73,11 @@ def outcome(recipe: Recipe, lines: Sequence[dict[str, Any]], folder: Path) -> Ou
     found = [*answer_measures(before, after, labels), *evaluated(lines, bool(labels))]
     if after and "margin" in after[0]:
         found += margin_measures(before, after)
+    judged = read_jsonl(folder / JUDGED)
+    if judged:
+        found.append(
+            Measure("win rate", 0.5, sum(one["win"] for one in judged) / len(judged), WINS)
+        )
     title = f"on {len(after):,} held-out rows" if labels else "on held-out rows"
     table = confusion(after, labels) if labels else None
     return Outcome(title, found, sides(before, after), table)

@@ -13,6 +13,7 @@ from llamaseek.files import write_text
 from llamaseek.recipe.stages import STAGES as RECIPE_STAGES
 from llamaseek.report.model import Figure, Report, StageReport, read_report
 from llamaseek.report.plots import charts, expert_bars
+from llamaseek.train.best import RESTORED
 from llamaseek.units import count
 
 
@@ -58,7 +59,8 @@ def _value(figure: Figure, number: float | None) -> str:
 def _view(stage: StageReport) -> dict[str, Any]:
     """A stage with its plots and the few numbers beside its title."""
     sampled = RECIPE_STAGES[stage.recipe.stage].rollouts
-    drawn = charts(stage.steps, stage.evaluations, sampled) if stage.steps else []
+    during = [line for line in stage.evaluations if RESTORED not in line]
+    drawn = charts(stage.steps, during, sampled) if stage.steps else []
     drawn += expert_bars(stage.expert_load or [])
     shown = [(chart.title, Markup(chart.svg), chart.meaning) for chart in drawn]
     return {"stage": stage, "charts": shown, "numbers": _numbers(stage)}
@@ -73,6 +75,8 @@ def _numbers(stage: StageReport) -> list[tuple[str, str]]:
         numbers.append(("tokens a second", f"{rates[len(rates) // 2]:,.0f}"))
     if stage.evaluations:
         tested = stage.evaluations[-1]
+        if RESTORED in tested:
+            numbers.append(("weights of step", f"{tested[RESTORED]:,}"))
         if "val_loss" in tested:
             numbers.append(("held-out loss", f"{tested['val_loss']:.3f}"))
         for name in ("reward", "accuracy", "margin"):

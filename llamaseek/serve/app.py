@@ -16,10 +16,12 @@ from llamaseek.serve.routes import (
     chat_page,
     completions,
     embeddings,
+    examples,
     internals,
     messages,
     models,
     responses,
+    score,
     tokens,
 )
 from llamaseek.serve.service import Service
@@ -32,7 +34,9 @@ ROUTERS = (
     responses,
     messages,
     embeddings,
+    score,
     tokens,
+    examples,
     internals,
     health,
     chat_page,

@@ -31,24 +31,38 @@ class Compiler:
 
     def __init__(self, grammars: Grammars, limits: Limits) -> None:
         self._grammars, self._limits = grammars, limits
-        self._compiling = 0
+        self._tasks = set[asyncio.Task[None]]()
+        self._stopped = False
 
     async def check(self, constraint: Constraint, field: str) -> None:
-        """UserError for a constraint that cannot be compiled; ApiError 429 where too many are."""
+        """UserError for a constraint that cannot be compiled; ApiError 429 where too many are,
+        503 where the server is stopping."""
         if len(constraint.source) > SHORT:
             await asyncio.to_thread(self._check_size, constraint, field)
         else:
             self._check_size(constraint, field)
-        if self._compiling >= self._limits.compiling:
+        if len(self._tasks) >= self._limits.compiling:
             message = f"{field}: too many are being compiled; try again later"
             raise ApiError(429, message, field, "queue_full")
-        self._compiling += 1
+        work = self._grammars.check_async(constraint, self._limits.compile_seconds)
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
         try:
-            await self._grammars.check_async(constraint, self._limits.compile_seconds)
+            await task
         except UserError as error:
             raise UserError(f"{field}: {str(error).removeprefix('constraint: ')}") from None
+        except asyncio.CancelledError:
+            if self._stopped:
+                raise ApiError(503, "the server is shutting down", code="unavailable") from None
+            raise
         finally:
-            self._compiling -= 1
+            self._tasks.discard(task)
+
+    def stop(self) -> None:
+        """Compile nothing more: who waits for it gets ApiError 503."""
+        self._stopped = True
+        for task in self._tasks:
+            task.cancel()
 
     def _check_size(self, constraint: Constraint, name: str) -> None:
         source, limits = constraint.source, self._limits

@@ -1,25 +1,28 @@
-"""Middleware of the routes: the API key and the access log.
+"""Middleware of the routes: API keys with their limits, and the access log.
 
 A line a request: method, route, status, time. No address, no body, no key, nothing users wrote.
 """
 
 from __future__ import annotations
 
-import hmac
 import logging
 import time
 import traceback
+from contextlib import AbstractContextManager, nullcontext
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llamaseek.serve.callers import Callers, KeyOverLimit
 from llamaseek.serve.hosts import is_allowed
 from llamaseek.serve.service import Service
 from llamaseek.serve.wire.errors import ApiError, as_api_error, respond
 from llamaseek.serve.wire.streaming import ClientGone
 
 log = logging.getLogger("llamaseek.serve")
-VERSIONED = frozenset({"chat", "completions", "embeddings", "messages", "models", "responses"})
+VERSIONED = frozenset(
+    {"chat", "completions", "embeddings", "messages", "models", "responses", "score"}
+)
 """What stands after `/v1`, and is found without it, as some clients ask."""
 OPEN = frozenset({"/health", "/ready"})
 CLIENT_GONE = 499  # nginx's number for a client that went away
@@ -30,9 +33,10 @@ class Gate:
 
     def __init__(self, app: ASGIApp, service: Service, open_paths: frozenset[str] = OPEN) -> None:
         self.app, self.service, self.open = app, service, open_paths
+        self.callers = Callers(service.options.api_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse a wrong key; log and count what was answered."""
+        """Refuse whom `_let_in` does; log and count what was answered."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -47,41 +51,32 @@ class Gate:
             await send(message)
 
         try:
-            refusal = self._refusal(scope)
-            if refusal is None:
+            with self._let_in(scope):
                 await self.app(scope, receive, watched)
-            else:
-                await respond(refusal, scope["path"])(scope, receive, watched)
         except ClientGone:
             status = CLIENT_GONE
         except Exception as error:
-            _log_error(error)
+            if not isinstance(error, ApiError | KeyOverLimit):
+                _log_error(error)
             if not sent:
                 await respond(as_api_error(error), scope["path"])(scope, receive, watched)
         self._count(scope, method, status, time.perf_counter() - start)
 
-    def _refusal(self, scope: Scope) -> ApiError | None:
-        """Why a request is not let in."""
-        options = self.service.options
-        if not is_allowed(
-            Headers(scope=scope).getlist("host"), options.host, options.allowed_hosts
-        ):
-            message = "the Host header names another server; allow it with --allowed-host"
-            return ApiError(403, message, code="host_not_allowed")
-        if not self._may(scope):
-            return ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
-        return None
+    def _let_in(self, scope: Scope) -> AbstractContextManager[object]:
+        """What holds while a request is answered. ApiError, KeyOverLimit for one that may not be.
 
-    def _may(self, scope: Scope) -> bool:
-        key = self.service.options.api_key
-        if key is None or scope["path"] in self.open:
-            return True
-        headers = Headers(scope=scope)
-        return any(
-            len(given := headers.getlist(name)) == 1
-            and hmac.compare_digest(given[0].encode("latin-1", "replace"), wanted.encode())
-            for name, wanted in (("authorization", f"Bearer {key}"), ("x-api-key", key))
-        )
+        Requests that ask for work count against their key's limits, those that look do not.
+        """
+        options, headers = self.service.options, Headers(scope=scope)
+        if not is_allowed(headers.getlist("host"), options.host, options.allowed_hosts):
+            message = "the Host header names another server; allow it with --allowed-host"
+            raise ApiError(403, message, code="host_not_allowed")
+        if not self.callers or scope["path"] in self.open:
+            return nullcontext()
+        caller = self.callers.find(headers)
+        if caller is None:
+            raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+        return caller.at_work() if scope["method"] == "POST" else nullcontext()
 
     def _count(self, scope: Scope, method: str, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path_format", "other")

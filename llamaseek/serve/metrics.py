@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from llamaseek.engine.background import BackgroundEngine
 from llamaseek.engine.request import Delta
+from llamaseek.serve.callers import Caller, current_caller
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -45,13 +46,14 @@ class Metrics:
 
 @dataclass
 class Clock:
-    """Times the tokens of one request for the histograms."""
+    """Times the tokens of one request for the histograms, and charges them to its API key."""
 
     metrics: Metrics
     start: float = field(default_factory=time.perf_counter)
     first: float | None = None
     tokens: int = 0
     answers: int = 1
+    caller: Caller | None = field(default_factory=current_caller)
 
     def see(self, deltas: Sequence[Delta]) -> None:
         """Tokens have come."""
@@ -60,6 +62,8 @@ class Clock:
             self.first = time.perf_counter()
             self.metrics.first_token.observe(self.first - self.start)
         self.tokens += count
+        if self.caller is not None:
+            self.caller.charge(count)
 
     def end(self) -> None:
         """The request is answered."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from llamaseek.errors import bad_value
 from llamaseek.serve.hosts import read_names
+from llamaseek.serve.keys import ApiKey, check_keys
 
 MEGABYTE = 1 << 20
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#\s@]+")
@@ -54,7 +55,7 @@ class ServeOptions:
     name: str = "llamaseek"
     host: str = "127.0.0.1"
     port: int = 8000
-    api_key: str | None = None
+    api_keys: tuple[ApiKey, ...] = ()
     timeout: float = 600.0
     body_timeout: float = 30.0
     drain: float = 30.0
@@ -71,8 +72,7 @@ class ServeOptions:
                 raise bad_value("--cors", origin, "an origin such as https://example.com, or *")
         if not 0 <= self.port <= 65535:
             raise bad_value("--port", self.port, "a number from 0 to 65535")
-        if self.api_key is not None and not self.api_key.strip():
-            raise bad_value("--api-key", self.api_key, "a text that is not blank")
+        check_keys(self.api_keys)
         for name in ("timeout", "guard_timeout", "body_timeout", "drain"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise bad_value(f"--{name.replace('_', '-')}", getattr(self, name), "above 0")

@@ -64,6 +64,7 @@ class Server(uvicorn.Server):
             self.service.background.end_all("the server is shutting down")
             return
         self.service.draining = self.should_exit = True
+        self.service.compiler.stop()
         why = "the server is shutting down"
         loop = asyncio.get_running_loop()
         loop.call_later(self.service.options.drain, self.service.background.end_all, why)
@@ -107,7 +108,7 @@ def make_server(service: Service) -> Server:
 
 def warn_of_open_address(options: ServeOptions) -> None:
     """Say on standard error that anybody may use a server that has no key."""
-    if options.api_key is None and not is_loopback(options.host):
+    if not options.api_keys and not is_loopback(options.host):
         print(
             f"warning: --host {options.host} without an API key: whoever can reach this machine "
             "can use the model; set LLAMASEEK_API_KEY",

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from llamaseek.checkpoints.peft import Adapter, read_adapter
+from llamaseek.checkpoints.peft import read_adapter
 from llamaseek.checkpoints.sources import find_source
 from llamaseek.engine.background import BackgroundEngine, Stream
 from llamaseek.engine.constrain import Constraint
 from llamaseek.engine.engine import Engine
-from llamaseek.engine.options import EngineOptions
+from llamaseek.engine.options import DEFAULT_CACHE, EngineOptions
 from llamaseek.engine.ranks.tensor_group import TensorGroup
 from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.errors import UserError, bad_value
@@ -24,6 +24,7 @@ from llamaseek.models import CausalLM
 from llamaseek.runtime.device import pick_device
 from llamaseek.safety.guard import load_guard
 from llamaseek.safety.served import ServedGuard
+from llamaseek.serve.callers import current_caller
 from llamaseek.serve.compiling import Compiler
 from llamaseek.serve.metrics import Metrics
 from llamaseek.serve.options import ServeOptions
@@ -45,6 +46,7 @@ class Service:
     guard: ServedGuard | None = None
     draining: bool = False
     started: int = field(default_factory=lambda: int(time.time()))
+    folders: dict[str, Path] = field(default_factory=dict)  # of the model and its adapters, by name
 
     def __post_init__(self) -> None:
         self.background = BackgroundEngine(self.engine)
@@ -127,7 +129,10 @@ class Service:
             for prompt in prompts
         ]
         with renamed(name):
-            return requests, self.background.submit(requests)
+            stream = self.background.submit(requests)
+        if caller := current_caller():
+            caller.charge(sum(map(len, prompts)))
+        return requests, stream
 
     def check(self, prompt: list[int], params: SamplingParams, name: str) -> None:
         """UserError, as `submit` raises it, for a prompt that the model cannot take."""
@@ -178,20 +183,22 @@ def make_service(
             "llamaseek convert --adapter"
         )
     tokenizer = tokenizer or Tokenizer.load(folder)
-    found = read_adapters(adapters, options.name)
-    return Service(Engine(model, tokenizer, engine, found, group), tokenizer, options)
+    folders = adapter_folders(adapters, options.name)
+    found = {name: read_adapter(place) for name, place in folders.items()}
+    made = Engine(model, tokenizer, engine, found, group, scoring=True)
+    return Service(made, tokenizer, options, folders={options.name: folder, **folders})
 
 
-def read_adapters(given: Sequence[str], base: str) -> dict[str, Adapter]:
-    """Adapters by name; UserError for what is not `name=folder`, and a name given twice."""
-    found: dict[str, Adapter] = {}
+def adapter_folders(given: Sequence[str], base: str) -> dict[str, Path]:
+    """Adapters' folders by name; UserError for what is not `name=folder` and a name given twice."""
+    found: dict[str, Path] = {}
     for each in given:
         name, _, folder = each.partition("=")
         if not name or not folder:
             raise bad_value("--adapter", each, "NAME=FOLDER")
         if name == base or name in found:
             raise bad_value("--adapter", name, "a name that is not taken")
-        found[name] = read_adapter(find_source(folder, adapters=True))
+        found[name] = find_source(folder, adapters=True)
     return found
 
 
@@ -203,6 +210,6 @@ def load_served_guard(
     engine: EngineOptions,
 ) -> ServedGuard:
     """The guard of a service; its cache may take half the size of the model's."""
-    limits = replace(engine, cache_bytes=engine.cache_bytes // 2)
+    limits = replace(engine, cache_bytes=(engine.cache_bytes or DEFAULT_CACHE) // 2)
     guard = load_guard(folder, categories, pick_device(device, "--device"), limits)
     return ServedGuard(guard, options.guard_timeout)

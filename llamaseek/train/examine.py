@@ -14,6 +14,7 @@ import torch
 
 from llamaseek.data.bad_rows import BadRows, Row
 from llamaseek.data.batch import Batch
+from llamaseek.data.columns import label_of
 from llamaseek.data.formats import RowReader
 from llamaseek.data.rows import encode
 from llamaseek.models import CausalLM
@@ -71,7 +72,9 @@ def held_out_answers(
     sampler = AnswerSampler(
         model, tokenizer, min(longest + longest // 4 + 8, LONGEST_ANSWER), recipe.seed
     )
-    labels = sorted(set(map(str, _labels(recipe, rows))))
+    labelled = rows if recipe.data.format == "labels" else []
+    given = (label_of(*row, recipe.data.columns) for row in labelled)
+    labels = sorted({str(label) for label in given if label is not None})
     first = [_with_labels(prompt, tokenizer, labels) for prompt in prompts] if labels else prompts
     return HeldOutAnswers(sampler, prompts, wanted, first)
 
@@ -102,14 +105,6 @@ def _asked_and_wanted(
             break
         list(BadRows(skip=True).usable([row], make))
     return found
-
-
-def _labels(recipe: Recipe, rows: Sequence[Row]) -> list[Any]:
-    """The labels of held-out rows; none of rows in another format."""
-    column = recipe.data.columns.get("label", "label")
-    if recipe.data.format != "labels":
-        return []
-    return [row[column] for _, row in rows if row.get(column) is not None]
 
 
 def _with_labels(prompt: Prompt, tokenizer: Tokenizer, labels: Sequence[str]) -> Prompt:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import sys
 import time
@@ -18,9 +17,10 @@ from torch import Tensor
 from llamaseek.checkpoints.sources import with_names
 from llamaseek.data.batch import Batch
 from llamaseek.errors import UserError, bad_value
-from llamaseek.files import write_jsonl
+from llamaseek.files import read_jsonl, write_jsonl
 from llamaseek.models import CausalLM
 from llamaseek.models.lora import LoRALinear
+from llamaseek.models.moe import leave_wide_products
 from llamaseek.models.quant.fp8_training import use_float8
 from llamaseek.models.recompute import recompute
 from llamaseek.parallel.collectives import on_first_rank
@@ -30,14 +30,19 @@ from llamaseek.recipe.load import save_recipe
 from llamaseek.runtime.device import (
     PeakRate,
     autocast,
+    be_deterministic,
+    compiles,
+    hand_back_freed_memory,
     keep_freed_memory,
-    matrix_peak,
+    peak_rate,
     pick_device,
     pick_dtype,
 )
 from llamaseek.runtime.watch import set_phase
 from llamaseek.train.benchmarks import Benchmarks
+from llamaseek.train.best import RESTORED, BestEvaluation, check_can_choose
 from llamaseek.train.evaluate import LossAccumulator, evaluate
+from llamaseek.train.figures import Arriving, StepFigures, all_finite, is_finite
 from llamaseek.train.job import Interrupted, Job, StepHook, summary_lines
 from llamaseek.train.monitor import NonFiniteGuard
 from llamaseek.train.optimizer import (
@@ -94,17 +99,21 @@ class Trainer:
 
     def __init__(self, job: Job, allow_change: Sequence[str] = ()) -> None:
         self.job, self.recipe, self.allow_change = job, job.recipe.train, allow_change
+        check_can_choose(self.recipe, job.held_out is not None)
         self.benchmarks = Benchmarks.of(job)
         self.device = pick_device(self.recipe.device)
-        keep_freed_memory()
+        if self.recipe.deterministic:
+            be_deterministic(self.device)
         dtype = pick_dtype(self.recipe.precision, self.device)
         model = job.model.train()
         self.flops = recipe_flops(job.recipe, model.config, job.source.length)
         form = saved_form(model, job, torch.promote_types(dtype, torch.float32))
         use_float8(model, self.recipe.float8, self.device)
+        hand_back_freed_memory()
         self.ranks = ParallelModel(model, job.recipe.parallel, self.device, dtype)
+        keep_freed_memory()
         recompute(self.ranks.layers(), self.recipe.checkpoint_activations)
-        if self.recipe.compile:
+        if compiles(self.recipe, self.device):
             compile_layers(self.ranks)
         self.optimizer = make_optimizer(self.ranks.stepped(), self.recipe)
         decay = self.recipe.ema
@@ -122,7 +131,13 @@ class Trainer:
         self.logged: dict[str, str] = {}  # terms by the name they have in the metrics
         self.changed: list[str] = []  # since the checkpoint that is resumed from
         self.tokens = 0
+        self.best = BestEvaluation()
         self.place = "start"
+        self.later = self.device.type != "cpu"  # whether a step is read after the next has begun
+        self.begun: StepFigures | None = None
+        self.asked: list[int] = []  # signals
+        self.stopping = False
+        self.read_at = 0.0
         self.trackers: Trackers | None = None
         self.completed = False
 
@@ -134,16 +149,16 @@ class Trainer:
     ) -> RunFolder:
         """All steps that are left, then the final model and its report."""
         with closing(self):
-            self._steps(self._start(resume), on_step)
-            self._finish()
+            self._finish(self._steps(self._start(resume), on_step))
             if self.trackers is not None:
                 self.trackers.finish(report(self.folder.path) if report else None)
             self.completed = True
         return self.folder
 
-    def _steps(self, done: int, on_step: StepHook | None) -> None:
+    def _steps(self, done: int, on_step: StepHook | None) -> int:
+        """All steps that are left; the step whose weights are the final ones."""
         name, main = self.job.recipe.name, self.ranks.main
-        peak = PeakRate(partial(matrix_peak, self.ranks.dtype, self.device)) if main else None
+        peak = PeakRate(partial(peak_rate, self.ranks.dtype, self.device)) if main else None
         progress = Progress(
             name,
             self.recipe.steps,
@@ -157,17 +172,45 @@ class Trainer:
         self.trackers = Trackers(self.job.recipe, done) if main else None
         progress.say(self.job.bad_rows.summary())
         with progress, stop_signals() as asked:
+            self.asked = asked
             if done == 0:
                 self._begin(progress)
-            for step in range(done, self.recipe.steps):
-                self._after(step, self.step(step), progress)
-                if on_step is not None:
-                    on_step(step)
-                if self.ranks.any(bool(asked)):
-                    self._save(step + 1, last=True)
-                    raise Interrupted(asked[0] if asked else signal.SIGTERM, step + 1)
+            done = self._train(done, progress, on_step, asked)
             progress.say(summary_lines(self.job.source))
+            self._save(done, last=True)
+            kept = self._restore_best(done, progress)
             self._examine(before=False)
+        return kept
+
+    def _train(
+        self, done: int, progress: Progress, on_step: StepHook | None, asked: list[int]
+    ) -> int:
+        """Train until the last step, or until held-out loss has not fallen for long; the step."""
+        patience = self.recipe.early_stopping_patience
+        for step in range(done, self.recipe.steps):
+            if self.best.should_stop(patience):
+                progress.say([f"stopped: held-out loss has not fallen since step {self.best.step}"])
+                return step
+            self._after(self.begin(step), progress)
+            if on_step is not None:
+                on_step(step)
+            if self.stopping if self.later else self.ranks.any(bool(asked)):
+                self._show(progress)
+                self._save(step + 1, last=True)
+                raise Interrupted(asked[0] if asked else signal.SIGTERM, step + 1)
+        return self.recipe.steps
+
+    def _restore_best(self, done: int, progress: Progress) -> int:
+        """The weights of the best evaluation, where they are wanted and not the last ones; their
+        step.
+        """
+        best = self.best.step
+        if not self.recipe.load_best_model_at_end or best is None or best == done:
+            return done
+        load_state(self.folder.checkpoint(best), self.ranks, self.optimizer, self.average)
+        self._log({"step": done, RESTORED: best, **self._evaluate()})
+        progress.say([f"kept: the weights of step {best}, whose held-out loss is the lowest"])
+        return best
 
     def _begin(self, progress: Progress) -> None:
         """Where the run begins: the figures and answers that its end is compared with."""
@@ -202,7 +245,17 @@ class Trainer:
                     write_jsonl(self.folder.path / "samples.jsonl", self.job.samples)
             save_recipe(with_names(self.job.recipe), self.folder.path / "recipe.yaml")
         self.ranks.barrier()
+        if steps:
+            self._recall_best()
         return done
+
+    def _recall_best(self) -> None:
+        """The best evaluation of the steps before a resumed run, if its weights are there."""
+        best = BestEvaluation.of(read_jsonl(self.folder.metrics))
+        if not self.recipe.load_best_model_at_end:
+            self.best = best
+        elif best.step in self.folder.saved_steps():
+            self.best, self.saver.best = best, best.step
 
     def _resume(self, steps: list[int]) -> int:
         """From the newest checkpoint that can be read; those after it are set aside."""
@@ -259,7 +312,12 @@ class Trainer:
         self.ranks.agree(error)
 
     def step(self, step: int) -> dict[str, Any]:
-        """One optimizer step: gradients over micro-batches, clip, update. Returns its metrics.
+        """One optimizer step, begun and read. Returns its metrics."""
+        return self.read(self.begin(step))
+
+    def begin(self, step: int) -> StepFigures:
+        """One optimizer step: gradients over micro-batches, clip, update. The host waits for none
+        of it on a GPU.
 
         A step whose loss or gradient is not finite changes nothing and is counted.
         """
@@ -278,48 +336,75 @@ class Trainer:
         set_phase(f"{self.place}, clipping and stepping")
         norm = self.ranks.clip(self.recipe.clip)
         rate = learning_rate(self.recipe, step)
-        finite = math.isfinite(norm) and math.isfinite(losses["loss"])
         loads = self.ranks.loads()
-        if finite:
-            self._update(rate, loads)
+        self._update(rate, loads, is_finite(losses["loss"], norm))
         self.ranks.zero_gradients()
-        skipped = self.guard.saw(step, finite, batch, self.ranks.main)
-        tokens = int(batch.tokens.numel())
+        stop = torch.full_like(norm, float(bool(self.asked)))
+        ends = self.ranks.total(stop) if self.later else stop
+        return StepFigures(
+            step=step,
+            start=start,
+            batch=batch,
+            rate=rate,
+            names=list(losses),
+            found=Arriving(torch.stack([x.double() for x in (*losses.values(), norm, ends)])),
+            loads=Arriving(torch.stack(list(loads.values()))) if loads else None,
+            routed=list(loads),
+            data=self.job.source.metrics(),
+        )
+
+    def read(self, begun: StepFigures) -> dict[str, Any]:
+        """The metrics of a step that was begun."""
+        losses, norm, self.stopping = begun.numbers()
+        finite = all_finite(norm, losses["loss"])
+        if not finite and self.average is not None:
+            self.average.skipped()
+        skipped = self.guard.saw(begun.step, finite, begun.batch, self.ranks.main)
+        tokens = int(begun.batch.tokens.numel())
         self.tokens += tokens
-        seconds = time.perf_counter() - start
+        now = time.perf_counter()
+        seconds = now - max(self.read_at, begun.start)
+        self.read_at = now
+        first = begun.step == 0
         return {
-            "step": step + 1,
+            "step": begun.step + 1,
             **losses,
-            "lr": rate,
+            "lr": begun.rate,
             "grad_norm": norm,
             "tokens": self.tokens,
             "tokens_per_second": tokens / seconds,
             **skipped,
-            **self._expert_metrics(step, loads),
-            **self.job.source.metrics(),
-            **({"rows_skipped": self.job.bad_rows.skipped} if step == 0 else {}),
-            **(self.job.sampled if step == 0 else {}),
+            **self._expert_metrics(begun),
+            **begun.data,
+            **({"rows_skipped": self.job.bad_rows.skipped} if first else {}),
+            **(self.job.sampled if first else {}),
         }
 
-    def _update(self, rate: float, loads: dict[int, Tensor]) -> None:
+    def _update(self, rate: float, loads: dict[int, Tensor], finite: Tensor) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        # What the fused kernels ask before they change anything, as under a gradient scaler.
+        self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.ranks.after_step()
         for part in self.ranks.parts if not self.saver.adapted else []:
-            update_routing_bias(part, loads, self.recipe.bias_update)
+            update_routing_bias(part, loads, self.recipe.bias_update, finite)
         if self.average is not None:
-            self.average.update()
+            self.average.update(finite)
 
-    def _gradients(self, batch: Batch) -> dict[str, float]:
-        """Backward through every micro-batch, each term divided by its count over the step."""
+    def _gradients(self, batch: Batch) -> dict[str, Tensor]:
+        """Backward through every micro-batch, each term divided by its count over the step.
+
+        Gives the whole run's loss and each term's mean by its name in the metrics, on the device.
+        """
         tally = LossAccumulator(self.job.objective.counts(batch))
         self._run(batch, tally, backward=True)
         set_phase(f"{self.place}, adding up gradients")
         self.ranks.gradients()
-        loss, means = tally.totals(self.ranks)
         self.logged = self.logged or self.ranks.from_last_stage(tally.logged)
-        return {"loss": loss, **{name: means[term] for term, name in self.logged.items()}}
+        loss, *means = tally.vector(self.ranks)
+        by_term = dict(zip(tally.counts, means, strict=True))
+        return {"loss": loss, **{name: by_term[term] for term, name in self.logged.items()}}
 
     def _run(self, batch: Batch, tally: LossAccumulator, backward: bool) -> None:
         """The objective on this rank's share of a batch."""
@@ -330,37 +415,63 @@ class Trainer:
                 return tally.add(self.job.objective.terms(model, micro))
 
         rows = self.recipe.micro_batch or (1 if self.ranks.pipeline else self.recipe.batch)
-        own = self.ranks.share(batch, rows).to(self.device)
-        self.ranks.run(own, rows, loss, backward)
+        self.ranks.run(self.ranks.share(batch, rows), rows, loss, backward)
 
-    def _expert_metrics(self, step: int, loads: dict[int, Tensor]) -> dict[str, Any]:
-        if not loads:
+    def _expert_metrics(self, begun: StepFigures) -> dict[str, Any]:
+        shares = begun.expert_shares()
+        if not shares:
             return {}
-        shares = [load.float() / load.float().mean() for load in loads.values()]
         metrics: dict[str, Any] = {
-            "expert_load_max_over_mean": max(float(share.max()) for share in shares)
+            "expert_load_max_over_mean": max(max(share) for share in shares.values())
         }
-        if (step + 1) % self.recipe.eval_every == 0 or step + 1 == self.recipe.steps:
-            metrics["expert_load"] = [[round(float(x), 4) for x in share] for share in shares]
+        done = begun.step + 1
+        if done % self.recipe.eval_every == 0 or done == self.recipe.steps:
+            metrics["expert_load"] = [[round(x, 4) for x in share] for share in shares.values()]
         return metrics
 
-    def _after(self, step: int, line: dict[str, Any], progress: Progress) -> None:
-        self._log(line)
-        progress.update(line)
-        done, last = step + 1, step + 1 == self.recipe.steps
+    def _show(self, progress: Progress) -> None:
+        """Log the step that was begun last, if that has not been done."""
+        if self.begun is not None:
+            line = self.read(self.begun)
+            self.begun = None
+            self._log(line)
+            progress.update(line)
+
+    def _after(self, begun: StepFigures, progress: Progress) -> None:
+        """What follows a step that was begun. On a GPU the one before it is read now, and this one
+        only where something is to be done with the weights.
+        """
+        self._show(progress)
+        self.begun = begun
+        done, last = begun.step + 1, begun.step + 1 == self.recipe.steps
+        if not self.later or last or self._pauses(done):
+            self._show(progress)
+        saved = done % self.recipe.save_every == 0
         if self.job.tested and (done % self.recipe.eval_every == 0 or last):
-            self._test(done, progress)
+            saved |= self._test(done, progress)
         if self.benchmarks is not None and self.benchmarks.due(done, last):
             set_phase(f"step {done}, benchmarks")
             with self.averaged():
                 self._log({"step": done, **self.benchmarks.scores(self.job.model)})
-        if done % self.recipe.save_every == 0 and not last:
+        if saved and not last:
             self._save(done)
 
-    def _test(self, done: int, progress: Progress) -> None:
+    def _pauses(self, done: int) -> bool:
+        """Whether weights are evaluated or saved after so many steps."""
+        recipe = self.recipe
+        due = self.benchmarks is not None and self.benchmarks.due(done, done == recipe.steps)
+        return due or done % recipe.eval_every == 0 or done % recipe.save_every == 0
+
+    def _test(self, done: int, progress: Progress) -> bool:
+        """Evaluate and log; whether these weights are the best so far, and are to be kept."""
         scores = self._evaluate()
         self._log({"step": done, **scores, **self._shares()})
         progress.evaluated(done, scores)
+        if not done or "val_loss" not in scores or not self.best.saw(done, scores["val_loss"]):
+            return False
+        if self.recipe.load_best_model_at_end:
+            self.saver.best = done
+        return self.recipe.load_best_model_at_end
 
     def _shares(self) -> dict[str, float]:
         """What share of the tokens so far each source of a mix gave, and was asked for."""
@@ -404,10 +515,9 @@ class Trainer:
         set_phase(f"step {done}, checkpoint")
         self.saver.save(done, self.optimizer, self.average, extras, last)
 
-    def _finish(self) -> None:
-        self._save(self.recipe.steps, last=True)
+    def _finish(self, step: int) -> None:
         with self.averaged():
-            self.saver.finish(self.recipe.steps, self.average is not None)
+            self.saver.finish(step, self.average is not None)
         if self.ranks.main:
             write_run_cards(self.folder, self.job.recipe, self.pins["contents"]["data"])
 
@@ -424,6 +534,7 @@ def saved_form(model: CausalLM, job: Job, dtype: torch.dtype) -> Exported | Adap
 
 def compile_layers(ranks: ParallelModel) -> None:
     """Compile every layer in place, multi-token modules included; equal layers share one graph."""
+    leave_wide_products()
     for layer in ranks.layers():
         layer.compile()
 

@@ -17,6 +17,9 @@ from llamaseek.runtime.device import PeakRate
 WATCHED = ("reward", "accuracy", "margin", "kl", "entropy", "clip_fraction", "length", "no_signal")
 """Metrics of post-training shown in the progress line, by their names."""
 
+Part = str | list[str]
+"""A figure of the progress line, or a title and its figures."""
+
 
 def loss_parts(line: dict[str, Any], prefix: str = "") -> list[str]:
     """The loss of a metrics line, and where it is a sum also its first term, by name."""
@@ -38,7 +41,7 @@ def watched_parts(line: dict[str, Any], prefix: str = "") -> list[str]:
 class TwoLines(Bar):
     """A bar that never gives way, and under it as many figures as the terminal has room for."""
 
-    figures: tuple[str, ...] = ()
+    figures: tuple[Part, ...] = ()
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """The line of the bar, then the line of figures."""
@@ -47,14 +50,19 @@ class TwoLines(Bar):
             yield Text(fitted(self.figures, self.console.width), no_wrap=True)
 
 
-def fitted(parts: Iterable[str], width: int) -> str:
-    """The first parts that fit into `width` columns, two blanks apart."""
+def fitted(parts: Iterable[Part], width: int) -> str:
+    """The first parts that fit into `width` columns, two blanks apart. Of a list, which begins with
+    its title, as much as fits.
+    """
     line = ""
     for part in parts:
-        longer = f"{line}  {part}" if line else part
-        if len(longer) > width:
+        words = [part] if isinstance(part, str) else part
+        starts = [" ".join(words[:n]) for n in range(min(2, len(words)), len(words) + 1)]
+        longer = [f"{line}  {start}" if line else start for start in starts]
+        fits = [text for text in longer if len(text) <= width]
+        if not fits:
             break
-        line = longer
+        line = fits[-1]
     return line
 
 
@@ -124,7 +132,8 @@ class Progress:
         self.held_out = [f"held out{when}:", *parts] if parts else []
         self._show()
         if not self.console.is_terminal:
-            figures = " ".join([f"{done}/{self.steps}", *self.figures()])
+            said = (" ".join([part] if isinstance(part, str) else part) for part in self.figures())
+            figures = " ".join([f"{done}/{self.steps}", *said])
             self.console.print(f"{self.name} {figures}", highlight=False, soft_wrap=True)
 
     def _show(self) -> None:
@@ -132,11 +141,11 @@ class Progress:
         self.bar.figures = tuple(self.figures(rate=False))
         self.bar.update(self.task, completed=self.line.get("step"), rate=rate)
 
-    def figures(self, rate: bool = True) -> list[str]:
+    def figures(self, rate: bool = True) -> list[Part]:
         """The figures of the last step and evaluation, the most wanted ones first."""
         if not self.line:  # before the first step
-            return self.held_out
-        held_out = [" ".join(self.held_out)] if self.held_out else []
+            return [*self.held_out]
+        held_out: list[Part] = [self.held_out] if self.held_out else []
         speed = [f"{self.rate:,.0f} tok/s"] if rate else []
         return [*loss_parts(self.line), *held_out, *watched_parts(self.line), *self._epoch(),
                 *speed, *self._share()]  # fmt: skip

@@ -6,17 +6,29 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from tests.attack import event_loop, grammars, power_cut, programs, strangers, suites
+from tests.attack import (
+    changes,
+    event_loop,
+    grammars,
+    kills,
+    power_cut,
+    programs,
+    requests,
+    soak,
+    strangers,
+    suites,
+)
 from tests.attack.figures import PAGE, Figure, renew
 
 CAMPAIGNS: dict[str, Callable[[], Iterator[Figure]]] = {
     "grammars": grammars.campaign,
     "event-loop": event_loop.campaign,
-    "kills": suites.KILLS,
+    "kills": kills.campaign,
     "power-cut": power_cut.campaign,
-    "changes": suites.CHANGES,
+    "changes": changes.campaign,
     "programs": programs.campaign,
-    "requests": suites.REQUESTS,
+    "requests": requests.campaign,
+    "soak": soak.campaign,
     "files": strangers.campaign,
     "guard": suites.GUARD,
 }

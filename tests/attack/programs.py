@@ -12,7 +12,7 @@ from tests.attack.figures import Figure
 from tests.workers.test_sandbox import BOMBS, ESCAPES, TESTS, WRONG
 
 SHORT = SandboxLimits(seconds=1.0, memory=1 << 28)
-PROMISE = "none passes; the caller lives; no file outside is touched"
+PROMISE = "none passes; the process that asks lives; no file outside is touched"
 FORMS = (
     TESTS,
     "assert [add(n, 3) for n in (2, 5)] == [5, 8]",
@@ -42,18 +42,36 @@ def programs(path: str) -> Iterator[tuple[str, str, str]]:
         yield f"{name}, and wrong", program.replace("PORT", "1"), f"{act}\nassert False"
 
 
+def users_files(place: Path) -> Path:
+    """Folders and files that anybody may write; the one that programs are told of."""
+    for name in ("mine", "deep/er/mine", "deep/notes.txt", ".hidden"):
+        path = place / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+        path.chmod(0o666)
+    for folder in (place, place / "deep", place / "deep" / "er"):
+        folder.chmod(0o777)
+    return place / "mine"
+
+
+def contents(place: Path) -> dict[str, tuple[int, bytes]]:
+    """Every path below, its mode and its bytes."""
+    return {
+        str(path): (path.lstat().st_mode, path.read_bytes() if path.is_file() else b"")
+        for path in sorted(place.rglob("*"))
+    }
+
+
 def passed(every: int) -> tuple[int, list[str], str, bool]:
-    """How many programs ran, which passed, where, and whether the file is untouched."""
+    """How many programs ran, which passed, where, and whether files are untouched."""
     sandbox = Sandbox()
     with tempfile.TemporaryDirectory() as place:
-        shared = Path(place, "mine")
-        shared.write_text("mine")
-        os.chmod(place, 0o777)
-        shared.chmod(0o666)
+        shared = users_files(Path(place))
+        before = contents(Path(place))
         chosen = list(programs(str(shared)))[::every]
         found = sandbox.run_all([(program, tests) for _, program, tests in chosen], SHORT)
         wrong = [name for (name, _, _), each in zip(chosen, found, strict=True) if each.passed]
-        whole = shared.read_text() == "mine"
+        whole = contents(Path(place)) == before
     mode = sandbox.confinement().mode
     sandbox.close()
     return len(chosen), wrong, mode, whole

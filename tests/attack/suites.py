@@ -31,21 +31,6 @@ def suite(tried: str, promise: str, *words: str) -> Callable[[], Iterator[Figure
     return campaign
 
 
-KILLS = suite(
-    "SIGKILL at 20 moments of a run, and of ranks under torchrun",
-    "every resume ends with the same bits",
-    "tests/train/test_loop.py", "tests/parallel/test_torchrun.py", "-k", "killed",
-)  # fmt: skip
-CHANGES = suite(
-    "changes between a run and its resumption: keys, data, tokenizer, models, code",
-    "each is refused by name or logged",
-    "tests/train/saving/test_pins.py",
-)
-REQUESTS = suite(
-    "5,000 cases of schemathesis, 1,000 connections",
-    "no 5xx, no hang, no block in use after",
-    "tests/serve/test_load.py", "tests/serve/test_faults.py",
-)  # fmt: skip
 GUARD = suite(
     "51 places for a text, 8 ways to end a conversation",
     "no text reaches the model unjudged",

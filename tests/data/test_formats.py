@@ -85,6 +85,17 @@ def test_columns_are_mapped_also_into_lists() -> None:
         RowReader(columns={"completon": "answer"})
 
 
+def test_capitals_make_no_other_column() -> None:
+    reader = RowReader()
+    row = {"Question ": "a", "ANSWER": "b", "Id": 7}
+    assert reader.conversation("x:1", row).messages == [Q, A]
+    assert reader.unused == {"Id": 1}
+    both = {"question": "a", "Question": "c", "answer": "b"}
+    assert reader.conversation("y:1", both).messages == [Q, A] and reader.unused["Question"] == 1
+    with pytest.raises(UserError, match="x:3: ANSWER is empty"):
+        reader.conversation("x:3", row | {"ANSWER": ""})
+
+
 def test_what_is_not_obvious_is_refused() -> None:
     with pytest.raises(UserError, match="x:1: is in no known format; its columns are q, a; known"):
         format_of_row("x:1", mapped("x:1", {"q": 1, "a": 2}, {}))

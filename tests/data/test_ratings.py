@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 
-from llamaseek.data.bad_rows import Row, RowError
+from llamaseek.data.bad_rows import BadRows, Row, RowError
 from llamaseek.data.formats import RowReader
-from llamaseek.data.ratings import pairs_of_ratings
+from llamaseek.data.rankings import scored_answers
+from llamaseek.data.ratings import pairs_of_ratings, scaled_ratings
+from llamaseek.data.rows import conversations
 from llamaseek.errors import UserError
+from tests.train.tiny import tiny_tokenizer
 
 
 def rated(*answers: tuple[str, str, Any], column: str = "label", **more: Any) -> list[Row]:
@@ -68,3 +71,37 @@ def test_what_makes_no_pair_is_said() -> None:
                 {"prompt": "a", "completion": "b"}, {"text": "a", "label": 1}):  # fmt: skip
         rows = [("x:1", row)]
         assert pairs_of_ratings(rows, {}) == (rows, [])
+
+
+@pytest.mark.parametrize("column", ["label", "rating"])
+@pytest.mark.parametrize("bad", [False, "False"])
+def test_answers_that_are_labelled_bad_are_not_learnt(column: str, bad: Any) -> None:
+    good = True if bad is False else "True"
+    rows = rated(("a", "yes", good), ("a", "no", bad), column=column)
+    with pytest.raises(UserError, match=rf"x:2: {column} is false, so the answer is a bad one"):
+        conversations(rows, tiny_tokenizer(), 64)
+    skipped, reader = BadRows(skip=True), RowReader()
+    batch = conversations(rows, tiny_tokenizer(), 64, reader, skipped)
+    learnt = tiny_tokenizer().decode(batch.targets[batch.targets >= 0].tolist())
+    assert "yes" in learnt and "no" not in learnt
+    assert "1 labelled as bad answers" in skipped.summary()[1] and not reader.unused
+
+
+def test_graded_answers_are_learnt_and_their_grades_reported() -> None:
+    reader = RowReader()
+    conversations(rated(("a", "x", 1), column="score"), tiny_tokenizer(), 64, reader)
+    assert reader.unused == {"score": 1}
+
+
+def test_ratings_without_pairs_are_scaled_for_a_reward_model() -> None:
+    rows = rated(("a", "bad", 1), ("b", "good", 5), ("c", "fair", "2"), column="score", id=7)
+    found, notes = scaled_ratings(rows, {})
+    assert notes == ["data: 3 rated answers, ratings from 1 to 5"]
+    reader = RowReader()
+    batch = scored_answers(found, tiny_tokenizer(), 64, reader)
+    assert batch.extra["rating"].tolist() == [[0.0], [1.0], [0.25]]
+    ends = batch.tokens.gather(1, batch.extra["ends"])
+    assert ends.tolist() == [[tiny_tokenizer().eot_id]] * 3
+    assert reader.unused == {"id": 3}
+    with pytest.raises(UserError, match="x:1: all ratings are 4, so there is nothing to learn"):
+        scaled_ratings(rated(("a", "x", 4), ("b", "y", 4)), {})

@@ -160,18 +160,54 @@ BROKEN: dict[str, list[tuple[Row, str]]] = {
         ({"prompt": "a", "chosen": None, "rejected": "c"}, "has no 'chosen'"),
         ({"chosen": "b", "rejected": "c"}, "has no prompt"),
     ],
+    "question and answer": [
+        ({"question": 7, "answer": "b"}, "question is 7, not a text"),
+        ({"question": "a", "answer": ["b"]}, "answer"),
+        ({"question": "a", "answer": ""}, "answer is empty"),
+        ({"question": "a", "answer": None}, "answer is empty"),
+        ({"answer": "b"}, "in no known format; its columns are answer"),
+    ],
+    "prompt and completion as messages": [
+        ({"prompt": [7], "completion": [A]}, "prompt is .*, not a text or a list"),
+        ({"prompt": [Q], "completion": 7}, "completion is 7, not a text"),
+        ({"prompt": [Q], "completion": [Q]}, "ends with a user turn"),
+        ({"prompt": [Q], "completion": [A | {"content": ""}]}, r"messages\[1\] is empty"),
+        ({"prompt": [Q], "completion": []}, "ends with a user turn"),
+    ],
+    "pairs as messages": [
+        ({"prompt": [7], "chosen": [A], "rejected": [C]}, "prompt is .*, not a text or a list"),
+        ({"prompt": [Q], "chosen": [7], "rejected": [C]}, "chosen is .*, not a text or a list"),
+        ({"prompt": [Q], "chosen": [A], "rejected": [Q]}, "rejected is empty"),
+        ({"prompt": [Q], "chosen": [], "rejected": [C]}, "chosen is empty"),
+        ({"prompt": [Q], "chosen": [A]}, "has no 'rejected'"),
+    ],
+    "implicit prompt": [
+        ({"chosen": [Q, A], "rejected": [C]}, "has no prompt, and its answers share none"),
+        ({"chosen": [A], "rejected": [C]}, "has no prompt, and its answers share none"),
+        ({"chosen": [Q, 7], "rejected": [Q, C]}, "chosen is .*, not a text or a list"),
+        ({"chosen": [Q, A], "rejected": [Q]}, "rejected is empty|has no prompt"),
+        ({"chosen": [Q, A], "rejected": None}, "has no 'rejected'"),
+    ],
+    "ultrafeedback": [
+        ({"prompt": 7, "chosen": [Q, A], "rejected": [Q, C]}, "prompt is 7, not a text"),
+        ({"prompt": "a", "chosen": [Q, A], "rejected": [Q, Q]}, "rejected is empty"),
+        ({"prompt": "a", "chosen": [Q, 7], "rejected": [Q, C]}, "chosen is .*, not a text or a li"),
+        ({"prompt": "a", "chosen": {"x": 1}, "rejected": [Q, C]}, "begins with a None turn"),
+        ({"prompt": "a", "chosen": None, "rejected": [Q, C]}, "has no 'chosen'"),
+    ],
 }  # fmt: skip
+RANKED = ("pairs", "pairs as messages", "implicit prompt", "ultrafeedback")
 
 
 @pytest.mark.parametrize(("form", "number"), [(f, n) for f in BROKEN for n in range(5)])
 def test_a_row_that_cannot_be_used_is_named(tmp_path: Path, form: str, number: int) -> None:
     row, message = BROKEN[form][number]
     path = tmp_path / "rows.jsonl"
-    path.write_bytes(as_jsonl([GOOD[form][0], row]))
+    path.write_bytes(as_jsonl([{**GOOD, **NESTED}[form][0], row]))
     reader = RowReader()
     with pytest.raises(UserError, match=rf"rows\.jsonl:2: .*({message})") as error:
         for place, each in read_rows(path):
-            (reader.ranking if form == "pairs" else reader.conversation)(place, each)
+            (reader.ranking if form in RANKED else reader.conversation)(place, each)
     assert "\n" not in str(error.value)
 
 

@@ -166,7 +166,7 @@ class TestRefused:
     def test_options(self, tmp_path: Path) -> None:
         folder = quantized("llama3", tmp_path, 8, None)
         plain = tmp_path / "plain"
-        for bits, group, said in ((3, None, "--bits"), (4, 48, "--group"), (8, 32, "--group")):
+        for bits, group, said in ((3, None, "--bits"), (4, 48, "--group"), (8, 48, "--group")):
             with pytest.raises(UserError, match=said):
                 Quantization(plain, tmp_path / "new", bits, group)
         with pytest.raises(UserError, match="--group: 64"):
@@ -234,6 +234,17 @@ def test_calibration_lowers_the_change_of_logits(family: str, tmp_path: Path) ->
             change = found.logits(found(tokens, positions)) - model.logits(model(tokens, positions))
         changes.append(float(change.norm()))
     assert changes[1] < 0.8 * changes[0]
+
+
+def test_inputs_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    model = tiny_model("llama3", **SIZES["llama3"])
+    model.model.embed_tokens.weight.data[5] = torch.inf
+    save_model(model, tmp_path / "plain")
+    work = Quantization(tmp_path / "plain", tmp_path / "new", 4, 32)
+    work.rows = torch.full((1, 8), 5)
+    with pytest.raises(UserError, match="q_proj.weight: its inputs .* are not finite"):
+        work.run()
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_text_to_calibrate_on_has_a_row_or_more(tmp_path: Path) -> None:

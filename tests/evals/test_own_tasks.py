@@ -15,6 +15,7 @@ from llamaseek.engine.engine import Engine
 from llamaseek.errors import UserError
 from llamaseek.evals import core, needle, tool_calls
 from llamaseek.evals.run import EvalOptions, Evaluation, evaluate_engine
+from llamaseek.evals.table import rows
 from tests.evals.benchmarks import ROWS, write_core
 from tests.models.shapes import tiny_model
 from tests.serve.running import TOKENIZER
@@ -89,9 +90,9 @@ def test_needles_stand_in_texts_of_the_asked_length() -> None:
     def count(text: str) -> int:
         return len(TOKENIZER.encode(text))
 
-    rows = needle.rows_of(4, 1024, count)
-    assert len(rows) == needle.DEPTHS
-    for row in rows:
+    items = needle.rows_of(4, 1024, count)
+    assert len(items) == needle.DEPTHS
+    for row in items:
         assert 600 < count(row["prompt"]) < 1024 - needle.ANSWER_TOKENS
         codes = row["target"].split(", ")
         places = [row["prompt"].index(code) for code in codes]
@@ -108,8 +109,11 @@ def test_needles_stand_in_texts_of_the_asked_length() -> None:
 def test_needles_are_asked_as_far_as_the_context_goes(tmp_path: Path) -> None:
     _, found = scored(tmp_path, "needle", limit=1)
     assert list(found.samples) == ["needle_1024", "needle_2048"]
-    sizes = [rows[0]["prompt_tokens"] for rows in found.samples.values()]
+    sizes = [samples[0]["prompt_tokens"] for samples in found.samples.values()]
     assert sizes[0] < 1024 and 1500 < sizes[1] < 2048
+    shown = {(row.task, row.metric) for row in rows(found)}
+    assert shown == {(name, metric) for name in ("needle", "needle_1024", "needle_2048")
+                     for metric in ("exact_match", "recall")}  # fmt: skip
 
 
 CALL = '{"name": "weather.get", "parameters": %s}'

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from bench.memory import Tracker, Whole
+from bench.memory import StepTracker
 from llamaseek.data.batch import Batch
+from llamaseek.data.source import Rows
 from llamaseek.herd import ModelConfig
 from llamaseek.herd.published import find
 from llamaseek.models import build_model
-from llamaseek.models.recompute import recompute
 from llamaseek.plan.catalog import PLAN, catalog, planned
 from llamaseek.plan.gpus import this_cpu
 from llamaseek.plan.learning_rate import unusual_rate
@@ -22,10 +22,12 @@ from llamaseek.plan.planner import USABLE, Planner
 from llamaseek.plan.recipe import layout_of_recipe, question_of
 from llamaseek.recipe.reading import bundled
 from llamaseek.recipe.schema import ParallelRecipe, Recipe
-from llamaseek.train.objectives.dpo import DPO
-from llamaseek.train.objectives.next_token import NextToken
+from llamaseek.train.job import Job
+from llamaseek.train.loop import Trainer
+from llamaseek.train.objectives.choose import make_objective
 from llamaseek.train.start import adapt_model
 from tests.cli.run import Cli
+from tests.train.tiny import tiny_tokenizer
 
 REAL = {path.stem: path for path in bundled().values() if PLAN.search(path.read_text())}
 WANTED = {
@@ -68,7 +70,7 @@ def test_recipes_are_listed_with_what_they_need(cli: Cli) -> None:
 
 def one_layer(name: str) -> tuple[Recipe, ModelConfig]:
     """The recipe on one layer of its model (of both kinds where it has two), on one rank, a row at
-    a time in float32, the vocabulary cut.
+    a time in float32, the vocabulary cut, and rows of 512 tokens, of 128 for wide layers.
     """
     recipe = Recipe.load(REAL[name])
     config = find(header(name)["model"]).config
@@ -77,14 +79,16 @@ def one_layer(name: str) -> tuple[Recipe, ModelConfig]:
     if config.num_experts:
         config = replace(config, first_k_dense_replace=1)  # type: ignore[call-arg]
     recipe = recipe.with_overrides({
-        "data.length": 512, "train.batch": 2, "train.micro_batch": 1, "train.precision": "fp32"
+        "data.length": 512 if config.hidden_size < 4096 else 128,
+        "train.batch": 2, "train.micro_batch": 1, "train.precision": "fp32",
     }).model_copy(update={"parallel": ParallelRecipe()})  # fmt: skip
     return recipe, config
 
 
 def batch_of(recipe: Recipe) -> Batch:
-    tokens = torch.randint(0, VOCABULARY, (1, recipe.data.length))
-    positions = torch.arange(recipe.data.length)[None]
+    """Two rows, each the micro-batch of a step."""
+    tokens = torch.randint(0, VOCABULARY, (2, recipe.data.length))
+    positions = torch.arange(recipe.data.length).expand(2, -1)
     batch = Batch(tokens, positions, tokens.roll(-1, 1))
     if recipe.stage == "dpo":
         half = recipe.data.length // 2
@@ -92,47 +96,27 @@ def batch_of(recipe: Recipe) -> Batch:
         extra = {
             "sequence": sequence,
             "counts_for_preference": torch.ones_like(sequence),
-            "pairs": torch.ones(1, 1, dtype=torch.int64),
-            "reference": torch.zeros(1, 2),
+            "pairs": torch.ones(2, 1, dtype=torch.int64),
+            "reference": torch.zeros(2, 2),
         }
         batch = Batch(tokens, positions % half, batch.targets, extra)
     return batch
 
 
 def measured(recipe: Recipe, config: ModelConfig) -> int:
-    """Peak bytes of the second of three optimizer steps."""
+    """Peak bytes of the third of three steps of the trainer on the recipe's job."""
     torch.manual_seed(0)
-    model = build_model(config)
+    model, batch = build_model(config), batch_of(recipe)
     if recipe.lora is not None:
         adapt_model(model, recipe.lora, 0)
-    recompute(model.model.layers, recipe.train.checkpoint_activations)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=recipe.train.lr, fused=True)
-    objective = DPO(0.1, 0.2) if recipe.stage == "dpo" else NextToken(0.0)
-    whole, batch = Whole(model.train(), objective), batch_of(recipe)
-
-    def backward() -> float:
-        model.expert_load, model.balance_loss = {}, None
-        loss = whole(batch) / recipe.data.length
-        loss.backward()
-        return float(loss.detach())
-
-    def update() -> None:
-        torch.nn.utils.clip_grad_norm_(trained, recipe.train.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    first = backward()
-    update()
-    backward()  # a first micro-batch, whose gradients are there when the second is computed
-    tracker = Tracker()
-    tracker.track_external(model, optimizer, batch.tokens)
+    objective = make_objective(recipe, model, tiny_tokenizer())
+    trainer = Trainer(Job(recipe, model, tiny_tokenizer(), objective, Rows(batch, 0)))
+    first, second = trainer.step(0), trainer.step(1)
+    tracker = StepTracker()
+    tracker.track_external(model, trainer.optimizer, batch.tokens)
     with tracker:
-        backward()
-        update()
-    last = backward()
-    update()
-    assert last < first + 1
+        third = trainer.step(2)
+    assert third["loss"] < first["loss"] and third["step"] == 3 and "skipped_steps" not in second
     return int(tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,8 +31,8 @@ class Running:
         port = server.servers[0].sockets[0].getsockname()[1]
         self.service, self.server, self.url = service, server, f"http://127.0.0.1:{port}"
         headers = {}
-        if service.options.api_key:
-            headers["Authorization"] = f"Bearer {service.options.api_key}"
+        if service.options.api_keys:
+            headers["Authorization"] = f"Bearer {service.options.api_keys[0].key}"
         self.client = httpx.Client(base_url=self.url, headers=headers, timeout=60)
 
     def post(self, path: str, **body: Any) -> httpx.Response:
@@ -68,9 +68,11 @@ def roomy() -> Service:
 
 
 @contextmanager
-def running(service: Service) -> Iterator[Running]:
-    """The service behind a port, until the end of the block."""
+def running(service: Service, wrap: Callable[[Any], Any] | None = None) -> Iterator[Running]:
+    """The service behind a port, until the end of the block; `wrap` goes around its app."""
     server = make_server(service)
+    if wrap is not None:
+        server.config.app = wrap(server.config.app)
     thread = threading.Thread(target=asyncio.run, args=(server.serve(),), daemon=True)
     thread.start()
     while not server.started:

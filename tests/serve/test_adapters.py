@@ -12,7 +12,7 @@ from llamaseek.engine.engine import Engine
 from llamaseek.errors import UserError
 from llamaseek.models.lora import merge
 from llamaseek.serve.options import ServeOptions
-from llamaseek.serve.service import Service, read_adapters
+from llamaseek.serve.service import Service, adapter_folders
 from tests.engine.test_adapters import PROMPTS, adapted, requests, tokens
 from tests.models.shapes import tiny_model
 from tests.serve.running import TOKENIZER, running
@@ -51,4 +51,4 @@ def test_each_name_gives_its_own_tokens(tmp_path: Path) -> None:
 @pytest.mark.parametrize("given", ["a", "=x", "a=", "tiny=x"])
 def test_adapters_that_cannot_be_named(given: str) -> None:
     with pytest.raises(UserError, match="--adapter"):
-        read_adapters([given], "tiny")
+        adapter_folders([given], "tiny")

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from llamaseek.errors import UserError
+from llamaseek.serve.keys import ApiKey
 from llamaseek.serve.options import ServeOptions
 from llamaseek.text.chat import encode_chat, render
 from llamaseek.text.grammar import call_grammar
@@ -215,7 +216,7 @@ def test_without_the_option_no_page_of_another_origin_may() -> None:
 
 
 def test_a_key_is_asked_of_the_page_but_not_of_its_preflight() -> None:
-    options = {"cors": ("*",), "api_key": "secret"}
+    options = {"cors": ("*",), "api_keys": (ApiKey("secret"),)}
     with running(make_service(options=options)) as run:
         asked = httpx.options(run.url + CHAT, headers=dict(preflight(run, "null").request.headers))
         assert asked.status_code == 200

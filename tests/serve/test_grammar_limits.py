@@ -175,7 +175,7 @@ def test_answers_of_one_request_share_its_worker() -> None:
 def test_too_many_at_once_are_told_to_come_again(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.service.compiler, "_compiling", 10_000)
+    monkeypatch.setattr(server.service.compiler, "_tasks", range(10_000))
     answer = server.post(COMPLETIONS, prompt="x", **FINE)
     assert check(answer, 429)["code"] == "queue_full"
     assert isinstance(server.service.compiler, Compiler)

@@ -9,6 +9,7 @@ import pytest
 
 from llamaseek.errors import UserError
 from llamaseek.serve.hosts import is_allowed, is_loopback
+from llamaseek.serve.keys import ApiKey
 from llamaseek.serve.options import ServeOptions
 from llamaseek.serve.server import warn_of_open_address
 from tests.serve.running import Running, make_service, running
@@ -53,7 +54,7 @@ def test_an_open_server_checks_what_it_is_told_to() -> None:
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
     with running(
-        make_service(options={"api_key": "a key", "allowed_hosts": ("llm.example",)})
+        make_service(options={"api_keys": (ApiKey("a key"),), "allowed_hosts": ("llm.example",)})
     ) as run:
         yield run
 
@@ -95,7 +96,7 @@ def test_an_open_address_without_a_key_is_warned_of(capsys: pytest.CaptureFixtur
         ("0.0.0.0", "k", False), ("0.0.0.0", None, True), ("::", None, True),
         ("192.168.1.7", None, True),
     ):  # fmt: skip
-        warn_of_open_address(ServeOptions(host=host, api_key=key))
+        warn_of_open_address(ServeOptions(host=host, api_keys=(ApiKey(key),) if key else ()))
         told = capsys.readouterr().err
         assert (f"warning: --host {host} without an API key" in told) == warned, host
         assert told.count("\n") == int(warned)

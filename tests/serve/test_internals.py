@@ -16,6 +16,7 @@ from llamaseek.engine.engine import Engine
 from llamaseek.engine.forward.paged import bytes_per_token
 from llamaseek.engine.internals import read_internals
 from llamaseek.models.lora import merge
+from llamaseek.serve.keys import ApiKey
 from llamaseek.serve.options import Limits, ServeOptions
 from llamaseek.serve.service import Service
 from tests.engine.test_adapters import adapted
@@ -148,7 +149,7 @@ def test_a_guard_s_model_and_a_wrong_key_are_refused() -> None:
     with running(guarded) as run:
         reply = run.post("/internals", messages=CHAT)
         assert reply.status_code == 403 and "has a guard" in reply.json()["error"]["message"]
-    with running(make_service(options={"api_key": "open sesame"})) as run:
+    with running(make_service(options={"api_keys": (ApiKey("open sesame"),)})) as run:
         run.client.headers["Authorization"] = "Bearer wrong"
         assert run.post("/internals", messages=CHAT).status_code == 401
 

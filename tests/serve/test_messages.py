@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from llamaseek.serve.keys import ApiKey
 from llamaseek.serve.wire.blocks import AnswerPart, Counts
 from llamaseek.serve.wire.message_events import MessageWriter
 from tests.safety.scripted import deciding_guard
@@ -217,7 +218,7 @@ def test_what_cannot_be_answered_is_refused_by_its_name(
 
 
 def test_bodies_keys_and_paths() -> None:
-    with running(make_service(options={"api_key": "secret"})) as run:
+    with running(make_service(options={"api_keys": (ApiKey("secret"),)})) as run:
         body = {"model": "tiny", "max_tokens": 1, "messages": HELLO}
         for headers, status in (
             ({"x-api-key": "secret"}, 200),

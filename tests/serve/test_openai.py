@@ -10,6 +10,7 @@ import openai
 import pydantic
 import pytest
 
+from llamaseek.serve.keys import ApiKey
 from llamaseek.text.published import get
 from llamaseek.text.tokenizer import Tokenizer
 from tests.models.shapes import tiny_model
@@ -36,7 +37,9 @@ OTHER: Any = {"type": "function", "function": {"name": "other", "parameters": EM
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    with running(make_service(options={"api_key": KEY}, enable_prefix_caching=True)) as run:
+    with running(
+        make_service(options={"api_keys": (ApiKey(KEY),)}, enable_prefix_caching=True)
+    ) as run:
         yield run
         assert run.idle()
 

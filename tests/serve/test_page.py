@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from llamaseek.serve.keys import ApiKey
 from tests.safety.scripted import deciding_guard
 from tests.serve.browser import Tab, needs_chromium, tab
 from tests.serve.running import TOKENIZER, Running, running
@@ -310,7 +311,7 @@ def test_a_safe_answer_shows_that_the_guard_passed_it(browser: Any) -> None:
 
 
 def test_the_page_asks_for_the_key_that_the_server_asks_for(browser: Any) -> None:
-    service = spoken_service(Speech(), api_key="open sesame")
+    service = spoken_service(Speech(), api_keys=(ApiKey("open sesame"),))
     with running(service) as server, tab(browser, server.url) as page:
         for key in ("wrong", "open sesame"):
             page.page.get_by_label("Key", exact=True).fill(key)

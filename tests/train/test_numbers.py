@@ -78,7 +78,7 @@ def test_training_and_held_out_show_the_same_quantity_by_the_same_name(kind: str
     assert {f"val_{name}" for name in trained} == held_out.keys()
     assert len(trained) >= 2  # the loss, and each term of it
     for name, value in trained.items():
-        assert held_out[f"val_{name}"] == pytest.approx(value, abs=1e-6), name
+        assert held_out[f"val_{name}"] == pytest.approx(float(value), abs=1e-6), name
 
 
 def test_the_share_of_peak_is_of_the_best_rate_shown() -> None:
@@ -121,7 +121,7 @@ def test_bar_rate_and_time_left_stay_at_every_width(width: int) -> None:
     first, second = shown.splitlines()[:2]
     assert len(first) <= width and len(second) <= width
     assert "━" in first and "99/200" in first and "12,345 tok/s" in first and "left" in first
-    assert second.startswith("loss 1.200  dpo 0.500")
+    assert second.startswith("loss 1.200  dpo 0.500  held out at step 99: loss 1.100")
     if width == 120:
         assert "held out at step 99: loss 1.100 dpo 0.400 accuracy 0.8" in second
 

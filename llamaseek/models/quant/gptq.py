@@ -23,8 +23,7 @@ def gptq(weight: Tensor, hessian: Tensor, bits: int, group: int) -> tuple[Tensor
     the errors so far; each number's error weighs as its input's mean square.
     """
     left, most = weight.clone(), 2 ** (bits - 1)
-    hessian = hessian + torch.eye(len(hessian)) * (DAMPING * hessian.diagonal().mean() + TINY)
-    energy, inverse = hessian.diagonal(), inverse_root(hessian)
+    energy, inverse = inverse_root(hessian)
     codes, scales = torch.empty_like(left), []
     for start in range(0, left.shape[1], AT_ONCE):
         stop = min(start + AT_ONCE, left.shape[1])
@@ -42,7 +41,19 @@ def gptq(weight: Tensor, hessian: Tensor, bits: int, group: int) -> tuple[Tensor
     return codes, torch.cat(scales, 1)
 
 
-def inverse_root(matrix: Tensor) -> Tensor:
-    """The upper triangular U (K, K) with Uᵀ U the inverse of a positive definite matrix."""
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
-    return torch.linalg.cholesky(inverse, upper=True)
+def inverse_root(hessian: Tensor) -> tuple[Tensor, Tensor]:
+    """The diagonal (K) of the damped matrix, and the upper triangular U (K, K) with Uᵀ U its
+    inverse.
+
+    In float64, and with more damping where that is not enough: one input of a layer may be a
+    million times as large as the others.
+    """
+    damping = DAMPING * float(hessian.diagonal().mean()) + TINY
+    unit = torch.eye(len(hessian), dtype=torch.float64)
+    while True:
+        matrix = hessian.double() + damping * unit
+        root, failed = torch.linalg.cholesky_ex(matrix)
+        upper, failed_too = torch.linalg.cholesky_ex(torch.cholesky_inverse(root), upper=True)
+        if not failed and not failed_too:
+            return matrix.diagonal().to(hessian.dtype), upper.to(hessian.dtype)
+        damping *= 10

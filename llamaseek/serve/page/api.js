@@ -32,6 +32,12 @@ export async function models() {
   return listed.data.map((model) => model.id);
 }
 
+// Prompts as those that a model was trained on.
+export async function examples(model) {
+  const path = `examples?model=${encodeURIComponent(model)}`;
+  return (await (await call(path)).json()).data;
+}
+
 // What the model does at a token of a conversation.
 export async function internals(body, signal) {
   return (await call("internals", { method: "POST", body: JSON.stringify(body), signal })).json();

@@ -1,16 +1,20 @@
 // The chat page: what happens when something is said, stopped, edited or chosen.
 
-import { ApiError, chat as ask, models } from "./api.js";
+import { ApiError, chat as ask, examples, models } from "./api.js";
+import { asked, listBeside } from "./beside.js";
 import { $, button, element } from "./dom.js";
 import { setUp as setUpInside } from "./inside.js";
 import * as inspector from "./inspector.js";
-import { answerText, article } from "./messages.js";
+import { article, redraw } from "./messages.js";
 import * as settings from "./settings.js";
-import { current, follow, gather, key, removeChat, save, startChat, state } from "./store.js";
-import { answer, finish, grow, openCalls, request } from "./turns.js";
+import { addChats, current, follow, gather, key, removeChat, save, startChat, state } from "./store.js";
+import { download, read as readFile } from "./transfer.js";
+import { answer, answersOf, finish, grow, openCalls, request } from "./turns.js";
 
 let working = null; // the AbortController of the answer under way
+let served = []; // names of models
 let listed; // resolves once the server has told its models, or has not
+const NO_ROOM = "This browser has no room left: what is new is not kept.";
 const acts = { edit, again, answerTool, look };
 
 function say(text) {
@@ -52,9 +56,9 @@ async function respond(chat) {
   notify("");
   const control = new AbortController();
   const message = answer();
-  let body;
+  const before = [...chat.messages];
   try {
-    body = request(chat.messages, state.settings);
+    request(before, state.settings);
   } catch (error) {
     save(chat);
     show();
@@ -67,20 +71,32 @@ async function respond(chat) {
   announce("The model answers.");
   try {
     await Promise.race([listed, aborted(control.signal)]);
-    body.model = state.settings.model;
-    for await (const event of ask(body, control.signal)) {
-      if (grow(message, event)) paint(chat, message);
-    }
-    announce(message.content || "The answer is empty.");
-  } catch (error) {
-    fail(chat, message, error);
-  }
-  finish(message);
+    const [model, ...others] = asked(served);
+    message.model = model;
+    if (others.length) message.beside = others.map(answer);
+    if (others.length && current() === chat) show();
+  } catch { /* it was stopped: so is each answer */ }
+  await Promise.all(answersOf(message).map((one) => stream(chat, message, one, before, control)));
   if (working === control) working = null;
-  if (!save(chat)) notify("This browser has no room left: what is new is not kept.");
+  if (!save(chat)) notify(NO_ROOM);
   if (working) return;
   if (current() === chat) settle(chat, message);
   else showBusy();
+}
+
+// One model's answer: `one` is `message` or stands beside it.
+async function stream(chat, message, one, before, control) {
+  try {
+    control.signal.throwIfAborted();
+    const body = request(before, state.settings, one.model);
+    for await (const event of ask(body, control.signal)) {
+      if (grow(one, event)) paint(chat, message);
+    }
+    announce(one.content || "The answer is empty.");
+  } catch (error) {
+    fail(chat, message, one, error);
+  }
+  finish(one);
 }
 
 // An answer is over: only its article is made anew, so that what is open elsewhere stays.
@@ -94,12 +110,12 @@ function settle(chat, message) {
   if (near) toEnd();
 }
 
-function fail(chat, message, error) {
+function fail(chat, message, one, error) {
   if (error.name === "AbortError") {
-    message.finish = "stopped";
+    one.finish = "stopped";
     announce("Stopped.");
   } else {
-    message.finish = "broken";
+    one.finish = "broken";
     const retry = error.status === 401 ? undefined : () => {
       const at = chat.messages.indexOf(message);
       chat.messages.splice(at < 0 ? chat.messages.length : at);
@@ -110,7 +126,7 @@ function fail(chat, message, error) {
     if (error.status === 404) listModels(); // the server has others by now
   }
   const at = chat.messages.indexOf(message);
-  if (at >= 0 && !message.content && !message.calls.length) chat.messages.splice(at, 1);
+  if (at >= 0 && !message.beside && !one.content && !one.calls.length) chat.messages.splice(at, 1);
 }
 
 const aborted = (signal) => new Promise((_, reject) => {
@@ -169,7 +185,37 @@ function showBusy() {
 
 function welcome() {
   return element("div", { class: "welcome" }, element("p", {}, "Ask the model something."),
-    element("p", { class: "quiet" }, "Then click a word of its answer to see what it weighed there."));
+    element("p", { class: "quiet" }, "Then click a word of its answer to see what it weighed there."),
+    element("ul", { class: "examples", "aria-label": "What the model was trained on" },
+      ...offered.map((text) => element("li", {}, button(text, "", () => working || say(text))))));
+}
+
+let offered = []; // prompts as the chosen model was trained on
+
+async function offerExamples() {
+  const { model } = state.settings;
+  const found = await examples(model).catch(() => []);
+  if (model !== state.settings.model) return;
+  offered = found;
+  $(".welcome")?.replaceWith(welcome());
+}
+
+// Conversations of a file that was chosen.
+async function bring(event) {
+  const [file] = event.target.files;
+  event.target.value = "";
+  if (!file) return;
+  try {
+    const { chats, left, prompts } = await readFile(file);
+    const room = addChats(chats, prompts);
+    settings.setUp(heat);
+    show();
+    const skipped = left ? ` ${left} could not be read.` : "";
+    notify(room && !left ? "" : `${chats.length} conversations imported.${skipped}${room ? "" : NO_ROOM}`);
+    announce(`${chats.length} conversations imported.${skipped}`);
+  } catch (error) {
+    notify(error.message);
+  }
 }
 
 // Only the answer under way, at most once a frame.
@@ -179,10 +225,10 @@ function paint(chat, message) {
   painting = true;
   requestAnimationFrame(() => {
     painting = false;
-    if (message.started === undefined || current() !== chat) return;
+    if (current() !== chat) return;
     const near = atEnd();
     const shown = $("#log").lastElementChild;
-    shown?.querySelector(".text")?.replaceWith(answerText(message));
+    if (shown) redraw(shown, message);
     if (near) toEnd();
   });
 }
@@ -221,7 +267,7 @@ function go(id) {
 
 function look(shown, at, focus) {
   const message = current().messages[Number(shown.dataset.at)];
-  inspector.open(shown, message, at, focus);
+  inspector.open(shown, answersOf(message)[Number(shown.dataset.beside || 0)], at, focus);
 }
 
 function drawer(open) {
@@ -239,9 +285,12 @@ async function showModels() {
   const select = $("#model");
   try {
     const names = await models();
+    served = names;
     select.replaceChildren(...names.map((name) => element("option", { value: name }, name)));
     if (!names.includes(state.settings.model)) state.settings.model = names[0];
     select.value = state.settings.model;
+    listBeside(names);
+    offerExamples();
   } catch (error) {
     if (error.status === 401) askForKey();
     else notify(error.message, () => { notify(""); listModels(); });
@@ -302,11 +351,16 @@ function setUp() {
   $("#model").addEventListener("change", (event) => {
     state.settings.model = event.target.value;
     save();
+    listBeside(served);
+    offerExamples();
   });
+  $("#export").addEventListener("click", () => download(state.chats, state.settings.prompts));
+  $("#import").addEventListener("click", () => $("#import-file").click());
+  $("#import-file").addEventListener("change", bring);
   settings.setUp(heat);
   settings.theme();
   follow(refresh);
-  for (const message of state.chats.flatMap((chat) => chat.messages)) {
+  for (const message of state.chats.flatMap((chat) => chat.messages).flatMap(answersOf)) {
     if (message.started !== undefined) finish(Object.assign(message, { finish: "broken" }));
   }
   show();

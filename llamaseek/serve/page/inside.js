@@ -5,7 +5,7 @@ import { internals } from "./api.js";
 import { $, element } from "./dom.js";
 import { current, state } from "./store.js";
 import { percent, spoken, visible } from "./tokens.js";
-import { request } from "./turns.js";
+import { answersOf, request } from "./turns.js";
 
 const READ = 8; // tokens listed of those that are read most
 const WAIT = 120; // ms without another choice before the server is asked
@@ -19,9 +19,11 @@ let timer = 0;
 // The conversation up to a message, and the message's tokens.
 function conversation(message) {
   const { messages } = current();
-  const { messages: before, tools } = request(messages.slice(0, messages.indexOf(message)), state.settings);
+  const model = message.model || state.settings.model;
+  const place = messages.findIndex((one) => answersOf(one).includes(message));
+  const { messages: before, tools } = request(messages.slice(0, place), state.settings, model);
   const answer = message.tokens.map((token) => token.text);
-  return { model: state.settings.model, messages: before, answer, ...(tools && { tools }) };
+  return { model, messages: before, answer, ...(tools && { tools }) };
 }
 
 export function open({ message, at: place }) {

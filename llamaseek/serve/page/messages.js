@@ -1,7 +1,10 @@
 // The conversation on the page: one article a message.
 
 import { button, element, icon } from "./dom.js";
+import { render } from "./markdown.js";
+import { state } from "./store.js";
 import { heat, pieces } from "./tokens.js";
+import { answersOf } from "./turns.js";
 
 const NAMES = { user: "You", assistant: "Model", tool: "Tool" };
 
@@ -10,7 +13,8 @@ const NAMES = { user: "You", assistant: "Model", tool: "Tool" };
 export function article(message, at, acts, open) {
   const made = element("article", { class: message.role, "data-at": at });
   made.append(element("h2", { class: "hidden" }, NAMES[message.role]));
-  if (message.role === "assistant") fillAnswer(made, message, at, acts, open);
+  if (message.beside?.length) fillBeside(made, message, at, acts, open);
+  else if (message.role === "assistant") fillAnswer(made, message, at, acts, open);
   else if (message.role === "tool") made.append(toolResult(message));
   else fillQuestion(made, message, at, acts);
   return made;
@@ -46,10 +50,44 @@ function edit(made, message, at, acts) {
     button("Send again", "", send, { class: "strong" }));
   made.replaceChildren(element("div", { class: "editor" }, area, row));
   area.focus();
+  made.scrollIntoView({ block: "nearest" });
+}
+
+// The answers of several models to one message, each under its model's name.
+function fillBeside(made, message, at, acts, open) {
+  const columns = answersOf(message).map((one, number) => {
+    const place = { class: "answer", "data-at": at, "data-beside": number };
+    const column = element("section", place, element("h3", {}, one.model || "Model"));
+    fillAnswer(column, one, at, acts, number ? [] : open);
+    return column;
+  });
+  made.append(element("div", { class: "columns" }, ...columns));
+}
+
+// What came of an answer under way since it was drawn.
+export function redraw(made, message) {
+  const places = [...made.querySelectorAll(".answer")];
+  answersOf(message).forEach((one, number) => {
+    const place = places[number] || made;
+    const text = place.querySelector(".text");
+    if (one.started === undefined || !text) return;
+    if (one.reasoning) {
+      if (!place.querySelector(".reasoning")) text.before(reasoning(one));
+      place.querySelector(".reasoning pre").textContent = one.reasoning;
+    }
+    text.replaceWith(answerText(one));
+  });
+}
+
+// What a model wrote before its answer, folded.
+function reasoning(message) {
+  const summary = element("summary", {}, message.started === undefined ? "Reasoning" : "Reasoning…");
+  return element("details", { class: "reasoning" }, summary, element("pre", {}, message.reasoning));
 }
 
 function fillAnswer(made, message, at, acts, open) {
   const text = answerText(message);
+  if (message.reasoning) made.append(reasoning(message));
   text.hidden = !message.content && message.started === undefined;
   made.append(text);
   for (const call of message.calls || []) made.append(callCard(call, at, acts, open.includes(call)));
@@ -57,16 +95,24 @@ function fillAnswer(made, message, at, acts, open) {
   if (message.finish === "content_filter" && !message.guard) {
     made.append(guardLine("refused", "The guard refused this."));
   }
-  if (message.started === undefined) made.append(foot(message, at, acts));
+  if (message.started === undefined) made.append(foot(message, at, acts, made));
   look(made, acts);
 }
 
-export function answerText(message) {
+const asTokens = new WeakSet(); // answers whose tokens are wanted in place of their Markdown
+
+// The text of an answer: as Markdown where it has some, else as its tokens.
+function answerText(message) {
   const text = element("div", { class: "text" });
-  if (!message.tokens?.length) {
+  const again = () => text.replaceWith(answerText(message));
+  const rich = state.settings.markdown && !asTokens.has(message) && render(message.content, again);
+  if (rich) {
+    text.classList.add("rich");
+    text.append(rich);
+  } else if (!message.tokens?.length) {
     text.append(message.content);
   } else {
-    const { found, rest } = pieces(message.content, message.tokens);
+    const { found, rest } = pieces(message.content, message.tokens, Boolean(message.reasoning));
     for (const piece of found) text.append(tokenSpan(piece, message.tokens));
     text.append(rest);
   }
@@ -151,9 +197,24 @@ const unsafe = (verdict) => `${(verdict.unsafe_probability * 100).toFixed(1)}% u
 const guardLine = (kind, text) =>
   element("p", { class: `guard ${kind}` }, icon("shield"), element("span", {}, text));
 
-function foot(message, at, acts) {
+// Between the Markdown of an answer and its tokens, which show their probabilities.
+function tokensButton(message, made, acts) {
+  const other = () => {
+    if (!asTokens.delete(message)) asTokens.add(message);
+    made.querySelector(".text").replaceWith(answerText(message));
+    shown.setAttribute("aria-pressed", asTokens.has(message));
+    look(made, acts);
+  };
+  const shown = button("Tokens and their probabilities", "tokens", other,
+    { "aria-pressed": asTokens.has(message) });
+  return shown;
+}
+
+function foot(message, at, acts, made) {
   const line = element("div", { class: "tools" }, copyButton(message),
     button("Answer again", "again", () => acts.again(at)));
+  const rich = made.querySelector(".rich") || asTokens.has(message);
+  if (rich && message.tokens?.length) line.append(tokensButton(message, made, acts));
   const figures = message.figures;
   const said = [];
   if (!message.content && !message.calls?.length && message.finish === "stop") {

@@ -1,6 +1,7 @@
 // The settings: how answers are drawn, the system message, tools, and how the page looks.
 
 import { $, element } from "./dom.js";
+import { promptRow } from "./prompts.js";
 import { DEFAULTS, key, save, state } from "./store.js";
 
 const FIELDS = [
@@ -14,6 +15,7 @@ const FIELDS = [
   ["seed", "Seed", "number", "The same seed gives the same answer; empty is a new one each time."],
   ["stop", "Stop before", "area", "An answer ends before any of these texts, one a line."],
   ["tools", "Tools", "json", "A JSON list of functions that the model may call, as in OpenAI's API."],
+  ["markdown", "Show Markdown", "check", "Code, tables and maths as such; else answers as they are written."],
   ["probabilities", "Ask for probabilities", "check", "What you see when you click a word."],
   ["heat", "Shade uncertain words", "check", "The less likely a token was, the stronger."],
 ];
@@ -23,8 +25,8 @@ export function setUp(changed) {
   fields.replaceChildren();
   for (const [name, label, kind, hint] of FIELDS) fields.append(field(name, label, kind, hint, changed));
   fields.append(keyField(), element("button", { type: "button", class: "plain", onclick: () => {
-    const { model, theme } = state.settings;
-    Object.assign(state.settings, DEFAULTS, { model, theme });
+    const { model, theme, beside, prompts } = state.settings;
+    Object.assign(state.settings, DEFAULTS, { model, theme, beside, prompts });
     save();
     setUp(changed);
     changed();
@@ -51,6 +53,7 @@ function field(name, label, kind, hint, changed) {
     input.value = state.settings[name];
     input.addEventListener("input", () => set(input.value));
   }
+  if (name === "system") row.append(promptRow(input));
   if (kind === "json") input.addEventListener("change", () => checkTools(input));
   return row;
 }

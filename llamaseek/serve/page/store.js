@@ -1,6 +1,6 @@
 // Conversations and settings, kept in this browser's localStorage.
 
-import { isChat } from "./kept.js";
+import { fits, isChat } from "./kept.js";
 
 const KEY = "llamaseek";
 const HERE = "llamaseek-here"; // the conversation that this tab shows
@@ -18,8 +18,11 @@ export const DEFAULTS = {
   tools: "",
   probabilities: true,
   heat: true,
+  markdown: true,
   theme: "",
   model: "",
+  beside: [], // names of models that answer beside the chosen one
+  prompts: {}, // system messages by name
 };
 
 // Where a browser keeps nothing, the page still works while it is open.
@@ -43,7 +46,7 @@ function read() {
   } catch { /* it is no JSON */ }
   const settings = { ...DEFAULTS };
   for (const [name, value] of Object.entries(kept?.settings || {})) {
-    if (typeof value === typeof DEFAULTS[name]) settings[name] = value;
+    if (typeof value === typeof DEFAULTS[name] && fits(name, value)) settings[name] = value;
   }
   const chats = Array.isArray(kept?.chats) ? kept.chats.filter(isChat) : [];
   stored = new Set(chats.map((chat) => chat.id));
@@ -105,6 +108,17 @@ export function startChat() {
   state.chats.unshift(chat);
   state.current = chat.id;
   return chat;
+}
+
+// Conversations of a file: those that are here already stay as they are, unless the file's are newer.
+export function addChats(chats, prompts) {
+  const ours = new Map(state.chats.map((chat) => [chat.id, chat]));
+  const fresh = chats.filter((chat) => !ours.has(chat.id));
+  const theirs = new Map(chats.map((chat) => [chat.id, chat]));
+  state.chats = [...fresh, ...state.chats.map((chat) => newer(chat, theirs.get(chat.id) || chat))];
+  state.settings.prompts = { ...prompts, ...state.settings.prompts };
+  state.current ||= state.chats[0]?.id || "";
+  return save();
 }
 
 export function removeChat(id) {

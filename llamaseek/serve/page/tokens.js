@@ -1,14 +1,16 @@
 // The tokens of an answer as pieces of its text, and how sure the model was of each.
 
 // Pieces { text, from, to }: the text that tokens from..to-1 make, as much of `content` as they
-// spell. Tokens that hold only part of a character go with the one that completes it.
-export function pieces(content, tokens) {
+// spell. Tokens that hold only part of a character go with the one that completes it. After
+// reasoning, whose tokens come first, the content begins without blanks.
+export function pieces(content, tokens, reasoned = false) {
   const found = [];
   const decoder = new TextDecoder();
   let at = 0;
-  let from = 0;
-  for (let to = 1; to <= tokens.length; to++) {
-    const text = spelled(tokens[to - 1], decoder);
+  let from = reasoned ? begins(content, tokens) : 0;
+  for (let to = from + 1; to <= tokens.length; to++) {
+    let text = spelled(tokens[to - 1], decoder);
+    if (reasoned && !found.length) text = text.trimStart();
     if (!text) continue;
     const shown = content.startsWith(text, at) ? text : content.slice(at, at + overlap(content, at, text));
     if (!shown) break;
@@ -18,6 +20,15 @@ export function pieces(content, tokens) {
     if (shown !== text) break;
   }
   return { found, rest: content.slice(at) };
+}
+
+// The token at which the content begins: its text is the last that all tokens spell.
+function begins(content, tokens) {
+  const decoder = new TextDecoder();
+  const texts = tokens.map((token) => spelled(token, decoder));
+  let left = texts.join("").lastIndexOf(content);
+  if (left < 0 || !content) return tokens.length;
+  return texts.findIndex((text) => (left -= text.length) < 0);
 }
 
 function spelled(token, decoder) {

@@ -2,9 +2,11 @@
 
 const TOP = 10;
 
-// The messages of a chat as the API wants them; exchanges that the guard refused are left out.
-export function request(messages, settings) {
+// The messages of a chat as the API wants them, with a model's own answers; exchanges that the guard
+// refused are left out.
+export function request(messages, settings, model) {
   const body = {
+    model,
     messages: [],
     stream: true,
     stream_options: { include_usage: true },
@@ -21,8 +23,14 @@ export function request(messages, settings) {
   if (settings.probabilities) Object.assign(body, { logprobs: true, top_logprobs: TOP });
   if (settings.tools.trim()) body.tools = JSON.parse(settings.tools);
   if (settings.system.trim()) body.messages.push({ role: "system", content: settings.system });
-  body.messages.push(...kept(messages).map(plain));
+  body.messages.push(...kept(messages.map((one) => ownAnswer(one, model))).map(plain));
   return body;
+}
+
+// What this model said where several answered; of an exchange with tools the first model's.
+function ownAnswer(message, model) {
+  const own = message.beside?.find((one) => one.model === model);
+  return own?.content && !own.calls.length && !message.calls.length ? own : message;
 }
 
 function kept(messages) {
@@ -59,9 +67,13 @@ export function openCalls(messages, at) {
 }
 
 // An answer that nothing has been said of yet.
-export function answer() {
-  return { role: "assistant", content: "", calls: [], tokens: [], finish: "", started: now() };
+export function answer(model) {
+  return { role: "assistant", model, content: "", reasoning: "", calls: [], tokens: [], finish: "",
+    started: now() };
 }
+
+// All answers to one message: the first model's, then those beside it.
+export const answersOf = (message) => [message, ...(message.beside || [])];
 
 export const now = () => performance.now();
 
@@ -72,7 +84,8 @@ export function grow(message, event) {
   if (!choice) return Boolean(event.usage);
   if (choice.guard) message.guard = choice.guard;
   const { delta = {} } = choice;
-  if (delta.content || choice.logprobs || delta.tool_calls) tick(message, choice);
+  if (delta.content || delta.reasoning_content || choice.logprobs || delta.tool_calls) tick(message, choice);
+  if (delta.reasoning_content) message.reasoning = (message.reasoning || "") + delta.reasoning_content;
   if (delta.content) message.content += delta.content;
   for (const entry of choice.logprobs?.content || []) message.tokens.push(scored(entry));
   for (const call of delta.tool_calls || []) addCall(message.calls, call);

@@ -21,8 +21,11 @@ KINDS = {
     "css": "text/css; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
     "svg": "image/svg+xml",
+    "txt": "text/plain; charset=utf-8",
 }
-FILES = {entry.name: entry for entry in (files("llamaseek.serve") / "page").iterdir()}
+PAGE = files("llamaseek.serve") / "page"
+FILES = {entry.name: entry for entry in PAGE.iterdir() if entry.is_file()}
+FILES |= {f"vendor/{entry.name}": entry for entry in (PAGE / "vendor").iterdir()}
 PATHS = frozenset({"/", *(f"/page/{name}" for name in FILES)})
 """Open without a key: the page asks for it."""
 router = APIRouter(include_in_schema=False)
@@ -34,7 +37,7 @@ async def page() -> Response:
     return await part("index.html")
 
 
-@router.get("/page/{name}")
+@router.get("/page/{name:path}")
 async def part(name: str) -> Response:
     """One of its files; they are those of the package, whatever the name spells."""
     kind = KINDS.get(name.rpartition(".")[2])

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from llamaseek.engine.background import EngineDown
 from llamaseek.engine.scheduler import QueueFull
 from llamaseek.errors import UserError, shorten
+from llamaseek.serve.callers import KeyOverLimit
 from llamaseek.serve.wire.fields import IDLE
 
 LONGEST = 500  # characters of a message
@@ -84,6 +85,10 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(400, str(error), found[1] if found else None)
     if isinstance(error, QueueFull):
         return ApiError(429, "too many requests are waiting; try again later", code="queue_full")
+    if isinstance(error, KeyOverLimit):
+        limited = ApiError(429, str(error), code="rate_limit_exceeded")
+        limited.headers = {"Retry-After": str(error.wait)}
+        return limited
     if isinstance(error, EngineDown):
         return ApiError(503, str(error), code="unavailable")
     if isinstance(error, TimeoutError):

@@ -217,6 +217,15 @@ class EmbeddingFields(Strict):
     user: str | None = None
 
 
+class ScoreFields(Strict):
+    """The body of `/v1/score`, as vLLM's: questions and answers, or one question and answers."""
+
+    model: str
+    text_1: str | Texts
+    text_2: str | Texts
+    user: str | None = None
+
+
 class TokenizeFields(Strict):
     """The body of `/tokenize`: a text, or the messages of a chat."""
 

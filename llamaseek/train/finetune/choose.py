@@ -16,6 +16,8 @@ from llamaseek.data.batch import Batch
 from llamaseek.data.detect import DetectedRows, Kind, detect
 from llamaseek.data.documents import read_documents
 from llamaseek.data.formats import RowReader
+from llamaseek.data.ratings import NoPairs, pairs_of_ratings
+from llamaseek.data.row_sources import file_rows
 from llamaseek.errors import UserError
 from llamaseek.files import GGUF_SUFFIX
 from llamaseek.herd import ModelConfig
@@ -34,7 +36,7 @@ STAGES: dict[Kind, str] = {
     "prompt_completion": "sft",
     "labels": "sft",
     "preferences": "dpo",
-    "ratings": "dpo",  # of each prompt its better answers beside its worse
+    "ratings": "dpo",  # of each prompt its better answers beside its worse, if there are two
     "text": "pretrain",
 }
 TOY = 30e6  # parameters below which all weights are trained: adapters are for real models
@@ -43,7 +45,11 @@ LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 LOOKED_AT = 2000  # rows whose lengths decide the length of packed rows
 HELD_OUT = 200  # rows held out at the most, and a quarter of few
 STEPS = 60  # least optimizer steps that epochs are added for
-MOST_EPOCHS = {"sft": 5, "dpo": 3, "pretrain": 3}
+MOST_EPOCHS = 3  # few rows are learnt by heart in more
+LABEL_EPOCHS = 5  # a label has few tokens to learn
+EVALUATIONS = 8  # of a run at the most
+BEST = {"train.load_best_model_at_end": True, "train.early_stopping_patience": 3}
+"""Where rows are held out: the weights that are best on them are kept."""
 QUANTIZATION = re.compile(r"[.-](I?Q\d\w*|B?F\d+)$", re.IGNORECASE)  # at the end of a GGUF's name
 CHARACTERS = 20_000_000  # of text that are tokenized to count its tokens
 
@@ -85,21 +91,25 @@ def choose(wanted: Wanted) -> TuningPlan:
     for override in wanted.overrides:
         apply_override(given, override)
     data = given.get("data", {})
-    rows = detect(wanted.sources, data.get("columns"), data.get("encoding", "auto"))
+    encoding = data.get("encoding", "auto")
+    rows = detect(wanted.sources, data.get("columns"), encoding)
     config = read_config(wanted.model)
-    draft = _draft(wanted, rows, config)
+    draft = _draft(wanted, rows, config, _stage(wanted, rows, encoding))
     recipe = draft.with_overrides(wanted.overrides)
     recipe, packed, whole = _packing(recipe, config, "length" not in data)
-    recipe, epochs = _steps(recipe, wanted, packed, given.get("train", {}))
+    most = LABEL_EPOCHS if rows.kind == "labels" else MOST_EPOCHS
+    recipe, epochs = _steps(recipe, wanted, packed, most, given.get("train", {}))
+    if whole or (recipe.stage == "pretrain" and recipe.data.holdout):
+        recipe = recipe.with_overrides(BEST)
     method = "full" if recipe.lora is None else "qlora" if recipe.lora.base == "nf4" else "lora"
     recipe, cost = fitted(recipe, config, method, asked=wanted.method is not None)
     recipe = recipe.with_overrides(wanted.overrides)
     return TuningPlan(recipe, rows, whole, packed, epochs, cost)
 
 
-def _draft(wanted: Wanted, rows: DetectedRows, config: ModelConfig) -> Recipe:
+def _draft(wanted: Wanted, rows: DetectedRows, config: ModelConfig, stage: str) -> Recipe:
     """Everything that does not depend on how long the rows are."""
-    stage, parameters = STAGES[rows.kind], count_parameters(config).total
+    parameters = count_parameters(config).total
     method = wanted.method or ("full" if parameters < TOY else "lora")
     adapters = {"rank": RANK, "alpha": 2.0 * RANK, "base": "nf4" if method == "qlora" else "float"}
     held_out = min(HELD_OUT, rows.rows // 4) / rows.rows if stage != "pretrain" else 0.1
@@ -125,6 +135,16 @@ def _draft(wanted: Wanted, rows: DetectedRows, config: ModelConfig) -> Recipe:
         },
         "lora": None if method == "full" else adapters,
     })  # fmt: skip
+
+
+def _stage(wanted: Wanted, rows: DetectedRows, encoding: str) -> str:
+    """The stage for a kind of rows; rated answers that make no pair train a reward model."""
+    if rows.kind == "ratings":
+        try:
+            pairs_of_ratings(list(file_rows(wanted.sources, encoding)), rows.columns)
+        except NoPairs:
+            return "reward"
+    return STAGES[rows.kind]
 
 
 def _stem(model: Path) -> str:
@@ -186,12 +206,11 @@ def _tokens(recipe: Recipe) -> int:
 
 
 def _steps(
-    recipe: Recipe, wanted: Wanted, packed: int, given: dict[str, Any]
+    recipe: Recipe, wanted: Wanted, packed: int, most: int, given: dict[str, Any]
 ) -> tuple[Recipe, float]:
     """The recipe with batch, steps, warm-up and evaluations, and its epochs."""
     batch = given.get("batch") or _batch(recipe, packed)
     each = ceil(packed / batch)
-    most = MOST_EPOCHS[recipe.stage]
     epochs = wanted.epochs or min(max(ceil(STEPS / each), 1), most)
     if "steps" in given:
         epochs = given["steps"] * batch / packed
@@ -200,7 +219,7 @@ def _steps(
         "train.batch": batch,
         "train.steps": steps,
         "train.warmup": max(steps // 10, 1),
-        "train.eval_every": max(min(each, steps // 3), 1),
+        "train.eval_every": ceil(steps / EVALUATIONS),
         "train.save_every": steps,
     }
     return recipe.with_overrides(fields), epochs

@@ -10,7 +10,9 @@ def plan_line(plan: TuningPlan) -> str:
     """Rows, packed rows, steps, method, memory and time."""
     recipe, rows = plan.recipe, plan.rows.rows
     counted = f"{rows:,} documents" if recipe.stage == "pretrain" else f"{rows:,} rows"
-    apart = f", {plan.held_out:,} of them held out" if plan.held_out else ", 10% held out"
+    apart = f", {plan.held_out or 'none'} of them held out"
+    if recipe.stage == "pretrain":
+        apart = f", {recipe.data.holdout:.0%} of the text held out"
     each = plan.epoch_steps
     parts = [
         counted + apart,
@@ -27,8 +29,8 @@ def plan_line(plan: TuningPlan) -> str:
 
 def method(plan: TuningPlan) -> str:
     """What is trained."""
-    lora = plan.recipe.lora
+    lora, kind = plan.recipe.lora, "reward model: " if plan.recipe.stage == "reward" else ""
     if lora is None:
-        return "all weights"
+        return f"{kind}all weights"
     where = ", ".join(lora.targets) or "all linear"
-    return f"{'QLoRA' if lora.base == 'nf4' else 'LoRA'} rank {lora.rank} on {where}"
+    return f"{kind}{'QLoRA' if lora.base == 'nf4' else 'LoRA'} rank {lora.rank} on {where}"

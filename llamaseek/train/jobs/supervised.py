@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from random import Random
@@ -14,9 +15,10 @@ from llamaseek.checkpoints.hf import load_model
 from llamaseek.data.bad_rows import BadRows, NoRows, Row
 from llamaseek.data.batch import Batch
 from llamaseek.data.builtin.rows import generated_rows
+from llamaseek.data.columns import label_of
 from llamaseek.data.formats import RowReader
-from llamaseek.data.rankings import preferences, rankings
-from llamaseek.data.ratings import PAIRED, pairs_of_ratings
+from llamaseek.data.rankings import preferences, scored_answers
+from llamaseek.data.ratings import PAIRED, NoPairs, pairs_of_ratings, scaled_ratings
 from llamaseek.data.row_sources import file_rows
 from llamaseek.data.rows import conversations
 from llamaseek.data.source import Rows
@@ -33,6 +35,7 @@ from llamaseek.train.job import Job
 from llamaseek.train.objectives import Objective
 from llamaseek.train.objectives.choose import make_objective
 from llamaseek.train.objectives.distill import Distill
+from llamaseek.train.objectives.rated import Rated
 from llamaseek.train.objectives.reward import BradleyTerry
 from llamaseek.train.rollouts.answers import AnswerSampler, Prompt
 from llamaseek.train.rollouts.rollout import HeldOutRewards
@@ -45,7 +48,7 @@ Pack = Callable[[Iterable[Row], RowReader, BadRows], Batch]
 
 PACKERS: dict[str, Callable[..., Batch]] = {
     "sft": conversations,
-    "reward": rankings,
+    "reward": scored_answers,
     "dpo": preferences,
 }
 """By stage, what makes a batch of rows; the other stages read text or prompts."""
@@ -121,7 +124,8 @@ def reward_job(recipe: Recipe) -> Job:
     torch.manual_seed(recipe.seed)
     scorer = reward_model(model)
     train, held_out, bad, _ = read_data(recipe, packer(recipe, tokenizer))
-    objective = BradleyTerry(recipe.train.balance_weight)
+    kind = Rated if "rating" in train.extra else BradleyTerry
+    objective = kind(recipe.train.balance_weight)
     rows = Rows(train, recipe.seed)
     return Job(recipe, scorer, tokenizer, objective, rows, held_out, bad_rows=bad)
 
@@ -141,7 +145,7 @@ def read_data(recipe: Recipe, pack: Pack) -> RowsRead:
     reader, bad = RowReader.of(data), BadRows(data.bad_rows == "skip")
     if data.sources:
         train, held_out = split_rows(recipe, bad.notes)
-        if bad.notes:  # pairs were made of columns that no pair has
+        if bad.notes and "chosen" in train[0][1]:  # pairs were made of columns that no pair has
             reader = RowReader.of(data, [data.columns.get(name, name) for name in PAIRED])
         packed = pack(train, reader, bad)
         tested = _packed_if_any(pack, held_out, reader, bad)
@@ -171,19 +175,47 @@ def _packed_if_any(pack: Pack, rows: list[Row], reader: RowReader, bad: BadRows)
 
 
 def split_rows(recipe: Recipe, notes: list[str] | None = None) -> tuple[list[Row], list[Row]]:
-    """The last `data.holdout` of the files' rows apart; at least one is trained on.
+    """The last `data.holdout` of the files' rows apart, of shuffled labelled rows as many of each
+    label; at least one is trained on.
 
     For a stage of pairs, rated answers are made pairs, and `notes` gets a line that says so.
     """
     data = recipe.data
     rows = list(file_rows(data.sources, data.encoding))
     if recipe.stage in ("dpo", "reward"):
-        rows, said = pairs_of_ratings(rows, data.columns)
+        rows, said = compared(rows, recipe)
         (notes if notes is not None else []).extend(said)
     if data.shuffle:
         Random(recipe.seed).shuffle(rows)
-    kept = max(len(rows) - int(len(rows) * data.holdout), 1)
-    return rows[:kept], rows[kept:]
+    kinds = [""] * len(rows)
+    if data.shuffle and data.format == "labels":
+        kinds = [str(label_of(*row, data.columns)) for row in rows]
+    return held_apart(rows, kinds, min(int(len(rows) * data.holdout), len(rows) - 1))
+
+
+def compared(rows: list[Row], recipe: Recipe) -> tuple[list[Row], list[str]]:
+    """Rated answers as pairs, or for a reward model as they are where none can be compared."""
+    try:
+        return pairs_of_ratings(rows, recipe.data.columns)
+    except NoPairs:
+        if recipe.stage != "reward":
+            raise
+        return scaled_ratings(rows, recipe.data.columns)
+
+
+def held_apart(rows: list[Row], kinds: Sequence[str], number: int) -> tuple[list[Row], list[Row]]:
+    """Rows to train on and `number` to test on, the last ones of each kind by its share of all."""
+    left = Counter(kinds)
+    shares = {kind: count * number / len(rows) for kind, count in left.items()}
+    held = {kind: int(share) for kind, share in shares.items()}
+    missing = number - sum(held.values())
+    for kind in sorted(held, key=lambda kind: held[kind] - shares[kind])[:missing]:
+        held[kind] += 1
+    parts: tuple[list[Row], list[Row]] = ([], [])
+    for row, kind in zip(rows, kinds, strict=True):
+        left[kind] -= 1
+        parts[left[kind] < held[kind]].append(row)
+    return parts
 
 
 @torch.no_grad()

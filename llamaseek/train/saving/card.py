@@ -15,6 +15,7 @@ from llamaseek.checkpoints.card import Card, CardSection, write_card
 from llamaseek.checkpoints.sources import name_of, with_names
 from llamaseek.data.hub import SCHEME, parse_hub
 from llamaseek.recipe.schema import Recipe
+from llamaseek.train.best import RESTORED
 from llamaseek.train.saving.reads import read_by
 from llamaseek.train.saving.run_folder import RunFolder
 
@@ -101,7 +102,7 @@ def last_figures(path: Path) -> dict[str, Any]:
             for key, value in row.items()
             if key.startswith("val_") and isinstance(value, int | float) and math.isfinite(value)
         }
-        found = {"step": row["step"], **values} if values else found
+        found = {"step": row.get(RESTORED, row["step"]), **values} if values else found
     return found
 
 

@@ -120,10 +120,11 @@ class RunFolder:
                 self._put_back(old)
             raise UserError(f"{target}: could not be saved ({reason}); nothing was left") from None
 
-    def prune(self, keep: int) -> None:
-        """Remove all but the newest `keep` checkpoints."""
+    def prune(self, keep: int, spared: int | None = None) -> None:
+        """Remove all but the newest `keep` checkpoints and the one of step `spared`."""
         for step in self.saved_steps()[:-keep]:
-            self._move_away(self.checkpoint(step))
+            if step != spared:
+                self._move_away(self.checkpoint(step))
 
     def clear(self) -> None:
         """Remove what an earlier run left: metrics, checkpoints, the final model."""

@@ -183,6 +183,7 @@ class Saver:
         background: bool,
     ) -> None:
         self.folder, self.ranks, self.form, self.keep = folder, ranks, form, keep
+        self.best: int | None = None  # the step whose checkpoint is kept although it is old
         self.adapted = not isinstance(form, Exported)
         self.failed = 0  # checkpoints that could not be written
         self.seconds = 0.0  # the latest one took
@@ -222,7 +223,7 @@ class Saver:
             self._heed(last=False)
 
     def finish(self, done: int, averaged: bool) -> None:
-        """The final model, from the checkpoint of the last step."""
+        """The final model, from the checkpoint of step `done`."""
         error = None
         if self.ranks.main:
             weights = self.folder.checkpoint(done) / "state" / "weights"
@@ -261,7 +262,7 @@ class Saver:
         try:
             if self.ranks.main:
                 self.folder.save(target, write, stored_bytes(tensors))
-                self.folder.prune(self.keep)
+                self.folder.prune(self.keep, self.best)
             else:
                 write(self.folder.partial(target))
         except (UserError, OSError) as failed:
