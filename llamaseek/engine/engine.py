@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from llamaseek.engine.ranks.tensor_group import TensorGroup
 
 _entropy = SystemRandom()
+REWARD_MODEL = "model: is a reward model: it returns scores and cannot generate text"
 
 
 class Engine:
@@ -56,7 +57,8 @@ class Engine:
 
     With a tokenizer answers have texts, and requests may have stop strings and constraints.
     `adapters` are put on the model in place; requests choose among them by name. With a `group`
-    the model is rank 0's share, and the other ranks `leader.follow`.
+    the model is rank 0's share, and the other ranks `leader.follow`. With `scoring` it may be a
+    reward model, whose requests have to `embed`.
     """
 
     def __init__(
@@ -66,9 +68,10 @@ class Engine:
         options: EngineOptions | None = None,
         adapters: Mapping[str, Adapter] | None = None,
         group: TensorGroup | None = None,
+        scoring: bool = False,
     ) -> None:
-        if model.config.is_reward_model:
-            raise UserError("model: is a reward model: it returns scores and cannot generate text")
+        if model.config.is_reward_model and not scoring:
+            raise UserError(REWARD_MODEL)
         if not model.config.is_causal:
             raise UserError(f"model: {MASKED}")
         self.model, self.tokenizer, self.group = model.eval(), tokenizer, group
@@ -101,10 +104,11 @@ class Engine:
             if m is not None
         )
         size = options.block_size
-        blocks = options.cache_bytes // (token * size)
+        limit = options.cache_limit(home(self.model)[1])
+        blocks = limit // (token * size)
         if not blocks:
             raise UserError(
-                f"cache_bytes: {options.cache_bytes} is less than one block of {size} tokens "
+                f"cache_bytes: {limit} is less than one block of {size} tokens "
                 f"takes ({token * size})"
             )
         return min(blocks, options.max_num_seqs * -(-self.context // size))
@@ -123,7 +127,7 @@ class Engine:
             cache = build_cache(shapes, blocks, size, dtype, options.cache_dtype, device)
         except torch.OutOfMemoryError:
             raise UserError(
-                f"cache_bytes: {options.cache_bytes} bytes are not free on {device}"
+                f"cache_bytes: {options.cache_limit(device)} bytes are not free on {device}"
             ) from None
         graphs = None
         if replayed:
@@ -143,6 +147,8 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """Raise UserError for a request that can never be answered."""
+        if self.model.config.is_reward_model and not request.params.embed:
+            raise UserError(REWARD_MODEL)
         check_request(request, self.context, self.model.config.vocab_size)
         self.adapters.check(request.adapter)
         params = request.params

@@ -20,7 +20,9 @@ from llamaseek.serve.routes import (
     internals,
     messages,
     models,
+    ollama,
     responses,
+    score,
     tokens,
 )
 from llamaseek.serve.service import Service
@@ -33,6 +35,8 @@ ROUTERS = (
     responses,
     messages,
     embeddings,
+    score,
+    ollama,
     tokens,
     examples,
     internals,

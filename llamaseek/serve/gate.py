@@ -20,7 +20,9 @@ from llamaseek.serve.wire.errors import ApiError, as_api_error, respond
 from llamaseek.serve.wire.streaming import ClientGone
 
 log = logging.getLogger("llamaseek.serve")
-VERSIONED = frozenset({"chat", "completions", "embeddings", "messages", "models", "responses"})
+VERSIONED = frozenset(
+    {"chat", "completions", "embeddings", "messages", "models", "responses", "score"}
+)
 """What stands after `/v1`, and is found without it, as some clients ask."""
 OPEN = frozenset({"/health", "/ready"})
 CLIENT_GONE = 499  # nginx's number for a client that went away

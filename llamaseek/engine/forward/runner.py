@@ -149,7 +149,9 @@ class Runner:
         return graphs(tokens, layout)[:count], layout
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden (R, D) → logits (R, V)."""
+        """hidden (R, D) → logits (R, V); of a reward model its scores (R, 1)."""
+        if self.model.config.is_reward_model:
+            return self.model.score(hidden)[..., None]
         if self.fused is not None and self.fused.ready and len(hidden) <= FEW:
             return self.fused.logits(hidden)
         return self.model.logits(hidden)

@@ -32,20 +32,28 @@ async def embed(service: Service, fields: EmbeddingFields) -> dict[str, Any]:
     adapter = service.adapter(fields.model)
     given = prompts_of(fields.input, service.options.limits.prompts, "input")
     prompts = [await service.encode_prompt(one, "input") for one in given]
+    states = await last_states(service, prompts, adapter, fields.user, "input")
+    data = [
+        {"object": "embedding", "index": n, "embedding": vector(state, fields)}
+        for n, state in enumerate(states)
+    ]
+    tokens = sum(map(len, prompts))
+    counts = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return {"object": "list", "model": fields.model, "data": data, "usage": counts}
+
+
+async def last_states(
+    service: Service, prompts: list[list[int]], adapter: str, user: str | None, name: str
+) -> list[list[float]]:
+    """The hidden state (D) at the last token of each prompt; `name` is what they are called."""
     params = SamplingParams(max_tokens=0, embed=True)
-    requests, stream = service.submit(prompts, params, adapter, fields.user, "input")
+    requests, stream = service.submit(prompts, params, adapter, user, name)
     found: dict[int, list[float]] = {}
     async with asyncio.timeout(service.options.timeout):
         async for delta in deltas_of(stream, Clock(service.metrics)):
             if delta.embedding is not None:
                 found[delta.request] = delta.embedding
-    data = [
-        {"object": "embedding", "index": n, "embedding": vector(found[r.id], fields)}
-        for n, r in enumerate(requests)
-    ]
-    tokens = sum(map(len, prompts))
-    counts = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return {"object": "list", "model": fields.model, "data": data, "usage": counts}
+    return [found[request.id] for request in requests]
 
 
 def vector(numbers: list[float], fields: EmbeddingFields) -> LongList | str:

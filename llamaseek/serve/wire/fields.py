@@ -32,8 +32,11 @@ IDLE: dict[str, tuple[Any, ...]] = {
     "background": (False,),
     "defer_loading": (False,),
     "eager_input_streaming": (False, True),
+    "mirostat": (0,),
+    "raw": (False,),
     "skip_special_tokens": (True,),
     "store": (False,),
+    "think": (False,),
     "truncation": ("disabled",),
     "use_beam_search": (False,),
     "verbosity": ("medium",),
@@ -214,6 +217,15 @@ class EmbeddingFields(Strict):
     model: str
     input: Prompts
     encoding_format: Literal["float", "base64"] = "float"
+    user: str | None = None
+
+
+class ScoreFields(Strict):
+    """The body of `/v1/score`, as vLLM's: questions and answers, or one question and answers."""
+
+    model: str
+    text_1: str | Texts
+    text_2: str | Texts
     user: str | None = None
 
 
