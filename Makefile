@@ -7,9 +7,10 @@ WORKERS ?= 3
 # PyTorch's own index for its CPU build, where there is no GPU:
 #   make quickstart TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
+GPU_SITE ?=
 BIN = $(VENV)/bin
 
-.PHONY: attack clients quickstart chat test test-finetune test-recipes test-parallel test-serve check-smollm2 course docs lint bench \
+.PHONY: gpu gpu-dry attack clients quickstart chat test test-finetune test-recipes test-parallel test-serve check-smollm2 course docs lint bench \
 	clean
 
 quickstart: $(VENV)/.installed
@@ -79,6 +80,15 @@ lint: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	for name in $(filter-out __init__ common shape_1b tables quantize speculate eval,$(basename $(notdir $(wildcard bench/*.py)))); do $(BIN)/python bench/$$name.py --json bench/results/$$name.json || exit 1; done
 	$(BIN)/python bench/tables.py
+
+# Nine minutes on a CUDA device: nothing is installed, no network. What $(PYTHON) lacks is taken from
+# GPU_SITE, a folder of unpacked wheels. Results: runs/gpu/gpu.json and gpu.md.
+gpu:
+	PYTHONPATH=$(GPU_SITE):. $(PYTHON) -m bench.gpu
+
+# The same parts on a CPU in tiny sizes: that they run.
+gpu-dry:
+	PYTHONPATH=$(GPU_SITE):. $(PYTHON) -m bench.gpu --dry --out runs/gpu-dry
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -217,7 +217,7 @@ class Limits:
 
         if self.case.prefill:
             device = torch.device(self.case.device)
-            return matrix_peak(torch.bfloat16, device, 2048 if device.type == "cpu" else 8192)
+            return matrix_peak(torch.bfloat16, device)
         times = []
         for _ in range(3):
             start = time.perf_counter()

@@ -77,7 +77,7 @@ def ours(case: str, shape: Shape) -> dict[str, float]:
     from llamaseek.models import build_model
     from llamaseek.plan.flops import recipe_flops
     from llamaseek.recipe.load import make_recipe
-    from llamaseek.runtime.device import matrix_peak
+    from llamaseek.runtime.device import peak_rate
     from llamaseek.text.train_bpe import train_bpe
     from llamaseek.train.job import Job
     from llamaseek.train.jobs.pretrain import make_objective
@@ -105,7 +105,7 @@ def ours(case: str, shape: Shape) -> dict[str, float]:
         seconds = median_seconds(lambda: trainer.step(0))
     rate = shape.batch * shape.length / seconds
     flops = recipe_flops(recipe, model.config, shape.length)
-    peak = matrix_peak(torch.bfloat16, trainer.device)
+    peak = peak_rate(torch.bfloat16, trainer.device)
     activated = count_parameters(model.config).activated
     return {"rate": rate, "share": rate * flops / peak, "activated": activated}
 
@@ -116,7 +116,7 @@ def peer(case: str, shape: Shape) -> dict[str, float]:
 
     from llamaseek.herd import config_from_sizes
     from llamaseek.plan.flops import training_flops
-    from llamaseek.runtime.device import matrix_peak
+    from llamaseek.runtime.device import peak_rate
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
@@ -145,7 +145,7 @@ def peer(case: str, shape: Shape) -> dict[str, float]:
     rate = shape.batch * shape.length / median_seconds(step)
     parameters = sum(p.numel() for p in model.parameters())
     flops = training_flops(config_from_sizes("llama3", sizes("llama3", shape)), shape.length)
-    share = rate * flops / matrix_peak(torch.bfloat16, device)
+    share = rate * flops / peak_rate(torch.bfloat16, device)
     return {"rate": rate, "share": share, "activated": parameters}
 
 

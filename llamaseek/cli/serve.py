@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MODEL = typer.Argument(help=MODEL_NAMES, callback=model_or_adapter)
 NAME = typer.Option(
-    None, help="Model name in requests.", show_default="the folder's name or the Hub's id"
+    None, help="Model name in requests.", show_default="the run's or folder's name, or the Hub's id"
 )
 ADAPTER = typer.Option(
     [], "--adapter", help="NAME=FOLDER: a PEFT LoRA adapter, or its Hub id, served under NAME."
@@ -66,7 +66,15 @@ DTYPE = typer.Option(
     help="fp32 or bf16; auto is bf16 if the weights are stored in 16 bits or fewer and the "
     "hardware supports it, else fp32.",
 )
-CACHE = typer.Option(1.0, "--cache-gb", help="Size of the KV cache in GB.")
+CACHE = typer.Option(
+    None,
+    "--cache-gb",
+    help="Size of the KV cache in GB.",
+    show_default="1; on a GPU what is free",
+)
+UTILIZATION = typer.Option(
+    0.9, help="Share of a GPU's memory that weights and cache may take, where no --cache-gb is."
+)
 CACHE_DTYPE = typer.Option("auto", help="auto or int8; int8 halves the KV cache of a bf16 model.")
 RUNNING = typer.Option(64, "--max-num-seqs", help="Maximum number of sequences computed at once.")
 QUEUE = typer.Option(64, "--queue", help="Maximum number of waiting requests; more get status 429.")
@@ -103,7 +111,8 @@ def serve(
     max_parallel_requests: int = PARALLEL,
     device: str = DEVICE,
     dtype: str = DTYPE,
-    cache_gb: float = CACHE,
+    cache_gb: float | None = CACHE,
+    gpu_memory_utilization: float = UTILIZATION,
     cache_dtype: str = CACHE_DTYPE,
     max_num_seqs: int = RUNNING,
     queue: int = QUEUE,
@@ -137,8 +146,7 @@ def serve(
         guard_system=guard_system,
     )
     engine = EngineOptions(
-        cache_bytes=_cache_bytes(cache_gb),
-        cache_dtype=cache_dtype,
+        **_cache(cache_gb, cache_dtype, gpu_memory_utilization, guard),
         max_num_seqs=max_num_seqs,
         most_waiting=queue,
         max_num_batched_tokens=max_num_batched_tokens,
@@ -188,6 +196,12 @@ def _load(model: Path, device: str, dtype: str, group: TensorGroup | None) -> Ca
 
     place = pick_device(device, "--device")
     return open_model(model, device=place, dtype=dtype, group=group)
+
+
+def _cache(gb: float | None, dtype: str, utilization: float, guard: Path | None) -> dict[str, Any]:
+    """The cache's options: bytes None for what the engine finds free; a guard wants memory too."""
+    size = (1 << 30 if guard else None) if gb is None else _cache_bytes(gb)
+    return {"cache_bytes": size, "cache_dtype": dtype, "gpu_memory_utilization": utilization}
 
 
 def _cache_bytes(gb: float) -> int:

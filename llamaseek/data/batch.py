@@ -38,7 +38,14 @@ class Batch:
         return Batch(self.tokens[rows], self.positions[rows], self.targets[rows], extra)
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device."""
-        extra = {name: tensor.to(device) for name, tensor in self.extra.items()}
-        tokens, positions = self.tokens.to(device), self.positions.to(device)
-        return Batch(tokens, positions, self.targets.to(device), extra)
+        """The batch on a device; the host does not wait until it is on a GPU."""
+        extra = {name: sent(tensor, device) for name, tensor in self.extra.items()}
+        tokens, positions = sent(self.tokens, device), sent(self.positions, device)
+        return Batch(tokens, positions, sent(self.targets, device), extra)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; to a GPU it goes from pinned memory, beside what the host does next."""
+    if device.type == "cuda" and not tensor.is_cuda and torch.cuda.is_available():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=device.type != "cpu")

@@ -29,7 +29,7 @@ def setting_of(recipe: Recipe) -> Setting:
         micro_batches=share // rows,
         checkpoint=train.checkpoint_activations,
         depth=trained_modules(recipe, config),
-        compile=train.compile,
+        compile=train.compile is True,
         moment=2 if train.moments == "bf16" else 4,
     )
 

@@ -104,10 +104,11 @@ class Engine:
             if m is not None
         )
         size = options.block_size
-        blocks = options.cache_bytes // (token * size)
+        limit = options.cache_limit(home(self.model)[1])
+        blocks = limit // (token * size)
         if not blocks:
             raise UserError(
-                f"cache_bytes: {options.cache_bytes} is less than one block of {size} tokens "
+                f"cache_bytes: {limit} is less than one block of {size} tokens "
                 f"takes ({token * size})"
             )
         return min(blocks, options.max_num_seqs * -(-self.context // size))
@@ -126,7 +127,7 @@ class Engine:
             cache = build_cache(shapes, blocks, size, dtype, options.cache_dtype, device)
         except torch.OutOfMemoryError:
             raise UserError(
-                f"cache_bytes: {options.cache_bytes} bytes are not free on {device}"
+                f"cache_bytes: {options.cache_limit(device)} bytes are not free on {device}"
             ) from None
         graphs = None
         if replayed:

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 from llamaseek.errors import bad_value
 
 if TYPE_CHECKING:
+    import torch
+
     from llamaseek.models import CausalLM
 
+DEFAULT_CACHE = 1 << 30  # bytes, where there is no GPU
 DRAFTERS = ("none", "mtp", "lookup", "model")
 
 
@@ -44,13 +47,15 @@ class EngineOptions:
     """Options of an engine.
 
     `cache_bytes` bounds the cache, of which no more is made than `max_num_seqs` answers of full
-    length could fill. `max_num_batched_tokens` bounds the tokens of one forward: more makes
-    prompts faster, fewer make running answers steadier. `most_waiting` bounds the queue.
-    `cache_dtype` "int8" halves the cache of a bf16 model. `cuda_graphs` replays decoding steps on
-    a GPU, and `compile` has PyTorch compile them first.
+    length could fill; None is, on a GPU, what is left of `gpu_memory_utilization` of its memory
+    beside what is already taken, and 1 GiB elsewhere. `max_num_batched_tokens` bounds the tokens of
+    one forward: more makes prompts faster, fewer make running answers steadier. `most_waiting`
+    bounds the queue. `cache_dtype` "int8" halves the cache of a bf16 model. `cuda_graphs` replays
+    decoding steps on a GPU, and `compile` has PyTorch compile them first.
     """
 
-    cache_bytes: int = 1 << 30
+    cache_bytes: int | None = None
+    gpu_memory_utilization: float = 0.9
     cache_dtype: str = "auto"
     block_size: int = 16
     max_num_seqs: int = 64
@@ -69,5 +74,20 @@ class EngineOptions:
             "most_waiting",
             "max_num_batched_tokens",
         ):
-            if getattr(self, name) < 1:
-                raise bad_value(name, getattr(self, name), "a number of at least 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise bad_value(name, value, "a number of at least 1")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            allowed = "a number above 0 and at most 1"
+            raise bad_value("gpu_memory_utilization", self.gpu_memory_utilization, allowed)
+
+    def cache_limit(self, device: torch.device) -> int:
+        """Bytes that the cache may take on `device`."""
+        if self.cache_bytes is not None:
+            return self.cache_bytes
+        import torch
+
+        if device.type != "cuda" or not torch.cuda.is_available():
+            return DEFAULT_CACHE
+        free, total = torch.cuda.mem_get_info(device)
+        return max(int(free - (1 - self.gpu_memory_utilization) * total), 1)

@@ -56,6 +56,11 @@ def few_on_gpu(tokens: int, dtype: torch.dtype) -> bool:
     return TRITON and tokens <= (64 if dtype.itemsize == 2 else 16)
 
 
+def narrower(x: Tensor, weight: Tensor) -> torch.dtype:
+    """The dtype of the one that takes fewer bytes a number; x's where both take as many."""
+    return x.dtype if x.dtype.itemsize <= weight.dtype.itemsize else weight.dtype
+
+
 def normalize(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """x (..., K) float32 to unit mean square, times weight; x itself without one."""
     if weight is None:

@@ -12,13 +12,30 @@ from torch.nn import functional as F
 
 from llamaseek.herd import DeepseekV3Config, Llama3Config
 from llamaseek.models.cache import Cache, LayerShape
+from llamaseek.models.documents import (
+    Documents,
+    attend_by_document,
+    attend_whole,
+    packed_documents,
+)
 from llamaseek.models.layers import RMSNorm, dense_weight, widen
-from llamaseek.models.rope import rotate_halves, rotate_interleaved, softmax_scale
+from llamaseek.models.rope import rotate_pair, softmax_scale
 
 # transformers and DeepSeek's own code leave the latent norms at this eps whatever the config says.
 LATENT_NORM_EPS = 1e-6
 BLOCKED_LENGTH = 1024  # rows up to this long keep their attention weights, on CPUs
 BLOCK = 128  # queries a block: four blocks of a row of 512 skip 3/8 of all products
+
+Mask = Tensor | Documents | tuple[Documents, Documents]
+"""Which keys a query sees. GPUs are told where documents end; where a row is split over ranks, for
+the keys that each of a rank's two chunks sees."""
+
+
+def row_mask(positions: Tensor, causal: bool) -> Mask | None:
+    """Which keys each query of whole rows sees; None where every row is one document."""
+    if positions.device.type == "cpu":
+        return document_mask(positions, causal)
+    return packed_documents(positions)
 
 
 def document_mask(positions: Tensor, causal: bool, columns: Tensor | None = None) -> Tensor | None:
@@ -41,9 +58,14 @@ def document_mask(positions: Tensor, causal: bool, columns: Tensor | None = None
 
 
 def attend_in_row(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float
+    q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, causal: bool, scale: float
 ) -> Tensor:
     """Attention without a cache. q (B, T, H, W), k (B, T, K, W), v (B, T, K, V) → (B, T, H, V)."""
+    if isinstance(mask, Documents):
+        return attend_by_document(q, k, v, mask, causal, scale)
+    assert not isinstance(mask, tuple)
+    if q.device.type != "cpu" and mask is None:
+        return attend_whole(q, k, v, causal, scale)
     if q.device.type == "cpu" and q.shape[1] <= BLOCKED_LENGTH:
         return attend_in_blocks(q, k, v, mask, causal, scale)
     out = F.scaled_dot_product_attention(
@@ -120,12 +142,13 @@ class GroupedQueryAttention(nn.Module):
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
         positions: Tensor,
-        mask: Tensor | None,
+        mask: Mask | None,
         cache: Cache | None,
     ) -> Tensor:
         """x (B, T, D) → (B, T, D)."""
-        q = rotate_halves(self.q_proj(x).unflatten(-1, (-1, self.head_dim)), *rotary)
-        k = rotate_halves(self.k_proj(x).unflatten(-1, (-1, self.head_dim)), *rotary)
+        q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))
+        k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))
+        q, k = rotate_pair(q, k, rotary)
         v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
         if cache is None:
             k, v = self.whole_row(k), self.whole_row(v)
@@ -177,15 +200,14 @@ class LatentAttention(nn.Module):
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
         positions: Tensor,
-        mask: Tensor | None,
+        mask: Mask | None,
         cache: Cache | None,
     ) -> Tensor:
         """x (B, T, D) → (B, T, D)."""
         q_nope, q_rope = self._query(x).split((self.nope, self.rope), dim=-1)
         latent, k_rope = self.kv_a_proj_with_mqa(x).split((self.rank, self.rope), dim=-1)
         latent = self.kv_a_layernorm(latent)
-        q_rope = rotate_interleaved(q_rope, *rotary)
-        k_rope = rotate_interleaved(k_rope[:, :, None], *rotary)
+        q_rope, k_rope = rotate_pair(q_rope, k_rope[:, :, None], rotary, interleaved=True)
         if cache is None:
             out = self._expanded(q_nope, q_rope, latent, k_rope, mask)
         else:
@@ -202,14 +224,16 @@ class LatentAttention(nn.Module):
         return q.unflatten(-1, (-1, self.nope + self.rope))
 
     def _expanded(
-        self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, mask: Tensor | None
+        self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, mask: Mask | None
     ) -> Tensor:
         latent, k_rope = self.whole_row(latent), self.whole_row(k_rope)
         expanded = self.kv_b_proj(latent).unflatten(-1, (-1, self.nope + self.value))
         k_nope, v = expanded.split((self.nope, self.value), dim=-1)
         q = torch.cat((q_nope, q_rope), dim=-1)
         k = torch.cat((k_nope, k_rope.expand(-1, -1, k_nope.shape[2], -1)), dim=-1)
-        # The fused kernels want values as wide as keys; added zeros change no sum.
+        if q.device.type != "cpu":
+            return self.attend(q, k, v, mask, self.causal, self.scale)
+        # The fused kernels of CPUs want values as wide as keys; added zeros change no sum.
         wider = self.nope + self.rope - self.value
         if wider < 0:
             q, k = F.pad(q, (0, -wider)), F.pad(k, (0, -wider))

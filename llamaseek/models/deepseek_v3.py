@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from llamaseek.herd import DeepseekV3Config
-from llamaseek.models.attention import LatentAttention
+from llamaseek.models.attention import LatentAttention, Mask
 from llamaseek.models.cache import Cache, LayerShape
 from llamaseek.models.layers import GatedMLP, RMSNorm
 from llamaseek.models.moe import MoE
@@ -38,7 +38,7 @@ class DeepseekV3Layer(nn.Module):
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
         positions: Tensor,
-        mask: Tensor | None,
+        mask: Mask | None,
         cache: Cache | None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """x (B, T, D) → x, tokens an expert (E), balance loss a row (B); None for dense layers."""
@@ -46,6 +46,8 @@ class DeepseekV3Layer(nn.Module):
         inner = self.post_attention_layernorm(x)
         if isinstance(self.mlp, GatedMLP):
             return x + self.mlp(inner), None, None
+        if cache is not None:
+            return x + self.mlp.answer(inner), None, None
         out, load, balance = self.mlp(inner)
         return x + out, load, balance
 

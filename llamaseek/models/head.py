@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llamaseek.data.batch import IGNORE
 from llamaseek.kernels.wide import wide_product
 from llamaseek.models.layers import widen
 
@@ -30,11 +31,14 @@ class Softmax:
 
 
 def softmax_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of -log p(target) over (N, V) logits, and its gradient in logits' dtype."""
-    at_target = targets[:, None]
+    """Sum of -log p(target) over (N, V) logits, and its gradient in logits' dtype.
+
+    A target of -100 adds nothing to the sum; what its row of the gradient holds is undefined.
+    """
+    at_target = targets.clamp(min=0)[:, None]
     wide = torch.promote_types(logits.dtype, torch.float32)
     log_p = F.log_softmax(logits, dim=-1, dtype=wide)
-    loss = -log_p.gather(1, at_target).sum()
+    loss = -log_p.gather(1, at_target).masked_fill(targets[:, None] == IGNORE, 0).sum()
     gradient = log_p.exp_()
     gradient.scatter_add_(1, at_target, gradient.new_full(at_target.shape, -1.0))
     return loss, gradient.to(logits.dtype)

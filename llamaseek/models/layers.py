@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llamaseek.kernels.fused import SwiGLU, in_one_pass, narrow_norm
+from llamaseek.kernels.ops import narrower
 from llamaseek.models.recompute import unneeded
 
 
@@ -33,11 +35,24 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., D) → (..., D) in the narrower of x's and the weight's dtype; the mean square is
-        taken in float32."""
-        wide, weight = widen(x), self.weight
+        taken in float32. A GPU's kernel, for 16 bits, takes the weight in x's dtype.
+        """
+        weight = self.weight
+        if in_one_pass(x) and not torch.is_grad_enabled():
+            return narrow_norm(x, weight, self.eps)
+        if x.device.type == "cuda" and x.dtype.itemsize == 2:
+            return F.rms_norm(x, weight.shape, weight.to(x.dtype), self.eps)
+        wide = widen(x)
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        dtype = x.dtype if x.dtype.itemsize <= weight.dtype.itemsize else weight.dtype
-        return (wide * scale * weight).to(dtype)
+        return (wide * scale * weight).to(narrower(x, weight))
+
+
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) × up, (..., F) each."""
+    if in_one_pass(gate):
+        out: Tensor = SwiGLU.apply(gate, up)
+        return out
+    return F.silu(gate) * up
 
 
 class GatedMLP(nn.Module):
@@ -51,7 +66,7 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., D) → (..., D)."""
-        inner = F.silu(self.gate_proj(x)) * self.up_proj(x)
+        inner = gated(self.gate_proj(x), self.up_proj(x))
         with unneeded():
             out: Tensor = self.down_proj(inner)
         return out

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from llamaseek.herd import Llama3Config
-from llamaseek.models.attention import GroupedQueryAttention
+from llamaseek.models.attention import GroupedQueryAttention, Mask
 from llamaseek.models.cache import Cache, LayerShape
 from llamaseek.models.layers import GatedMLP, RMSNorm
 from llamaseek.models.trunk import CausalLM, Trunk
@@ -30,7 +30,7 @@ class Llama3Layer(nn.Module):
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
         positions: Tensor,
-        mask: Tensor | None,
+        mask: Mask | None,
         cache: Cache | None,
     ) -> tuple[Tensor, None, None]:
         """x (B, T, D) → (B, T, D); a dense layer has no expert load and no balance loss."""

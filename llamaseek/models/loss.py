@@ -22,12 +22,17 @@ from llamaseek.models.layers import matmul_dtype, widen
 
 Kernel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 # Logits in one chunk. On a CPU 8 MB of float32 stay in its caches; a GPU wants large products.
-CHUNK_NUMBERS = {"cpu": 2**21, "cuda": 2**27}
+CHUNK_NUMBERS = {"cpu": 2**21, "cuda": 2**29}
+TILE = 128  # rows of a GPU's matrix products that are made at once
 
 
 def chunk_length(weight: Tensor, device: str | None = None) -> int:
-    """Tokens a chunk for a head of weight (V, D) on its own or another device, at least 64."""
-    return max(CHUNK_NUMBERS.get(device or weight.device.type, 2**23) // weight.shape[0], 64)
+    """Tokens a chunk for a head of weight (V, D) on its own or another device, at least 64; on a
+    GPU whole tiles.
+    """
+    kind = device or weight.device.type
+    length = max(CHUNK_NUMBERS.get(kind, 2**23) // weight.shape[0], 64)
+    return length if kind == "cpu" or length < TILE else length // TILE * TILE
 
 
 class _CrossEntropySum(torch.autograd.Function):
@@ -39,13 +44,15 @@ class _CrossEntropySum(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             narrow = hidden.to(dtype), weight.to(dtype)
             loss, d_hidden, d_weight = _chunks(*narrow, targets, kernel, size)
+            if _ignores(hidden):
+                d_hidden = d_hidden.masked_fill_((targets == IGNORE)[:, None], 0)
         ctx.save_for_backward(d_hidden.to(hidden.dtype), d_weight.to(weight.dtype))
         return loss
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
         d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * scale.to(d_hidden.dtype), d_weight * scale, None, None, None
+        return d_hidden.mul_(scale.to(d_hidden.dtype)), d_weight.mul_(scale), None, None, None
 
 
 def _chunks(
@@ -78,11 +85,20 @@ def cross_entropy_sum(
     """
     hidden, targets = hidden.flatten(0, -2), targets.flatten()
     counted = targets != IGNORE
-    if not bool(counted.all()):
+    if _ignores(hidden):
+        hidden = hidden.masked_fill(~counted[:, None], 0)
+    elif not bool(counted.all()):
         hidden, targets = hidden[counted], targets[counted]
     if not torch.is_grad_enabled():
         return -token_log_probs(hidden, weight, targets, softmax or WHOLE).sum()
     return counted_cross_entropy_sum(hidden, weight, targets, kernel)
+
+
+def _ignores(x: Tensor) -> bool:
+    """Whether tokens without a target are computed and made nought, as on GPUs: to leave them out
+    is to wait for how many there are.
+    """
+    return x.device.type != "cpu"
 
 
 def counted_cross_entropy_sum(
@@ -104,19 +120,20 @@ def counted_cross_entropy_sum(
 def token_log_probs(
     hidden: Tensor, weight: Tensor, targets: Tensor, softmax: Softmax = WHOLE
 ) -> Tensor:
-    """log p(target) of each token: hidden (N, D), weight (V, D), targets (N) → (N), float32 or
-    wider.
+    """log p(target) of each token, 0 where there is no target: hidden (N, D), weight (V, D),
+    targets (N) → (N), float32 or wider.
     """
     size = chunk_length(weight)
     parts = [
         checkpoint(_log_probs, h, weight, t, softmax, use_reentrant=False)
         for h, t in zip(hidden.split(size), targets.split(size), strict=True)
     ]
-    return torch.cat(parts) if parts else widen(hidden.new_zeros(0))
+    log_p = torch.cat(parts) if parts else widen(hidden.new_zeros(0))
+    return log_p.masked_fill(targets == IGNORE, 0) if _ignores(hidden) else log_p
 
 
 def _log_probs(hidden: Tensor, weight: Tensor, targets: Tensor, softmax: Softmax) -> Tensor:
-    return softmax.log_probs(F.linear(hidden, weight), targets)
+    return softmax.log_probs(F.linear(hidden, weight), targets.clamp(min=0))
 
 
 def next_token_loss(
@@ -135,6 +152,9 @@ def row_log_probs(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
     """log p of every target through a model's head, 0 where there is none: (B, T)."""
 
     def read(h: Tensor, weight: Tensor, t: Tensor, softmax: Softmax | None = None) -> Tensor:
+        if _ignores(h):
+            log_p = token_log_probs(h.flatten(0, -2), weight, t.flatten(), softmax or WHOLE)
+            return log_p.view_as(t)
         valid = t != IGNORE
         log_p = token_log_probs(h[valid], weight, t[valid], softmax or WHOLE)
         return torch.zeros(t.shape, device=h.device, dtype=log_p.dtype).masked_scatter(valid, log_p)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llamaseek.herd import DeepseekV3Config
-from llamaseek.models.layers import GatedMLP, widen
+from llamaseek.models.layers import GatedMLP, gated, widen
 
 Product = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Of x (N, I) sorted by group, weights (G, O, I) and the groups' ends (G): (N, O)."""
@@ -65,11 +65,26 @@ class Router(nn.Module):
 def grouped_product(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
     """x (N, I) sorted by group, weights (G, O, I), group g ending at ends[g] → (N, O)."""
     weights = weights.to(x.dtype)
+    if x.dtype == torch.bfloat16:
+        return F.grouped_mm(x, weights.transpose(1, 2), offs=ends)
+    return wide_grouped_product(x, weights, ends)
+
+
+def wide_grouped_product(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+    """`grouped_product` in more than 16 bits."""
     if x.dtype != torch.float64:
         return F.grouped_mm(x, weights.transpose(1, 2), offs=ends)
     # No grouped kernel takes float64, which only references and tests run in.
     parts = x.tensor_split(ends[:-1].tolist())
     return torch.cat([part @ w.T for part, w in zip(parts, weights, strict=True)])
+
+
+def leave_wide_products() -> None:
+    """Before layers are compiled: the compiler knows the grouped product of bf16 alone, and calls
+    that of other dtypes as it is.
+    """
+    global wide_grouped_product
+    wide_grouped_product = torch.compiler.disable(wide_grouped_product)
 
 
 class Experts(nn.Module):
@@ -104,7 +119,7 @@ def run_experts(
     tokens = order // chosen.shape[1]
     ends = load.cumsum(0, dtype=torch.int32)
     gate, up = product(x[tokens], gate_up, ends).chunk(2, dim=-1)
-    inner = F.silu(gate) * up * gates.flatten()[order, None].to(x.dtype)
+    inner = gated(gate, up) * gates.flatten()[order, None].to(x.dtype)
     return add_rows(product(inner, down, ends), tokens, len(x))
 
 
@@ -168,6 +183,16 @@ class MoE(nn.Module):
             load = count_choices(chosen, scores.shape[1], real)
         out = out if shared is None else out + shared
         return out.view_as(x), load, balance
+
+    def answer(self, x: Tensor) -> Tensor:
+        """`forward` without what training alone asks for: x (B, T, D) → (B, T, D)."""
+        flat = x.flatten(0, 1)
+        scores = self.gate.scores(flat)
+        chosen, gates = self.gate.choose(scores)
+        out = self.experts(flat, chosen, gates, count_choices(chosen, scores.shape[1]))
+        if self.shared_experts is not None:
+            out = out + self.shared_experts(flat)
+        return out.view_as(x)
 
 
 def count_choices(chosen: Tensor, experts: int, real: Tensor | None = None) -> Tensor:

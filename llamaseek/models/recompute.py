@@ -41,6 +41,7 @@ COME = {  # from other ranks
     torch.ops._c10d_functional.reduce_scatter_tensor.default,
     torch.ops._c10d_functional.all_to_all_single.default,
 }
+VARLEN = "torch_attn::_varlen_attn"  # an operator that is there once its module is imported
 WIDE = 4  # times as wide as what it is made of
 _unneeded: ContextVar[bool] = ContextVar("unneeded", default=False)
 
@@ -84,7 +85,8 @@ def _recomputed(forward: Callable[..., Any], what: Recomputed, *args: Any) -> An
 
 def keep_products(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     """Keep the results of matrix products and attention kernels, and what other ranks sent."""
-    kept = operation in COME or (operation in KEPT and not wide(operation, args))
+    product = operation in KEPT or operation.name() == VARLEN
+    kept = operation in COME or (product and not wide(operation, args))
     kept = kept and not _unneeded.get()
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 

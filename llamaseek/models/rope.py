@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from llamaseek.herd import ModelConfig, RopeScaling
+from llamaseek.kernels.fused import Rotate, in_one_pass, rotate_both
 
 
 def inverse_frequencies(width: int, theta: float, scaling: RopeScaling | None) -> Tensor:
@@ -103,17 +104,33 @@ class Rotary(torch.nn.Module):
         return cos[:, :, None], sin[:, :, None]
 
 
+def rotate_pair(
+    q: Tensor, k: Tensor, turns: tuple[Tensor, Tensor], interleaved: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Queries and keys turned: (B, T, H, R) and (B, T, K, R); for decoding in one kernel."""
+    if in_one_pass(q) and not torch.is_grad_enabled():
+        return rotate_both(q, k, *turns, interleaved)
+    turned = rotate_interleaved if interleaved else rotate_halves
+    return turned(q, *turns), turned(k, *turns)
+
+
 def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn pairs (i, i + R/2), the order Llama's Hugging Face weights use. x (B, T, H, R).
 
     In float32, as Meta's and DeepSeek's code do it; the result is in x's dtype.
     """
+    if in_one_pass(x):
+        out: Tensor = Rotate.apply(x, cos, sin, False)
+        return out
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
 def rotate_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn pairs (2i, 2i + 1), the order DeepSeek's weights use. x (B, T, H, R)."""
+    if in_one_pass(x):
+        out: Tensor = Rotate.apply(x, cos, sin, True)
+        return out
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
     return turned.flatten(-2).to(x.dtype)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from llamaseek.errors import UserError
 from llamaseek.herd import ModelConfig
-from llamaseek.models.attention import document_mask
+from llamaseek.models.attention import Mask, row_mask
 from llamaseek.models.cache import Cache, LayerShape
 from llamaseek.models.head import Head, Score
 from llamaseek.models.layers import RMSNorm, matmul_dtype, widen
@@ -90,9 +90,9 @@ class CausalLM(nn.Module):
         """Multi-token module `k`, where `config.multi_token_depth` says that there are any."""
         raise AssertionError("the family has no multi-token modules")
 
-    def mask(self, positions: Tensor) -> Tensor | None:
+    def mask(self, positions: Tensor) -> Mask | None:
         """Which keys each query sees; None where plain attention is right."""
-        return document_mask(positions, self.config.is_causal)
+        return row_mask(positions, self.config.is_causal)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (..., D) → logits (..., V) in at least float32, whatever the weights are in: in

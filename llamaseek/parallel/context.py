@@ -8,6 +8,7 @@ of all pairs. Any document mask works. B batch, T time, C ranks.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,9 +16,11 @@ from llamaseek.models import CausalLM
 from llamaseek.models.attention import (
     GroupedQueryAttention,
     LatentAttention,
+    Mask,
     attend_in_row,
     document_mask,
 )
+from llamaseek.models.documents import Documents, documents_of
 from llamaseek.models.rope import Rotary
 from llamaseek.parallel.collectives import Group, gather, gather_whole
 
@@ -51,25 +54,43 @@ class Slices:
         return gather_whole(x, 1, self.group)[:, self._places(x)]
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, causal: bool, scale: float
     ) -> Tensor:
         """`attend_in_row` of this rank's chunks q (B, T / C, H, W) over whole k, v (B, T, K, W)."""
         if not causal:
             return attend_in_row(q, k, v, mask, False, scale)
         outs, size = [], q.shape[1] // 2
-        for half, chunk in enumerate((self.rank, 2 * self.ranks - 1 - self.rank)):
+        for half, chunk in enumerate(self.chunks):
             own, end = slice(half * size, (half + 1) * size), (chunk + 1) * size
-            seen = mask[:, :, own, :end] if mask is not None else self.last(size, end, q.device)
-            outs.append(attend_in_row(q[:, own], k[:, :end], v[:, :end], seen, False, scale))
+            seen: Mask | None
+            if isinstance(mask, Tensor):
+                seen = mask[:, :, own, :end]
+            elif mask is None:
+                seen = self.last(size, end, q.device)
+            else:
+                assert not isinstance(mask, Documents)
+                seen = mask[half]
+            told = isinstance(mask, tuple)  # where documents end, but not that they are causal
+            outs.append(attend_in_row(q[:, own], k[:, :end], v[:, :end], seen, told, scale))
         return torch.cat(outs, 1)
 
-    def last(self, queries: int, keys: int, device: torch.device) -> Tensor | None:
-        """What each of the last `queries` of `keys` tokens sees. GPUs' kernels know it by name."""
-        if device.type == "cuda":
-            from torch.nn.attention.bias import causal_lower_right  # a second: it imports dynamo
+    @property
+    def chunks(self) -> tuple[int, int]:
+        """The numbers of this rank's two of the 2 × C chunks of a row."""
+        return self.rank, 2 * self.ranks - 1 - self.rank
 
-            bias: Tensor = causal_lower_right(queries, keys)
-            return bias
+    def documents(self, positions: Tensor, causal: bool) -> Mask:
+        """Where documents end on this rank, for GPUs: positions (B, T) are those of whole rows."""
+        time = positions.shape[1]
+        size = time // (2 * self.ranks)
+        own = [np.arange(chunk * size, (chunk + 1) * size) for chunk in self.chunks]
+        if not causal:
+            return documents_of(positions, np.concatenate(own))
+        first, second = (documents_of(positions, part, int(part[-1]) + 1) for part in own)
+        return first, second
+
+    def last(self, queries: int, keys: int, device: torch.device) -> Tensor | None:
+        """What each of the last `queries` of `keys` tokens sees."""
         return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
     def _order(self, time: int, device: torch.device) -> Tensor:
@@ -97,7 +118,9 @@ def split_rows(model: CausalLM, slices: Slices) -> None:
     model.model.rotary = rotary.to(model.model.rotary.inv_freq.device)
     causal = model.config.is_causal
 
-    def mask(positions: Tensor) -> Tensor | None:
+    def mask(positions: Tensor) -> Mask | None:
+        if positions.device.type != "cpu":
+            return slices.documents(positions, causal)
         own = slices.columns(positions.shape[1], positions.device)
         return document_mask(positions, causal, own)
 

@@ -22,6 +22,8 @@ from torch.distributed.pipelining import (
 
 from llamaseek.data.batch import Batch
 from llamaseek.models import CausalLM, build_model
+from llamaseek.models.documents import on_device
+from llamaseek.models.drawn import copy_draws
 from llamaseek.models.layers import widen
 from llamaseek.parallel.mesh import Mesh
 from llamaseek.plan.layout import stage_layers
@@ -156,6 +158,8 @@ def part(model: CausalLM, index: int, stages: int, layers: range) -> CausalLM:
         ahead = len(model.model.layers) > model.config.num_hidden_layers
         copies = last and (ahead or model.tied)
         table = deepcopy(embedding) if copies else None
+        if table is not None:
+            copy_draws(embedding, table)
         made.model.embed_tokens = Received(table if ahead else None)  # type: ignore[assignment]
         if copies and model.tied:
             head = deepcopy(head)
@@ -179,7 +183,8 @@ class Pipeline:
     ) -> None:
         """Forward, and with `backward` backward, of every micro-batch of `rows` rows."""
         for stage in self.stages:
-            stage.micro_batches, stage.loss = batch.split(rows), loss
+            stage.micro_batches = (on_device(micro, self.device) for micro in batch.split(rows))
+            stage.loss = loss
         count, time = batch.tokens.shape
         key = (count // rows, rows, time, int(backward))
         if key not in self.schedules:

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.errors import UserError
 from llamaseek.models import CausalLM
+from llamaseek.models.documents import on_device
+from llamaseek.models.drawn import draw
 from llamaseek.parallel.apply import Parallel, parallelize
 from llamaseek.parallel.mesh import Mesh
 from llamaseek.parallel.pipeline import LossOf, Pipeline
@@ -55,9 +57,11 @@ class ParallelModel:
         ]
 
     def _settle(self, module: torch.nn.Module) -> None:
-        """Weights to this rank's device: trained ones in what the optimizer steps, float32 or
-        float64, frozen ones in what products run in. FSDP wants all of a group in one dtype.
+        """Weights to this rank's device, where those of a new model are drawn: trained ones in
+        what the optimizer steps, float32 or float64, frozen ones in what products run in. FSDP
+        wants all of a group in one dtype.
         """
+        draw(module, self.device)
         module.to(self.device)
         wide = torch.promote_types(self.dtype, torch.float32)
         narrow = self.dtype if self.plan.shard == 1 else wide
@@ -119,7 +123,7 @@ class ParallelModel:
                 last = number == len(micro_batches)
                 for root in self.roots:  # gradients are sent after the last alone
                     root.set_requires_gradient_sync(last)
-                total = loss(self.parts[0], micro)
+                total = loss(self.parts[0], on_device(micro, self.device))
                 if backward:
                     total.backward()
         if not backward:
@@ -138,13 +142,15 @@ class ParallelModel:
         if self.mesh is not None:
             add_replicas(self.weights, self.mesh.ends)
 
-    def clip(self, limit: float) -> float:
-        """Scale all gradients so that their norm over all ranks is at most `limit`; the norm."""
+    def clip(self, limit: float) -> Tensor:
+        """Scale all gradients so that their norm over all ranks is at most `limit`; the norm, a
+        scalar on the device. Where it is not finite the gradients are not either.
+        """
         norm = self.total(squared_norm(self.weights, self.device)).sqrt()
         gradients = [w.own for w in self.weights if w.own.grad is not None]
-        if bool(norm.isfinite()) and gradients:
+        if gradients:
             torch.nn.utils.clip_grads_with_norm_(gradients, limit, norm)
-        return float(norm)
+        return norm
 
     def zero_gradients(self) -> None:
         """Forget the step's gradients."""
@@ -152,7 +158,9 @@ class ParallelModel:
             weight.parameter.grad = weight.own.grad = None
 
     def loads(self) -> dict[int, Tensor]:
-        """Tokens an expert over all ranks since the last call, by layer."""
+        """Tokens an expert over all ranks since the last call, by layer; on several ranks also of
+        layers that did not run, which have 0.
+        """
         mine = {layer: load for part in self.parts for layer, load in part.expert_load.items()}
         for part in self.parts:
             part.expert_load = {}
@@ -167,7 +175,7 @@ class ParallelModel:
         for layer, load in mine.items():
             table[layer] = load
         table = self.total(table)
-        return {layer: load for layer, load in enumerate(table) if bool(load.any())}
+        return {layer: table[layer] for layer in range(layers) if config.is_moe_layer(layer)}
 
     def counted(self, value: Tensor) -> Tensor:
         """The sum over ranks of what the ranks that share rows all have whole."""
@@ -185,6 +193,8 @@ class ParallelModel:
 
     def any(self, mine: bool) -> bool:
         """Whether it is so on any rank."""
+        if self.mesh is None:
+            return mine
         return bool(self.total(torch.tensor(int(mine), device=self.device)))
 
     def from_last_stage(self, value: dict[str, str]) -> dict[str, str]:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import Shard, distribute_tensor
 
+from llamaseek.data.batch import IGNORE
 from llamaseek.errors import UserError
 from llamaseek.models import CausalLM
 from llamaseek.models.attention import GroupedQueryAttention, LatentAttention
@@ -202,7 +203,7 @@ def vocabulary_softmax(group: dist.ProcessGroup) -> Softmax:
         log_p, share = _log_probs_and_shares(logits, targets, group)
         inside, place = own_ids(targets, logits.shape[1], group.rank())
         share.scatter_add_(1, place[:, None], -inside[:, None].to(share.dtype))
-        return -log_p.sum(), share.to(logits.dtype)
+        return -log_p.masked_fill(targets == IGNORE, 0).sum(), share.to(logits.dtype)
 
     def log_probs(logits: Tensor, targets: Tensor) -> Tensor:
         out: Tensor = _LogProbs.apply(logits, targets, group)

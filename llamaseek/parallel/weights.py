@@ -158,7 +158,8 @@ def squared_norm(weights: list[Weight], device: torch.device) -> Tensor:
         return torch.zeros((), device=device)
     norms = torch._foreach_norm([w.own.grad for w in kept if w.own.grad is not None])
     shares = torch.tensor([1 / w.copies for w in kept], dtype=norms[0].dtype)
-    return (torch.stack(norms).square() * shares.to(norms[0].device)).sum().to(device)
+    shares = shares.to(norms[0].device, non_blocking=True)
+    return (torch.stack(norms).square() * shares).sum().to(device)
 
 
 class Zero:

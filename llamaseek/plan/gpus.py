@@ -254,9 +254,14 @@ def found_gpu() -> Gpu | None:
     name, _, mebibytes = output.stdout.partition("\n")[0].rpartition(",")
     if not name:
         return None
-    words = name.lower().replace("-", " ").replace("rtx ", "rtx").split()
-    for gpu in GPUS.values():
-        if gpu.name.partition("-")[0] in words:
-            return replace(gpu, memory=min(gpu.memory, float(mebibytes) * 2**20))
+    gpu = gpu_called(name)
+    if gpu is not None:
+        return replace(gpu, memory=min(gpu.memory, float(mebibytes) * 2**20))
     known = ", ".join(GPUS)
     raise UserError(f"LLAMASEEK_GPU: is not set, and {name} is not a known GPU; allowed: {known}")
+
+
+def gpu_called(name: str) -> Gpu | None:
+    """The GPU that its driver calls `name`, as in "NVIDIA H100 80GB HBM3"; None if not known."""
+    words = name.lower().replace("-", " ").replace("rtx ", "rtx").split()
+    return next((gpu for gpu in GPUS.values() if gpu.name.partition("-")[0] in words), None)

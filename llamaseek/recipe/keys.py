@@ -111,6 +111,7 @@ FREE = (
     "train.decay",
     "train.micro_batch",
     "train.compile",
+    "train.deterministic",
     "train.checkpoint_activations",
     "train.eval_every",
     "train.evaluate.tasks",

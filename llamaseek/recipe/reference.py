@@ -117,6 +117,8 @@ def _type(spec: dict[str, Any], paths: dict[str, str]) -> str:
     if "$ref" in spec:
         path = paths[_references(spec)[0]]
         return f"[{path}](#{path.replace('.', '')})"
+    if "const" in spec:
+        return f"`{spec['const']}`"
     if "enum" in spec:
         return ", ".join(f"`{value}`" for value in spec["enum"])
     if spec["type"] == "array":

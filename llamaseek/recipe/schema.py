@@ -215,8 +215,11 @@ class TrainRecipe(Section):
     float8: Float8 = "none"
     """Training in fp8: matrix products with torchao's scaling, or with DeepSeek-V3's tiles
     (report §3.3)."""
-    compile: bool = False
-    """Compile each layer with torch.compile."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile each layer with torch.compile; `auto` does on a GPU."""
+    deterministic: bool = False
+    """On a GPU, run kernels alone that give the same bits every time, so that a resumed run is the
+    same bit for bit; slower. CPUs always do."""
     checkpoint_activations: Recomputed = "none"
     """Activation checkpointing: recompute nothing, cheap operations, or whole layers."""
     ema: float | None = Field(default=None, gt=0, lt=1)

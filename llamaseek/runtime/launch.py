@@ -35,8 +35,15 @@ def process_group(recipe: Recipe) -> Iterator[None]:
     timeout = timedelta(seconds=recipe.parallel.timeout)
     store, rank, world = meet(timeout)
     compare(dist.PrefixStore("recipe", store), rank, world, recipe)
+    # Bound to its GPU, a group makes its connections now, and its parts are cut from it.
+    bound = torch.device(device, local_rank()) if device == "cuda" else None
     dist.init_process_group(
-        BACKENDS[device], store=store, rank=rank, world_size=world, timeout=timeout * 2
+        BACKENDS[device],
+        store=store,
+        rank=rank,
+        world_size=world,
+        timeout=timeout * 2,
+        device_id=bound,
     )
     watch = Watchdog(dist.PrefixStore("watch", store), rank, world, recipe.parallel.timeout)
     try:

@@ -16,7 +16,7 @@ from llamaseek.checkpoints.sources import find_source
 from llamaseek.engine.background import BackgroundEngine, Stream
 from llamaseek.engine.constrain import Constraint
 from llamaseek.engine.engine import Engine
-from llamaseek.engine.options import EngineOptions
+from llamaseek.engine.options import DEFAULT_CACHE, EngineOptions
 from llamaseek.engine.ranks.tensor_group import TensorGroup
 from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.errors import UserError, bad_value
@@ -210,6 +210,6 @@ def load_served_guard(
     engine: EngineOptions,
 ) -> ServedGuard:
     """The guard of a service; its cache may take half the size of the model's."""
-    limits = replace(engine, cache_bytes=engine.cache_bytes // 2)
+    limits = replace(engine, cache_bytes=(engine.cache_bytes or DEFAULT_CACHE) // 2)
     guard = load_guard(folder, categories, pick_device(device, "--device"), limits)
     return ServedGuard(guard, options.guard_timeout)

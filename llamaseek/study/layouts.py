@@ -151,7 +151,7 @@ def observe(case: Case) -> Seen:
         trainer._gradients(batch)
     received = traffic.received
     with Traffic() as traffic:
-        trainer._update(1e-3, trainer.ranks.loads())
+        trainer._update(1e-3, trainer.ranks.loads(), torch.tensor(True))
     received["broadcast"] = traffic.received["broadcast"]
     trainer.ranks.zero_gradients()
     seconds = step_seconds(trainer, 3)

@@ -24,7 +24,7 @@ class LossAccumulator:
         self.counts = counts
         self.means: dict[str, Tensor] = {}
         self.logged: dict[str, str] = {}
-        self.loss = torch.zeros((), dtype=torch.float64)
+        self.loss: Tensor | None = None
 
     def add(self, terms: list[Term]) -> Tensor:
         """The loss of one micro-batch, to be differentiated."""
@@ -33,19 +33,30 @@ class LossAccumulator:
             [term.weight * mean for term, mean in zip(terms, means, strict=True) if term.weight]
         ).sum()
         for term, mean in zip(terms, means, strict=True):
-            seen = self.means.get(term.name, torch.zeros((), dtype=torch.float64))
-            self.means[term.name] = seen.to(mean.device) + mean.detach()
+            seen = self.means.get(term.name, zero_at(mean.device))
+            self.means[term.name] = seen + mean.detach()
             self.logged[term.name] = term.logged
-        self.loss = self.loss.to(loss.device) + loss.detach()
+        seen = zero_at(loss.device) if self.loss is None else self.loss
+        self.loss = seen + loss.detach()
         return loss
 
+    def vector(self, ranks: ParallelModel) -> Tensor:
+        """The whole run's loss, then the mean of each term in the order of `counts`, in float64 on
+        the device.
+        """
+        zero = zero_at(ranks.device)
+        loss = zero if self.loss is None else self.loss
+        return ranks.counted(torch.stack([loss, *(self.means.get(n, zero) for n in self.counts)]))
+
     def totals(self, ranks: ParallelModel) -> tuple[float, dict[str, float]]:
-        """The whole run's loss, and each term's mean by name."""
-        zero = torch.zeros((), dtype=torch.float64)
-        parts = [self.loss, *(self.means.get(name, zero) for name in self.counts)]
-        vector = torch.stack([part.to(ranks.device) for part in parts])
-        loss, *means = ranks.counted(vector).tolist()
+        """The same as numbers: the loss, and each term's mean by name."""
+        loss, *means = self.vector(ranks).tolist()
         return loss, dict(zip(self.counts, means, strict=True))
+
+
+def zero_at(device: torch.device) -> Tensor:
+    """0 in float64."""
+    return torch.zeros((), dtype=torch.float64, device=device)
 
 
 @torch.no_grad()

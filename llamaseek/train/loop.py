@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -17,10 +15,11 @@ from torch import Tensor
 
 from llamaseek.checkpoints.sources import with_names
 from llamaseek.data.batch import Batch
-from llamaseek.errors import UserError, bad_value
+from llamaseek.errors import UserError
 from llamaseek.files import read_jsonl, write_jsonl
 from llamaseek.models import CausalLM
 from llamaseek.models.lora import LoRALinear
+from llamaseek.models.moe import leave_wide_products
 from llamaseek.models.quant.fp8_training import use_float8
 from llamaseek.models.recompute import recompute
 from llamaseek.parallel.collectives import on_first_rank
@@ -30,8 +29,11 @@ from llamaseek.recipe.load import save_recipe
 from llamaseek.runtime.device import (
     PeakRate,
     autocast,
+    be_deterministic,
+    compiles,
+    hand_back_freed_memory,
     keep_freed_memory,
-    matrix_peak,
+    peak_rate,
     pick_device,
     pick_dtype,
 )
@@ -39,6 +41,7 @@ from llamaseek.runtime.watch import set_phase
 from llamaseek.train.benchmarks import Benchmarks
 from llamaseek.train.best import RESTORED, BestEvaluation, check_can_choose
 from llamaseek.train.evaluate import LossAccumulator, evaluate
+from llamaseek.train.figures import Arriving, StepFigures, all_finite, is_finite
 from llamaseek.train.job import Interrupted, Job, StepHook, summary_lines
 from llamaseek.train.monitor import NonFiniteGuard
 from llamaseek.train.optimizer import (
@@ -50,11 +53,11 @@ from llamaseek.train.optimizer import (
 from llamaseek.train.progress import Progress
 from llamaseek.train.saving.card import write_run_cards
 from llamaseek.train.saving.lock import hold, release
-from llamaseek.train.saving.pins import compare, pins_of, read_pins, save_pins
+from llamaseek.train.saving.pins import pins_of, save_pins
+from llamaseek.train.saving.resume import Resumption
 from llamaseek.train.saving.run_folder import RunFolder
 from llamaseek.train.saving.saver import Adapted, AdaptedParts, Exported, Saver, outline
 from llamaseek.train.saving.state import (
-    load_source,
     load_state,
     save_source,
 )
@@ -62,11 +65,6 @@ from llamaseek.train.tracking.trackers import Trackers
 
 BEFORE, AFTER = "before.jsonl", "after.jsonl"
 """What held-out rows came out as at both ends of a run, in its folder."""
-
-UNPINNED = (
-    "the checkpoint does not say what it was trained with (an older version wrote it): its recipe, "
-    "tokenizer and data cannot be compared"
-)
 
 
 def train(
@@ -98,15 +96,18 @@ class Trainer:
         check_can_choose(self.recipe, job.held_out is not None)
         self.benchmarks = Benchmarks.of(job)
         self.device = pick_device(self.recipe.device)
-        keep_freed_memory()
+        if self.recipe.deterministic:
+            be_deterministic(self.device)
         dtype = pick_dtype(self.recipe.precision, self.device)
         model = job.model.train()
         self.flops = recipe_flops(job.recipe, model.config, job.source.length)
         form = saved_form(model, job, torch.promote_types(dtype, torch.float32))
         use_float8(model, self.recipe.float8, self.device)
+        hand_back_freed_memory()
         self.ranks = ParallelModel(model, job.recipe.parallel, self.device, dtype)
+        keep_freed_memory()
         recompute(self.ranks.layers(), self.recipe.checkpoint_activations)
-        if self.recipe.compile:
+        if compiles(self.recipe, self.device):
             compile_layers(self.ranks)
         self.optimizer = make_optimizer(self.ranks.stepped(), self.recipe)
         decay = self.recipe.ema
@@ -122,10 +123,14 @@ class Trainer:
         self.pins = pins_of(job, dtype, self.device) if self.ranks.main else {}
         self.guard = NonFiniteGuard(self.folder.path, self.recipe.max_skipped)
         self.logged: dict[str, str] = {}  # terms by the name they have in the metrics
-        self.changed: list[str] = []  # since the checkpoint that is resumed from
         self.tokens = 0
         self.best = BestEvaluation()
         self.place = "start"
+        self.later = self.device.type != "cpu"  # whether a step is read after the next has begun
+        self.begun: StepFigures | None = None
+        self.asked: list[int] = []  # signals
+        self.stopping = False
+        self.read_at = 0.0
         self.trackers: Trackers | None = None
         self.completed = False
 
@@ -146,7 +151,7 @@ class Trainer:
     def _steps(self, done: int, on_step: StepHook | None) -> int:
         """All steps that are left; the step whose weights are the final ones."""
         name, main = self.job.recipe.name, self.ranks.main
-        peak = PeakRate(partial(matrix_peak, self.ranks.dtype, self.device)) if main else None
+        peak = PeakRate(partial(peak_rate, self.ranks.dtype, self.device)) if main else None
         progress = Progress(
             name,
             self.recipe.steps,
@@ -160,6 +165,7 @@ class Trainer:
         self.trackers = Trackers(self.job.recipe, done) if main else None
         progress.say(self.job.bad_rows.summary())
         with progress, stop_signals() as asked:
+            self.asked = asked
             if done == 0:
                 self._begin(progress)
             done = self._train(done, progress, on_step, asked)
@@ -178,10 +184,11 @@ class Trainer:
             if self.best.should_stop(patience):
                 progress.say([f"stopped: held-out loss has not fallen since step {self.best.step}"])
                 return step
-            self._after(step, self.step(step), progress)
+            self._after(self.begin(step), progress)
             if on_step is not None:
                 on_step(step)
-            if self.ranks.any(bool(asked)):
+            if self.stopping if self.later else self.ranks.any(bool(asked)):
+                self._show(progress)
                 self._save(step + 1, last=True)
                 raise Interrupted(asked[0] if asked else signal.SIGTERM, step + 1)
         return self.recipe.steps
@@ -221,18 +228,22 @@ class Trainer:
 
     def _start(self, resume: bool) -> int:
         on_first_rank(self.folder.create)
-        steps = self.folder.saved_steps() if resume else []
-        on_first_rank(lambda: self._compare(steps))
-        done = self._resume(steps) if steps else 0
+        done = self._resume() if resume else 0
         if self.ranks.main:
-            if not steps:
+            if not done:
                 self.folder.clear()
                 if self.job.samples:
                     write_jsonl(self.folder.path / "samples.jsonl", self.job.samples)
             save_recipe(with_names(self.job.recipe), self.folder.path / "recipe.yaml")
         self.ranks.barrier()
-        if steps:
+        if done:
             self._recall_best()
+        return done
+
+    def _resume(self) -> int:
+        found = Resumption(self.folder, self.ranks, self.optimizer, self.average, self.job.source)
+        found.compare(self.pins, self.allow_change)
+        done, self.tokens = found.resume(self.recipe.steps)
         return done
 
     def _recall_best(self) -> None:
@@ -243,62 +254,13 @@ class Trainer:
         elif best.step in self.folder.saved_steps():
             self.best, self.saver.best = best, best.step
 
-    def _resume(self, steps: list[int]) -> int:
-        """From the newest checkpoint that can be read; those after it are set aside."""
-        if steps[-1] > self.recipe.steps:
-            allowed = f"at least the {steps[-1]} that {self.folder.path} has done"
-            raise bad_value("train.steps", self.recipe.steps, allowed)
-        errors: list[str] = []
-        for step in reversed(steps):
-            try:
-                self._restore(self.folder.checkpoint(step))
-            except UserError as error:
-                errors.append(str(error))
-                continue
-            if self.ranks.main:
-                self._set_aside(steps[steps.index(step) + 1 :], errors, step)
-                self.tokens = self.folder.rewind(step).get("tokens", 0)
-                self._tell_changes(step)
-            return step
-        raise UserError(errors[0] + ("; nor can any before it be" if len(errors) > 1 else ""))
-
-    def _compare(self, steps: list[int]) -> None:
-        """What has changed since the newest checkpoint: refused, or logged and taken."""
-        for step in reversed(steps):
-            try:
-                before = read_pins(self.folder.checkpoint(step))
-            except UserError:
-                continue  # said when it is restored
-            if not before:
-                print(f"warning: {UNPINNED}", file=sys.stderr)
-            else:
-                changes = compare(before, self.pins, self.allow_change)
-                self.changed = [str(change) for change in changes]
-            return
-
-    def _tell_changes(self, step: int) -> None:
-        if self.changed:
-            self.folder.log({"step": step, "changed": self.changed})
-            print(f"resuming with changes: {', '.join(self.changed)}", file=sys.stderr)
-
-    def _set_aside(self, broken: list[int], errors: list[str], step: int) -> None:
-        for late, error in zip(reversed(broken), errors, strict=True):
-            kept = self.folder.set_aside(late)
-            print(f"warning: {error}; kept as {kept.name}, going on from {step}", file=sys.stderr)
-
-    def _restore(self, folder: Path) -> None:
-        """The state of a checkpoint; `UserError` on all ranks where one cannot read it."""
-        error = None
-        try:
-            read_pins(folder)
-            load_state(folder, self.ranks, self.optimizer, self.average)
-            self.job.source.restore(load_source(folder, self.job.source.state()))
-        except (UserError, LookupError, TypeError, ValueError) as failed:
-            error = str(failed) if isinstance(failed, UserError) else f"{folder}: {failed!r}"
-        self.ranks.agree(error)
-
     def step(self, step: int) -> dict[str, Any]:
-        """One optimizer step: gradients over micro-batches, clip, update. Returns its metrics.
+        """One optimizer step, begun and read. Returns its metrics."""
+        return self.read(self.begin(step))
+
+    def begin(self, step: int) -> StepFigures:
+        """One optimizer step: gradients over micro-batches, clip, update. The host waits for none
+        of it on a GPU.
 
         A step whose loss or gradient is not finite changes nothing and is counted.
         """
@@ -317,48 +279,75 @@ class Trainer:
         set_phase(f"{self.place}, clipping and stepping")
         norm = self.ranks.clip(self.recipe.clip)
         rate = learning_rate(self.recipe, step)
-        finite = math.isfinite(norm) and math.isfinite(losses["loss"])
         loads = self.ranks.loads()
-        if finite:
-            self._update(rate, loads)
+        self._update(rate, loads, is_finite(losses["loss"], norm))
         self.ranks.zero_gradients()
-        skipped = self.guard.saw(step, finite, batch, self.ranks.main)
-        tokens = int(batch.tokens.numel())
+        stop = torch.full_like(norm, float(bool(self.asked)))
+        ends = self.ranks.total(stop) if self.later else stop
+        return StepFigures(
+            step=step,
+            start=start,
+            batch=batch,
+            rate=rate,
+            names=list(losses),
+            found=Arriving(torch.stack([x.double() for x in (*losses.values(), norm, ends)])),
+            loads=Arriving(torch.stack(list(loads.values()))) if loads else None,
+            routed=list(loads),
+            data=self.job.source.metrics(),
+        )
+
+    def read(self, begun: StepFigures) -> dict[str, Any]:
+        """The metrics of a step that was begun."""
+        losses, norm, self.stopping = begun.numbers()
+        finite = all_finite(norm, losses["loss"])
+        if not finite and self.average is not None:
+            self.average.skipped()
+        skipped = self.guard.saw(begun.step, finite, begun.batch, self.ranks.main)
+        tokens = int(begun.batch.tokens.numel())
         self.tokens += tokens
-        seconds = time.perf_counter() - start
+        now = time.perf_counter()
+        seconds = now - max(self.read_at, begun.start)
+        self.read_at = now
+        first = begun.step == 0
         return {
-            "step": step + 1,
+            "step": begun.step + 1,
             **losses,
-            "lr": rate,
+            "lr": begun.rate,
             "grad_norm": norm,
             "tokens": self.tokens,
             "tokens_per_second": tokens / seconds,
             **skipped,
-            **self._expert_metrics(step, loads),
-            **self.job.source.metrics(),
-            **({"rows_skipped": self.job.bad_rows.skipped} if step == 0 else {}),
-            **(self.job.sampled if step == 0 else {}),
+            **self._expert_metrics(begun),
+            **begun.data,
+            **({"rows_skipped": self.job.bad_rows.skipped} if first else {}),
+            **(self.job.sampled if first else {}),
         }
 
-    def _update(self, rate: float, loads: dict[int, Tensor]) -> None:
+    def _update(self, rate: float, loads: dict[int, Tensor], finite: Tensor) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        # What the fused kernels ask before they change anything, as under a gradient scaler.
+        self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.ranks.after_step()
         for part in self.ranks.parts if not self.saver.adapted else []:
-            update_routing_bias(part, loads, self.recipe.bias_update)
+            update_routing_bias(part, loads, self.recipe.bias_update, finite)
         if self.average is not None:
-            self.average.update()
+            self.average.update(finite)
 
-    def _gradients(self, batch: Batch) -> dict[str, float]:
-        """Backward through every micro-batch, each term divided by its count over the step."""
+    def _gradients(self, batch: Batch) -> dict[str, Tensor]:
+        """Backward through every micro-batch, each term divided by its count over the step.
+
+        Gives the whole run's loss and each term's mean by its name in the metrics, on the device.
+        """
         tally = LossAccumulator(self.job.objective.counts(batch))
         self._run(batch, tally, backward=True)
         set_phase(f"{self.place}, adding up gradients")
         self.ranks.gradients()
-        loss, means = tally.totals(self.ranks)
         self.logged = self.logged or self.ranks.from_last_stage(tally.logged)
-        return {"loss": loss, **{name: means[term] for term, name in self.logged.items()}}
+        loss, *means = tally.vector(self.ranks)
+        by_term = dict(zip(tally.counts, means, strict=True))
+        return {"loss": loss, **{name: by_term[term] for term, name in self.logged.items()}}
 
     def _run(self, batch: Batch, tally: LossAccumulator, backward: bool) -> None:
         """The objective on this rank's share of a batch."""
@@ -369,24 +358,37 @@ class Trainer:
                 return tally.add(self.job.objective.terms(model, micro))
 
         rows = self.recipe.micro_batch or (1 if self.ranks.pipeline else self.recipe.batch)
-        own = self.ranks.share(batch, rows).to(self.device)
-        self.ranks.run(own, rows, loss, backward)
+        self.ranks.run(self.ranks.share(batch, rows), rows, loss, backward)
 
-    def _expert_metrics(self, step: int, loads: dict[int, Tensor]) -> dict[str, Any]:
-        if not loads:
+    def _expert_metrics(self, begun: StepFigures) -> dict[str, Any]:
+        shares = begun.expert_shares()
+        if not shares:
             return {}
-        shares = [load.float() / load.float().mean() for load in loads.values()]
         metrics: dict[str, Any] = {
-            "expert_load_max_over_mean": max(float(share.max()) for share in shares)
+            "expert_load_max_over_mean": max(max(share) for share in shares.values())
         }
-        if (step + 1) % self.recipe.eval_every == 0 or step + 1 == self.recipe.steps:
-            metrics["expert_load"] = [[round(float(x), 4) for x in share] for share in shares]
+        done = begun.step + 1
+        if done % self.recipe.eval_every == 0 or done == self.recipe.steps:
+            metrics["expert_load"] = [[round(x, 4) for x in share] for share in shares.values()]
         return metrics
 
-    def _after(self, step: int, line: dict[str, Any], progress: Progress) -> None:
-        self._log(line)
-        progress.update(line)
-        done, last = step + 1, step + 1 == self.recipe.steps
+    def _show(self, progress: Progress) -> None:
+        """Log the step that was begun last, if that has not been done."""
+        if self.begun is not None:
+            line = self.read(self.begun)
+            self.begun = None
+            self._log(line)
+            progress.update(line)
+
+    def _after(self, begun: StepFigures, progress: Progress) -> None:
+        """What follows a step that was begun. On a GPU the one before it is read now, and this one
+        only where something is to be done with the weights.
+        """
+        self._show(progress)
+        self.begun = begun
+        done, last = begun.step + 1, begun.step + 1 == self.recipe.steps
+        if not self.later or last or self._pauses(done):
+            self._show(progress)
         saved = done % self.recipe.save_every == 0
         if self.job.tested and (done % self.recipe.eval_every == 0 or last):
             saved |= self._test(done, progress)
@@ -396,6 +398,12 @@ class Trainer:
                 self._log({"step": done, **self.benchmarks.scores(self.job.model)})
         if saved and not last:
             self._save(done)
+
+    def _pauses(self, done: int) -> bool:
+        """Whether weights are evaluated or saved after so many steps."""
+        recipe = self.recipe
+        due = self.benchmarks is not None and self.benchmarks.due(done, done == recipe.steps)
+        return due or done % recipe.eval_every == 0 or done % recipe.save_every == 0
 
     def _test(self, done: int, progress: Progress) -> bool:
         """Evaluate and log; whether these weights are the best so far, and are to be kept."""
@@ -469,6 +477,7 @@ def saved_form(model: CausalLM, job: Job, dtype: torch.dtype) -> Exported | Adap
 
 def compile_layers(ranks: ParallelModel) -> None:
     """Compile every layer in place, multi-token modules included; equal layers share one graph."""
+    leave_wide_products()
     for layer in ranks.layers():
         layer.compile()
 

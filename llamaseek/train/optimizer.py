@@ -90,7 +90,8 @@ class NarrowAdamW(torch.optim.AdamW):
         beta1, beta2 = group["betas"]
         adamw(
             [weight], [gradient], [wide[0]], [wide[1]], [], [state["step"]],
-            fused=True, amsgrad=False, maximize=False, beta1=beta1, beta2=beta2,
+            fused=True, found_inf=getattr(self, "found_inf", None),
+            amsgrad=False, maximize=False, beta1=beta1, beta2=beta2,
             lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"],
         )  # fmt: skip
         for name, moment in zip(MOMENTS, wide, strict=True):
@@ -110,15 +111,19 @@ def optimizer_tensors(
     }
 
 
-def update_routing_bias(model: CausalLM, loads: dict[int, Tensor], speed: float) -> None:
+def update_routing_bias(
+    model: CausalLM, loads: dict[int, Tensor], speed: float, finite: Tensor | None = None
+) -> None:
     """b_i + γ for experts under the mean load of this step, - γ over it (V3 report §2.1.2).
 
-    `loads` are tokens an expert, by layer; multi-token modules are in it only where they ran.
+    `loads` are tokens an expert, by layer; a multi-token module that did not run has none, or 0
+    for every expert. `finite` is whether the step counts, a scalar on the device.
     """
     for index, moe in model.moe_layers().items():
         if index in loads:
             load = loads[index].float()
-            moe.gate.e_score_correction_bias += speed * torch.sign(load.mean() - load)
+            change = speed * torch.sign(load.mean() - load)
+            moe.gate.e_score_correction_bias += change if finite is None else change * finite
 
 
 class WeightAverage:
@@ -130,12 +135,21 @@ class WeightAverage:
         self.tensors = {name: p.detach().clone() for name, p in self.weights.items()}
         self.steps = 0
 
-    def update(self) -> None:
-        """One step; early on the average is shorter, so that the start does not linger."""
+    def update(self, finite: Tensor) -> None:
+        """One step; early on the average is shorter, so that the start does not linger.
+
+        A step that is not `finite`, a scalar on the device, moves nothing; who reads that calls
+        `skipped`.
+        """
         self.steps += 1
         decay = min(self.decay, self.steps / (self.steps + 10))
-        averages = list(self.tensors.values())
-        torch._foreach_lerp_(averages, [p.detach() for p in self.weights.values()], 1 - decay)
+        share = (1 - decay) * finite.double()
+        for average, weight in zip(self.tensors.values(), self.weights.values(), strict=True):
+            average.lerp_(weight.detach(), share.to(average.dtype))
+
+    def skipped(self) -> None:
+        """The latest update was of a step that was skipped: it does not count."""
+        self.steps -= 1
 
     def swap(self) -> None:
         """Exchange the weights with the average; twice gives them back."""

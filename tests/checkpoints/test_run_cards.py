@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from llamaseek.checkpoints.sources import shown_name
 from llamaseek.train.jobs.pretrain import build_job
 from llamaseek.train.loop import train
 from tests.checkpoints.test_push import read_back
@@ -63,4 +64,5 @@ def test_the_cards_of_pretraining_and_of_finetune(model: Path, tmp_path: Path, c
     done = cli("finetune", str(model), str(rows), "--out", str(tmp_path / "run"), "train.steps=2")
     assert done.code == 0, done.err
     card = read_back(tmp_path / "run" / "model")
+    assert shown_name(tmp_path / "run" / "model") == "run"  # as it is served
     assert "sha256 `" in card.text and "rows.jsonl" in card.text and card.data.eval_results

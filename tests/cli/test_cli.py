@@ -168,7 +168,9 @@ def test_quickstart_at_smoke_size(cli: Cli, tmp_path: Path) -> None:
         page = (out / "report.html").read_text()
         assert "You are to complete the following sentence" in page
         assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "")
-        assert f"llamaseek chat {out / 'dpo' / 'model'}" in done.out.replace("\n", "")
+        last = done.out.replace("\n", "")
+        assert f"llamaseek chat {out / 'dpo' / 'model'}" in last
+        assert f"llamaseek serve {out / 'dpo' / 'model'}   then open http://127.0.0.1:8000" in last
 
 
 def test_files_take_the_place_of_what_a_recipe_makes() -> None:

@@ -78,7 +78,7 @@ def test_training_and_held_out_show_the_same_quantity_by_the_same_name(kind: str
     assert {f"val_{name}" for name in trained} == held_out.keys()
     assert len(trained) >= 2  # the loss, and each term of it
     for name, value in trained.items():
-        assert held_out[f"val_{name}"] == pytest.approx(value, abs=1e-6), name
+        assert held_out[f"val_{name}"] == pytest.approx(float(value), abs=1e-6), name
 
 
 def test_the_share_of_peak_is_of_the_best_rate_shown() -> None:

@@ -22,6 +22,7 @@ from llamaseek.engine.forward.step_layout import AttentionGroup, StepLayout
 from llamaseek.errors import bad_value
 from llamaseek.kernels import paged as _paged  # noqa: F401  defines the operator
 from llamaseek.kernels.build import builder
+from llamaseek.kernels.fused import in_one_pass
 from llamaseek.models.cache import LayerShape
 
 SCORES = 1 << 22  # attention scores held at once
@@ -50,6 +51,9 @@ class PagedStore:
 
     def write(self, slots: Tensor, new: Sequence[Tensor]) -> None:
         """Keep new (1, N, K, W) at slots (N)."""
+        if in_one_pass(self.kept[0]):
+            torch.ops.llamaseek.store([fresh[0] for fresh in new], slots, self.kept)
+            return
         for kept, fresh in zip(self.kept, new, strict=True):
             kept.index_copy_(1, slots, fresh[0].transpose(0, 1).to(kept.dtype))
 

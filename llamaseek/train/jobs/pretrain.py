@@ -16,9 +16,11 @@ from llamaseek.herd import ModelConfig, config_from_sizes
 from llamaseek.herd.configs import extended
 from llamaseek.herd.folder import read_config
 from llamaseek.models import CausalLM, build_model
+from llamaseek.models.drawn import undrawn_model
 from llamaseek.parallel.collectives import on_first_rank
 from llamaseek.recipe.schema import Recipe
 from llamaseek.runtime.check import model_config
+from llamaseek.runtime.device import pick_device
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.examine import held_out_text
 from llamaseek.train.job import Job
@@ -144,6 +146,9 @@ def _new_model(recipe: Recipe, tokenizer: Tokenizer) -> CausalLM:
     sizes |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     sizes["pad_token_id"] = tokenizer.pad_id
     config = config_from_sizes(recipe.model.family, sizes)
+    if by_layer(recipe) and recipe.train.float8 == "none":
+        device = pick_device(recipe.train.device)
+        return undrawn_model(lambda: build_model(config), device, recipe.seed)
     torch.manual_seed(recipe.seed)
     return build_model(config)
 

@@ -8,6 +8,7 @@ from llamaseek.errors import UserError
 from llamaseek.models import CausalLM
 from llamaseek.models.loss import softmax_and_gradient
 from llamaseek.recipe.schema import Recipe
+from llamaseek.runtime.device import compiles, pick_device
 from llamaseek.text.special import SPECIAL_TOKENS
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.objectives import Objective
@@ -21,7 +22,8 @@ def make_objective(recipe: Recipe, model: CausalLM, tokenizer: Tokenizer) -> Obj
     """The objective a recipe names; refuses one the model cannot be trained with."""
     train = recipe.train
     balance = train.balance_weight
-    kernel = torch.compile(softmax_and_gradient) if train.compile else softmax_and_gradient
+    compiled = compiles(train, pick_device(train.device))
+    kernel = torch.compile(softmax_and_gradient) if compiled else softmax_and_gradient
     if train.objective == "multi_token":
         depth = model.config.multi_token_depth
         if depth == 0:

@@ -17,6 +17,8 @@ from llamaseek.data.bad_rows import BadRows, Row, RowError
 from llamaseek.data.formats import RowReader
 from llamaseek.data.rows import encode
 from llamaseek.engine.engine import Engine
+from llamaseek.engine.forward.paged import bytes_per_token
+from llamaseek.engine.forward.runner import home
 from llamaseek.engine.options import EngineOptions
 from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.models import CausalLM
@@ -113,7 +115,12 @@ class AnswerSampler:
     def _answers(self, requests: Sequence[Request]) -> list[list[tuple[list[int], int | None]]]:
         """To each request, tokens and the stop id of each of its answers."""
         if self.engine is None:  # only now is the model on its device
-            options = EngineOptions(max_num_seqs=ROWS, max_num_batched_tokens=8 * ROWS)
+            longest = max(len(request.prompt) for request in requests) + self.max_tokens
+            options = EngineOptions(
+                cache_bytes=rollout_cache(self.model, longest),
+                max_num_seqs=ROWS,
+                max_num_batched_tokens=8 * ROWS,
+            )
             self.engine = Engine(self.model, self.tokenizer, options)
         outputs = self.engine.generate(requests)
         return [[(a.tokens, a.stop_id) for a in output.answers] for output in outputs]
@@ -137,6 +144,17 @@ class AnswerSampler:
         return Episode(
             prompt.place, prompt.row, prompt.ids, generated + end, text, stop is not None
         )
+
+
+def rollout_cache(model: CausalLM, longest: int) -> int | None:
+    """Bytes of cache for answers that end at `longest`: on a GPU what `ROWS` of them take, up to
+    half of what is free, as gradients and moments need the rest; elsewhere what engines take.
+    """
+    dtype, device = home(model)
+    if device.type != "cuda":
+        return None
+    wanted = 2 * ROWS * longest * bytes_per_token(model.cache_shapes(), dtype, "auto")
+    return min(wanted, torch.cuda.mem_get_info(device)[0] // 2)
 
 
 def hash_of(text: str) -> int:

@@ -23,7 +23,7 @@ from llamaseek.models.lora import LoRALinear
 from llamaseek.parallel.collectives import split_over_ranks
 from llamaseek.parallel.fully_sharded import whole_weights
 from llamaseek.recipe.schema import Recipe
-from llamaseek.runtime.device import autocast
+from llamaseek.runtime.device import autocast, pick_dtype
 from llamaseek.train.objectives.policy import sampled_log_probs
 from llamaseek.train.rewards import Episode, Reward
 from llamaseek.train.rollouts.answers import (
@@ -177,6 +177,13 @@ class LogProbScorer:
         if reference and not adapted:
             self.frozen = copy.deepcopy(model).eval().requires_grad_(False)
 
+    def _bring(self, frozen: CausalLM, place: torch.device) -> None:
+        """The reference to where it computes; on a GPU in what products run in."""
+        frozen.to(place)
+        if place.type == "cuda":
+            for parameter in frozen.parameters():
+                parameter.data = parameter.data.to(pick_dtype(self.recipe.precision, place))
+
     def policy(self, batch: Batch) -> Tensor:
         """log p of every target under the model as it is: (N, T)."""
         return self.run(self.model, batch, self._log_probs)
@@ -184,7 +191,9 @@ class LogProbScorer:
     def reference(self, batch: Batch) -> Tensor:
         """log p of every target under the reference: (N, T)."""
         if self.frozen is not None:
-            self.frozen.to(self.model.model.norm.weight.device)
+            place = self.model.model.norm.weight.device
+            if next(self.frozen.parameters()).device != place:
+                self._bring(self.frozen, place)
             return self.run(self.frozen, batch, self._log_probs)
         with without_adapters(self.model):
             return self.policy(batch)

@@ -1,0 +1,1 @@
+"""What a GPU does with this project, in nine minutes: `make gpu`."""
