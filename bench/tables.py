@@ -122,11 +122,22 @@ def serve() -> Iterable[list[str]]:
         yield line(top, f"{size} highest", "chats/s sustained", "chats/s")
 
 
+def quantize() -> Iterable[list[str]]:
+    """Bytes and perplexity by rule."""
+    yield ["", "MB", "perplexity", "change"]
+    found = Results("quantize")
+    for case in dict.fromkeys(row["case"] for row in found.rows):
+        row = found.row(case, "perplexity")
+        change = "" if case == "bf16" else f"{1 / row['ratio'] - 1:+.2%}"
+        yield [case, f"{found.row(case, 'MB')['value']:.1f}", f"{row['value']:.2f}", change]
+
+
 TABLES: dict[str, Callable[[], Iterable[list[str]]]] = {
     "train": train,
     "decode": decode,
     "engine": engine,
     "serve": serve,
+    "quantize": quantize,
 }
 PAGES = ("README.md", "docs/engine.md", "docs/serving.md")
 
