@@ -1,8 +1,9 @@
 """Rows of numbers into blocks of GGUF's types.
 
 The `gguf` package writes the types of 32 numbers a block, by llama.cpp's rules: in Q4_0 a search
-for scales lowers the squared error by a fifth, and perplexity not at all. Those of 256, Q4_K and Q6_K,
-are made here. Layouts: llama.cpp `ggml/src/ggml-common.h`; the searches are plain least squares.
+for scales lowers the squared error by a fifth, and perplexity not at all. Those of 256, Q4_K and
+Q6_K, are made here. Layouts: llama.cpp `ggml/src/ggml-common.h`; the searches are plain least
+squares.
 
 N rows, K columns, B blocks, S parts of a block that have a scale of their own.
 """
