@@ -32,13 +32,13 @@ def plainly(weight: Tensor) -> Tensor:
 
 
 def one_by_one(weight: Tensor, hessian: Tensor, scales: Tensor) -> Tensor:
-    """The paper's equations 2 and 3 as they stand: after each input its row and column leave the
-    inverse of the Hessian, in float64."""
+    """The paper's equations 2 and 3 as they stand, the largest input first: after each input its
+    row and column leave the inverse of the Hessian, in float64."""
     left = weight.double().clone()
     damping = DAMPING * hessian.diagonal().mean()
     inverse = (hessian + torch.eye(len(hessian)) * damping).double().inverse()
     rounded = torch.empty_like(left)
-    for at in range(left.shape[1]):
+    for at in hessian.diagonal().argsort(descending=True).tolist():
         scale = scales[:, at // (left.shape[1] // scales.shape[1])].double()
         rounded[:, at] = codes_of(left[:, at], scale, 8) * scale
         error = (left[:, at] - rounded[:, at]) / inverse[at, at]
