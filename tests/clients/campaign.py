@@ -40,6 +40,7 @@ CLIENTS: dict[str, tuple[str, ...]] = {
     "autogen": ("autogen-agentchat", "autogen-ext[openai]"),
     "llamaindex": ("llama-index-llms-openai-like",),
     "instructor_python": ("instructor",),
+    "ollama_python": ("ollama",),
     "lm_eval_python": ("lm-eval[api]",),
 }
 """The scripts, and the packages that each needs; the first is the client."""
