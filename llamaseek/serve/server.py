@@ -27,7 +27,7 @@ from llamaseek.serve.service import Service
 
 HEADER_BYTES = 65_536
 WHY = "the server is shutting down"
-LATE = 1.0  # seconds after a stop signal, and again, that late masks of grammars are given up
+LATE = 0.5  # seconds after a stop signal, and again, that late masks of grammars are given up
 GRACE = 5  # seconds that connections may take to end after the answers have
 
 
