@@ -66,7 +66,9 @@ def without_bodies(code: str) -> str:
 
 def execute(notebook: NotebookNode, allow_errors: bool = False, seconds: int = 600) -> None:
     """Run every cell in a kernel of its own, in the current folder; keeps the outputs."""
-    client = NotebookClient(notebook, timeout=seconds, allow_errors=allow_errors)
+    client = NotebookClient(
+        notebook, timeout=seconds, startup_timeout=seconds, allow_errors=allow_errors
+    )
     client.create_kernel_manager()
     client.km.transport = "ipc"
     client.execute()

@@ -213,6 +213,11 @@ class BackgroundEngine:
             if stream is not None:
                 stream.put(delta)
 
+    def end_late(self, why: str) -> None:
+        """Fail what waits for the masks of its grammar, saying why."""
+        if self.engine.grammars is not None:
+            self._commands.put(partial(self.engine.grammars.end_late, why))
+
     def end_all(self, why: str) -> None:
         """Fail all that is under way, saying why."""
         for result in self._works:

@@ -139,6 +139,11 @@ class Grammars:
         self._sessions.discard(session)
         session.close()
 
+    def end_late(self, why: str) -> None:
+        """Fail the answers whose masks are late."""
+        for session in self._sessions:
+            session.end_late(why)
+
     def close(self) -> None:
         """End the workers; the next constraint starts others."""
         if self._pool is not None:

@@ -144,6 +144,13 @@ class Session:
         except WorkerError as error:
             self._fail(str(error))
 
+    def end_late(self, why: str) -> None:
+        """Fail answers whose masks are late; the others may go on."""
+        late = time.monotonic() - self._since > POLITE
+        if self.pending and late and any(not each.ready for each in self._matchers.values()):
+            self.worker.close()
+            self._fail(why)
+
     def _fail(self, why: str) -> None:
         self._failure = shorten(why)
         for matcher in self._matchers.values():

@@ -46,9 +46,7 @@ class DeepseekV3Layer(nn.Module):
         inner = self.post_attention_layernorm(x)
         if isinstance(self.mlp, GatedMLP):
             return x + self.mlp(inner), None, None
-        if cache is not None:
-            return x + self.mlp.answer(inner), None, None
-        out, load, balance = self.mlp(inner)
+        out, load, balance = self.mlp(inner, cache is not None)
         return x + out, load, balance
 
 

@@ -167,14 +167,20 @@ class MoE(nn.Module):
             else None
         )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, T, D) → out (B, T, D), tokens an expert (E) int64, balance loss a row (B)."""
+    def forward(
+        self, x: Tensor, answers: bool = False
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """x (B, T, D) → out (B, T, D), tokens an expert (E) int64, balance loss a row (B); these
+        two, which training asks for, are None where the model `answers`.
+        """
         flat = x.flatten(0, 1)
         scores = self.gate.scores(flat)
         chosen, gates = self.gate.choose(scores)
         load = count_choices(chosen, scores.shape[1])
-        rows = scores.unflatten(0, x.shape[:2])
-        balance = sequence_balance(rows, chosen.shape[1], self.row_mean)
+        balance = None
+        if not answers:
+            rows = scores.unflatten(0, x.shape[:2])
+            balance = sequence_balance(rows, chosen.shape[1], self.row_mean)
         shared = self.shared_experts(flat) if self.shared_experts is not None else None
         # Last, so that a layer computed again need not send their results again.
         out = self.experts(flat, chosen, gates, load)
@@ -182,17 +188,7 @@ class MoE(nn.Module):
             real = self.real(x.shape[1], x.device).repeat(x.shape[0])
             load = count_choices(chosen, scores.shape[1], real)
         out = out if shared is None else out + shared
-        return out.view_as(x), load, balance
-
-    def answer(self, x: Tensor) -> Tensor:
-        """`forward` without what training alone asks for: x (B, T, D) → (B, T, D)."""
-        flat = x.flatten(0, 1)
-        scores = self.gate.scores(flat)
-        chosen, gates = self.gate.choose(scores)
-        out = self.experts(flat, chosen, gates, count_choices(chosen, scores.shape[1]))
-        if self.shared_experts is not None:
-            out = out + self.shared_experts(flat)
-        return out.view_as(x)
+        return out.view_as(x), None if answers else load, balance
 
 
 def count_choices(chosen: Tensor, experts: int, real: Tensor | None = None) -> Tensor:

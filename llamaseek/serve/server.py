@@ -26,6 +26,8 @@ from llamaseek.serve.options import ServeOptions
 from llamaseek.serve.service import Service
 
 HEADER_BYTES = 65_536
+WHY = "the server is shutting down"
+LATE = 0.5  # seconds after a stop signal, and again, that late masks of grammars are given up
 GRACE = 5  # seconds that connections may take to end after the answers have
 
 
@@ -61,13 +63,18 @@ class Server(uvicorn.Server):
     def _stop(self) -> None:
         if self.should_exit:
             self.force_exit = True
-            self.service.background.end_all("the server is shutting down")
+            self.service.background.end_all(WHY)
             return
         self.service.draining = self.should_exit = True
         self.service.compiler.stop()
-        why = "the server is shutting down"
         loop = asyncio.get_running_loop()
-        loop.call_later(self.service.options.drain, self.service.background.end_all, why)
+        loop.call_later(self.service.options.drain, self.service.background.end_all, WHY)
+        loop.call_later(LATE, self._end_late, loop)
+
+    def _end_late(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Grammars that take their time do not hold up the end of the server."""
+        self.service.background.end_late(WHY)
+        loop.call_later(LATE, self._end_late, loop)
 
 
 def check_address(host: str, port: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from llamaseek.checkpoints.sources import with_names
 from llamaseek.data.batch import Batch
-from llamaseek.errors import UserError, bad_value
+from llamaseek.errors import UserError
 from llamaseek.files import read_jsonl, write_jsonl
 from llamaseek.models import CausalLM
 from llamaseek.models.lora import LoRALinear
@@ -54,11 +53,11 @@ from llamaseek.train.optimizer import (
 from llamaseek.train.progress import Progress
 from llamaseek.train.saving.card import write_run_cards
 from llamaseek.train.saving.lock import hold, release
-from llamaseek.train.saving.pins import compare, pins_of, read_pins, save_pins
+from llamaseek.train.saving.pins import pins_of, save_pins
+from llamaseek.train.saving.resume import Resumption
 from llamaseek.train.saving.run_folder import RunFolder
 from llamaseek.train.saving.saver import Adapted, AdaptedParts, Exported, Saver, outline
 from llamaseek.train.saving.state import (
-    load_source,
     load_state,
     save_source,
 )
@@ -66,11 +65,6 @@ from llamaseek.train.tracking.trackers import Trackers
 
 BEFORE, AFTER = "before.jsonl", "after.jsonl"
 """What held-out rows came out as at both ends of a run, in its folder."""
-
-UNPINNED = (
-    "the checkpoint does not say what it was trained with (an older version wrote it): its recipe, "
-    "tokenizer and data cannot be compared"
-)
 
 
 def train(
@@ -129,7 +123,6 @@ class Trainer:
         self.pins = pins_of(job, dtype, self.device) if self.ranks.main else {}
         self.guard = NonFiniteGuard(self.folder.path, self.recipe.max_skipped)
         self.logged: dict[str, str] = {}  # terms by the name they have in the metrics
-        self.changed: list[str] = []  # since the checkpoint that is resumed from
         self.tokens = 0
         self.best = BestEvaluation()
         self.place = "start"
@@ -235,18 +228,22 @@ class Trainer:
 
     def _start(self, resume: bool) -> int:
         on_first_rank(self.folder.create)
-        steps = self.folder.saved_steps() if resume else []
-        on_first_rank(lambda: self._compare(steps))
-        done = self._resume(steps) if steps else 0
+        done = self._resume() if resume else 0
         if self.ranks.main:
-            if not steps:
+            if not done:
                 self.folder.clear()
                 if self.job.samples:
                     write_jsonl(self.folder.path / "samples.jsonl", self.job.samples)
             save_recipe(with_names(self.job.recipe), self.folder.path / "recipe.yaml")
         self.ranks.barrier()
-        if steps:
+        if done:
             self._recall_best()
+        return done
+
+    def _resume(self) -> int:
+        found = Resumption(self.folder, self.ranks, self.optimizer, self.average, self.job.source)
+        found.compare(self.pins, self.allow_change)
+        done, self.tokens = found.resume(self.recipe.steps)
         return done
 
     def _recall_best(self) -> None:
@@ -256,60 +253,6 @@ class Trainer:
             self.best = best
         elif best.step in self.folder.saved_steps():
             self.best, self.saver.best = best, best.step
-
-    def _resume(self, steps: list[int]) -> int:
-        """From the newest checkpoint that can be read; those after it are set aside."""
-        if steps[-1] > self.recipe.steps:
-            allowed = f"at least the {steps[-1]} that {self.folder.path} has done"
-            raise bad_value("train.steps", self.recipe.steps, allowed)
-        errors: list[str] = []
-        for step in reversed(steps):
-            try:
-                self._restore(self.folder.checkpoint(step))
-            except UserError as error:
-                errors.append(str(error))
-                continue
-            if self.ranks.main:
-                self._set_aside(steps[steps.index(step) + 1 :], errors, step)
-                self.tokens = self.folder.rewind(step).get("tokens", 0)
-                self._tell_changes(step)
-            return step
-        raise UserError(errors[0] + ("; nor can any before it be" if len(errors) > 1 else ""))
-
-    def _compare(self, steps: list[int]) -> None:
-        """What has changed since the newest checkpoint: refused, or logged and taken."""
-        for step in reversed(steps):
-            try:
-                before = read_pins(self.folder.checkpoint(step))
-            except UserError:
-                continue  # said when it is restored
-            if not before:
-                print(f"warning: {UNPINNED}", file=sys.stderr)
-            else:
-                changes = compare(before, self.pins, self.allow_change)
-                self.changed = [str(change) for change in changes]
-            return
-
-    def _tell_changes(self, step: int) -> None:
-        if self.changed:
-            self.folder.log({"step": step, "changed": self.changed})
-            print(f"resuming with changes: {', '.join(self.changed)}", file=sys.stderr)
-
-    def _set_aside(self, broken: list[int], errors: list[str], step: int) -> None:
-        for late, error in zip(reversed(broken), errors, strict=True):
-            kept = self.folder.set_aside(late)
-            print(f"warning: {error}; kept as {kept.name}, going on from {step}", file=sys.stderr)
-
-    def _restore(self, folder: Path) -> None:
-        """The state of a checkpoint; `UserError` on all ranks where one cannot read it."""
-        error = None
-        try:
-            read_pins(folder)
-            load_state(folder, self.ranks, self.optimizer, self.average)
-            self.job.source.restore(load_source(folder, self.job.source.state()))
-        except (UserError, LookupError, TypeError, ValueError) as failed:
-            error = str(failed) if isinstance(failed, UserError) else f"{folder}: {failed!r}"
-        self.ranks.agree(error)
 
     def step(self, step: int) -> dict[str, Any]:
         """One optimizer step, begun and read. Returns its metrics."""

@@ -67,7 +67,7 @@ def test_there_are_fourteen() -> None:
 def test_the_solved_edition_runs_and_its_checks_notice_mistakes(source: Path, place: Path) -> None:
     """The whole notebook passes; then, in the same kernel, each broken solution fails a check."""
     notebook = read(source)
-    client = NotebookClient(notebook, timeout=300)
+    client = NotebookClient(notebook, timeout=300, startup_timeout=300)
     client.create_kernel_manager()
     client.km.transport = "ipc"
     with client.setup_kernel():

@@ -24,7 +24,7 @@ UNNEEDED = (
     "datasets",
     "fastapi",
     "huggingface_hub",
-    "llamaseek.plan",
+    "llamaseek.plan.planner",
     "llamaseek.recipe",
     "llamaseek.train",
     "pydantic",

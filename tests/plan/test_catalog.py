@@ -38,7 +38,7 @@ WANTED = {
     "deepseek-lite": ("lora",),
 }
 VOCABULARY = 16384
-SHORT = ("smollm2-135m-lora", "smollm2-135m-full", "llama-3.2-1b-qlora", "deepseek-lite-lora")
+SHORT = ("smollm2-135m-lora", "smollm2-135m-dpo", "llama-3.2-1b-qlora")
 
 
 def header(name: str) -> dict[str, Any]:

@@ -200,3 +200,18 @@ def test_sigterm_ends_a_server_that_compiles(tmp_path: Path) -> None:
         for each in asked:
             each.exception(30)
     process.stdout.close()
+
+
+def test_sigterm_gives_up_late_masks(server: Running) -> None:
+    """Beside a stop signal's `drain`, which lets other answers go on."""
+    wanted = {"type": "lark", "lark": SLOW["sums"]}
+    letters = {str(token): -100 for token in TOKENIZER.stop_ids}
+    body = {"prompt": "x", "max_tokens": 900, "logit_bias": letters, "response_format": wanted}
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(server.post, COMPLETIONS, **body)
+        while not asked.done():
+            server.service.background.end_late("the server is shutting down")
+            time.sleep(0.05)
+    error = check(asked.result(), 503)
+    assert error["message"] == "the server is shutting down"
+    assert workers(server) == 0 and fine(server) < 3

@@ -154,6 +154,23 @@ def test_a_guard_s_model_and_a_wrong_key_are_refused() -> None:
         assert run.post("/internals", messages=CHAT).status_code == 401
 
 
+def test_a_failure_fails_its_own_request_alone(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*given: Any, **named: Any) -> None:
+        raise RuntimeError("no")
+
+    before = answered(server)["message"]
+    with monkeypatch.context() as patch:
+        patch.setattr("llamaseek.serve.routes.internals.read_internals", broken)
+        assert server.post("/internals", messages=CHAT).status_code == 500
+    assert server.post("/internals", messages=CHAT).status_code == 200
+    assert answered(server)["message"] == before
+    monkeypatch.setattr(server.service.background, "fault", "RuntimeError: broken")
+    reply = server.post("/internals", messages=CHAT)
+    assert reply.status_code == 503 and "RuntimeError" in reply.json()["error"]["message"]
+
+
 def test_too_many_at_once_are_told_to_wait(server: Running) -> None:
     server.service.looking = Limits().internals
     try:

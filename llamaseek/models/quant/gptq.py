@@ -19,26 +19,26 @@ def gptq(weight: Tensor, hessian: Tensor, bits: int, group: int) -> tuple[Tensor
     """weight (N, K) float32 and the sum of x xᵀ (K, K) over its inputs → codes (N, K) from
     -2^(bits - 1), and bf16 scales (N, K / group).
 
-    A group's scales are found when its first input is reached, from weights that have taken up
-    the errors so far; each number's error weighs as its input's mean square.
+    Scales are found first, each number's error weighing as its input's mean square. Inputs are then
+    rounded from the largest to the smallest (the authors' `act_order` with static groups).
     """
-    left, most = weight.clone(), 2 ** (bits - 1)
-    energy, inverse = inverse_root(hessian)
-    codes, scales = torch.empty_like(left), []
+    most, order = 2 ** (bits - 1), hessian.diagonal().argsort(descending=True)
+    energy, inverse = inverse_root(hessian[order][:, order])
+    weights = energy[order.argsort()].unflatten(0, (-1, group))
+    stored = packed_scales(weight.unflatten(1, (-1, group)), bits, weights)[..., 0]
+    scales = stored.float().repeat_interleave(group, 1)[:, order]
+    left, codes = weight[:, order], torch.empty_like(weight)
     for start in range(0, left.shape[1], AT_ONCE):
         stop = min(start + AT_ONCE, left.shape[1])
         errors = torch.empty(len(left), stop - start)
         for at in range(start, stop):
-            if at % group == 0:
-                part = slice(at, at + group)
-                scales.append(packed_scales(left[:, part], bits, energy[part]))
-            scale = scales[-1].float()
+            scale = scales[:, at : at + 1]
             code = codes_of(left[:, at : at + 1], scale, most)
             error = (left[:, at : at + 1] - code * scale) / inverse[at, at]
             left[:, at:stop] -= error * inverse[at, at:stop]
-            codes[:, at], errors[:, at - start] = code[:, 0], error[:, 0]
+            codes[:, order[at]], errors[:, at - start] = code[:, 0], error[:, 0]
         left[:, stop:] -= errors @ inverse[start:stop, stop:]
-    return codes, torch.cat(scales, 1)
+    return codes, stored
 
 
 def inverse_root(hessian: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,10 +50,10 @@ async def deltas_of(
 
 def failure(reason: str, held_by: str) -> ApiError:
     """The API error of a failed answer; errors of a constraint name the request's field."""
+    if "shutting down" in reason or "engine has failed" in reason:
+        return ApiError(503, reason.removeprefix("RuntimeError: constraint: "), code="unavailable")
     if reason.startswith("RuntimeError: constraint"):
         return ApiError(400, reason.removeprefix("RuntimeError: "), held_by)
-    if "shutting down" in reason or "engine has failed" in reason:
-        return ApiError(503, reason, code="unavailable")
     log.error("an answer failed: %s", reason.partition(":")[0])
     return ApiError(500, "the server failed to answer this request", code="internal")
 
