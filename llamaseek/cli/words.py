@@ -32,7 +32,6 @@ COMMANDS = {
 OPTIONS = {
     "--allowed-origins": "--cors ORIGIN lets web pages of an origin read answers",
     "--ctx-size": CACHE,
-    "--gpu-memory-utilization": CACHE,
     "--max-model-len": CACHE,
     "--max-new-tokens": "--max-tokens sets the longest answer",
     "--max_new_tokens": "--max-tokens sets the longest answer",
