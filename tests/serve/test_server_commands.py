@@ -49,7 +49,8 @@ def test_the_commands_are_found() -> None:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A working directory with the folders that the pages speak of."""
     folder = tmp_path_factory.mktemp("commands")
-    for name in ("MODEL", "runs/mine/model", "runs/mine-dpo/model"):
+    tickets = "runs/smollm2-135m-instruct-tickets/model"
+    for name in ("MODEL", "runs/mine/model", "runs/mine-dpo/model", tickets):
         saying_folder(folder / name, "The old frog. It ran!")
     guard_folder(folder / "GUARD")
     model = load_model(folder / "MODEL")
