@@ -46,7 +46,43 @@ BESIDE = (
 )
 
 
-class Conversion:
+class DerivedFolder:
+    """A model folder made from another: checked before anything is written, then written by `run`.
+
+    Its makers set what is to be written (`config`, `tensors`) and what the model card says of it
+    (`what`, `relation`).
+    """
+
+    source: Path
+    target: Path
+    config: dict[str, Any]
+    tensors: dict[str, Lazy]
+    what: str
+    relation: str
+    shard_bytes: int = SHARD_BYTES
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors to be written."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def count(self) -> int:
+        """Tensors to be written."""
+        return len(self.tensors)
+
+    def prepare(self) -> None:
+        """What takes long and is done only when the folder is written."""
+
+    def run(self, overwrite: bool = False, watch: OnBytes = lambda written: None) -> None:
+        """Write the target, which appears only when it is whole; `watch` counts its bytes."""
+        with new_folder(self.target, self.nbytes, overwrite) as folder:
+            self.prepare()
+            write_copy(folder, self.source, self.config, self.tensors, self.shard_bytes, watch)
+            write_derived_card(folder, self.source, self.what, self.relation)
+
+
+class Conversion(DerivedFolder):
     """A checked conversion: made before anything is written, then run."""
 
     def __init__(
@@ -82,22 +118,6 @@ class Conversion:
             config.pop("quantization_config", None)
         config.pop("torch_dtype", None)  # the old name; a reader must not find two answers
         self.config, self.tensors = config_json(config, tensors), tensors
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensors to be written."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
-
-    @property
-    def count(self) -> int:
-        """Tensors to be written."""
-        return len(self.tensors)
-
-    def run(self, overwrite: bool = False, watch: OnBytes = lambda written: None) -> None:
-        """Write the target, which appears only when it is whole; `watch` counts its bytes."""
-        with new_folder(self.target, self.nbytes, overwrite) as folder:
-            write_copy(folder, self.source, self.config, self.tensors, self.shard_bytes, watch)
-            write_derived_card(folder, self.source, self.what, self.relation)
 
 
 def write_copy(

@@ -21,13 +21,11 @@ import torch
 from torch import Tensor
 
 from llamaseek.checkpoints.calibrate import calibrated, read_rows
-from llamaseek.checkpoints.card import write_derived_card
-from llamaseek.checkpoints.convert import read_any, write_copy
+from llamaseek.checkpoints.convert import DerivedFolder, read_any
 from llamaseek.checkpoints.hf import config_json, load_model
-from llamaseek.checkpoints.shards import SHARD_BYTES, OnBytes
 from llamaseek.checkpoints.widen import dequantized
 from llamaseek.errors import UserError, bad_value
-from llamaseek.files import check_apart, new_folder
+from llamaseek.files import check_apart
 from llamaseek.herd.formats import (
     BLOCK,
     GROUPS,
@@ -123,7 +121,7 @@ class Packing:
         return whole[start:stop]
 
 
-class Quantization:
+class Quantization(DerivedFolder):
     """A checked quantization: made before anything is written, then run."""
 
     def __init__(
@@ -150,7 +148,7 @@ class Quantization:
         kept = wanted.fp8 and any(name.endswith(SCALE) for name in tensors)
         if kept or any(name.endswith(PACKED) for name in tensors):
             raise UserError(f"{source}: is already quantized")
-        self.source, self.target = source, target
+        self.source, self.target, self.relation = source, target, "quantized"
         shared = f" in groups of {wanted.group}" if wanted.group else ""
         self.what = f"matrices in {'fp8' if wanted.fp8 else f'{wanted.bits} bits{shared}'}"
         self.rows = None if calibrate is None else read_rows(calibrate, source)
@@ -168,29 +166,13 @@ class Quantization:
         config["quantization_config"] = quantization_config(plans)
         self.config = config_json(config, {"norm": plain["model.norm.weight"]})
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensors to be written."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
-
-    @property
-    def count(self) -> int:
-        """Tensors to be written."""
-        return len(self.tensors)
-
-    def run(self, overwrite: bool = False, watch: OnBytes = lambda written: None) -> None:
-        """Write the target, which appears only when it is whole; `watch` counts its bytes."""
-        with new_folder(self.target, self.nbytes, overwrite) as folder:
-            if self.rows is not None:
-                self._calibrate(self.rows)
-            write_copy(folder, self.source, self.config, self.tensors, SHARD_BYTES, watch)
-            write_derived_card(folder, self.source, self.what, "quantized")
-
-    def _calibrate(self, rows: Tensor) -> None:
+    def prepare(self) -> None:
         """Put what GPTQ makes in the place of what plain rounding would."""
+        if self.rows is None:
+            return
         plans = {name: (p.bits, p.group) for name, p in self.plans.items() if p is not None}
         model = load_model(self.source).eval()
-        for name, (words, scales) in calibrated(model, rows, plans, self.products):
+        for name, (words, scales) in calibrated(model, self.rows, plans, self.products):
             base = name.removesuffix(".weight")
             self.tensors[base + PACKED] = lazy(words)
             self.tensors[base + PACKED_SCALE] = lazy(scales)

@@ -52,7 +52,8 @@ class _CrossEntropySum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
         d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden.mul_(scale.to(d_hidden.dtype)), d_weight.mul_(scale), None, None, None
+        # Not in place: a zero-bubble schedule asks for the two gradients one after the other.
+        return d_hidden * scale.to(d_hidden.dtype), d_weight * scale, None, None, None
 
 
 def _chunks(

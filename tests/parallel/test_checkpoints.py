@@ -167,13 +167,13 @@ def not_finite(folder: str, steps: list[int], limit: int) -> Any:
         return found
 
     job.objective.terms = poisoned  # type: ignore[method-assign]
-    step = Trainer.step
+    begin = Trainer.begin
 
     def counting(self: Trainer, number: int) -> Any:
         seen[0] = number
-        return step(self, number)
+        return begin(self, number)
 
-    Trainer.step = counting  # type: ignore[method-assign]
+    Trainer.begin = counting  # type: ignore[method-assign]
     try:
         train(job)
     except UserError as stopped:
