@@ -32,7 +32,8 @@ def suite(tried: str, promise: str, *words: str) -> Callable[[], Iterator[Figure
 
 
 GUARD = suite(
-    "51 places for a text, 8 ways to end a conversation",
+    "67 places for a text in four protocols, 8 ways to end a conversation",
     "no text reaches the model unjudged",
     "tests/serve/test_guard_views.py",
+    "tests/serve/test_guard_protocols.py",
 )
