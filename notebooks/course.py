@@ -11,8 +11,10 @@ import argparse
 import ast
 import os
 import resource
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
@@ -98,23 +100,45 @@ def processor_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def train_shared() -> str:
+    """Train the models that the notebooks share, those that are not there yet; nothing to say."""
+    code = (
+        "from notebooks.kit import STAGES, trained\n"
+        "for stage in STAGES: trained(stage)\n"
+        "trained('pretrain', 'deepseek_v3')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    return ""
+
+
+def timed(name: str, done: Callable[[], str]) -> None:
+    """Print what something took, of the clock and of the processors, and what it says of itself."""
+    started, used = monotonic(), processor_seconds()
+    said = done()
+    seconds = f"{monotonic() - started:6.1f} s {processor_seconds() - used:6.1f} s CPU"
+    print(f"{name:42} {seconds} {said}".rstrip(), flush=True)
+
+
 def build(target: Path, sources: list[Path]) -> None:
     """Write both editions of each notebook with the outputs of the solved one's run."""
     for edition in ("solved", "student"):
         (target / edition).mkdir(parents=True, exist_ok=True)
     for source in sources:
-        started, used = monotonic(), processor_seconds()
-        notebook = read(source)
-        without = student(notebook)
-        execute(notebook)
-        shared_outputs(notebook, without)
-        name = source.with_suffix(".ipynb").name
-        nbformat.write(notebook, target / "solved" / name)
-        nbformat.write(without, target / "student" / name)
-        size = (target / "solved" / name).stat().st_size
-        note = "" if size <= LARGEST else f"  over {LARGEST} bytes"
-        seconds = f"{monotonic() - started:6.1f} s {processor_seconds() - used:6.1f} s CPU"
-        print(f"{name:42} {seconds} {size / 1000:6.0f} kB{note}", flush=True)
+        timed(source.with_suffix(".ipynb").name, partial(build_one, target, source))
+
+
+def build_one(target: Path, source: Path) -> str:
+    """Both editions of one notebook; the size of the solved one."""
+    notebook = read(source)
+    without = student(notebook)
+    execute(notebook)
+    shared_outputs(notebook, without)
+    name = source.with_suffix(".ipynb").name
+    nbformat.write(notebook, target / "solved" / name)
+    nbformat.write(without, target / "student" / name)
+    size = (target / "solved" / name).stat().st_size
+    note = "" if size <= LARGEST else f"  over {LARGEST} bytes"
+    return f"{size / 1000:6.0f} kB{note}"
 
 
 def main() -> None:
@@ -126,6 +150,7 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     os.environ["LLAMASEEK_COURSE"] = "full" if arguments.full else "smoke"
     os.environ["PYTHONPATH"] = os.pathsep.join([str(FOLDER.parent), *sys.path[1:]])
+    timed("the models that the notebooks share", train_shared)
     build(arguments.target, arguments.sources)
 
 
