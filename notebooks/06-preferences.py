@@ -67,12 +67,12 @@ source(GroupRelative)
 # %%
 start = run(
     "arithmetic-llama3",
-    {"train.steps": pick(150, 3), "train.warmup": 2, "data.mix_bytes": pick(600_000, 150_000), **pick({}, {"train.batch": 4})},
+    {"train.steps": pick(400, 3), "train.warmup": 2, "data.mix_bytes": pick(600_000, 150_000), **pick({}, {"train.batch": 4})},
     "arithmetic",
 )
 taught = run(
     "arithmetic-sft",
-    {"model.init_from": str(start.model_folder), "train.steps": pick(60, 3), "train.warmup": 2,
+    {"model.init_from": str(start.model_folder), "train.steps": pick(250, 3), "train.warmup": 2,
      **pick({}, {"train.batch": 4, "data.rows": {"arithmetic": 80}})},
     "arithmetic-sft",
 )

@@ -71,7 +71,7 @@ from llamaseek.data.builtin.corpus import document
 
 rng = Random(0)
 texts = [document("stories", rng) for _ in range(pick(2000, 300))]
-sizes = pick((300, 400, 600, 1000), (300, 400))
+sizes = pick((300, 350, 400, 450), (300, 400))
 counts = [sum(len(train_bpe(texts, size).encode(text)) for text in texts[:50]) for size in sizes]
 plt.plot(sizes, counts, "o-")
 plt.xlabel("tokens in the vocabulary"), plt.ylabel("tokens of 50 stories")
