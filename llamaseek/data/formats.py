@@ -333,7 +333,7 @@ def _check_good(place: str, view: MappedRow) -> None:
         return
     if not as_rating(view[name]):
         text = (
-            f"{view.name(name)} is false, so the answer is a bad one, which would be learnt; "
+            f"{view.name(name)} is false, so the answer is a bad one and cannot be trained on; "
             "data.bad_rows=skip leaves such rows out, and `dpo` makes pairs of good and bad answers"
         )
         raise RowError(place, "labelled as bad answers", text)

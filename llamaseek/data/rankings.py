@@ -40,8 +40,7 @@ def preferences(
 
     def pair(place: str, row: dict[str, Any]) -> list[Example]:
         found = reader.ranking(place, row)
-        chats = _chats(place, found, tokenizer, PAIR)
-        check_length(place, sum(len(chat.ids) for chat in chats), length)
+        chats = _chats(place, found, tokenizer, PAIR, length)
         return [_side(place, chat, sequence, form) for sequence, chat in enumerate(chats)]
 
     batch = pack_apart(list(bad.keep(rows, pair)))
@@ -66,8 +65,7 @@ def rankings(
 
     def ranked(place: str, row: dict[str, Any]) -> list[Example]:
         found = reader.ranking(place, row)
-        chats = _chats(place, found, tokenizer, tuple(found.answers))
-        check_length(place, sum(len(chat.ids) for chat in chats), length)
+        chats = _chats(place, found, tokenizer, tuple(found.answers), length)
         return [_scored(place, *named) for named in zip(found.answers, chats, strict=True)]
 
     items = list(bad.keep(rows, ranked))
@@ -133,12 +131,15 @@ def _ends(row: list[Example]) -> list[int]:
 
 
 def _chats(
-    place: str, ranking: Ranking, tokenizer: Tokenizer, names: tuple[str, ...]
+    place: str, ranking: Ranking, tokenizer: Tokenizer, names: tuple[str, ...], length: int
 ) -> list[ChatIds]:
-    return [
+    """The named answers, each with its prompt; RowError where they are over `length` together."""
+    chats = [
         encode(place, [*ranking.prompt, *ranking.answers[name]], tokenizer, ranking.tools)
         for name in names
     ]
+    check_length(place, sum(len(chat.ids) for chat in chats), length)
+    return chats
 
 
 def _side(place: str, chat: ChatIds, sequence: int, form: str) -> Example:

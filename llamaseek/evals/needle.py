@@ -1,4 +1,4 @@
-"""Retrieval from long contexts: codes told somewhere in a text of stories, asked for at its end.
+"""Retrieval from long contexts: codes hidden somewhere in a text of stories, asked for at its end.
 
 Meta reports "needle in a haystack" with one needle and with several (llama-models, eval_details.md,
 NIH/Multi-needle: 0-shot); here the lengths are powers of two tokens, as far as the model's context
@@ -90,10 +90,10 @@ def rows_of(needles: int, length: int, count: Count) -> list[dict[str, Any]]:
     for place in range(DEPTHS):
         cities = rng.sample(CITIES, needles)
         codes = [str(rng.randrange(10_000, 100_000)) for _ in cities]
-        told = [f"The code of {c} is {code}." for c, code in zip(cities, codes, strict=True)]
-        stories = _haystack(rng, length - ROOM - count(" ".join(told)), count)
+        facts = [f"The code of {c} is {code}." for c, code in zip(cities, codes, strict=True)]
+        stories = _haystack(rng, length - ROOM - count(" ".join(facts)), count)
         depths = [(place / (DEPTHS - 1) + n / needles) % (1 + 1e-9) for n in range(needles)]
-        for depth, needle in sorted(zip(depths, told, strict=True), reverse=True):
+        for depth, needle in sorted(zip(depths, facts, strict=True), reverse=True):
             stories.insert(round(depth * len(stories)), needle)
         rows.append(
             {

@@ -27,8 +27,8 @@ BLOCKED_LENGTH = 1024  # rows up to this long keep their attention weights, on C
 BLOCK = 128  # queries a block: four blocks of a row of 512 skip 3/8 of all products
 
 Mask = Tensor | Documents | tuple[Documents, Documents]
-"""Which keys a query sees. GPUs are told where documents end; where a row is split over ranks, for
-the keys that each of a rank's two chunks sees."""
+"""Which keys a query sees. On GPUs the cumulative lengths of the documents; where a row is split
+over ranks, for the keys that each of a rank's two chunks sees."""
 
 
 def row_mask(positions: Tensor, causal: bool) -> Mask | None:

@@ -32,7 +32,7 @@ class Documents(NamedTuple):
     keys: Tensor
     longest_query: int
     longest_key: int
-    grouped: dict[str, Any]  # how PyTorch's kernel is told that query heads share keys
+    grouped: dict[str, Any]  # the arguments by which PyTorch's kernel shares keys among query heads
     host: Tensor  # queries and keys (2, N + 1) on the CPU
 
 
@@ -89,7 +89,7 @@ def documents_of(
 
 @cache
 def grouped() -> dict[str, Any]:
-    """PyTorch 2.11 takes grouped keys without being told."""
+    """PyTorch 2.11 takes grouped keys without an argument."""
     from torch.nn.attention.varlen import varlen_attn
 
     return {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}

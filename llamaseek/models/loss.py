@@ -96,8 +96,8 @@ def cross_entropy_sum(
 
 
 def _ignores(x: Tensor) -> bool:
-    """Whether tokens without a target are computed and made nought, as on GPUs: to leave them out
-    is to wait for how many there are.
+    """Whether tokens without a target are computed and set to zero, as on GPUs: to leave them
+    out, the host would have to wait for how many there are.
     """
     return x.device.type != "cpu"
 

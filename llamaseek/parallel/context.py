@@ -70,8 +70,9 @@ class Slices:
             else:
                 assert not isinstance(mask, Documents)
                 seen = mask[half]
-            told = isinstance(mask, tuple)  # where documents end, but not that they are causal
-            outs.append(attend_in_row(q[:, own], k[:, :end], v[:, :end], seen, told, scale))
+            by_document = isinstance(mask, tuple)  # says where documents end, and not what is later
+            part = q[:, own], k[:, :end], v[:, :end]
+            outs.append(attend_in_row(*part, seen, causal=by_document, scale=scale))
         return torch.cat(outs, 1)
 
     @property

@@ -1,6 +1,6 @@
 """Which evaluation of a run had the lowest held-out loss, and how long ago that was.
 
-Few rows are learnt by heart within a few passes: held-out loss falls, then rises. A run that keeps
+A model overfits few rows within a few epochs: held-out loss falls, then rises. A run that keeps
 the weights of its lowest held-out loss (`train.load_best_model_at_end`) is not hurt by that, and
 one with `train.early_stopping_patience` does not wait for it (Prechelt 1998, "Early Stopping, But
 When?").

@@ -177,9 +177,9 @@ class HeldOutPairs:
     def _text(self, row: int, sequence: int, answer: bool = True) -> str:
         """The answer of a sequence of a row, or what stands before it."""
         mine = self.held_out.extra["sequence"][row] == sequence
-        learnt = mine & (self.held_out.targets[row] >= 0)
+        answered = mine & (self.held_out.targets[row] >= 0)
         if answer:
-            return self.tokenizer.decode(self.held_out.targets[row][learnt].tolist()).strip()
-        first = int(learnt.nonzero()[0]) if bool(learnt.any()) else 0
+            return self.tokenizer.decode(self.held_out.targets[row][answered].tolist()).strip()
+        first = int(answered.nonzero()[0]) if bool(answered.any()) else 0
         begin = int(mine.nonzero()[0]) if bool(mine.any()) else 0
         return self.tokenizer.decode(self.held_out.tokens[row][begin : first + 1].tolist()).strip()

@@ -56,6 +56,18 @@ class StepFigures:
         shares = zip(self.routed, table / table.mean(1, keepdim=True), strict=True)
         return {layer: share.tolist() for layer, share in shares if not share.isnan().any()}
 
+    def expert_metrics(self, whole: bool) -> dict[str, Any]:
+        """How uneven the experts' loads were, and with `whole` each expert's load."""
+        shares = self.expert_shares()
+        if not shares:
+            return {}
+        metrics: dict[str, Any] = {
+            "expert_load_max_over_mean": max(max(share) for share in shares.values())
+        }
+        if whole:
+            metrics["expert_load"] = [[round(x, 4) for x in share] for share in shares.values()]
+        return metrics
+
     def numbers(self) -> tuple[dict[str, float], float, bool]:
         """The loss and each term's mean by name, the gradient norm, and whether to stop."""
         *means, norm, stop = self.found.read().tolist()

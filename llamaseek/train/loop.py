@@ -37,6 +37,7 @@ from llamaseek.runtime.device import (
     pick_device,
     pick_dtype,
 )
+from llamaseek.runtime.signals import stop_signals
 from llamaseek.runtime.watch import set_phase
 from llamaseek.train.benchmarks import Benchmarks
 from llamaseek.train.best import RESTORED, BestEvaluation, check_can_choose
@@ -317,7 +318,7 @@ class Trainer:
             "tokens": self.tokens,
             "tokens_per_second": tokens / seconds,
             **skipped,
-            **self._expert_metrics(begun),
+            **begun.expert_metrics(whole=self._evaluates(begun.step + 1)),
             **begun.data,
             **({"rows_skipped": self.job.bad_rows.skipped} if first else {}),
             **(self.job.sampled if first else {}),
@@ -360,18 +361,6 @@ class Trainer:
         rows = self.recipe.micro_batch or (1 if self.ranks.pipeline else self.recipe.batch)
         self.ranks.run(self.ranks.share(batch, rows), rows, loss, backward)
 
-    def _expert_metrics(self, begun: StepFigures) -> dict[str, Any]:
-        shares = begun.expert_shares()
-        if not shares:
-            return {}
-        metrics: dict[str, Any] = {
-            "expert_load_max_over_mean": max(max(share) for share in shares.values())
-        }
-        done = begun.step + 1
-        if done % self.recipe.eval_every == 0 or done == self.recipe.steps:
-            metrics["expert_load"] = [[round(x, 4) for x in share] for share in shares.values()]
-        return metrics
-
     def _show(self, progress: Progress) -> None:
         """Log the step that was begun last, if that has not been done."""
         if self.begun is not None:
@@ -390,7 +379,7 @@ class Trainer:
         if not self.later or last or self._pauses(done):
             self._show(progress)
         saved = done % self.recipe.save_every == 0
-        if self.job.tested and (done % self.recipe.eval_every == 0 or last):
+        if self.job.tested and self._evaluates(done):
             saved |= self._test(done, progress)
         if self.benchmarks is not None and self.benchmarks.due(done, last):
             set_phase(f"step {done}, benchmarks")
@@ -403,7 +392,11 @@ class Trainer:
         """Whether weights are evaluated or saved after so many steps."""
         recipe = self.recipe
         due = self.benchmarks is not None and self.benchmarks.due(done, done == recipe.steps)
-        return due or done % recipe.eval_every == 0 or done % recipe.save_every == 0
+        return due or self._evaluates(done) or done % recipe.save_every == 0
+
+    def _evaluates(self, done: int) -> bool:
+        """Whether held-out rows are evaluated after so many steps."""
+        return done % self.recipe.eval_every == 0 or done == self.recipe.steps
 
     def _test(self, done: int, progress: Progress) -> bool:
         """Evaluate and log; whether these weights are the best so far, and are to be kept."""
@@ -480,21 +473,3 @@ def compile_layers(ranks: ParallelModel) -> None:
     leave_wide_products()
     for layer in ranks.layers():
         layer.compile()
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """A list that SIGINT or SIGTERM puts its number into; a second SIGINT ends at once."""
-    asked: list[int] = []
-
-    def note(signum: int, frame: Any) -> None:
-        if asked and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.append(signum)
-
-    kept = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for signum, handler in kept.items():
-            signal.signal(signum, handler)

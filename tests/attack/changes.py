@@ -1,4 +1,6 @@
-"""Forty changes between a run and its resumption: each is refused by name, or told and taken."""
+"""Forty changes between a run and its resumption: each is refused by name, or reported and
+accepted.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from tests.attack.figures import Figure
 from tests.train.saving.runs import FEW, copied_run
 from tests.train.tiny import LLAMA_SIZES, recipe
 
-PROMISE = "each is refused by name, with nothing written, or told and taken"
+PROMISE = "each is refused by name, with nothing written, or reported and accepted"
 Act = Callable[[Recipe], contextlib.AbstractContextManager[Any] | None]
 
 
@@ -177,6 +179,6 @@ def campaign() -> Iterator[Figure]:
     refused, told = (sum(each == word for _, each in found) for word in ("refused", "told"))
     kept = all(each == ("refused" if change.refused else "told") for change, each in found)
     silent = len(found) - refused - told
-    seen = f"{refused} refused by name, {told} told and taken, {silent} otherwise"
+    seen = f"{refused} refused by name, {told} reported and accepted, {silent} otherwise"
     tried = f"{len(found)} changes between a run and its resumption: keys, data, tokenizer, code"
     yield Figure(tried, seen, PROMISE, kept)

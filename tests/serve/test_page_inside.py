@@ -143,7 +143,7 @@ def test_what_the_server_refuses_is_told_in_the_panel(browser: Any) -> None:
         page.ask(QUESTION)
         page.page.locator(".token").first.click()
         page.page.get_by_role("button", name="Look inside the model").click()
-        page.page.locator("#inside-told", has_text="has a guard").wait_for()
+        page.page.locator("#inside-status", has_text="has a guard").wait_for()
         assert page.page.locator("#inside-view").is_hidden()
 
 

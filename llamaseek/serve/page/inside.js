@@ -61,8 +61,8 @@ async function look() {
 }
 
 const tell = (text) => {
-  $("#inside-told").textContent = text;
-  $("#inside-told").hidden = !text;
+  $("#inside-status").textContent = text;
+  $("#inside-status").hidden = !text;
 };
 
 function choose(token, which = layer) {

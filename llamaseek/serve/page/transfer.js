@@ -17,14 +17,14 @@ export function download(chats, prompts) {
 // The conversations and system messages of such a file; an error that says why it is none.
 export async function read(file) {
   if (file.size > LARGEST) throw new Error(`${file.name} has more than ${LARGEST / 1e6} MB.`);
-  let told = null;
+  let given = null;
   try {
-    told = JSON.parse(await file.text());
-  } catch { /* told below */ }
-  if (told?.kind !== KIND || !Array.isArray(told.chats)) {
+    given = JSON.parse(await file.text());
+  } catch { /* reported below */ }
+  if (given?.kind !== KIND || !Array.isArray(given.chats)) {
     throw new Error(`${file.name} is no file of conversations that this page exported.`);
   }
-  const chats = told.chats.filter(isChat);
-  const prompts = Object.entries(told.prompts || {}).filter(([, text]) => typeof text === "string");
-  return { chats, left: told.chats.length - chats.length, prompts: Object.fromEntries(prompts) };
+  const chats = given.chats.filter(isChat);
+  const prompts = Object.entries(given.prompts || {}).filter(([, text]) => typeof text === "string");
+  return { chats, left: given.chats.length - chats.length, prompts: Object.fromEntries(prompts) };
 }

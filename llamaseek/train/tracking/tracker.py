@@ -18,7 +18,7 @@ PROJECT = "llamaseek"
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker is told of a run when it starts."""
+    """What a tracker receives about a run when it starts."""
 
     name: str
     folder: Path  # the run folder
