@@ -25,15 +25,17 @@ from tests.serve.test_lm_eval import place as lm_eval_place
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+CODE = re.compile(r"^```\w*\n(?:.*\n)*?(?=```)|^(?: {4}.*\n)+", re.MULTILINE)
+"""Fenced or indented blocks: a sentence may begin with a program's name too."""
 HELLO = [{"role": "user", "content": "Hello"}]
 lm_eval_folder = pytest.fixture(scope="module")(lm_eval_place.__wrapped__)  # type: ignore[attr-defined]
 
 
 def commands(program: str) -> list[str]:
-    """All lines of the pages that begin with a program, continued lines joined."""
-    texts = [page.read_text().replace("\\\n", " ") for page in PAGES]
-    found = [re.findall(rf"^(?:    )?({program} .*)$", text, re.MULTILINE) for text in texts]
-    return [" ".join(line.split()) for each in found for line in each]
+    """All lines of the pages' code that begin with a program, continued lines joined."""
+    code = "".join(block for page in PAGES for block in CODE.findall(page.read_text()))
+    lines = re.findall(rf"^(?: {{4}})?({program} .*)$", code.replace("\\\n", " "), re.MULTILINE)
+    return [" ".join(line.split()) for line in lines]
 
 
 SERVE = [line for line in commands("llamaseek serve") if "--help" not in line]
