@@ -17,6 +17,7 @@ from llamaseek.plan.gpus import Gpu, rates_of
 from llamaseek.plan.layout import Layout
 from llamaseek.plan.memory import Memory, Training, training_memory
 from llamaseek.plan.question import SERVING_SHARE, Question
+from llamaseek.plan.rollouts import rollout_seconds, with_rollouts
 from llamaseek.plan.serving import STEP_TOKENS, Serving, serving_memory
 from llamaseek.plan.step import Step, step_time
 from llamaseek.plan.weights import linear_names
@@ -169,13 +170,16 @@ class Planner:
         q, training = self.question, self.training(layout)
         rows = self.micro_batches(layout)
         stages = {0, min(1, layout.pipeline - 1), layout.pipeline - 1}
-        return max(
+        fullest = max(
             (
                 training_memory(self.config, training, layout, stage, rows, q.running)
                 for stage in stages
             ),
             key=lambda m: m.total,
         )
+        if q.sampling is None:
+            return fullest
+        return with_rollouts(fullest, self.config, training, q.sampling, layout, q.gpu)
 
     def layouts(self, gpus: int) -> list[Layout]:
         """All layouts of that many GPUs."""
@@ -237,6 +241,19 @@ class Planner:
         works = place_works(self.config, training, layout, q.running)
         rates = rates_of(q.gpu, q.form.rate)
         return step_time(works, layout, q.running, self.micro_batches(layout), rates)
+
+    def sampling_seconds(self, layout: Layout) -> float:
+        """What a training step takes for answers beside `step`: its share of drawing them, and of
+        the passes that score them, forwards alone.
+        """
+        q = self.question
+        if q.sampling is None:
+            return 0.0
+        training, share = self.training(layout), q.utilization or SERVING_SHARE
+        drawing = rollout_seconds(self.config, training, q.sampling, layout, q.gpu, share)
+        micro_batches = self.micro_batches(layout)
+        forward = micro_batches * self.step(layout).slot.seconds / 3
+        return drawing / q.sampling.steps + q.sampling.passes * forward
 
     @property
     def flops(self) -> int:

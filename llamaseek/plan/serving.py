@@ -15,6 +15,7 @@ from llamaseek.plan.layout import Layout, stage_layers
 from llamaseek.plan.memory import Memory
 from llamaseek.plan.weights import cache_numbers, kind, layer_size, table_size
 
+DEFAULT_CACHE = 1 << 30  # bytes of an engine's cache where there is no GPU
 STEP_TOKENS = 2048  # of prompts, in one step of the engine: longer ones are read in pieces
 
 
