@@ -31,6 +31,10 @@ from llamaseek.plan.weights import (
     table_size,
 )
 
+# Logits that `models/loss.py` makes at a time. On a CPU 8 MB of float32 stay in its caches; a GPU
+# wants large products.
+CHUNK_NUMBERS = {"cpu": 2**21, "cuda": 2**29}
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -70,7 +74,7 @@ class Training:
     moments: int = 8
     checkpoint: bool = False
     accumulate: bool = True
-    chunk: int = 2**27
+    chunk: int = CHUNK_NUMBERS["cuda"]
     depth: int = 0
     selective: bool = False
     nf4: bool = False  # adapters stand on matrices in 4 bits

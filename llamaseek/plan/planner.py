@@ -15,7 +15,7 @@ from llamaseek.plan.flops import training_flops
 from llamaseek.plan.formats import MASTER
 from llamaseek.plan.gpus import Gpu, rates_of
 from llamaseek.plan.layout import Layout
-from llamaseek.plan.memory import Memory, Training, training_memory
+from llamaseek.plan.memory import CHUNK_NUMBERS, Memory, Training, training_memory
 from llamaseek.plan.question import SERVING_SHARE, Question
 from llamaseek.plan.rollouts import rollout_seconds, with_rollouts
 from llamaseek.plan.serving import STEP_TOKENS, Serving, serving_memory
@@ -113,9 +113,6 @@ def _divisors(number: int, most: int) -> list[int]:
     return [d for d in range(1, min(number, most) + 1) if number % d == 0]
 
 
-CHUNK = {True: 2**21, False: 2**27}  # logits at a time, `models/loss.py`: on a CPU, on a GPU
-
-
 @dataclass(frozen=True)
 class Planner:
     """A question about a model whose config is known."""
@@ -151,7 +148,7 @@ class Planner:
             stored=q.form.number if lora else MASTER,
             moments=q.form.moments or 8,
             checkpoint=q.checkpoint if checkpoint is None else checkpoint,
-            chunk=CHUNK[cpu],
+            chunk=CHUNK_NUMBERS["cpu" if cpu else "cuda"],
             depth=q.modules,
             selective=q.selective and checkpoint is None,
             nf4=lora and q.nf4,

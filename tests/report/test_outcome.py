@@ -68,7 +68,7 @@ def test_no_accuracy_is_shown_of_pairs_that_are_all_equal(pairs: Path) -> None:
     page = render_page(read_report(pairs))
     row = page[page.index("<tr><td>accuracy") :].split("</tr>")[0]
     assert ">–<" in row and "<b>75.0%</b>" in row and ">0.0%<" not in row
-    assert "my dpo" in page  # the title is the run's
+    assert "<h1>my dpo</h1>" in page and "<h2>Direct preference optimization<" in page
 
 
 def test_answers_are_shown_with_their_rewards(tmp_path: Path) -> None:
