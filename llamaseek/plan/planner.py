@@ -152,6 +152,7 @@ class Planner:
             depth=q.modules,
             selective=q.selective and checkpoint is None,
             nf4=lora and q.nf4,
+            scored=q.scored,
         )
 
     def serving(self) -> Serving:
