@@ -1,6 +1,6 @@
 """The messages in a row's cells: OpenAI's, ShareGPT's and plain texts, made one form.
 
-A message becomes role, content, reasoning, calls, and `train: false` where it is not to be learnt.
+A message becomes role, content, reasoning, calls, and `train: false` where it has no loss.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROLES_ELSEWHERE = ("developer", "function", "human", "gpt", "model")
 """Of these, what messages have as their role: OpenAI's, LLaMA-Factory's and Gemini's names."""
 
 LOSS_KEYS = ("train", "weight", "loss", "training")
-"""What says whether a message is learnt: axolotl's and ours, OpenAI's, ms-swift's, axolotl's."""
+"""Keys of whether a message has a loss: axolotl's and ours, OpenAI's, ms-swift's, axolotl's."""
 
 USED_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", *REASONING_KEYS)
 PYTHON_MESSAGES = re.compile(r"\s*\[\s*\{'(role|content|from|value)': ")
