@@ -101,7 +101,7 @@ def _message(place: str, where: str, given: Mapping[str, Any], unused: Counter[s
     elif content is not None or any(key in given for key in ("content", "value")):
         made["content"] = content
     made |= {key: message[key] for key in USED_KEYS if key in message and key not in made}
-    if not _is_learnt(place, where, message, role):
+    if not _has_loss(place, where, message, role):
         made["train"] = False
     known = (*USED_KEYS, *LOSS_KEYS, *_forms(message))
     column = where.partition("[")[0]
@@ -145,7 +145,7 @@ def _role(place: str, where: str, message: Mapping[str, Any]) -> Any:
     return SPEAKERS[speaker]
 
 
-def _is_learnt(place: str, where: str, message: Mapping[str, Any], role: Any) -> bool:
+def _has_loss(place: str, where: str, message: Mapping[str, Any], role: Any) -> bool:
     """Whether a message's own keys leave it in the loss."""
     found = {key: message[key] for key in LOSS_KEYS if key in message}
     for key, value in found.items():
