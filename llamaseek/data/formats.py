@@ -142,7 +142,7 @@ class RowReader:
         """What was read of no row, and what is likely to be a mistake, a line each."""
         lines = [
             f"data: {name} begins with the text of its prompt in {n:,} of {self.rows:,} rows; it "
-            "is learnt as it is written"
+            "is trained on as it is written"
             for name, n in self.repeats.items()
         ]
         unused = {name: n for name, n in self.unused.items() if name not in self.ignore}

@@ -258,7 +258,7 @@ def _row_reader(path: Path, schema: Any) -> Callable[[Row], Row]:
 def _value_reader(kind: Any) -> Callable[[Any], Any] | None:
     """What undoes Arrow's forms: JSON texts, maps, and the nulls that fill a struct's other keys.
 
-    A null within a struct cannot be told from a key that was not there, and is left out.
+    A null within a struct cannot be distinguished from a key that was not there, and is left out.
     """
     import pyarrow as pa
 

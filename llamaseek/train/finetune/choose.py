@@ -84,7 +84,7 @@ class TuningPlan:
 
 
 def choose(wanted: Wanted) -> TuningPlan:
-    """The plan for a model and data. Raises UserError for data that cannot be learnt from, a
+    """The plan for a model and data. Raises UserError for data that cannot be trained on, a
     method that does not fit the machine, and overrides that are not allowed.
     """
     given: dict[str, Any] = {"data": {"sources": wanted.sources}}
