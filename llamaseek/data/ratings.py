@@ -77,8 +77,8 @@ def pairs_of_ratings(
     mapped_names = {path.split(".")[0] for path in columns.values()}
     made = [pair for group in groups.values() for pair in _pairs(group, mapped_names)]
     if made:
-        for error in errors:
-            bad.leave_out(error)
+        for left_out in errors:
+            bad.leave_out(left_out)
     else:
         raise NoPairs(
             f"{rows[0][0]}: holds ratings, and no prompt has two answers that are rated "
