@@ -86,7 +86,7 @@ def one_layer(name: str) -> tuple[Recipe, ModelConfig]:
     if config.num_experts:
         config = replace(config, first_k_dense_replace=1)  # type: ignore[call-arg]
     recipe = recipe.with_overrides({
-        "data.length": 512 if config.hidden_size < 4096 else 128,
+        "data.length": 512 if config.hidden_size < 2048 else 128,
         "train.batch": 2, "train.micro_batch": 1, "train.precision": "fp32", "rollout.samples": 2,
     }).model_copy(update={"parallel": ParallelRecipe()})  # fmt: skip
     if planned_bytes(recipe, config) > LARGE:
