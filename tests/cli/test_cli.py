@@ -267,13 +267,15 @@ def test_printed_commands_are_quoted(cli: Cli, tmp_path: Path) -> None:
         "dpo quickstart-dpo",
         "grpo arithmetic-grpo",
         "ppo quickstart-ppo",
-        "finetune models/none rows.jsonl",
+        "finetune base rows.jsonl",
     ],
 )
 def test_a_terminal_shows_something_before_pytorch_is_loaded(words: str, tmp_path: Path) -> None:
     """PyTorch takes seconds: here it is a file that says when it would have been loaded."""
     (tmp_path / "torch.py").write_text("import sys\nsys.exit('PyTorch is loaded')\n")
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
     ours, theirs = os.openpty()
     subprocess.run(
