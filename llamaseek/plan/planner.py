@@ -10,15 +10,14 @@ from math import ceil
 
 from llamaseek.herd import ModelConfig
 from llamaseek.plan.activations import BLOCKED_LENGTH, TrainingPass
-from llamaseek.plan.cost import Speed, serving_speed, training_speed
+from llamaseek.plan.cost import Speed, rollout_seconds, serving_speed, training_speed
 from llamaseek.plan.flops import training_flops
 from llamaseek.plan.formats import MASTER
 from llamaseek.plan.gpus import Gpu, rates_of
 from llamaseek.plan.layout import Layout
 from llamaseek.plan.memory import CHUNK_NUMBERS, Memory, Training, training_memory
 from llamaseek.plan.question import SERVING_SHARE, Question
-from llamaseek.plan.rollouts import rollout_seconds, with_rollouts
-from llamaseek.plan.serving import STEP_TOKENS, Serving, serving_memory
+from llamaseek.plan.serving import STEP_TOKENS, Serving, serving_memory, with_rollouts
 from llamaseek.plan.step import Step, step_time
 from llamaseek.plan.weights import linear_names
 from llamaseek.plan.work import place_works

@@ -13,7 +13,7 @@ from llamaseek.plan.flops import task_flops
 from llamaseek.plan.formats import Format, find_format
 from llamaseek.plan.gpus import Gpu, find_gpu
 from llamaseek.plan.layout import Running
-from llamaseek.plan.rollouts import Sampling
+from llamaseek.plan.serving import Sampling
 
 
 @dataclass(frozen=True)

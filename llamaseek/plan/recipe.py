@@ -13,7 +13,7 @@ from llamaseek.plan.gpus import Gpu
 from llamaseek.plan.layout import Layout, running_of
 from llamaseek.plan.planner import Planner
 from llamaseek.plan.question import Question, ask
-from llamaseek.plan.rollouts import sampling_of
+from llamaseek.plan.serving import sampling_of
 
 if TYPE_CHECKING:
     from llamaseek.recipe.schema import Recipe

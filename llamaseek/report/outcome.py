@@ -128,11 +128,11 @@ def margin_measures(
     if not first or len(first) != len(last):
         return []
     margins = list(zip(first, last, strict=True))
-    likelier = [mean(float(margin > 0) for margin in side) for side in (first, last)]
+    was_likelier, is_likelier = (mean(float(m > 0) for m in side) for side in (first, last))
     won = sum(was <= 0 < now for was, now in margins) / len(margins)
     lost = sum(was > 0 >= now for was, now in margins) / len(margins)
     return [
-        Measure("chosen is likelier", *likelier,
+        Measure("chosen is likelier", was_likelier, is_likelier,
                 "The share of held-out pairs whose chosen answer the model finds likelier."),
         Measure("margin (nats)", mean(first), mean(last),
                 "By how much the chosen answer's log-probability is above the rejected one's, in "

@@ -152,8 +152,8 @@ def read_data(recipe: Recipe, pack: Pack) -> RowsRead:
         bad.notes += reader.notes()
         return RowsRead(packed, tested, bad, held_out)
     packed = pack(training_part(recipe), reader, bad)
-    tested = list(generated_rows(dict.fromkeys(data.rows, HELD_OUT), recipe.seed, "test"))
-    return RowsRead(packed, pack(tested, reader, bad), bad, tested)
+    apart = list(generated_rows(dict.fromkeys(data.rows, HELD_OUT), recipe.seed, "test"))
+    return RowsRead(packed, pack(apart, reader, bad), bad, apart)
 
 
 def training_part(recipe: Recipe) -> Iterable[Row]:

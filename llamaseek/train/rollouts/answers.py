@@ -24,8 +24,7 @@ from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.models import CausalLM
 from llamaseek.parallel.collectives import split_over_ranks
 from llamaseek.parallel.fully_sharded import whole_weights
-from llamaseek.plan.rollouts import ROWS, wanted_tokens
-from llamaseek.plan.serving import DEFAULT_CACHE
+from llamaseek.plan.serving import DEFAULT_CACHE, ROWS, wanted_tokens
 from llamaseek.recipe.post_training import RewardRecipe
 from llamaseek.text.messages import Message
 from llamaseek.text.tokenizer import Tokenizer
