@@ -13,6 +13,28 @@ from torch import Tensor
 
 
 @triton.jit
+def limited(
+    steered: tl.tensor,
+    LIMIT: tl.constexpr,
+    BEST: tl.constexpr,
+    GROUPS: tl.constexpr,
+    EACH: tl.constexpr,
+) -> tl.tensor:
+    """steered (GROUPS, EACH) with -inf in all groups but the LIMIT whose BEST scores sum highest."""
+    group, column = tl.arange(0, GROUPS), tl.arange(0, EACH)[None, :]
+    top = tl.max(steered, 1)
+    if BEST == 2:
+        first = tl.argmax(steered, 1)
+        top += tl.max(tl.where(column == first[:, None], float("-inf"), steered), 1)
+    kept = tl.zeros((GROUPS,), tl.int32)
+    for _ in tl.static_range(LIMIT):
+        found = tl.argmax(top, 0)
+        kept = tl.where(group == found, 1, kept)
+        top = tl.where(group == found, float("-inf"), top)
+    return tl.where(kept[:, None] == 1, steered, float("-inf"))
+
+
+@triton.jit
 def choose(
     logits: tl.tensor,
     bias: tl.tensor,
@@ -46,18 +68,7 @@ def choose(
     steered = tl.where(steered == steered, steered, -1e30)
     steered = tl.where(real, steered, float("-inf"))
     if LIMIT > 0:
-        top = tl.max(steered, 1)
-        if BEST == 2:
-            first = tl.argmax(steered, 1)
-            rest = tl.where(column == first[:, None], float("-inf"), steered)
-            top += tl.max(rest, 1)
-        group = tl.arange(0, GROUPS)
-        kept = tl.zeros((GROUPS,), tl.int32)
-        for _ in tl.static_range(LIMIT):
-            found = tl.argmax(top, 0)
-            kept = tl.where(group == found, 1, kept)
-            top = tl.where(group == found, float("-inf"), top)
-        steered = tl.where(kept[:, None] == 1, steered, float("-inf"))
+        steered = limited(steered, LIMIT, BEST, GROUPS, EACH)
     steered = tl.reshape(steered, (GROUPS * EACH,))
     score = tl.reshape(score, (GROUPS * EACH,))
     place, slot = tl.arange(0, GROUPS * EACH), tl.arange(0, SLOTS)
