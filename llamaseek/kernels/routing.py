@@ -20,7 +20,7 @@ def limited(
     GROUPS: tl.constexpr,
     EACH: tl.constexpr,
 ) -> tl.tensor:
-    """steered (GROUPS, EACH) with -inf in all groups but the LIMIT whose BEST scores sum highest."""
+    """steered (GROUPS, EACH), -inf in all groups but the LIMIT whose BEST scores sum highest."""
     group, column = tl.arange(0, GROUPS), tl.arange(0, EACH)[None, :]
     top = tl.max(steered, 1)
     if BEST == 2:
