@@ -38,13 +38,14 @@ def extras() -> dict[str, list[str]]:
     return {"": project["dependencies"], **project["optional-dependencies"]}
 
 
-def resolved(pip: list[str], extra: str) -> list[dict[str, Any]]:
+def resolved(python: Path, extra: str) -> list[dict[str, Any]]:
     """What pip would install for an extra. CalledProcessError if it finds no set of versions."""
     wanted = f"{ROOT}[{extra}]" if extra else str(ROOT)
-    options = ["--quiet", "--dry-run", "--ignore-installed", "--report", "-"]
-    command = [*pip, "install", *options, "-c", str(CONSTRAINTS), wanted]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    items: list[dict[str, Any]] = json.loads(done.stdout)["install"]
+    report = python.with_name("report.json")
+    options = ["--dry-run", "--ignore-installed", "--report", str(report)]
+    command = [python, "-m", "pip", "install", *options, "-c", str(CONSTRAINTS), wanted]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    items: list[dict[str, Any]] = json.loads(report.read_text())["install"]
     named = [item for item in items if not item["metadata"]["name"].startswith(OF_TORCH)]
     return [item for item in named if item["metadata"]["name"] != "llamaseek"]
 
@@ -62,7 +63,8 @@ def record(items: list[dict[str, Any]]) -> dict[str, list[str]]:
             if need.marker is None or any(need.marker.evaluate({"extra": one}) for one in asked)
         ]
         kept = [need for need in applies if not need.startswith(OF_TORCH)]
-        found[f"{canonicalize_name(given['name'])}=={given['version']}"] = sorted(set(kept))
+        version = given["version"].partition("+")[0]
+        found[f"{canonicalize_name(given['name'])}=={version}"] = sorted(set(kept))
     return dict(sorted(found.items()))
 
 
@@ -71,13 +73,13 @@ def main() -> None:
     known, failed = pins(), False
     with tempfile.TemporaryDirectory() as folder:  # a pip that reads metadata alone
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        pip = [f"{folder}/bin/python", "-m", "pip"]
-        subprocess.run([*pip, "install", "-q", "-U", "pip"], check=True)
+        python = Path(folder) / "bin" / "python"
+        subprocess.run([python, "-m", "pip", "install", "-q", "-U", "pip"], check=True)
         for extra in [*extras(), EVERYTHING]:
             try:
-                items = resolved(pip, extra)
+                items = resolved(python, extra)
             except subprocess.CalledProcessError as error:
-                print(f"[{extra}]: {error.stderr.strip()}")
+                print(f"[{extra}]: cannot be resolved", error.stderr.partition("conflict")[2])
                 failed = True
                 continue
             names = {canonicalize_name(item["metadata"]["name"]) for item in items}

@@ -148,9 +148,7 @@ def texts(browser: Any, folder: Path) -> None:
     look = {"viewport": {"width": 1180, "height": 860}}
     tall = {"viewport": {"width": 1180, "height": 1060}}
     with running(written(speech)) as run:
-        with opened(
-            browser, run.url, **tall
-        ) as made:
+        with opened(browser, run.url, **tall) as made:
             made.ask(SUMS)
             shoot(made, folder / "page-answer.png")
         with opened(browser, run.url, color_scheme="dark", **look) as made:
