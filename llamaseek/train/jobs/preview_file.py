@@ -1,4 +1,4 @@
-"""The first rows of a file as they are learnt, and the lengths of all: `data inspect FILE`."""
+"""The first rows of a file as they are trained on, and the lengths of all: `data inspect FILE`."""
 
 from __future__ import annotations
 
