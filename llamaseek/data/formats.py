@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llamaseek.data.bad_rows import RowError, unused_line
+from llamaseek.data.bad_rows import HINT, RowError, unused_line
 from llamaseek.data.columns import (
     FORMATS,
     MappedRow,
@@ -334,7 +334,7 @@ def _check_good(place: str, view: MappedRow) -> None:
     if not as_rating(view[name]):
         text = (
             f"{view.name(name)} is false, so the answer is a bad one and cannot be trained on; "
-            "data.bad_rows=skip leaves such rows out, and `dpo` makes pairs of good and bad answers"
+            f"{HINT}, and `dpo` makes pairs of good and bad answers"
         )
         raise RowError(place, "labelled as bad answers", text)
 

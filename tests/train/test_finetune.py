@@ -112,6 +112,50 @@ def test_other_rows_become_other_stages(start: Path, tmp_path: Path) -> None:
     assert text.packed > 100
 
 
+def test_what_is_said_of_the_rows_is_heeded(start: Path, tmp_path: Path) -> None:
+    """Columns, a format and an encoding, beside what is found by itself."""
+    words = [f"Größe {n} ist falsch;{'ab'[n % 2]};{'hi' if n % 3 else 'lo'}" for n in range(40)]
+    sheet = tmp_path / "sheet.csv"
+    sheet.write_bytes("\r\n".join(["said;queue;level", *words]).encode("cp1252"))
+    with pytest.raises(UserError, match=r"sheet\.csv:2: not UTF-8.*try data\.encoding=cp1252"):
+        planned(start, sheet)
+    plan = planned(start, sheet, "data.encoding=cp1252", "data.columns={label: level}")
+    assert plan.recipe.data.columns == {"text": "said", "label": "level"}
+    assert plan.rows.labels == {"hi": 26, "lo": 14} and plan.held_out == 10
+    both = [{"prompt": f"a {n}", "completion": "b", "text": f"c {n}", "label": "de"[n % 2]}
+            for n in range(40)]  # fmt: skip
+    source = write(tmp_path / "both.jsonl", both)
+    assert planned(start, source, "data.format=labels").rows.kind == "labels"
+    bodies = write(tmp_path / "bodies.jsonl", [{"body": f"Words {n}. " * 99} for n in range(40)])
+    plan = planned(start, bodies, "data.columns={text: body}")
+    assert (plan.recipe.stage, plan.recipe.data.columns) == ("pretrain", {"text": "body"})
+    assert plan.packed > 10
+    for override, said in (
+        ("data=5", "data: 5 is not allowed"),
+        ("data.columns=5", "data.columns: 5 is not allowed"),
+        ("data.format=alpaka", "data.format: 'alpaka' is not allowed"),
+    ):
+        with pytest.raises(UserError, match=said):
+            planned(start, sheet, override)
+
+
+def test_a_row_that_stops_the_plan_is_left_out_where_asked(start: Path, tmp_path: Path) -> None:
+    said = [{"text": f"Words {n}", "label": "ab"[n % 2] if n else ""} for n in range(40)]
+    source = write(tmp_path / "gap.jsonl", said)
+    with pytest.raises(
+        UserError, match=r"gap\.jsonl:1: label is empty.*; data\.bad_rows=skip leav"
+    ):
+        planned(start, source)
+    assert planned(start, source, "data.bad_rows=skip").packed > 0
+    rated = [{"prompt": f"a {n // 2}", "completion": f"b {n}", "rating": n % 2 or None}
+             for n in range(40)]  # fmt: skip
+    rated[1:1] = [{"prompt": "a 0", "completion": "c", "rating": 0}]
+    source = write(tmp_path / "rated.jsonl", rated)
+    with pytest.raises(UserError, match=r"rated\.jsonl:1: has no rating.*; data\.bad_rows=skip"):
+        planned(start, source)
+    assert planned(start, source, "data.bad_rows=skip").recipe.stage == "dpo"
+
+
 def test_rows_beyond_the_context_are_left_out_and_counted(start: Path, tmp_path: Path) -> None:
     rows = talks()
     rows[3]["conversations"][1]["value"] = "long " * 2000

@@ -71,7 +71,7 @@ def _job(
     objective: Objective,
     assess: AdvantageEstimator,
 ) -> Job:
-    bad = BadRows(recipe.data.bad_rows == "skip")
+    bad = BadRows.of(recipe.data)
     train, held_out = rollout_prompts(recipe, tokenizer, bad)
     rewards = make_rewards(recipe.rollout.rewards, tokenizer)
     torch.manual_seed(recipe.seed)
