@@ -296,8 +296,8 @@ def _described(
     named = ", ".join(f"{c} as {k}" if k != c else k for k, c in roles.items())
     listed = ", ".join(f"{label} {n:,}" for label, n in list(found.labels.items())[:10])
     more = f" and {len(found.labels) - 10} more" if len(found.labels) > 10 else ""
-    counted = f"; {len(found.labels)} labels: {listed}{more}" if listed else ""
-    sentence = f"{table.rows:,} {WORDS[kind]} ({named}){counted}{_aside(found)}"
+    labelled = f"; {counted(len(found.labels), 'label')}: {listed}{more}" if listed else ""
+    sentence = f"{table.rows:,} {WORDS[kind]} ({named}){labelled}{_aside(found)}"
     return DetectedRows(**{**found.__dict__, "sentence": sentence})
 
 
