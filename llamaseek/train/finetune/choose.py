@@ -173,8 +173,8 @@ def _packing(recipe: Recipe, config: ModelConfig, free: bool) -> tuple[Recipe, i
     tokenizer = recipe_tokenizer(recipe)
     train, held_out = split_rows(recipe)
     few = train[:LOOKED_AT]
-    lengths = [n for n in LENGTHS if n <= config.max_position_embeddings]
-    for length in (lengths or [config.max_position_embeddings]) if free else [recipe.data.length]:
+    lengths = sorted({min(length, config.max_position_embeddings) for length in LENGTHS})
+    for length in lengths if free else [recipe.data.length]:
         recipe = recipe.with_overrides({"data.length": length})
         rows, bad = _packed(recipe, tokenizer, few)
         if not bad.reasons["too long"]:
