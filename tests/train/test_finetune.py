@@ -155,6 +155,18 @@ def test_a_row_that_stops_the_plan_is_left_out_where_asked(start: Path, tmp_path
     assert planned(start, source, "data.bad_rows=skip").recipe.stage == "dpo"
 
 
+def test_the_run_is_named_after_its_data(start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def named(*sources: str) -> str:
+        plan = choose(Wanted(start, list(sources), overrides=["data.length=64"]))
+        return plan.recipe.name.removeprefix("toy-")
+
+    pages = [str(path) for path in sorted((DOCS / "post-training").glob("*.md"))]
+    assert named(str(TICKETS)) == "tickets"
+    assert named(*pages) == named(str(DOCS / "post-training" / "*.md")) == "post-training"
+    monkeypatch.chdir(DOCS / "post-training")
+    assert named("*.md") == "rows" and named("dpo.md") == "dpo"
+
+
 def test_rows_that_are_all_long_get_long_rows(start: Path, tmp_path: Path) -> None:
     rows = [{"prompt": f"{n} " * 300, "completion": f"Words {n}."} for n in range(10, 30)]
     plan = planned(start, write(tmp_path / "long.jsonl", rows))

@@ -5,6 +5,7 @@ Every choice is a field of the recipe, so that the recipe repeats it and `KEY=VA
 
 from __future__ import annotations
 
+import glob
 import re
 from dataclasses import dataclass, field, replace
 from math import ceil
@@ -117,7 +118,7 @@ def _draft(wanted: Wanted, rows: DetectedRows, config: ModelConfig, stage: str) 
     method = wanted.method or ("full" if parameters < TOY else "lora")
     adapters = {"rank": RANK, "alpha": 2.0 * RANK, "base": "nf4" if method == "qlora" else "float"}
     held_out = min(HELD_OUT, rows.rows // 4) / rows.rows if stage != "pretrain" else 0.1
-    name = f"{_stem(wanted.model)}-{Path(wanted.sources[0]).stem or 'rows'}"
+    name = f"{_stem(wanted.model)}-{_rows_name(wanted.sources)}"
     return Recipe.model_validate({
         "name": name,
         "stage": stage,
@@ -157,6 +158,14 @@ def _stem(model: Path) -> str:
     path = model.resolve()
     name = (path.parent if path.name == "model" else path).name.removesuffix(GGUF_SUFFIX)
     return QUANTIZATION.sub("", name).lower()
+
+
+def _rows_name(sources: list[str]) -> str:
+    """The name of the first file or folder; of several files, or a glob, that of their folder."""
+    first = Path(sources[0])
+    several = len(sources) > 1 or glob.has_magic(first.name)
+    name = (several and first.parent.name) or first.stem
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "rows"
 
 
 def _rounded(rate: float) -> float:
