@@ -206,15 +206,17 @@ void part(const uint8_t* const* rows, const BlockTokens& x, int first, int64_t a
   }
 }
 
-// One token alone is bound by memory, which is fastest where few streams are read in order; more go
+// One token alone is bound by memory, which is fastest where it is read in order; more go
 // by four tokens and four rows.
+constexpr int64_t kAhead = 4096;  // bytes
+
 template <class Kind>
 void tile(const uint8_t* const* rows, const BlockTokens& x, int64_t ahead, float* out) {
   constexpr BlockPart some[] = {part<Kind, 4, 1>, part<Kind, 4, 2>, part<Kind, 4, 3>,
                                 part<Kind, 4, 4>};
   if (x.count == 1) {
-    for (int row = 0; row < kRows; row += 2) {
-      part<Kind, 2, 1>(rows + row, x, 0, ahead, out + row * kTokens);
+    for (int row = 0; row < kRows; row++) {
+      part<Kind, 1, 1>(rows + row, x, 0, kAhead, out + row * kTokens);
     }
     return;
   }
