@@ -11,6 +11,7 @@ V v_head_dim.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -41,8 +42,8 @@ class Weights:
     """Weights (N_i, K) of layers that read the same input, as one operator takes them.
 
     They have `bits` bits and, where packed, scales; or `bits` is 0, and they are in GGUF's blocks,
-    of `kinds` and with the heads' widths `heads`. Where `split` is a layer, each rank has a share of
-    the inputs, and the products are added up.
+    of `kinds` and with the heads' widths `heads`. Where `split` is a layer, each rank has a share
+    of the inputs, and the products are added up.
     """
 
     weights: list[Tensor]
@@ -323,10 +324,8 @@ class Fused:
             self.steps += _steps(layer)
         further = [each for each in model.model.layers if isinstance(each, MultiTokenLayer)]
         self.ahead = [Ahead(layer) for layer in further]
-        try:
+        with suppress(ValueError):
             self.steps = [Dense(self.steps)]
-        except ValueError:
-            pass
         self.head = weights(model.lm_head)
         self.where: Where | None = None
         self.angles: tuple[Tensor, Tensor] | None = None  # of the first positions, (S, R / 2)
