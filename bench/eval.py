@@ -5,7 +5,7 @@
 
 The same float32 weights, files, items and prompts: MMLU 5-shot, HellaSwag, GSM8K 8-shot. `hf` keeps
 its cache of single-token continuations (`logits_cache`), and the better of its batch sizes 1 and 8
-counts, found in the first turn. Each is run in turn, `--repeats` times; the time is the median.
+counts, found on a fifth of the items. Each is run in turn, `--repeats` times; the median counts.
 With `--server`, an OpenAI server of the same weights (llama.cpp's, as `http://127.0.0.1:8080/v1`)
 answers GSM8K too, through lm-eval's `local-completions`; llama.cpp's gives no log-probabilities of
 a prompt's tokens, which MMLU and HellaSwag need.
@@ -17,13 +17,13 @@ import argparse
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench.common import Row, report, row
-from llamaseek.engine.engine import Engine
-from llamaseek.engine.open import open_model, open_tokenizer
+from llamaseek.evals.models import open_engine
 from llamaseek.evals.run import EvalOptions, evaluate_engine, make_plan, run_plan, served_name
 
 SUBJECTS = ("anatomy", "astronomy", "econometrics", "marketing", "philosophy")
@@ -40,18 +40,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--server", help="the address of an OpenAI server of the same weights")
     given = parser.parse_args()
-    engine = Engine(open_model(given.model, dtype="fp32"), open_tokenizer(given.model))
+    engine = open_engine(str(given.model), None, "cpu", "fp32")
     rows: list[Row] = []
     lms = {batch: hf_model(given.model, batch) for batch in (1, 8)}
     for name, options in cases(given.data, given.items).items():
-        ours, theirs = [], {batch: list[float]() for batch in lms}
-        for turn in range(given.repeats):
+        few = replace(options, limit=max(1, options.limit // 5))
+        tried = {batch: seconds(lambda lm=lm, few=few: by_lm(lm, few)) for batch, lm in lms.items()}
+        batch = min(tried, key=tried.__getitem__)
+        lm, ours, theirs = lms[batch], list[float](), list[float]()
+        for _ in range(given.repeats):
             ours.append(seconds(lambda options=options: evaluate_engine(engine, options)))
-            for batch in lms if turn == 0 else [best_of(theirs)]:
-                lm = lms[batch]
-                theirs[batch].append(seconds(lambda lm=lm, options=options: by_lm(lm, options)))
-        batch = best_of(theirs)
-        mine, peers = statistics.median(ours), statistics.median(theirs[batch])
+            theirs.append(seconds(lambda lm=lm, options=options: by_lm(lm, options)))
+        mine, peers = statistics.median(ours), statistics.median(theirs)
         peer, items = f"lm-eval hf, batch {batch}", 60 * count(options)
         rows.append(row(name, "items/min", items / mine, peer, items / peers, None))
         print(f"{name}: {mine:.1f} s, {peer}: {peers:.1f} s", flush=True)
@@ -63,11 +63,6 @@ def main() -> None:
             )
             rows.append(row(name, "items/min", items / mine, given.server, items / taken, None))
     report(rows, [], given.json)
-
-
-def best_of(times: dict[int, list[float]]) -> int:
-    """The batch size that takes the least time."""
-    return min(times, key=lambda batch: statistics.median(times[batch]))
 
 
 def cases(data: list[Path], items: tuple[int, int, int]) -> dict[str, EvalOptions]:

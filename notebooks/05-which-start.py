@@ -62,7 +62,7 @@ print(accuracy)
 #
 # ## The same question of a published model
 #
-# SmolLM2-135M-Instruct, not fine-tuned at all, told the five emotions and asked for one
+# SmolLM2-135M-Instruct, not fine-tuned at all, given the five emotions and asked for one
 # (`llamaseek download smollm2-135m-instruct` fetches it; without it the cell says so):
 
 # %%

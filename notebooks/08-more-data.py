@@ -8,7 +8,7 @@
 # better (8B vs 70B); more data is better and avoids overfitting; log-linear improvement from 200B to
 # 15T tokens.
 #
-# **Overfitting** is learning the training text by heart: the training loss falls while the loss on
+# **Overfitting** is memorizing the training text: the training loss falls while the loss on
 # text that was **held out** does not.
 
 # %%
@@ -53,7 +53,7 @@ print(f"the line explains {explained:.0%}")
 #
 # ## A larger model on little data
 #
-# The same few documents read many times by two sizes: the larger one learns them by heart sooner.
+# The same few documents read many times by two sizes: the larger one memorizes them sooner.
 # (`llamaseek study size` does this properly.)
 
 # %%

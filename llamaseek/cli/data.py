@@ -173,7 +173,7 @@ def inspect_file(
     from llamaseek.train.jobs.preview_file import ShownRows
 
     data = data_section(overrides)
-    found = detect([source], data.columns, data.encoding)
+    found = detect([source], data.columns, data.encoding, data.format)
     console.print(f"{source}: {found.sentence}", markup=False)
     if found.uses:
         console.print(columns_table(found))

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from llamaseek.errors import UserError
+from llamaseek.recipe.schema import DataRecipe
 
+HINT = "data.bad_rows=skip leaves such rows out"
 Row = tuple[str, dict[str, Any]]  # where it stands, what it says
 Made = TypeVar("Made")
 
@@ -18,7 +20,13 @@ class RowError(UserError):
 
     def __init__(self, place: str, reason: str, message: str) -> None:
         super().__init__(f"{place}: {message}")
-        self.place, self.reason = place, reason
+        self.place, self.reason, self.message = place, reason, message
+
+    def hinted(self, hint: str) -> RowError:
+        """The same error with a hint at its end, unless it says that itself."""
+        if not hint or hint in self.message:
+            return self
+        return RowError(self.place, self.reason, f"{self.message}; {hint}")
 
 
 class NoRows(UserError):
@@ -35,6 +43,12 @@ class BadRows:
     first: dict[str, str] = field(default_factory=dict)  # reason → where it was first seen
     unused: Counter[str] = field(default_factory=Counter)  # columns that nothing read
     notes: list[str] = field(default_factory=list)  # what else there is to say, a line each
+    hint: str = ""  # at the end of an error: what leaves such rows out
+
+    @classmethod
+    def of(cls, data: DataRecipe) -> BadRows:
+        """As a recipe asks for it."""
+        return cls(data.bad_rows == "skip", hint=HINT)
 
     @property
     def skipped(self) -> int:
@@ -55,13 +69,17 @@ class BadRows:
             try:
                 made = make(place, row)
             except RowError as error:
-                if not self.skip:
-                    raise
-                self.reasons[error.reason] += 1
-                self.first.setdefault(error.reason, str(error))
+                self.leave_out(error)
                 continue
             self.used += 1
             yield made
+
+    def leave_out(self, error: RowError) -> None:
+        """Count a row that cannot be used; without `skip`, raise its error with the hint."""
+        if not self.skip:
+            raise error.hinted(self.hint)
+        self.reasons[error.reason] += 1
+        self.first.setdefault(error.reason, str(error))
 
     def summary(self) -> list[str]:
         """How many rows were skipped, one line a reason with its first row; then what of the others

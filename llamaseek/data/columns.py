@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
+import yaml
+
 from llamaseek.data.bad_rows import RowError
-from llamaseek.errors import shorten, unknown_name
+from llamaseek.errors import quoted, shorten, unknown_name
 
 
 @dataclass(frozen=True)
@@ -164,5 +167,17 @@ def format_of_row(place: str, row: MappedRow) -> str:
         message = f"could be {' or '.join(found)}; {columns}; say which in data.format"
         raise RowError(place, "in no clear format", message)
     known = "; ".join(" and ".join(c.required) for c in FORMATS.values())
-    message = f"is in no known format; {columns}; known: {known}; data.columns can map them"
+    message = f"is in no known format; {columns}; known: {known}; {_mapping_hint(row)}"
     raise RowError(place, "in no known format", message)
+
+
+def _mapping_hint(row: Mapping[str, Any]) -> str:
+    """How to map a row's columns: the override that takes its first two texts for a prompt and
+    its answer.
+    """
+    texts = [name for name, value in row.items() if isinstance(value, str)]
+    if len(texts) < 2:
+        return "data.columns can map them"
+    names = dict(zip(FORMATS["prompt_completion"].required, texts, strict=False))
+    written = yaml.safe_dump(names, default_flow_style=True, sort_keys=False, width=inf)
+    return f"data.columns can map them, as {quoted(f'data.columns={written.strip()}')}"

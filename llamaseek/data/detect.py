@@ -29,6 +29,12 @@ Kind = Literal["conversations", "preferences", "ratings", "labels", "prompt_comp
 
 TEXTS = ("text", "body", "message", "content", "sentence", "review", "comment", "document")
 LABELS = ("label", "category", "class", "intent", "sentiment", "topic", "tag", "type", "target")
+QUESTIONS = (
+    ("input", "output"), ("user", "assistant"), ("q", "a"), ("source", "target"),
+    ("article", "summary"), ("article", "highlights"), ("document", "summary"),
+)  # fmt: skip
+"""Columns of prompts and their answers in tables that have no columns of a format."""
+
 MOST_LABELS, LONGEST_LABEL = 100, 60
 ROWS_A_LABEL = 2
 """A column of labels has at least so many rows for each, on average."""
@@ -71,14 +77,16 @@ def detect(
     paths: Sequence[str | Path],
     columns: Mapping[str, str] | None = None,
     encoding: str = "auto",
+    form: str = "auto",
 ) -> DetectedRows:
     """What the files, folders and globs hold, by the names of their columns, and where these say
     nothing by their values: a column of texts beside one of few, short, repeated ones is labelled.
 
-    Every row is read once. `columns` maps names as `data.columns` does. Files of text (.txt, .md,
-    .py, .html), folders of these, and rows that have a `text` alone are `text`, to continue
-    pre-training on. Raises UserError for sources that cannot be read, that mix text with rows, or
-    whose columns mean nothing known; it names the columns and how to map them.
+    Every row is read once. `columns` maps names as `data.columns` does, and `form` is
+    `data.format`. Files of text (.txt, .md, .py, .html), folders of these, and rows that have a
+    `text` alone are `text`, to continue pre-training on. Raises UserError for sources that cannot
+    be read, that mix text with rows, or whose columns mean nothing known; it names the columns and
+    how to map them.
     """
     texts = [path for path in paths if _holds_text(str(path))]
     if texts:
@@ -87,9 +95,9 @@ def detect(
             raise UserError(
                 f"{texts[0]} holds text and {others[0]} rows; allowed: files of one kind"
             )
-        return _text(sum(1 for _ in read_documents(paths)), {}, {})
+        return _text(sum(1 for _ in read_documents(paths, encoding=encoding)), {}, {})
     table = Table.read(file_rows(paths, encoding))
-    return _rows(table, dict(columns or {}))
+    return _rows(table, dict(columns or {}), form)
 
 
 def _holds_text(source: str) -> bool:
@@ -115,6 +123,7 @@ class Table:
     """The columns of all rows: how often each has a value, and few of its distinct values."""
 
     first: Row
+    values: dict[str, Any] = field(default_factory=dict)  # of each column the first but nulls
     rows: int = 0
     filled: Counter[str] = field(default_factory=Counter)
     sizes: Counter[str] = field(default_factory=Counter)  # characters
@@ -136,6 +145,8 @@ class Table:
         self.rows += 1
         for name, value in row.items():
             self.filled[name] += value is not None
+            if value is not None:
+                self.values.setdefault(name, value)
             self.sizes[name] += len(value) if isinstance(value, str) else 0
             if name not in self.mixed and value is not None:
                 self._count(name, value)
@@ -164,20 +175,20 @@ def label_text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value).strip()
 
 
-def _rows(table: Table, columns: dict[str, str]) -> DetectedRows:
+def _rows(table: Table, columns: dict[str, str], form: str = "auto") -> DetectedRows:
     place, row = table.first
     view = mapped(place, row, columns)
     try:
-        name = format_of_row(place, view)
+        name = format_of_row(place, view) if form == "auto" else form
     except RowError as error:
-        if error.reason == "in no clear format" or columns:
+        if error.reason == "in no clear format" or columns.keys() - {"text", "label"}:
             raise
-        return _by_values(table, error)
+        return _by_values(table, columns, error)
+    view = mapped(place, dict.fromkeys(table.filled) | table.values, columns)
     view.alias((*FORMATS[name].required, *FORMATS[name].optional))
-    view.alias(("system", "tools"))
     roles = _roles(view, name)
-    if name == "labels" and not table.is_free(roles["label"]):
-        return _labels(table, roles["text"], roles["label"])
+    if name == "labels" and "text" in roles and not table.is_free(roles.get("label", "")):
+        return _labels(table, roles)
     rated = rating_column(view) if name == "prompt_completion" else None
     if rated is not None:
         column = view.origin.get(rated, rated)
@@ -192,12 +203,13 @@ def _rows(table: Table, columns: dict[str, str]) -> DetectedRows:
 
 
 def _roles(view: MappedRow, name: str) -> dict[str, str]:
-    """Our names of the columns that a format reads, with the file's."""
+    """Our names of the columns that a format reads, with the file's; ratings come later."""
     columns = FORMATS[name]
+    aside = ("rating", *(_instead_of_prompt(view) if name == "preference" else ()))
     return {
         known: view.origin.get(known, known)
         for known in (*columns.required, *columns.optional)
-        if known in view and not (name == "preference" and known in _instead_of_prompt(view))
+        if known in view and known not in aside
     }
 
 
@@ -208,17 +220,26 @@ def _instead_of_prompt(view: MappedRow) -> tuple[str, ...]:
     ) else ()  # fmt: skip
 
 
-def _by_values(table: Table, error: RowError) -> DetectedRows:
-    """Rows whose columns' names are not known: labelled texts, or plain text."""
+def _by_values(table: Table, columns: Mapping[str, str], error: RowError) -> DetectedRows:
+    """Rows whose columns' names are not known: labelled texts, prompts with answers, or plain text.
+    `columns` may say which column is the text or the label.
+    """
     row = table.first[1]
     texts = [name for name in TEXTS if name in row] or _texts(table)
+    texts = [columns["text"]] if "text" in columns else texts
     labels = [name for name in LABELS if name in row and name not in texts]
     labels += [name for name in row if name not in (*labels, *texts) and table.labels_of(name)]
+    labels = [columns["label"]] if "label" in columns else labels
     for label in labels:
         if texts and table.labels_of(label):
-            return _labels(table, texts[0], label)
-    if "text" in row:
-        uses = {name: "text" if name == "text" else NOT_USED for name in table.filled}
+            return _rows(table, {"text": texts[0], "label": label}, "labels")
+    plain = {name.strip().lower(): name for name in reversed(row)}
+    for prompt, completion in QUESTIONS:
+        if prompt in plain and completion in plain:
+            return _rows(table, {"prompt": plain[prompt], "completion": plain[completion]})
+    column = columns.get("text", "text")
+    if column in row and "label" not in columns:
+        uses = {name: "text" if name == column else NOT_USED for name in table.filled}
         return _text(table.rows, uses, dict(table.filled))
     raise error
 
@@ -237,9 +258,15 @@ def _text(rows: int, uses: dict[str, str], filled: dict[str, int]) -> DetectedRo
     return DetectedRows("text", rows, sentence, uses=uses, filled=filled)
 
 
-def _labels(table: Table, text: str, label: str) -> DetectedRows:
+def _labels(table: Table, roles: dict[str, str]) -> DetectedRows:
+    label = roles["label"]
     counts = table.labels_of(label) or dict(table.counts.get(label, Counter()).most_common())
-    return _described("labels", table, "labels", {"text": text, "label": label}, counts)
+    if label in counts:
+        raise UserError(
+            f"{table.first[0].rpartition(':')[0]}: the column {label!r} holds {label!r} in "
+            f"{counted(counts[label], 'row')}: the line of column names is missing, or stands twice"
+        )
+    return _described("labels", table, "labels", roles, counts)
 
 
 WORDS = {
@@ -269,8 +296,8 @@ def _described(
     named = ", ".join(f"{c} as {k}" if k != c else k for k, c in roles.items())
     listed = ", ".join(f"{label} {n:,}" for label, n in list(found.labels.items())[:10])
     more = f" and {len(found.labels) - 10} more" if len(found.labels) > 10 else ""
-    counted = f"; {len(found.labels)} labels: {listed}{more}" if listed else ""
-    sentence = f"{table.rows:,} {WORDS[kind]} ({named}){counted}{_aside(found)}"
+    labelled = f"; {counted(len(found.labels), 'label')}: {listed}{more}" if listed else ""
+    sentence = f"{table.rows:,} {WORDS[kind]} ({named}){labelled}{_aside(found)}"
     return DetectedRows(**{**found.__dict__, "sentence": sentence})
 
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llamaseek.data.bad_rows import RowError, unused_line
+from llamaseek.data.bad_rows import HINT, RowError, unused_line
 from llamaseek.data.columns import (
     FORMATS,
     MappedRow,
@@ -142,7 +142,7 @@ class RowReader:
         """What was read of no row, and what is likely to be a mistake, a line each."""
         lines = [
             f"data: {name} begins with the text of its prompt in {n:,} of {self.rows:,} rows; it "
-            "is learnt as it is written"
+            "is trained on as it is written"
             for name, n in self.repeats.items()
         ]
         unused = {name: n for name, n in self.unused.items() if name not in self.ignore}
@@ -334,7 +334,7 @@ def _check_good(place: str, view: MappedRow) -> None:
     if not as_rating(view[name]):
         text = (
             f"{view.name(name)} is false, so the answer is a bad one and cannot be trained on; "
-            "data.bad_rows=skip leaves such rows out, and `dpo` makes pairs of good and bad answers"
+            f"{HINT}, and `dpo` makes pairs of good and bad answers"
         )
         raise RowError(place, "labelled as bad answers", text)
 

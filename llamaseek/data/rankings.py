@@ -15,7 +15,7 @@ from llamaseek.data.bad_rows import BadRows, Row, RowError
 from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.data.formats import Ranking, RowReader
 from llamaseek.data.pack import Example, pack_apart
-from llamaseek.data.ratings import is_rated
+from llamaseek.data.ratings import are_rated
 from llamaseek.data.rows import check_length, encode, shifted
 from llamaseek.text.chat import ANSWER, PROMPT, ChatIds
 from llamaseek.text.tokenizer import Tokenizer
@@ -110,7 +110,7 @@ def scored_answers(
 ) -> Batch:
     """What a reward model learns from: rated answers, or rankings."""
     rows, columns = list(rows), reader.columns if reader else {}
-    pack = rated_answers if rows and is_rated(rows[0], columns) else rankings
+    pack = rated_answers if are_rated(rows, columns) else rankings
     return pack(rows, tokenizer, length, reader, bad)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from llamaseek.data.bad_rows import Row, RowError
+from llamaseek.data.bad_rows import BadRows, Row, RowError
 from llamaseek.data.columns import FORMATS, MappedRow, mapped
+from llamaseek.data.turns import as_messages, says_something
 from llamaseek.errors import UserError, shorten
 from llamaseek.units import counted
 
@@ -23,6 +23,7 @@ class NoPairs(UserError):
 PAIRED = ("completion", "rating")
 """The columns of a rated answer, in our names, that its pair no longer has."""
 
+LOOKED_AT = 100  # rows, for whether they are rated
 TRUTHS = {"true": 1.0, "false": 0.0}
 Rated = tuple[float, str, Mapping[str, Any], MappedRow]
 
@@ -48,32 +49,42 @@ def as_rating(value: Any) -> float | None:
         return None
 
 
-def pairs_of_ratings(rows: list[Row], columns: Mapping[str, str]) -> tuple[list[Row], list[str]]:
+def pairs_of_ratings(
+    rows: list[Row], columns: Mapping[str, str], bad: BadRows | None = None
+) -> tuple[list[Row], list[str]]:
     """The rows of better answers with `chosen` and `rejected` in place of their own completion and
     rating, and a line that says how many there are.
 
     Of n answers to a prompt the best goes with the worst, the second with the second worst, as
     long as their ratings differ. Rows that hold no ratings are given back. RowError for a row
-    without a rating; UserError where no prompt has two answers of different ratings.
+    without a rating or an answer, or `bad` counts it; UserError where no prompt has two answers of
+    different ratings.
     """
-    if not rows or _rated(*rows[0], columns)[0] is None:
+    if not are_rated(rows, columns):
         return rows, []
-    groups: dict[str, list[Rated]] = defaultdict(list)
+    groups, errors = dict[str, list[Rated]](), list[RowError]()
     for place, row in rows:
-        rating, view = _rated(place, row, columns)
-        if rating is None:
-            message = f"has no rating in {' or '.join(RATINGS)}: {shorten(str(row))}"
-            raise RowError(place, "without a rating", message)
-        prompt = [view.get(name) for name in ("system", "prompt")]
-        groups[json.dumps(prompt, default=str)].append((rating, place, row, view))
+        try:
+            one = _checked(place, row, columns)
+        except RowError as error:
+            errors.append(error)
+            continue
+        prompt = [one[-1].get(name) for name in ("system", "prompt")]
+        groups.setdefault(json.dumps(prompt, default=str), []).append(one)
+    bad = bad or BadRows()
+    if errors and not bad.skip:
+        bad.leave_out(errors[0])
     mapped_names = {path.split(".")[0] for path in columns.values()}
     made = [pair for group in groups.values() for pair in _pairs(group, mapped_names)]
-    if not made:
+    if made:
+        for left_out in errors:
+            bad.leave_out(left_out)
+    else:
         raise NoPairs(
             f"{rows[0][0]}: holds ratings, and no prompt has two answers that are rated "
             "differently; `reward` learns from each rating by itself"
         )
-    alone = len(rows) - 2 * len(made)
+    alone = len(rows) - len(errors) - 2 * len(made)
     more = f"; {alone:,} have no other to the same prompt that is rated differently"
     pairs = counted(len(made), "pair")
     note = f"data: {pairs} of {len(rows):,} rated answers{more if alone else ''}"
@@ -98,9 +109,26 @@ def scaled_ratings(rows: list[Row], columns: Mapping[str, str]) -> tuple[list[Ro
     return made, [f"data: {len(values):,} rated answers, ratings from {low:g} to {high:g}"]
 
 
-def is_rated(row: Row, columns: Mapping[str, str]) -> bool:
-    """Whether a row is one rated answer, not a pair."""
-    return _rated(*row, columns)[0] is not None
+def are_rated(rows: Sequence[Row], columns: Mapping[str, str]) -> bool:
+    """Whether rows are rated answers, not pairs: one of the first hundred is."""
+    return any(_rated(*row, columns)[0] is not None for row in rows[:LOOKED_AT])
+
+
+def _checked(place: str, row: Mapping[str, Any], columns: Mapping[str, str]) -> Rated:
+    """A rated answer; RowError for a row that is none, or whose answer is empty."""
+    rating, view = _rated(place, row, columns)
+    lacking = [name for name in FORMATS["prompt_completion"].required if name not in view]
+    if lacking:
+        message = f"has no {lacking[0]!r}; its columns are {shorten(', '.join(row)) or 'none'}"
+        raise RowError(place, "without a column", message)
+    if rating is None:
+        message = f"has no rating in {' or '.join(RATINGS)}: {shorten(str(row))}"
+        raise RowError(place, "without a rating", message)
+    name = view.name("completion")
+    answer = as_messages(place, name, view["completion"], "assistant")
+    if not answer or not says_something(answer[-1]):
+        raise RowError(place, "without an answer", f"{name} is empty in {shorten(str(row))}")
+    return rating, place, row, view
 
 
 def _rated(

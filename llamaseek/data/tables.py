@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -29,6 +30,9 @@ PARQUET_ROWS = 1024
 """Rows read at once: 5 MB where a document has 5 kB."""
 
 DELIMITERS = ",;\t|"
+DELIMITER_LINE = re.compile(r'"?sep=([,;\t|])"?')
+"""A first line by which Excel is told the delimiter."""
+
 WRAPPERS = {"data", "rows", "train", "examples", "instances"}
 """The names under which a file that is one JSON object has its rows."""
 
@@ -125,14 +129,20 @@ def _json_array(path: Path, lines: Iterable[bytes]) -> Placed:
 
 
 def _csv_rows(path: Path, lines: Iterable[bytes]) -> Placed:
-    """Every value is a text, and an empty field an empty text; a row's place is its first line."""
+    """Every value is a text, and an empty field an empty text; a row's place is its first line.
+
+    A row whose fields are all empty is passed over as an empty line is: spreadsheets end with such.
+    """
     csv.field_size_limit(LONGEST_FIELD)
     texts = (decoded(f"{path}:{number}", line) for number, line in enumerate(lines, start=1))
-    first = next(texts, "")
-    delimiter = _delimiter(path, first)
+    first, begin = next(texts, ""), 1
+    said = DELIMITER_LINE.fullmatch(first.strip())
+    if said is not None:
+        first, begin = next(texts, ""), 2
+    delimiter = said[1] if said is not None else _delimiter(path, first)
     reader = csv.reader(chain([first], texts), delimiter=delimiter, strict=True)
     header: list[str] | None = None
-    begin = 1
+    above = begin - 1
     while True:
         try:
             row = next(reader, None)
@@ -141,10 +151,10 @@ def _csv_rows(path: Path, lines: Iterable[bytes]) -> Placed:
         if row is None:
             return
         if header is None:
-            header = _header(path, row)
-        elif row:
+            header = _header(f"{path}:{begin}", row)
+        elif any(row):
             yield f"{path}:{begin}", _csv_row(f"{path}:{begin}", header, row)
-        begin = reader.line_num + 1
+        begin = above + reader.line_num + 1
 
 
 def _delimiter(path: Path, header: str) -> str:
@@ -157,11 +167,11 @@ def _delimiter(path: Path, header: str) -> str:
     return max(DELIMITERS, key=names)
 
 
-def _header(path: Path, names: list[str]) -> list[str]:
+def _header(place: str, names: list[str]) -> list[str]:
     names = [name.strip() or f"Unnamed: {n}" for n, name in enumerate(names)]  # as pandas does
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"{path}:1: two columns have the name {name!r}")
+            raise UserError(f"{place}: two columns have the name {name!r}")
     return names
 
 
@@ -248,7 +258,7 @@ def _row_reader(path: Path, schema: Any) -> Callable[[Row], Row]:
 def _value_reader(kind: Any) -> Callable[[Any], Any] | None:
     """What undoes Arrow's forms: JSON texts, maps, and the nulls that fill a struct's other keys.
 
-    A null within a struct cannot be told from a key that was not there, and is left out.
+    A null within a struct cannot be distinguished from a key that was not there, and is left out.
     """
     import pyarrow as pa
 

@@ -1,6 +1,6 @@
 """The messages in a row's cells: OpenAI's, ShareGPT's and plain texts, made one form.
 
-A message becomes role, content, reasoning, calls, and `train: false` where it is not to be learnt.
+A message becomes role, content, reasoning, calls, and `train: false` where it has no loss.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROLES_ELSEWHERE = ("developer", "function", "human", "gpt", "model")
 """Of these, what messages have as their role: OpenAI's, LLaMA-Factory's and Gemini's names."""
 
 LOSS_KEYS = ("train", "weight", "loss", "training")
-"""What says whether a message is learnt: axolotl's and ours, OpenAI's, ms-swift's, axolotl's."""
+"""Keys of whether a message has a loss: axolotl's and ours, OpenAI's, ms-swift's, axolotl's."""
 
 USED_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", *REASONING_KEYS)
 PYTHON_MESSAGES = re.compile(r"\s*\[\s*\{'(role|content|from|value)': ")
@@ -101,7 +101,7 @@ def _message(place: str, where: str, given: Mapping[str, Any], unused: Counter[s
     elif content is not None or any(key in given for key in ("content", "value")):
         made["content"] = content
     made |= {key: message[key] for key in USED_KEYS if key in message and key not in made}
-    if not _is_learnt(place, where, message, role):
+    if not _has_loss(place, where, message, role):
         made["train"] = False
     known = (*USED_KEYS, *LOSS_KEYS, *_forms(message))
     column = where.partition("[")[0]
@@ -145,7 +145,7 @@ def _role(place: str, where: str, message: Mapping[str, Any]) -> Any:
     return SPEAKERS[speaker]
 
 
-def _is_learnt(place: str, where: str, message: Mapping[str, Any], role: Any) -> bool:
+def _has_loss(place: str, where: str, message: Mapping[str, Any], role: Any) -> bool:
     """Whether a message's own keys leave it in the loss."""
     found = {key: message[key] for key in LOSS_KEYS if key in message}
     for key, value in found.items():

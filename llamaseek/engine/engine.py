@@ -23,7 +23,7 @@ from llamaseek.engine.forward.paged import build_cache, bytes_per_token
 from llamaseek.engine.forward.runner import Runner, home
 from llamaseek.engine.forward.step_layout import StepLayout, some_rows
 from llamaseek.engine.leader import CacheBlocks, lead
-from llamaseek.engine.logprobs import score_prompt, score_tokens
+from llamaseek.engine.logprobs import score_prompts, score_tokens
 from llamaseek.engine.options import EngineOptions
 from llamaseek.engine.request import (
     ActiveRequest,
@@ -308,9 +308,8 @@ class Engine:
         hidden, layout = self.runner.run(plan)
         self.statistics.steps += 1
         self.statistics.computed += hidden.shape[0]
-        for place, chunk in enumerate(plan):
-            if chunk.answer.unscored:
-                score_prompt(self.runner, chunk, hidden[layout.ends[place] - chunk.count :])
+        if any(chunk.answer.unscored for chunk in plan):
+            score_prompts(self.runner, plan, hidden, layout.ends.tolist())
         self._say(plan, hidden, layout, deltas)
         self.drafter.propose(plan, hidden, layout)
         for chunk in plan:
@@ -354,7 +353,7 @@ class Engine:
         statistics.drafted += len(answer.drafts)
         statistics.accepted += len(generated) - 1
         first = answer.first_token is None
-        delta = Delta(answer.request.id, answer.index, [])
+        delta = Delta(answer.request.id, answer.index, [], moment=now)
         try:
             if answer.error is not None:
                 raise answer.error

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from llamaseek.engine.forward.runner import Runner
+from llamaseek.engine.forward.step_layout import some_rows
 from llamaseek.engine.request import Delta, Logprob, SequenceState
 from llamaseek.engine.scheduler import Chunk
 
@@ -43,23 +44,35 @@ def log_probabilities(
     return logprobs
 
 
-def score_prompt(runner: Runner, chunk: Chunk, hidden: Tensor) -> None:
-    """Log-probabilities of prompt tokens from hidden (at least the chunk's, D).
+def score_prompts(runner: Runner, plan: Sequence[Chunk], hidden: Tensor, ends: list[int]) -> None:
+    """Log-probabilities of the prompts' tokens that a step computed: hidden (N, D).
 
-    The logits are made for some places at a time: whole, they would be (N, V).
+    `ends` holds, for each chunk of the plan, the row after its last. The logits are made for some
+    rows at a time, of several prompts together: whole, they would be (N, V).
     """
-    answer = chunk.answer
-    scores = answer.prompt_logprobs
-    start = min(answer.scored_from + 1, answer.prompt_length)
-    scores += [] if scores else [None] * start
-    wanted = answer.params.prompt_logprobs or 0
-    rows = max(1, PROMPT_LOGITS // runner.model.config.vocab_size)
-    first = max(chunk.start, len(scores) - 1)
-    last = min(chunk.start + chunk.count, answer.prompt_length - 1)
-    for at in range(first, last, rows):
-        end = min(at + rows, last)
-        logits = runner.logits(hidden[at - chunk.start : end - chunk.start])
-        scores += log_probabilities(logits, answer.tokens[at + 1 : end + 1], [wanted] * (end - at))
+    rows: list[int] = []
+    tokens: list[int] = []
+    most: list[int] = []
+    lists: list[list[Logprob | None]] = []
+    for chunk, end in zip(plan, ends, strict=True):
+        answer, scores = chunk.answer, chunk.answer.prompt_logprobs
+        if not answer.unscored:
+            continue
+        scores += [] if scores else [None] * min(answer.scored_from + 1, answer.prompt_length)
+        first = max(chunk.start, len(scores) - 1)
+        last = min(chunk.start + chunk.count, answer.prompt_length - 1)
+        begin = end - chunk.count - chunk.start  # the row of the prompt's first token
+        rows += range(begin + first, begin + last)
+        tokens += answer.tokens[first + 1 : last + 1]
+        most += repeat(answer.params.prompt_logprobs or 0, max(last - first, 0))
+        lists += repeat(scores, max(last - first, 0))
+    at_once = max(1, PROMPT_LOGITS // runner.model.config.vocab_size)
+    for at in range(0, len(rows), at_once):
+        part = slice(at, at + at_once)
+        logits = runner.logits(some_rows(hidden, rows[part]))
+        found = log_probabilities(logits, tokens[part], most[part])
+        for scores, logprob in zip(lists[part], found, strict=True):
+            scores.append(logprob)
 
 
 def score_tokens(logits: Tensor, scored: Sequence[tuple[SequenceState, Delta, int]]) -> None:

@@ -20,8 +20,6 @@ from llamaseek.engine.blocks import BlockPool, chain
 from llamaseek.engine.request import Request, SequenceState
 from llamaseek.errors import UserError
 
-WORTH_WAITING = 32  # tokens; SGLang's threshold
-
 
 class QueueFull(Exception):
     """The queue is full; retry later."""
@@ -160,18 +158,23 @@ class Scheduler:
         self.preemptions += 1
 
     def _admit(self, plan: list[Chunk], budget: int) -> None:
-        """Start those that wait, in order, as far as rows, budget and blocks go."""
-        while self.waiting and self._rows and budget > 0:
-            answer = self.waiting[0]
+        """Start those that wait, in order, as far as rows, budget and blocks go.
+
+        One whose blocks are being computed lets others by: it could use nothing of this step.
+        """
+        passed = 0
+        while passed < min(len(self.waiting), self.max_num_seqs) and self._rows and budget > 0:
+            answer = self.waiting[passed]
             keys = self._shareable(answer)
             shared = self.pool.share(keys)
             if self._computed_soon(keys[len(shared) :]):
                 self.pool.release(shared)
-                return
+                passed += 1
+                continue
             if -(-len(answer.tokens) // self.pool.size) - len(shared) > self.pool.free:
                 self.pool.release(shared)
                 return
-            self.waiting.popleft()
+            del self.waiting[passed]
             self.running.append(answer)
             answer.row = self._rows.pop()
             self._give(answer, shared)
@@ -186,15 +189,13 @@ class Scheduler:
                 plan.append(Chunk(answer, answer.computed, count))
 
     def _computed_soon(self, missing: list[bytes]) -> bool:
-        """Whether a running answer computes `WORTH_WAITING` tokens or more of missing blocks.
+        """Whether a running answer computes the first of the missing blocks.
 
-        Who needs the same ones waits for it rather than compute them too.
+        Who needs the same one waits for it rather than compute it too.
         """
-        blocks = -(-WORTH_WAITING // self.pool.size)
-        if len(missing) < blocks:
-            return False
-        key = missing[blocks - 1]
-        return any(key in answer.keys[answer.published :] for answer in self.running)
+        return bool(missing) and any(
+            missing[0] in answer.keys[answer.published :] for answer in self.running
+        )
 
     def _shareable(self, answer: SequenceState) -> list[bytes]:
         """The keys of its full blocks but the last token's, which has to be computed.

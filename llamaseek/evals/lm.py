@@ -116,7 +116,7 @@ class EngineLM(LM):  # type: ignore[misc]
     Requests are computed in chunks, each from an empty prefix cache, so that a chunk's figures do
     not depend on what ran before; `journal` keeps them for a run that is resumed. `truncate` cuts
     prompts that do not fit, after begin-of-text; without it they are a UserError. `progress` is
-    told how many requests there are more, and how many are done.
+    called with the number of new requests, and with the number that is done.
     """
 
     engine: Engine

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from llamaseek.checkpoints.sources import find_source
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.open import open_model, open_tokenizer
+from llamaseek.engine.options import EngineOptions
 from llamaseek.errors import UserError
 from llamaseek.evals.run import EvalOptions, Evaluation, Progress, evaluate_engine, evaluate_server
 
@@ -48,11 +49,15 @@ def evaluate_all(
 
 
 def open_engine(model: str, adapter: Path | None, device: str, dtype: str) -> Engine:
-    """The engine of a model by what the user calls it. UserError where it cannot be used."""
+    """The engine of a model by what the user calls it. UserError where it cannot be used.
+
+    Its cache has small blocks: answers to choose from are short, and share all that is before them.
+    """
     source = find_source(Path(model), adapters=True)
     return Engine(
         open_model(source, device=device, dtype=dtype, adapter=adapter),
         open_tokenizer(source, adapter),
+        EngineOptions(block_size=8),
     )
 
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -248,7 +249,8 @@ def run_plan(
     lm: Any, tasks: Any, plan: Sequence[PlannedTask], options: EvalOptions, name: str
 ) -> Evaluation:
     """Ask any model of lm-eval's interface what is planned; `name` is what it is called."""
-    found = [_run(lm, tasks, planned, options) for planned in plan]
+    with environment_described_once():
+        found = [_run(lm, tasks, planned, options) for planned in plan]
     evaluation = _joined(name, found, lm)
     if options.overlap is not None:
         from llamaseek.evals.overlap import overlaps, training_texts
@@ -258,6 +260,19 @@ def run_plan(
     if options.out is not None:
         write(evaluation, options.out)
     return evaluation
+
+
+@contextmanager
+def environment_described_once() -> Iterator[None]:
+    """lm-eval describes the machine after every task, which takes half a second with `pip list`."""
+    from torch.utils import collect_env
+
+    describe = collect_env.get_pretty_env_info
+    collect_env.get_pretty_env_info = cache(describe)
+    try:
+        yield
+    finally:
+        collect_env.get_pretty_env_info = describe
 
 
 @contextmanager

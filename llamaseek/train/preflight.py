@@ -82,7 +82,7 @@ def _texts(recipe: Recipe) -> Iterator[str]:
     for name, paths in corpora.items():
         files, column = 0, data.columns.get("text", "text")
         for path in paths:
-            bad = BadRows(data.bad_rows == "skip")
+            bad = BadRows.of(data)
             if path.startswith(SCHEME):
                 texts, found = read_hub(path, 0, 1, bad), 1
             else:
@@ -105,7 +105,7 @@ def _rows(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[str]:
         yield f"data.rows: {counts}, generated"
         return
     if recipe.samples:
-        bad = BadRows(data.bad_rows == "skip")
+        bad = BadRows.of(data)
         prompts = prompts_of(recipe, tokenizer, bad)
         yield f"data.sources: {counted(len(prompts), 'prompt')} to be answered"
     else:

@@ -120,9 +120,9 @@ def test_what_is_learnt_is_coloured(cli: Cli, place: Path, monkeypatch: pytest.M
 
 def test_columns_of_a_file_can_be_mapped(cli: Cli, place: Path) -> None:
     path = place / "odd.jsonl"
-    path.write_text('{"q": "x", "a": "y"}\n')
+    path.write_text('{"frage": "x", "antwort": "y"}\n')
     refused = cli("data", "inspect", str(path))
-    assert refused.code == 2 and "its columns are q, a" in refused.err
-    mapped = cli("data", "inspect", str(path), "data.columns={prompt: q, completion: a}")
+    assert refused.code == 2 and "its columns are frage, antwort" in refused.err
+    mapped = cli("data", "inspect", str(path), "data.columns={prompt: frage, completion: antwort}")
     assert mapped.code == 0 and "user: x\nassistant: y" in mapped.out
     assert cli("data", "inspect", "quickstart-sft", "--model", "x").code == 2

@@ -82,8 +82,8 @@ def test_an_answer_that_begins_with_the_prompts_text_is_reported() -> None:
     reader.conversation("x:1", {"prompt": prompt, "completion": f"{prompt} Once …"})
     reader.conversation("x:2", {"prompt": "Red", "completion": "Red it is."})
     assert reader.notes() == [
-        "data: completion begins with the text of its prompt in 1 of 2 rows; it is learnt as it is "
-        "written"
+        "data: completion begins with the text of its prompt in 1 of 2 rows; it is trained on as "
+        "it is written"
     ]
 
 

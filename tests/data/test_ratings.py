@@ -22,7 +22,7 @@ def rated(*answers: tuple[str, str, Any], column: str = "label", **more: Any) ->
     ]
 
 
-def said(pairs: Any) -> list[tuple[str, str]]:
+def said_in(pairs: Any) -> list[tuple[str, str]]:
     return [(row["chosen"], row["rejected"]) for _, row in pairs]
 
 
@@ -31,7 +31,7 @@ def said(pairs: Any) -> list[tuple[str, str]]:
 def test_a_prompts_better_answers_go_with_its_worse(column: str, good: Any, bad: Any) -> None:
     rows = rated(("a", "no", bad), ("b", "x", good), ("a", "yes", good), column=column)
     pairs, notes = pairs_of_ratings(rows, {})
-    assert said(pairs) == [("yes", "no")] and pairs[0][0] == "x:3"
+    assert said_in(pairs) == [("yes", "no")] and pairs[0][0] == "x:3"
     assert notes == [
         "data: 1 pair of 3 rated answers; 1 have no other to the same prompt that is rated "
         "differently"
@@ -43,7 +43,7 @@ def test_a_prompts_better_answers_go_with_its_worse(column: str, good: Any, bad:
 def test_the_best_goes_with_the_worst_and_so_on_inwards() -> None:
     rows = rated(*[("a", str(n), n) for n in (3, 5, 1, 4, 2)], column="score", system="s", id=7)
     pairs, notes = pairs_of_ratings(rows, {})
-    assert said(pairs) == [("5", "1"), ("4", "2")] and notes
+    assert said_in(pairs) == [("5", "1"), ("4", "2")] and notes
     reader = RowReader()
     assert reader.ranking(*pairs[0]).prompt[0] == {"role": "system", "content": "s"}
     assert reader.unused == {"id": 1}
@@ -53,7 +53,7 @@ def test_columns_of_ratings_are_mapped() -> None:
     rows = [("x:1", {"q": "a", "a": "b", "stars": 5}), ("x:2", {"q": "a", "a": "c", "stars": 1})]
     columns = {"prompt": "q", "completion": "a", "rating": "stars"}
     (pair,), _ = pairs_of_ratings(rows, columns)
-    assert said([pair]) == [("b", "c")]
+    assert said_in([pair]) == [("b", "c")]
     reader = RowReader(columns=columns)
     assert reader.ranking(*pair).prompt == [{"role": "user", "content": "a"}]
     assert reader.unused == {
@@ -71,6 +71,25 @@ def test_what_makes_no_pair_is_said() -> None:
                 {"prompt": "a", "completion": "b"}, {"text": "a", "label": 1}):  # fmt: skip
         rows = [("x:1", row)]
         assert pairs_of_ratings(rows, {}) == (rows, [])
+
+
+def test_rated_answers_that_cannot_be_used_are_named_or_left_out() -> None:
+    """By their own place and column, before they are paired."""
+    good = [("a", "yes", 5), ("a", "no", 1)]
+    for answer, said in ((("a", "", 3), "completion is empty"),
+                         (("a", [], 3), "completion is empty"),
+                         (("a", 7, 3), "completion is 7, not a text"),
+                         (("a", "b", None), "has no rating")):  # fmt: skip
+        rows = rated(answer, *good, column="rating")
+        with pytest.raises(RowError, match=f"x:1: {said}"):
+            pairs_of_ratings(rows, {})
+        bad = BadRows(skip=True)
+        pairs, notes = pairs_of_ratings(rows, {}, bad)
+        assert said_in(pairs) == [("yes", "no")] and notes == ["data: 1 pair of 3 rated answers"]
+        assert bad.skipped == 1 and said in bad.summary()[1]
+    with pytest.raises(RowError, match="x:2: has no 'completion'; its columns are prompt, score"):
+        pairs_of_ratings([*rated(("a", "b", 1), column="score"),
+                          ("x:2", {"prompt": "a", "score": 2})], {})  # fmt: skip
 
 
 @pytest.mark.parametrize("column", ["label", "rating"])

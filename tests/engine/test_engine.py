@@ -97,7 +97,7 @@ def test_a_step_that_breaks_late_still_tells_what_it_has_said(
     model: CausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     it = engine(model)
-    ends, goes_on = it.add(request(max_tokens=1)), it.add(request(max_tokens=5))
+    ends, goes_on = it.add(request(max_tokens=1)), it.add(request([3] * 9, max_tokens=5))
     monkeypatch.setattr(it.drafter, "propose", lambda *step: 1 / 0)
     told = [(delta.request, len(delta.tokens), delta.finish) for delta in it.step()]
     first, second = ends.request.id, goes_on.request.id

@@ -67,6 +67,19 @@ def test_first_come_first_served() -> None:
     assert [chunk.answer for chunk in it.schedule()] == [queue[1], queue[2]]
 
 
+def test_who_waits_for_a_shared_block_lets_others_by() -> None:
+    it = scheduler(budget=32)
+    first, same, other = answer(9), answer(7), answer(6, first=50)
+    for each in (first, same, other):
+        it.add(each)
+    plan = it.schedule()
+    assert [(chunk.answer is other, chunk.count) for chunk in plan] == [(False, 9), (True, 6)]
+    assert list(it.waiting) == [same]
+    play(it, plan)
+    found = {id(chunk.answer): (chunk.start, chunk.count) for chunk in it.schedule()}
+    assert found[id(same)] == (4, 3)  # the block is there by then
+
+
 def test_the_newest_makes_way_and_comes_back_first() -> None:
     it = scheduler(blocks=5)
     old, new = answer(8, new=12), answer(8, first=100)

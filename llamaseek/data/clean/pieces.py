@@ -1,7 +1,7 @@
 """What stands between two spaces, in words: the rules of spaCy's English tokenizer.
 
 Marks come off the front and the end in turn, then the middle is cut at hyphens and the like;
-abbreviations, contractions and faces are known by heart.
+abbreviations, contractions and faces are listed here.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def build_corpus(
     `tokenizer` is used in place of one trained on the text, as when a run is resumed.
     """
     data = recipe.data
-    bad = BadRows(data.bad_rows == "skip")
+    bad = BadRows.of(data)
     sources = open_sources(recipe, bad)
     tokenizer = _tokenizer(recipe, sources, tokenizer)
     schedule = Schedule(phases_of(recipe, sources), data.budgets)

@@ -65,7 +65,7 @@ def open_sources(recipe: Recipe, bad: BadRows | None = None) -> list[TextSource]
     mix = first_mix(data)
     skip = data.bad_rows == "skip"
     readers = {name: _reader(name, data, mix, recipe.seed) for name in _names(data)}
-    counted = bad or BadRows(skip)  # the other readings pass over the same rows
+    counted = bad or BadRows.of(data)  # the other readings pass over the same rows
     sizes = {name: sum(map(len, read(counted))) for name, read in readers.items()}
     for name, size in sizes.items():
         if not size:

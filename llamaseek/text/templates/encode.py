@@ -217,7 +217,10 @@ def check_shown(
 ) -> None:
     """UserError for tools or calls that a template does not write anywhere."""
     if tools and not _reads(source, "tools"):
-        raise UserError("tools: this model's chat template does not show them to the model")
+        raise UserError(
+            "tools: this model's chat template does not show them to the model; Llama 3.1's and "
+            "later ones do"
+        )
     for index, message in enumerate(messages):
         if message.get("tool_calls") and not _reads(source, "tool_calls"):
             raise UserError(

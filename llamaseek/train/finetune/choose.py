@@ -6,26 +6,25 @@ Every choice is a field of the recipe, so that the recipe repeats it and `KEY=VA
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
 
-from llamaseek.data.bad_rows import BadRows, Row
-from llamaseek.data.batch import Batch
+from llamaseek.data.bad_rows import HINT, BadRows, NoRows, Row
 from llamaseek.data.detect import DetectedRows, Kind, detect
 from llamaseek.data.documents import read_documents
 from llamaseek.data.formats import RowReader
 from llamaseek.data.ratings import NoPairs, pairs_of_ratings
 from llamaseek.data.row_sources import file_rows
-from llamaseek.errors import UserError
+from llamaseek.errors import UserError, shorten
 from llamaseek.files import GGUF_SUFFIX
 from llamaseek.herd import ModelConfig
 from llamaseek.herd.folder import read_config
 from llamaseek.herd.tensors import count_parameters
 from llamaseek.plan.learning_rate import usual_rate
-from llamaseek.recipe.reading import apply_override
-from llamaseek.recipe.schema import Recipe
+from llamaseek.recipe.reading import apply_override, as_words, validated
+from llamaseek.recipe.schema import DataRecipe, Recipe
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.finetune.fit import Cost, fitted
 from llamaseek.train.jobs.supervised import PACKERS, split_rows
@@ -84,19 +83,24 @@ class TuningPlan:
 
 
 def choose(wanted: Wanted) -> TuningPlan:
-    """The plan for a model and data. Raises UserError for data that cannot be learnt from, a
+    """The plan for a model and data. Raises UserError for data that cannot be trained on, a
     method that does not fit the machine, and overrides that are not allowed.
     """
-    given: dict[str, Any] = {}
+    given: dict[str, Any] = {"data": {"sources": wanted.sources}}
     for override in wanted.overrides:
         apply_override(given, override)
-    data = given.get("data", {})
-    encoding = data.get("encoding", "auto")
-    rows = detect(wanted.sources, data.get("columns"), encoding)
+    data = validated(DataRecipe, given["data"], "data")
+    rows = detect(wanted.sources, data.columns, data.encoding, data.format)
+    if len(rows.labels) == 1:
+        only = shorten(repr(*rows.labels))
+        raise UserError(f"{data.sources[0]}: all labels are {only}, so there is nothing to learn")
+    if data.columns:  # with those that were found beside them
+        columns = as_words({"data.columns": {**rows.columns, **data.columns}})
+        wanted = replace(wanted, overrides=[*wanted.overrides, *columns])
     config = read_config(wanted.model)
-    draft = _draft(wanted, rows, config, _stage(wanted, rows, encoding))
+    draft = _draft(wanted, rows, config, _stage(data, rows))
     recipe = draft.with_overrides(wanted.overrides)
-    recipe, packed, whole = _packing(recipe, config, "length" not in data)
+    recipe, packed, whole = _packing(recipe, config, "length" not in data.model_fields_set)
     most = LABEL_EPOCHS if rows.kind == "labels" else MOST_EPOCHS
     recipe, epochs = _steps(recipe, wanted, packed, most, given.get("train", {}))
     if whole or (recipe.stage == "pretrain" and recipe.data.holdout):
@@ -137,11 +141,12 @@ def _draft(wanted: Wanted, rows: DetectedRows, config: ModelConfig, stage: str) 
     })  # fmt: skip
 
 
-def _stage(wanted: Wanted, rows: DetectedRows, encoding: str) -> str:
+def _stage(data: DataRecipe, rows: DetectedRows) -> str:
     """The stage for a kind of rows; rated answers that make no pair train a reward model."""
     if rows.kind == "ratings":
         try:
-            pairs_of_ratings(list(file_rows(wanted.sources, encoding)), rows.columns)
+            every = list(file_rows(data.sources, data.encoding))
+            pairs_of_ratings(every, rows.columns, BadRows.of(data))
         except NoPairs:
             return "reward"
     return STAGES[rows.kind]
@@ -171,38 +176,47 @@ def _packing(recipe: Recipe, config: ModelConfig, free: bool) -> tuple[Recipe, i
     lengths = [n for n in LENGTHS if n <= config.max_position_embeddings]
     for length in (lengths or [config.max_position_embeddings]) if free else [recipe.data.length]:
         recipe = recipe.with_overrides({"data.length": length})
-        batch, too_long = _packed(recipe, tokenizer, few)
-        if not too_long:
+        rows, bad = _packed(recipe, tokenizer, few)
+        if not bad.reasons["too long"]:
             break
-    if too_long and free:  # in the longest rows that the model has
+    if not rows:
+        raise UserError(next(iter(bad.first.values())))
+    if bad.reasons["too long"] and free:  # in the longest rows that the model has
         recipe = recipe.with_overrides({"data.bad_rows": "skip"})
-    return recipe, max(round(len(batch.tokens) * len(train) / len(few)), 1), len(held_out)
+    return recipe, max(round(rows * len(train) / len(few)), 1), len(held_out)
 
 
-def _packed(recipe: Recipe, tokenizer: Tokenizer, rows: list[Row]) -> tuple[Batch, int]:
-    """Rows packed by the recipe, and how many do not fit its length; other bad ones are errors."""
+def _packed(recipe: Recipe, tokenizer: Tokenizer, rows: list[Row]) -> tuple[int, BadRows]:
+    """How many packed rows the recipe makes of rows, and which do not fit its length; other bad
+    ones are errors.
+    """
     data, bad = recipe.data, BadRows(skip=True)
     further = {"form": recipe.train.dpo_form} if recipe.stage == "dpo" else {}
     reader = RowReader.of(data)
-    batch = PACKERS[recipe.stage](rows, tokenizer, data.length, reader=reader, bad=bad, **further)
+    pack = PACKERS[recipe.stage]
+    try:
+        packed = len(pack(rows, tokenizer, data.length, reader=reader, bad=bad, **further).tokens)
+    except NoRows:
+        packed = 0
     others = [reason for reason in bad.reasons if reason != "too long"]
     if others and data.bad_rows == "error":
-        raise UserError(bad.first[others[0]])
-    return batch, bad.reasons["too long"]
+        raise UserError(f"{bad.first[others[0]]}; {HINT}")
+    return packed, bad
 
 
 def _tokens(recipe: Recipe) -> int:
     """Tokens of the training text, counted in its beginning where there is much of it."""
     tokenizer = Tokenizer.load(recipe.model.init_from or "")
-    total, read, tokens = 0, 0, 0
-    for document in read_documents(recipe.data.sources):
+    data, total, read, tokens = recipe.data, 0, 0, 0
+    column = data.columns.get("text", "text")
+    for document in read_documents(data.sources, BadRows.of(data), column, data.encoding):
         total += len(document.text)
         if read < CHARACTERS:
             read += len(document.text)
             tokens += len(tokenizer.encode(document.text)) + len(tokenizer.prefix_ids)
     if not read:
-        raise UserError(f"data.sources: {recipe.data.sources} hold no text")
-    return round(tokens * total / read * (1 - recipe.data.holdout))
+        raise UserError(f"data.sources: {data.sources} hold no text")
+    return round(tokens * total / read * (1 - data.holdout))
 
 
 def _steps(

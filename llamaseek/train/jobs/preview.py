@@ -82,7 +82,7 @@ def _prompt_rows(recipe: Recipe, count: int) -> Iterator[ShownRow]:
     tokenizer = recipe_tokenizer(recipe)
     rewards = recipe.sampling.rewards if recipe.sampling else recipe.rollout.rewards
     columns = [one.column for one in rewards]
-    prompts = prompts_of(recipe, tokenizer, BadRows(recipe.data.bad_rows == "skip"))
+    prompts = prompts_of(recipe, tokenizer, BadRows.of(recipe.data))
     for prompt in prompts[:count]:
         documents = [stretches(Example(prompt.ids, [IGNORE] * len(prompt.ids)), tokenizer)]
         judged = {name: str(prompt.row[name]) for name in columns if name in prompt.row}

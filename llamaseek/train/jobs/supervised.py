@@ -142,9 +142,9 @@ class RowsRead(NamedTuple):
 def read_data(recipe: Recipe, pack: Pack) -> RowsRead:
     """The rows of files or of the generators."""
     data = recipe.data
-    reader, bad = RowReader.of(data), BadRows(data.bad_rows == "skip")
+    reader, bad = RowReader.of(data), BadRows.of(data)
     if data.sources:
-        train, held_out = split_rows(recipe, bad.notes)
+        train, held_out = split_rows(recipe, bad)
         if bad.notes and "chosen" in train[0][1]:  # pairs were made of columns that no pair has
             reader = RowReader.of(data, [data.columns.get(name, name) for name in PAIRED])
         packed = pack(train, reader, bad)
@@ -174,17 +174,17 @@ def _packed_if_any(pack: Pack, rows: list[Row], reader: RowReader, bad: BadRows)
         return None
 
 
-def split_rows(recipe: Recipe, notes: list[str] | None = None) -> tuple[list[Row], list[Row]]:
+def split_rows(recipe: Recipe, bad: BadRows | None = None) -> tuple[list[Row], list[Row]]:
     """The last `data.holdout` of the files' rows apart, of shuffled labelled rows as many of each
     label; at least one is trained on.
 
-    For a stage of pairs, rated answers are made pairs, and `notes` gets a line that says so.
+    For a stage of pairs, rated answers are made pairs, and `bad.notes` gets a line that says so.
     """
-    data = recipe.data
+    data, bad = recipe.data, bad or BadRows.of(recipe.data)
     rows = list(file_rows(data.sources, data.encoding))
     if recipe.stage in ("dpo", "reward"):
-        rows, said = compared(rows, recipe)
-        (notes if notes is not None else []).extend(said)
+        rows, said = compared(rows, recipe, bad)
+        bad.notes.extend(said)
     if data.shuffle:
         Random(recipe.seed).shuffle(rows)
     kinds = [""] * len(rows)
@@ -193,10 +193,10 @@ def split_rows(recipe: Recipe, notes: list[str] | None = None) -> tuple[list[Row
     return held_apart(rows, kinds, min(int(len(rows) * data.holdout), len(rows) - 1))
 
 
-def compared(rows: list[Row], recipe: Recipe) -> tuple[list[Row], list[str]]:
+def compared(rows: list[Row], recipe: Recipe, bad: BadRows) -> tuple[list[Row], list[str]]:
     """Rated answers as pairs, or for a reward model as they are where none can be compared."""
     try:
-        return pairs_of_ratings(rows, recipe.data.columns)
+        return pairs_of_ratings(rows, recipe.data.columns, bad)
     except NoPairs:
         if recipe.stage != "reward":
             raise
