@@ -35,7 +35,7 @@ def network(dtype: torch.dtype) -> CausalLM:
 
 @torch.inference_mode()
 def hidden(model: CausalLM, whole: bool, sequences: int) -> list[Tensor]:
-    """The last hidden states of steps of `sequences` tokens, each one further than the one before."""
+    """The last hidden states of steps of `sequences` tokens, each one position further."""
     runner = Engine(model).runner
     assert runner.fused is not None
     if not whole:
