@@ -95,7 +95,7 @@ def detect(
             raise UserError(
                 f"{texts[0]} holds text and {others[0]} rows; allowed: files of one kind"
             )
-        return _text(sum(1 for _ in read_documents(paths)), {}, {})
+        return _text(sum(1 for _ in read_documents(paths, encoding=encoding)), {}, {})
     table = Table.read(file_rows(paths, encoding))
     return _rows(table, dict(columns or {}), form)
 
