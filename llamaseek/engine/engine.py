@@ -353,7 +353,7 @@ class Engine:
         statistics.drafted += len(answer.drafts)
         statistics.accepted += len(generated) - 1
         first = answer.first_token is None
-        delta = Delta(answer.request.id, answer.index, [])
+        delta = Delta(answer.request.id, answer.index, [], moment=now)
         try:
             if answer.error is not None:
                 raise answer.error

@@ -183,7 +183,7 @@ class Delta:
     The last one of an answer has a `finish`: stop, length, or error, and then `error`.
     `prompt_logprobs`, `embedding` and `cached`, the prompt's tokens that came from shared blocks,
     come once, with the first delta of answer 0. `stop_reason` is the stop string that came, as in
-    vLLM.
+    vLLM. `moment` is when its tokens were drawn, in `time.monotonic()` seconds.
     """
 
     request: int
@@ -197,6 +197,7 @@ class Delta:
     embedding: list[float] | None = None
     cached: int = 0
     stop_reason: str | None = None
+    moment: float = 0.0
 
 
 @dataclass(slots=True, eq=False)

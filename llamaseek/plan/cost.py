@@ -111,7 +111,7 @@ def rollout_seconds(
     """Seconds of drawing the answers of one rollout, a token of every answer at a time, at `share`
     of the peak.
     """
-    form = FORMATS["fp32" if training.stored == MASTER else "bf16"]
+    form = FORMATS["fp32" if training.run.number == MASTER else "bf16"]
     serving = Serving(sampling.answers, sampling.length, 1)
     speed = serving_speed(config, form, serving, layout, gpu, share)
     return sampling.tokens * speed.step_seconds

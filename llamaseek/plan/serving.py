@@ -166,19 +166,24 @@ def with_rollouts(
     layout: Layout,
     gpu: Gpu,
 ) -> Memory:
-    """A training step's memory, with the engine's cache and the reference, which a GPU keeps in
-    what products run in. Where weights are split they are gathered for the answers, and the cache
-    goes with them: then it is the fuller of the two moments.
+    """A training step's memory, with the engine's cache and the reference. On a GPU that is in what
+    products run in, and so is a copy of wider weights, which answers come from. Weights that are
+    split are gathered for the answers instead, and the cache goes with them: then it is the fuller
+    of the two moments.
     """
-    number = MASTER if gpu.name == "cpu" else training.run.number
+    cpu, split = gpu.name == "cpu", layout.shard > 1
+    number = MASTER if cpu else training.run.number
     whole = layout.shard * memory.weights
-    weights = memory.weights + sampling.reference * whole * number / training.stored
-    token = cache_numbers(config) * config.num_hidden_layers * training.stored
+    narrow = whole * number / training.stored
+    copied = not cpu and not split and training.stored > number
+    weights = memory.weights + narrow * (sampling.reference + copied)
+    token = cache_numbers(config) * config.num_hidden_layers
+    token *= training.stored if split else min(number, training.stored)
     wanted = min(wanted_tokens(sampling.length), ROWS * config.max_position_embeddings)
     # The engine is made before the first step, when there are no gradients and moments yet.
-    room = DEFAULT_CACHE if gpu.name == "cpu" else (gpu.memory - weights) / 2
+    room = DEFAULT_CACHE if cpu else (gpu.memory - weights) / 2
     cache = min(wanted * token, room)
-    if layout.shard == 1:
+    if not split:
         return replace(memory, weights=weights, cache=cache)
     drawing = Memory(weights=weights + whole, optimizer=memory.optimizer, cache=cache)
     return max(replace(memory, weights=weights), drawing, key=lambda m: m.total)

@@ -46,21 +46,28 @@ class Metrics:
 
 @dataclass
 class Clock:
-    """Times the tokens of one request for the histograms, and charges them to its API key."""
+    """Times the tokens of one request by the moments at which the engine drew them, for the
+    histograms and the client, and charges them to its API key."""
 
     metrics: Metrics
-    start: float = field(default_factory=time.perf_counter)
+    start: float = field(default_factory=time.monotonic)
     first: float | None = None
+    last: float = 0.0
     tokens: int = 0
+    at_first: int = 0  # of these, drawn at the first moment
     answers: int = 1
     caller: Caller | None = field(default_factory=current_caller)
 
     def see(self, deltas: Sequence[Delta]) -> None:
         """Tokens have come."""
-        count = sum(len(delta.tokens) for delta in deltas)
-        if count and self.first is None:
-            self.first = time.perf_counter()
-            self.metrics.first_token.observe(self.first - self.start)
+        drawn = [delta for delta in deltas if delta.tokens]
+        for delta in drawn:
+            if self.first is None:
+                self.first = delta.moment
+                self.metrics.first_token.observe(self.first - self.start)
+            self.last = delta.moment
+            self.at_first += len(delta.tokens) * (delta.moment == self.first)
+        count = sum(len(delta.tokens) for delta in drawn)
         self.tokens += count
         if self.caller is not None:
             self.caller.charge(count)
@@ -68,8 +75,25 @@ class Clock:
     def end(self) -> None:
         """The request is answered."""
         if self.first is not None and self.tokens > self.answers:
-            seconds = (time.perf_counter() - self.first) * self.answers
+            seconds = (self.last - self.first) * self.answers
             self.metrics.per_token.observe(seconds / (self.tokens - self.answers))
+
+    def timings(self, prompt: int, generated: int) -> dict[str, float | None]:
+        """Times of a request with so many tokens, by llama.cpp's names.
+
+        `prompt_ms` is from the request to the first token, `predicted_ms` from there to the last;
+        the rate is that of the tokens between, None where there are none.
+        """
+        first = self.start if self.first is None else self.first
+        seconds = max(self.last - first, 0.0)
+        rate = round((self.tokens - self.at_first) / seconds, 2) if seconds else None
+        return {
+            "prompt_n": prompt,
+            "prompt_ms": round(1000 * (first - self.start), 3),
+            "predicted_n": generated,
+            "predicted_ms": round(1000 * seconds, 3),
+            "predicted_per_second": rate,
+        }
 
 
 class _EngineFigures:

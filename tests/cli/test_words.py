@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -40,3 +43,39 @@ def test_the_key_to_use_instead_exists(named: str) -> None:
     found: Any = load_recipe(find_recipe("quickstart-sft"), []).model_dump()
     for part in named.split("."):
         found = found[part]
+
+
+def test_help_is_in_groups_and_every_command_in_one(cli: Cli) -> None:
+    """The words of the first screen: what to start with, to train, to use."""
+    shown = cli("--help").out
+    for group, some in (
+        ("Start", ("quickstart", "download", "doctor")),
+        ("Train", ("finetune", "pretrain", "sft", "dpo", "grpo")),
+        ("Use", ("generate", "chat", "serve", "eval")),
+        ("Checkpoints", ("inspect", "convert", "quantize", "push")),
+    ):
+        panel = shown.split(f"─ {group} ─")[1].split("╰")[0]
+        rows = [line.strip("│ ").split(" ")[0] for line in panel.splitlines()]
+        assert set(some) <= set(rows), group
+    assert "─ Commands ─" not in shown  # nothing is left without a group
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("fine", "finetune"), ("serve --max-num-s", "--max-num-seqs")]
+)
+def test_the_shell_completes_commands_and_options(typed: str, offered: str) -> None:
+    words = f"llamaseek {typed}"
+    asked = {
+        "_LLAMASEEK_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(words.count(" ")),
+    }
+    code = "from llamaseek.cli.main import main; main()"
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **asked},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert offered in told.stdout.split()

@@ -131,7 +131,7 @@ def test_a_text_right_to_left_is_set_so(page: Tab, speech: Speech) -> None:
 
 
 def test_the_message_boxes_are_never_covered(browser: Any, server: Running, speech: Speech) -> None:
-    """On a phone: with the panel open, and while a message is edited below long answers."""
+    """With the panel open, and while a message is edited below long answers."""
     speech.say(STORY)
     with tab(browser, server.url, viewport={"width": 375, "height": 640}) as opened:
         opened.ask("Go on.")
@@ -139,7 +139,11 @@ def test_the_message_boxes_are_never_covered(browser: Any, server: Running, spee
         opened.page.locator(".token").last.click()
         assert uncovered(opened, "#prompt")
         opened.page.locator("article.user").last.get_by_role("button", name="Edit").click()
-        assert uncovered(opened, ".editor textarea") and uncovered(opened, "#prompt")
+        for width in (375, 730, 1000, 1090, 1200, 1400):
+            opened.page.set_viewport_size({"width": width, "height": 640})
+            opened.page.locator(".editor").scroll_into_view_if_needed()
+            for box in (".editor textarea", ".editor .plain", ".editor .strong", "#prompt"):
+                assert uncovered(opened, box), f"{box} at {width} px"
 
 
 def uncovered(opened: Tab, selector: str) -> bool:

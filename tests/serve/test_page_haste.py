@@ -40,6 +40,25 @@ def test_a_new_start_before_the_first_token_is_answered(
     assert page.page.locator("article").count() == 2
 
 
+def test_the_rate_is_the_server_s_though_all_pieces_come_at_once(
+    page: Tab, server: Running, speech: Speech
+) -> None:
+    speech.pause = 0.02
+    page.page.route(
+        "**/v1/chat/completions", lambda route: route.fulfill(response=route.fetch())
+    )  # which waits for the whole answer
+    with page.page.expect_response("**/v1/chat/completions") as told:
+        page.ask("One")
+    figures = page.page.locator(".figures").text_content()
+    last = json.loads(told.value.text().split("data: ")[-2])
+    rate = last["timings"]["predicted_per_second"]
+    assert 0 < rate <= 50 and f" · {round(rate)} a second" in figures
+    page.page.locator(".token").first.click()
+    count = last["usage"]["completion_tokens"]  # one number in every place
+    assert figures.startswith(f"{count} tokens")
+    assert page.page.locator("#place").text_content() == f"token 1 of {count}"
+
+
 def test_what_is_said_before_the_models_are_listed_goes_to_the_first(page: Tab) -> None:
     held: list[Any] = []
     page.page.route("**/v1/models", lambda route: held.append(route))

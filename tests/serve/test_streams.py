@@ -132,6 +132,28 @@ def test_usage_counts_what_was_given_and_said(server: Running, speech: Speech) -
         assert usage["total_tokens"] == given + usage["completion_tokens"]
 
 
+def test_timings_are_the_moments_of_the_engine(server: Running, speech: Speech) -> None:
+    """By llama.cpp's names; a token every 20 ms is fewer than 50 a second."""
+    speech.say(STORY)
+    speech.pause = 0.02
+    for path in (COMPLETIONS, CHAT):
+        body = {**GIVEN[path], "temperature": 0, "max_tokens": 12}
+        found = server.post(path, **body).json()
+        ends = {"stream": True, "stream_options": {"include_usage": True}}
+        streamed = server.post(path, **body, **ends).text
+        last = json.loads(streamed.split("data: ")[-2])
+        for answer in (found, last):
+            timings, usage = answer["timings"], answer["usage"]
+            assert timings["prompt_n"] == usage["prompt_tokens"] and timings["prompt_ms"] > 0
+            assert timings["predicted_n"] == usage["completion_tokens"] == 12
+            assert timings["predicted_ms"] >= 11 * 20
+            rate = 11 / (timings["predicted_ms"] / 1000)
+            assert timings["predicted_per_second"] == pytest.approx(rate, rel=0.01) and rate <= 50
+        one = server.post(path, **{**body, "max_tokens": 1}).json()["timings"]
+        assert (one["predicted_ms"], one["predicted_per_second"]) == (0, None)
+    speech.pause = 0.0
+
+
 def test_a_call_that_the_length_cuts_off_after_says_so(server: Running, speech: Speech) -> None:
     function = {"name": "f", "parameters": {"type": "object"}}
     body = {"tools": [{"type": "function", "function": function}]}

@@ -114,17 +114,11 @@ class Runner:
         """Whether the fused operators take the tokens of a step."""
         return self.fused is not None and self.fused.ready and len(tokens) <= FEW
 
-    @property
-    def apart(self) -> bool:
-        """Whether tokens attend one by one where their sequence has few: by a GPU's kernels."""
-        return self.device.type == "cuda"
-
     def _begin(self, inputs: Inputs) -> tuple[Tensor, StepLayout]:
         """The tokens on the device, laid out, and the cache ready for a forward over them."""
         if self.last is None or not inputs.stand_as(self.last[0]):
             where = inputs.tables, inputs.starts, inputs.counts
-            apart = self.apart or self._fuses(inputs.tokens)
-            self.last = inputs, lay_out(*where, self.size, self.device, apart)
+            self.last = inputs, lay_out(*where, self.size, self.device, self.cache.apart)
         layout = self.last[1]
         self.cache.begin(layout)
         return sent(inputs.tokens, self.device), layout

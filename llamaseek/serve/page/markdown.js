@@ -127,6 +127,16 @@ function finished(fragment) {
   for (const block of fragment.querySelectorAll("p, h1, h2, h3, h4, h5, h6, blockquote, table, ul, ol")) {
     if (!block.parentElement?.closest("[dir]")) block.dir = "auto";
   }
+  // No line begins with the comma after a formula.
+  for (const formula of fragment.querySelectorAll(".katex")) {
+    const after = formula.nextSibling;
+    const [mark] = /^[,.;:!?)\]]+/.exec(after?.data) ?? [];
+    if (!mark) continue;
+    after.data = after.data.slice(mark.length);
+    const box = element("span", { class: "unbroken" });
+    formula.replaceWith(box);
+    box.append(formula, mark);
+  }
   for (const table of fragment.querySelectorAll("table")) {
     const box = element("div", { class: "wide-table", tabindex: "0", role: "group", "aria-label": "Table" });
     table.replaceWith(box);

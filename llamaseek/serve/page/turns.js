@@ -80,23 +80,18 @@ export const now = () => performance.now();
 // Add what one event tells; true where there is something new to show.
 export function grow(message, event) {
   if (event.usage) message.count = event.usage.completion_tokens;
+  if (event.timings) message.rate = event.timings.predicted_per_second;
   const choice = event.choices?.[0];
   if (!choice) return Boolean(event.usage);
   if (choice.guard) message.guard = choice.guard;
   const { delta = {} } = choice;
-  if (delta.content || delta.reasoning_content || choice.logprobs || delta.tool_calls) tick(message, choice);
+  if (delta.content || delta.reasoning_content || choice.logprobs || delta.tool_calls) message.first ??= now();
   if (delta.reasoning_content) message.reasoning = (message.reasoning || "") + delta.reasoning_content;
   if (delta.content) message.content += delta.content;
   for (const entry of choice.logprobs?.content || []) message.tokens.push(scored(entry));
   for (const call of delta.tool_calls || []) addCall(message.calls, call);
   if (choice.finish_reason) message.finish = choice.finish_reason;
   return true;
-}
-
-function tick(message, choice) {
-  message.last = now();
-  message.first ??= message.last;
-  message.before ??= choice.logprobs?.content?.length || 1;
 }
 
 // Numbers that take little room: four digits are more than a bar shows.
@@ -116,13 +111,13 @@ function addCall(calls, part) {
   if (part.function?.arguments) call.arguments += part.function.arguments;
 }
 
-// The clock's readings become figures when the answer is over.
+// What was counted and timed becomes figures when the answer is over. The rate is the server's own:
+// pieces may reach the browser all at once.
 export function finish(message) {
-  const { started, first, last, before } = message;
+  const { started, first, rate } = message;
   const count = message.count ?? message.tokens.length;
   if (first !== undefined) {
-    const rate = (count - before) / ((last - first) / 1000);
     message.figures = { count, first: Math.round(first - started), rate: Math.round(rate) };
   }
-  for (const name of ["started", "first", "last", "before", "count"]) delete message[name];
+  for (const name of ["started", "first", "rate", "count"]) delete message[name];
 }

@@ -78,7 +78,7 @@ class Chat:
         async for _ in self.grow():
             pass
         body = self.body("chat.completion", [choice.message() for choice in self.choices])
-        return body | {"usage": self.counts()}
+        return body | self.counts()
 
     async def chunks(self) -> AsyncIterator[dict[str, Any]]:
         """The response as it comes."""
@@ -89,7 +89,7 @@ class Chat:
             if choice.news:
                 yield self.body(kind, [choice.chunk()]) | rest
         if wants:
-            yield self.body(kind, []) | {"usage": self.counts()}
+            yield self.body(kind, []) | self.counts()
 
     def body(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         """The response, or a chunk of it."""
@@ -102,8 +102,10 @@ class Chat:
         }
 
     def counts(self) -> dict[str, Any]:
-        """Tokens given and said."""
-        return usage(self.prompt, sum(choice.generated for choice in self.choices))
+        """Tokens given and said, and how fast."""
+        said = sum(choice.generated for choice in self.choices)
+        timings = self.clock.timings(self.prompt, said)
+        return {"usage": usage(self.prompt, said), "timings": timings}
 
 
 @router.post("/v1/chat/completions")

@@ -105,7 +105,7 @@ class CompletionJob:
             if number == request:
                 choice.scores = [*scores, *choice.scores]
 
-    def body(self, choices: list[dict[str, Any]], counts: dict[str, Any] | None) -> dict[str, Any]:
+    def body(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         """The response, or a chunk of it."""
         return {
             "id": self.id,
@@ -113,28 +113,29 @@ class CompletionJob:
             "created": self.created,
             "model": self.fields.model,
             "choices": choices,
-            "usage": counts,
+            "usage": None,
         }
 
     def counts(self) -> dict[str, Any]:
-        """Tokens given and said."""
+        """Tokens given and said, and how fast."""
         prompt = sum(len(request.prompt) for request in self.requests)
-        return usage(prompt, sum(choice.generated for choice in self.choices.values()))
+        said = sum(choice.generated for choice in self.choices.values())
+        return {"usage": usage(prompt, said), "timings": self.clock.timings(prompt, said)}
 
     async def whole(self) -> dict[str, Any]:
         """The response as one object."""
         async for _ in self.grow():
             pass
         chunk = [choice.tell(self.scored) for choice in self.choices.values()]
-        return self.body(chunk, self.counts())
+        return self.body(chunk) | self.counts()
 
     async def chunks(self) -> AsyncIterator[dict[str, Any]]:
         """The response as it comes."""
         async for choice in self.grow():
             if choice.text or choice.finish or choice.scores:
-                yield self.body([choice.tell(self.scored)], None)
+                yield self.body([choice.tell(self.scored)])
         if self.fields.stream_options is not None and self.fields.stream_options.include_usage:
-            yield self.body([], self.counts())
+            yield self.body([]) | self.counts()
 
 
 @router.post("/v1/completions")
