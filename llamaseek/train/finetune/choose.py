@@ -5,6 +5,7 @@ Every choice is a field of the recipe, so that the recipe repeats it and `KEY=VA
 
 from __future__ import annotations
 
+import glob
 import re
 from dataclasses import dataclass, field, replace
 from math import ceil
@@ -117,7 +118,7 @@ def _draft(wanted: Wanted, rows: DetectedRows, config: ModelConfig, stage: str) 
     method = wanted.method or ("full" if parameters < TOY else "lora")
     adapters = {"rank": RANK, "alpha": 2.0 * RANK, "base": "nf4" if method == "qlora" else "float"}
     held_out = min(HELD_OUT, rows.rows // 4) / rows.rows if stage != "pretrain" else 0.1
-    name = f"{_stem(wanted.model)}-{Path(wanted.sources[0]).stem or 'rows'}"
+    name = f"{_stem(wanted.model)}-{_rows_name(wanted.sources)}"
     return Recipe.model_validate({
         "name": name,
         "stage": stage,
@@ -159,6 +160,14 @@ def _stem(model: Path) -> str:
     return QUANTIZATION.sub("", name).lower()
 
 
+def _rows_name(sources: list[str]) -> str:
+    """The name of the first file or folder; of several files, or a glob, that of their folder."""
+    first = Path(sources[0])
+    several = len(sources) > 1 or glob.has_magic(first.name)
+    name = (several and first.parent.name) or first.stem
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "rows"
+
+
 def _rounded(rate: float) -> float:
     """To two digits, as people write rates."""
     return float(f"{rate:.1e}")
@@ -173,8 +182,8 @@ def _packing(recipe: Recipe, config: ModelConfig, free: bool) -> tuple[Recipe, i
     tokenizer = recipe_tokenizer(recipe)
     train, held_out = split_rows(recipe)
     few = train[:LOOKED_AT]
-    lengths = [n for n in LENGTHS if n <= config.max_position_embeddings]
-    for length in (lengths or [config.max_position_embeddings]) if free else [recipe.data.length]:
+    lengths = sorted({min(length, config.max_position_embeddings) for length in LENGTHS})
+    for length in lengths if free else [recipe.data.length]:
         recipe = recipe.with_overrides({"data.length": length})
         rows, bad = _packed(recipe, tokenizer, few)
         if not bad.reasons["too long"]:
