@@ -44,7 +44,7 @@ def all_equal(line: dict[str, Any], prefix: str = "") -> bool:
     """Whether no answer of any pair is ahead, as before the first step of DPO, where the model is
     its own reference: an accuracy of 0 then says nothing.
     """
-    return line.get(f"{prefix}equal") == 1
+    return line.get(f"{prefix}equal", 0.0) > 0.999  # a sum of micro-batches' shares
 
 
 class TwoLines(Bar):
@@ -100,8 +100,9 @@ class Progress:
         self.rate = 0.0
         self.line: dict[str, Any] = {}
         self.held_out: list[str] = []
+        name_column = Column(no_wrap=True, max_width=max(16, self.console.width // 4))
         self.bar = TwoLines(
-            TextColumn("[bold]{task.description}", table_column=Column(no_wrap=True, max_width=16)),
+            TextColumn("[bold]{task.description}", table_column=name_column),
             BarColumn(bar_width=None, table_column=Column(min_width=8, max_width=24, ratio=1)),
             TextColumn("{task.completed}/{task.total}", table_column=Column(no_wrap=True)),
             TextColumn("{task.fields[rate]}", table_column=Column(no_wrap=True)),
@@ -156,8 +157,10 @@ class Progress:
             return [*self.held_out]
         held_out: list[Part] = [self.held_out] if self.held_out else []
         speed = [f"{self.rate:,.0f} tok/s"] if rate else []
-        return [*loss_parts(self.line), *held_out, *watched_parts(self.line), *self._epoch(),
-                *speed, *self._share()]  # fmt: skip
+        watched: list[Part] = [*watched_parts(self.line)]
+        # A terminal may have no room for all; on a pipe training's own figures stand together.
+        parts = [*watched, *held_out] if rate else [*held_out, *watched]
+        return [*loss_parts(self.line), *parts, *self._epoch(), *speed, *self._share()]
 
     def _epoch(self) -> list[str]:
         if not self.rows:

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 
+from llamaseek.data.builtin.arithmetic import problem
+from llamaseek.files import write_jsonl
 from llamaseek.recipe.stages import STAGES
 
 LLAMASEEK = [sys.executable, "-m", "llamaseek"]
@@ -25,24 +27,37 @@ PAGE = Path(__file__).parents[2] / "docs" / "run-report.md"
 BLOCK = re.compile(r"```text\n\$ llamaseek (?P<verb>\S+).*?```", re.DOTALL)
 LEFT = re.compile(r"\d+/\d+ +[\d,]+ tok/s +\S+ left")
 SESSION = "llamaseek-screens"
-TICKETS = Path(__file__).parents[1] / "data" / "tickets" / "tickets.csv"
+SUMS = (
+    "model.init_from=runs/arithmetic-sft/model data.sources=[sums.jsonl] data.rows={} "
+    "data.length=96"
+)
 COMMANDS = (
     "quickstart",
     "pretrain quickstart-deepseek_v3",
-    "sft quickstart-sft",
-    "reward quickstart-reward",
-    "dpo quickstart-dpo",
-    "ppo quickstart-ppo",
+    "sft arithmetic-sft",
+    f"reward quickstart-reward {SUMS}",
+    f"dpo quickstart-dpo {SUMS}",
+    f"ppo quickstart-ppo {SUMS} rollout.max_tokens=6",
     "grpo arithmetic-grpo",
-    "finetune runs/quickstart-llama3/instruct/model tickets.csv",
+    "finetune runs/arithmetic-sft/model sums.jsonl --full --epochs 20",
 )
 MADE_FIRST = {
-    "runs/quickstart-llama3/dpo": "quickstart",
-    "runs/quickstart-reward": "reward quickstart-reward",
     "runs/arithmetic-llama3": "pretrain arithmetic-llama3",
     "runs/arithmetic-sft": "sft arithmetic-sft",
+    "runs/quickstart-reward": f"reward quickstart-reward {SUMS}",
 }
 """The folders that commands start from, and what makes them."""
+
+
+def write_sums(path: Path, count: int = 600) -> None:
+    """Pairs of a sum's answer and one with a wrong digit, as the model of the sums writes them."""
+    rng, rows = Random(5), []
+    for _ in range(count):
+        asked = problem(rng, "train")
+        place, digits = rng.randrange(len(asked.answer)), list(asked.answer)
+        digits[place] = rng.choice([d for d in "0123456789" if d != digits[place]])
+        rows.append({"prompt": asked.question, "chosen": asked.answer, "rejected": "".join(digits)})
+    write_jsonl(path, rows)
 
 
 def tmux(*words: str) -> str:
@@ -102,7 +117,7 @@ def block(command: str, found: dict[int, list[str]]) -> str:
 
 def main(folder: Path) -> None:
     """Make what the commands start from, run them, and put the captures into the page."""
-    shutil.copy(TICKETS, folder)
+    write_sums(folder / "sums.jsonl")
     for made, command in MADE_FIRST.items():
         if not (folder / made / "model").is_dir():
             subprocess.run([*LLAMASEEK, *command.split(), "--overwrite"], cwd=folder, check=True)

@@ -28,7 +28,7 @@ from llamaseek.train.objectives.masked import Masked
 from llamaseek.train.objectives.multi_token import MultiToken
 from llamaseek.train.objectives.next_token import NextToken
 from llamaseek.train.objectives.ppo import PPO
-from llamaseek.train.progress import Progress
+from llamaseek.train.progress import Progress, watched_parts
 from tests.parallel.scenes import VOCABULARY, job_of, recipe_of, rows
 from tests.parallel.test_objectives import answers, pairs
 from tests.train.tiny import recipe
@@ -130,6 +130,14 @@ def test_the_epoch_and_its_rows_are_named_at_80_columns() -> None:
     lines = [{"step": 40, "loss": 1.2, "loss/next_token": 1.2, "tokens_per_second": 900.0}]
     shown = screen(80, lines, {}, rows=320, batch=16)
     assert "epoch 2.00 of 320 rows" in shown
+
+
+def test_pairs_that_are_all_equal_have_no_accuracy() -> None:
+    shares = sum(1 / 12 for _ in range(12))  # of micro-batches: a little less than 1
+    line = {"accuracy": 0.0, "equal": shares, "margin": 0.0}
+    assert watched_parts(line) == ["equal 1", "margin 0"]
+    line = {"val_accuracy": 0.5, "val_equal": 0.1, "val_margin": 0.2}
+    assert watched_parts(line, "val_") == ["accuracy 0.5", "margin 0.2"]
 
 
 def test_the_last_line_of_a_pipe_is_of_the_last_step() -> None:

@@ -97,7 +97,7 @@ def pretrain_job(recipe: Recipe, tokenizer: Tokenizer | None = None) -> Job:
     size = 0 if recipe.train.objective == "masked" else corpus.held_out_bytes
     job = Job(recipe, model, corpus.tokenizer, objective, corpus.rows, corpus.held_out, size)
     job.bad_rows, job.data_fingerprint = corpus.bad_rows, corpus.fingerprint
-    if recipe.data.sources and corpus.held_out is not None:
+    if corpus.held_out is not None:
         job.examine = held_out_text(recipe, model, corpus.tokenizer, corpus.held_out)
     return job
 
