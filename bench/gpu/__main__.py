@@ -25,9 +25,13 @@ KERNELS = (
     "tests/kernels/test_paged_kernels.py",
     "tests/kernels/test_few_bits_kernels.py",
     "tests/kernels/test_fused.py",
+    "tests/kernels/test_routing.py",
     "tests/engine/test_gpu.py",
     "tests/models/test_block_scaled.py",
 )
+# Of what the project needs, what the parts import, beside PyTorch; a test holds them to it.
+WHEELS = ("numpy", "safetensors", "gguf", "tokenizers", "pydantic", "pyyaml", "typer", "rich",
+          "tensorboard", "pytest", "pytest-timeout", "transformers", "huggingface_hub")  # fmt: skip
 TRAINING = ("tests/gpu/test_training.py",)
 DECODED = "decode bf16,decode int4,decode fp8,decode 16 at once bf16"
 
@@ -65,7 +69,8 @@ PARTS = (
 def run(part: Part, dry: bool) -> dict[str, Any]:
     """How a part ended, what it found and the end of its log."""
     command = [sys.executable, *(part.dry if dry else part.command)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    path = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))  # with unpacked wheels
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     if dry:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     start = time.perf_counter()

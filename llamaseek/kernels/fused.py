@@ -1,5 +1,5 @@
-"""What training computes between its products on a GPU, each in one pass over memory: SwiGLU and
-rotary embeddings, forward and backward.
+"""What a GPU computes between products, each in one pass over memory: SwiGLU and rotary embeddings,
+forward and backward, and what decoding has besides.
 
 A compiler fuses the plain formulas by itself. The operators' fallbacks are written in PyTorch.
 M rows, F width, N tokens, H heads, R rotary width.
@@ -24,6 +24,12 @@ SCHEMAS = (
     "rotate_both(Tensor q, Tensor k, Tensor cos, Tensor sin, bool interleaved) -> (Tensor, Tensor)",
     # new, each (N, K, W), into kept, each (K, slots, W), at slots (N)
     "store(Tensor[] new, Tensor slots, Tensor(a!)[] kept) -> ()",
+)
+# logits (N, E) → experts and gates (N, K), and tokens an expert (E). `models.moe.Router` chooses
+# where there is no Triton.
+CHOOSE = (
+    "choose_experts(Tensor logits, Tensor bias, int groups, int kept, int choices, "
+    "bool normalize, float factor) -> (Tensor, Tensor, Tensor)"
 )
 
 
@@ -123,6 +129,27 @@ for schema, fallback, shape in zip(SCHEMAS, FALLBACKS, SHAPES, strict=True):
     library.impl(name, fallback, "CompositeExplicitAutograd")
     torch.library.register_fake(f"llamaseek::{name}", shape, lib=library)
 ops = torch.ops.llamaseek
+
+
+def _choose_experts(logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """See `routing.choose_experts`."""
+    from llamaseek.kernels.routing import choose_experts
+
+    return choose_experts(logits, *rest)
+
+
+def _choice_shapes(
+    logits: Tensor, bias: Tensor, groups: int, kept: int, choices: int, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    tokens, experts = logits.shape
+    chosen = logits.new_empty(tokens, choices, dtype=torch.int64)
+    gates = logits.new_empty(tokens, choices, dtype=torch.float32)
+    return chosen, gates, logits.new_empty(experts, dtype=torch.int64)
+
+
+library.define(CHOOSE)
+library.impl("choose_experts", _choose_experts, "CUDA")
+torch.library.register_fake("llamaseek::choose_experts", _choice_shapes, lib=library)
 
 
 def narrow_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -71,7 +71,7 @@ def normalize(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 def _times(
     x: Tensor, weight: Tensor, scale: Tensor | None, bits: int, dtype: torch.dtype
 ) -> Tensor:
-    """x (M, K) float32 times one weight (N, K), packed ones widened to `dtype`, as float32."""
+    """x (M, K) times one weight (N, K), packed ones widened to `dtype`, as float32."""
     if scale is None:
         inner = x.to(weight.dtype)
         return (
@@ -103,10 +103,13 @@ def linear(
 
     With `gate` there are two weights, and the result is silu(first) × second. `residual` is added.
     """
-    ready = normalize(x.float(), norm, eps)
+    ready = x if norm is None else normalize(x.float(), norm, eps)
     kept: Sequence[Tensor | None] = scales or [None] * len(weights)
     parts = [_times(ready, w, s, bits, x.dtype) for w, s in zip(weights, kept, strict=True)]
-    out = F.silu(parts[0]) * parts[1] if gate else torch.cat(parts, -1)
+    if gate:
+        out = F.silu(parts[0]) * parts[1]
+    else:
+        out = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
     return (out if residual is None else out + residual).to(x.dtype)
 
 

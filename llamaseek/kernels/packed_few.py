@@ -1,9 +1,10 @@
 """Few tokens times a weight of 4 or 8 bits, in Triton: each word of the weight is read once.
 
-A program makes some outputs of all tokens, a step of inputs after the other. The whole numbers are
-exact in bf16, and a group's scale multiplies the sum of its products.
+A program makes some outputs of all tokens from a part of the inputs (see `few`), step by step. The
+whole numbers are exact in bf16, and a scale multiplies the sum of a step's products; groups smaller
+than a step are multiplied by their scales before, as for many tokens.
 
-M tokens, K inputs, N outputs, W words of a row, G groups of a row.
+M tokens, K inputs, N outputs, W words of a row, G groups of a row, P parts.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-OUTPUTS = 32  # of a program
-STEP_BYTES = 256  # of a token's inputs taken at once, or a group where that is smaller
-NARROWEST = 16  # rows that a matrix unit takes
+from llamaseek.kernels import few
+
+STEP_BYTES = 256  # of a token's inputs taken at once
 
 
 @triton.jit
@@ -27,32 +28,47 @@ def product(
     tokens: tl.tensor,
     inputs: tl.tensor,
     outputs: tl.tensor,
+    row_words: tl.tensor,
     groups: tl.tensor,
+    group: tl.tensor,
+    each: tl.tensor,
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     STEP: tl.constexpr,
     BITS: tl.constexpr,
+    GROUP: tl.constexpr,
 ) -> None:
-    """out (M, N) float32 for OUTPUTS of the N."""
+    """out (P, M, N) float32 for OUTPUTS of the N, from `each` of the inputs; GROUP is 0 where a
+    group, or the whole row, is no smaller than a step.
+    """
     PER: tl.constexpr = 32 // BITS  # numbers of a word, lowest bits first
     row, place = tl.arange(0, ROWS), tl.arange(0, STEP)
     column = tl.program_id(0).to(tl.int64) * OUTPUTS + tl.arange(0, OUTPUTS)
-    mine = column < outputs
-    group = inputs // groups
+    mine, part = column < outputs, tl.program_id(1)
+    last = tl.minimum((part + 1) * each, inputs)
+    shift = tl.arange(0, PER) * BITS
     total = tl.zeros((ROWS, OUTPUTS), tl.float32)
-    for start in range(0, inputs, STEP):
+    for start in range(part * each, last, STEP):
         at = start + place
-        real = at < inputs
-        asked = (row < tokens)[:, None] & real[None, :]
+        asked = (row < tokens)[:, None] & (at < last)[None, :]
         token = tl.load(x + row[:, None] * inputs + at[None, :], mask=asked, other=0.0)
-        word = words + column[:, None] * (inputs // PER) + at[None, :] // PER
-        read = tl.load(word, mask=mine[:, None] & real[None, :], other=0)
-        code = (read >> ((at % PER) * BITS)[None, :]) & ((1 << BITS) - 1)
-        weight = (code - (1 << (BITS - 1))).to(tl.float32).to(token.dtype)
-        scale = tl.load(scales + column * groups + start // group, mask=mine, other=0.0)
-        found = tl.dot(token, tl.trans(weight), input_precision="ieee")
-        total += found * scale.to(tl.float32)[None, :]
-    spot = out + row[:, None] * outputs + column[None, :]
+        word = start // PER + tl.arange(0, STEP // PER)
+        there = mine[:, None] & (word < row_words)[None, :]
+        read = tl.load(words + column[:, None] * row_words + word[None, :], mask=there, other=0)
+        code = (read[:, :, None] >> shift[None, None, :]) & ((1 << BITS) - 1)
+        weight = (tl.reshape(code, (OUTPUTS, STEP)) - (1 << (BITS - 1))).to(tl.float32)
+        if GROUP > 0:
+            one = start // GROUP + tl.arange(0, STEP // GROUP)
+            known = mine[:, None] & (one < groups)[None, :]
+            found = tl.load(scales + column[:, None] * groups + one[None, :], mask=known, other=0.0)
+            pieces = tl.reshape(weight, (OUTPUTS, STEP // GROUP, GROUP))
+            weight = tl.reshape(pieces * found.to(tl.float32)[:, :, None], (OUTPUTS, STEP))
+        made = tl.dot(token, tl.trans(weight.to(token.dtype)), input_precision="ieee")
+        if GROUP == 0:
+            scale = tl.load(scales + column * groups + start // group, mask=mine, other=0.0)
+            made *= scale.to(tl.float32)[None, :]
+        total += made
+    spot = out + (part * tokens + row[:, None]) * outputs + column[None, :]
     tl.store(spot, total, mask=(row < tokens)[:, None] & mine[None, :])
 
 
@@ -62,23 +78,14 @@ def multiply(x: Tensor, words: Tensor, scales: Tensor, bits: int) -> Tensor:
     Words are as `packed.pack` makes them; a group is a power of two, or the whole row.
     """
     (tokens, inputs), (outputs, groups) = x.shape, scales.shape
-    out = torch.empty(tokens, outputs, dtype=torch.float32, device=x.device)
-    rows = max(triton.next_power_of_2(tokens), NARROWEST)
+    group = inputs // groups
     step = STEP_BYTES // x.dtype.itemsize
-    step = step if groups == 1 else min(step, inputs // groups)
-    grid = (triton.cdiv(outputs, OUTPUTS),)
-    product[grid](
-        x.contiguous(),
-        words,
-        scales,
-        out,
-        tokens,
-        inputs,
-        outputs,
-        groups,
-        rows,
-        OUTPUTS,
-        step,
-        bits,
-    )
-    return out
+    small = group if groups > 1 and group < step else 0
+    parts, each = few.parts(inputs, outputs, step)
+    out = torch.empty(parts, tokens, outputs, dtype=torch.float32, device=x.device)
+    product[(triton.cdiv(outputs, few.OUTPUTS), parts)](
+        x.contiguous(), words, scales, out, tokens, inputs, outputs, words.shape[1], groups, group,
+        each, few.rows(tokens), few.OUTPUTS, step, bits, small,
+        num_stages=few.STAGES,
+    )  # fmt: skip
+    return out[0] if parts == 1 else out.sum(0)

@@ -1,8 +1,8 @@
 """Attention of tokens that each see a sequence of the paged cache, as decoding has them.
 
 The operator `attend_paged` serves both families. Here it is in PyTorch; on CUDA the Triton kernels
-of `grouped` and `latent` take its place. No device waits for another in it, so that CUDA graphs
-can hold it.
+of `grouped` and `latent` take its place, on a CPU the one in C++. No device waits for another in
+it, so that CUDA graphs can hold it.
 
 M tokens, B blocks of a sequence, S slots of the cache, H query heads, G cached heads, W cached
 width, V value width.
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from llamaseek.kernels.build import builder
 from llamaseek.kernels.ops import TRITON, library
 
 library.define(
@@ -85,6 +86,24 @@ def on_cuda(
         return attend_grouped(q, kept[0], kept[1], scales, tables, lengths, size, scale)
 
 
+def on_cpu(
+    q: Tensor,
+    kept: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    tables: Tensor,
+    lengths: Tensor,
+    size: int,
+    value_width: int,
+    scale: float,
+) -> Tensor:
+    """The same by the C++ kernel, once it is built, where numbers are kept as they are."""
+    if scales or not builder().ready or q.dtype not in (torch.float32, torch.bfloat16):
+        return attend_paged(q, kept, scales, tables, lengths, size, value_width, scale)
+    values = kept[-1][..., :value_width]
+    found: Tensor = torch.ops.llamaseek.attend(q, kept[0], values, tables, lengths, size, scale)
+    return found
+
+
 def _shape(q: Tensor, kept: Sequence[Tensor], *rest: object) -> Tensor:
     width = rest[4]
     assert isinstance(width, int)
@@ -92,6 +111,7 @@ def _shape(q: Tensor, kept: Sequence[Tensor], *rest: object) -> Tensor:
 
 
 library.impl("attend_paged", attend_paged, "CompositeExplicitAutograd")
+library.impl("attend_paged", on_cpu, "CPU")
 if TRITON:
     library.impl("attend_paged", on_cuda, "CUDA")
 torch.library.register_fake("llamaseek::attend_paged", _shape, lib=library)

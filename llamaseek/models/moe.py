@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llamaseek.herd import DeepseekV3Config
+from llamaseek.kernels.fused import in_one_pass
+from llamaseek.kernels.wide import wide_product
 from llamaseek.models.layers import GatedMLP, gated, widen
 
 Product = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -31,6 +33,19 @@ class Router(nn.Module):
         # The bias steers the choice and is moved by load, not by gradients; it stays float32.
         bias = torch.zeros(config.n_routed_experts, dtype=torch.float32)
         self.register_buffer("e_score_correction_bias", bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (N, D) → expert ids and gates (N, K), tokens an expert (E); in two kernels on a GPU."""
+        if not in_one_pass(x) or torch.is_grad_enabled():
+            chosen, gates = self.choose(self.scores(x))
+            return chosen, gates, count_choices(chosen, len(self.weight))
+        config = self.config
+        found: tuple[Tensor, Tensor, Tensor] = torch.ops.llamaseek.choose_experts(
+            wide_product(x, self.weight), self.e_score_correction_bias, config.n_group,
+            config.topk_group, config.num_experts_per_tok, config.norm_topk_prob,
+            config.routed_scaling_factor,
+        )  # fmt: skip
+        return found
 
     def scores(self, x: Tensor) -> Tensor:
         """x (N, D) → sigmoid affinities (N, E), in float32 whatever the model computes in."""
@@ -173,12 +188,13 @@ class MoE(nn.Module):
         """x (B, T, D) → out (B, T, D), tokens an expert (E) int64, balance loss a row (B); these
         two, which training asks for, are None where the model `answers`.
         """
-        flat = x.flatten(0, 1)
-        scores = self.gate.scores(flat)
-        chosen, gates = self.gate.choose(scores)
-        load = count_choices(chosen, scores.shape[1])
-        balance = None
-        if not answers:
+        flat, balance = x.flatten(0, 1), None
+        if answers:
+            chosen, gates, load = self.gate(flat)
+        else:
+            scores = self.gate.scores(flat)
+            chosen, gates = self.gate.choose(scores)
+            load = count_choices(chosen, scores.shape[1])
             rows = scores.unflatten(0, x.shape[:2])
             balance = sequence_balance(rows, chosen.shape[1], self.row_mean)
         shared = self.shared_experts(flat) if self.shared_experts is not None else None
@@ -186,7 +202,7 @@ class MoE(nn.Module):
         out = self.experts(flat, chosen, gates, load)
         if self.real is not None:
             real = self.real(x.shape[1], x.device).repeat(x.shape[0])
-            load = count_choices(chosen, scores.shape[1], real)
+            load = count_choices(chosen, len(load), real)
         out = out if shared is None else out + shared
         return out.view_as(x), None if answers else load, balance
 

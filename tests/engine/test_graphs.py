@@ -11,7 +11,7 @@ import torch
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.forward.graphs import Forward, Graphs, bucket, compiled
 from llamaseek.engine.forward.paged import PagedCache, build_cache
-from llamaseek.engine.forward.runner import Runner, home
+from llamaseek.engine.forward.runner import home
 from llamaseek.engine.forward.step_layout import lay_out
 from llamaseek.engine.options import EngineOptions, Speculation
 from llamaseek.engine.request import Request, SamplingParams
@@ -123,12 +123,15 @@ def test_the_engine_answers_the_same_by_graphs(
     options = EngineOptions(max_num_seqs=7, block_size=SIZE, speculation=drafts)
     wanted = Engine(model, options=options).generate(requests)
 
-    monkeypatch.setattr(Runner, "apart", True)
+    monkeypatch.setattr(PagedCache, "apart", True)
     monkeypatch.setattr("llamaseek.engine.engine.capturable", lambda model: True)
     engine = Engine(model, options=options)
     assert engine.runner.graphs is not None and engine.runner.spare == engine.pool.count
     engine.runner.graphs.capture, engine.runner.fused = lambda forward: forward, None
+    assert list(engine.capture_graphs()) == [(n, 6) for n in range(1, 7)]  # 24, 16, 8, 4, 2, 1
+    made = dict(engine.runner.graphs.steps)
     found = engine.generate(requests)
     assert [o.answers[0].tokens for o in found] == [o.answers[0].tokens for o in wanted]
+    assert engine.runner.graphs.steps == made, "a graph was made while answering"
     sizes = set(engine.runner.graphs.steps)
     assert {2, 8} <= sizes and sizes <= {bucket(rows) for rows in range(1, 22)}

@@ -10,9 +10,11 @@ from llamaseek.kernels.fp8 import fp8_linear
 from llamaseek.models.quant import rounding
 from llamaseek.models.quant.fp8 import quantize
 
+few = pytest.importorskip("llamaseek.kernels.few")
 fp8_few = pytest.importorskip("llamaseek.kernels.fp8_few")
 packed_few = pytest.importorskip("llamaseek.kernels.packed_few")
 pytestmark = pytest.mark.usefixtures("products_of_bf16")
+MULTIPROCESSORS = 132  # of an H100
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -42,6 +44,8 @@ def test_fp8_blocks(tokens: int, inputs: int, outputs: int, dtype: torch.dtype) 
     [
         (1, 128, 64, 4, 32, torch.float32),
         (5, 512, 45, 4, 256, torch.float32),
+        (2, 288, 40, 4, 32, torch.float32),
+        (2, 320, 40, 8, 64, torch.bfloat16),
         (3, 200, 40, 4, 0, torch.float32),
         (33, 256, 70, 8, 128, torch.bfloat16),
         (16, 72, 17, 8, 0, torch.bfloat16),
@@ -55,5 +59,27 @@ def test_packed_words(
     x = torch.randn(tokens, inputs).to(dtype)
     found = packed_few.multiply(*(part.to(DEVICE) for part in (x, words, scales)), bits).cpu()
     wanted = x.double() @ packed.dequantize_packed(words, scales, bits, torch.float64).T
+    # Groups smaller than a step are scaled in bf16, which the interpreter rounds down.
+    most = 5e-3 if 0 < group < 128 and dtype == torch.bfloat16 else 1e-6
     error = (found - wanted).norm() / wanted.norm()
-    assert found.dtype == torch.float32 and error < 1e-6
+    assert found.dtype == torch.float32 and error < most
+
+
+@pytest.mark.parametrize("step", [32, 64, 128])
+@pytest.mark.parametrize("inputs", [2048, 4096, 14336])
+def test_a_thousand_outputs_fill_all_multiprocessors(inputs: int, step: int) -> None:
+    parts, each = few.parts(inputs, 1024, step)
+    assert parts * 1024 // few.OUTPUTS >= MULTIPROCESSORS
+    assert each % step == 0 and (parts - 1) * each < inputs <= parts * each
+
+
+def test_wide_weights_are_not_cut() -> None:
+    assert few.parts(4096, 32768, 128) == (1, 4096)
+
+
+def test_a_tokens_numbers_do_not_depend_on_the_batch() -> None:
+    torch.manual_seed(0)
+    words, scales = (part.to(DEVICE) for part in rounding.quantize(torch.randn(40, 512), 4, 64))
+    x = torch.randn(16, 512, device=DEVICE)
+    whole = packed_few.multiply(x, words, scales, 4)
+    assert torch.equal(packed_few.multiply(x[:1].contiguous(), words, scales, 4), whole[:1])

@@ -130,6 +130,14 @@ class PagedCache:
         """Whether numbers are kept as the model computes them."""
         return all(type(store) is PagedStore for store in self.stores)
 
+    @property
+    def apart(self) -> bool:
+        """Whether there are kernels for tokens that attend one by one."""
+        kept = self.stores[0].kept[0]
+        if kept.is_cuda:
+            return True
+        return self.plain and kept.dtype in (torch.float32, torch.bfloat16) and builder().ready
+
     def begin(self, layout: StepLayout) -> None:
         """Say where the tokens of the coming forward stand."""
         self.layout = layout
@@ -143,9 +151,6 @@ class PagedCache:
         store.write(layout.slots, new)
         if not layout.groups:
             return self._attend_apart(store, row, scale)[None]
-        whole = layout.tables is not None and layout.alone is None
-        if whole and type(store) is PagedStore and builder().ready:
-            return self.attend_few(layer, row, scale)[None]
         if len(layout.groups) == 1 and layout.groups[0].places is None:
             return _attend(row, store, layout.groups[0], scale)[None]
         out = row.new_empty(*row.shape[:2], store.shape.value_width)
@@ -161,7 +166,7 @@ class PagedCache:
         return out[None]
 
     def _attend_apart(self, store: PagedStore, q: Tensor, scale: float) -> Tensor:
-        """Every token of the step by itself: q (N, H, W) → (N, H, V)."""
+        """Every token by itself, all of them kept already: q (N, H, W) → (N, H, V)."""
         layout = self.layout
         assert layout is not None and layout.tables is not None
         width, lengths = store.shape.value_width, layout.lengths

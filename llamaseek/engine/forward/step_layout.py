@@ -87,17 +87,16 @@ def lay_out(
         members = grouped[places]
         whole = len(members) == len(counts)
         groups.append(_group(tables, starts, counts, first, members, whole, size, device))
-    few = counts[sequence] <= FEW if apart else np.full(total, total <= FEW)
-    rows = np.flatnonzero(few)
+    rows = np.flatnonzero(counts[sequence] <= (FEW if apart else 0))
     return StepLayout(
         positions=sent(positions, device),
         slots=sent(slots, device),
         ends=ends,
         groups=groups,
-        tables=sent(tables[sequence[rows]], device) if few.any() else None,
+        tables=sent(tables[sequence[rows]], device) if len(rows) else None,
         lengths=sent(positions[rows] + 1, device),
         size=size,
-        alone=sent(rows, device) if few.any() and not few.all() else None,
+        alone=sent(rows, device) if 0 < len(rows) < total else None,
     )
 
 
