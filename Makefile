@@ -28,7 +28,7 @@ test: $(VENV)/.installed-dev
 test-finetune: $(VENV)/.installed-dev
 	LLAMASEEK_FINETUNE=1 $(BIN)/python -m pytest -q -s tests/train/test_finetune.py
 
-# 2,000 random rows of each test through every row format and every kind of file: a minute.
+# 2,000 random rows through every row format and every kind of file: two minutes.
 test-rows: $(VENV)/.installed-dev
 	LLAMASEEK_RANDOM_ROWS=2000 $(BIN)/python -m pytest -q tests/data/test_random_rows.py
 

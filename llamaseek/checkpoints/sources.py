@@ -178,7 +178,9 @@ def _find_named(text: str, need: Need) -> Path:
     name = hub_name(text)
     if name is None:
         kind = "file" if text.endswith(GGUF_SUFFIX) else "folder"
-        raise UserError(f"{text}: no such {kind}")
+        begun = [each for each in WHEELS if each.startswith(text.lower())]
+        hint = f"; did you mean {begun[0]}?" if begun else ""
+        raise UserError(f"{text}: no such {kind}{hint}")
     if name.repo == text and (owner := Path(text).parent).is_dir():
         raise UserError(f"{text}: no such folder in {owner}; hf.co/{text} is the Hub's model")
     if need not in ("headers", "config"):

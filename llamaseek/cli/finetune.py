@@ -62,6 +62,9 @@ def finetune(
     Rows are CSV, JSON or JSONL, parquet and others: conversations, prompts with answers, labelled
     texts, preference pairs, rated answers; folders of text continue pre-training. What is chosen
     for you is printed as a recipe, and KEY=VALUE changes any field of it.
+
+    Columns of other names: 'data.columns={text: Message, label: Queue}', or {prompt: Question,
+    completion: Reply}. `llamaseek data inspect FILE` shows what a file is taken for.
     """
     say_started("looking at the rows")
     from llamaseek.train.finetune.choose import Wanted, choose

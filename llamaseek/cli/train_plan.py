@@ -157,5 +157,9 @@ def facts(console: Console, answer: dict[str, Any]) -> None:
         f"{hidden:.1%} if a micro-batch's sends were hidden",
         "memory": f"{figures(most)} GB at most: {fits} {answer['gpu_memory_bytes'] / GIGA:.0f} GB",
     }
+    host = answer["host"]
+    begun, saved = (figures(host[name] / GIGA) for name in ("start_bytes", "save_bytes"))
+    lines["host memory"] = f"{begun} GB at the start, {saved} GB at a checkpoint: "
+    lines["host memory"] += f"{host['ranks']} ranks" if host["ranks"] > 1 else "one rank"
     for name, text in lines.items():
         console.print(f"{name:13}{text}", soft_wrap=True)

@@ -13,6 +13,7 @@ TUNE = "llamaseek finetune MODEL DATA fine-tunes a model"
 MERGE = "llamaseek convert BASE OUT --adapter FOLDER merges an adapter"
 HERD = "llamaseek herd lists the published models"
 RANKS = "torchrun --nproc-per-node N -m llamaseek serve MODEL splits a model over N ranks"
+RATE = "train.lr=1e-4 sets the learning rate, as any field of a recipe"
 CACHE = "the context length is the model's own, and --cache-gb bounds the memory of the cache"
 COMMANDS = {
     "adapter": MERGE,
@@ -31,18 +32,25 @@ COMMANDS = {
 }
 OPTIONS = {
     "--allowed-origins": "--cors ORIGIN lets web pages of an origin read answers",
+    "--batch-size": "train.batch=8 sets the rows of a step, as any field of a recipe",
     "--ctx-size": CACHE,
+    "--learning-rate": RATE,
+    "--learning_rate": RATE,
+    "--lr": RATE,
     "--max-model-len": CACHE,
     "--max-new-tokens": "--max-tokens sets the longest answer",
     "--max_new_tokens": "--max-tokens sets the longest answer",
     "--max_tokens": "--max-tokens sets the longest answer",
+    "--num-train-epochs": "--epochs sets the passes over the rows, train.epochs=2 in a recipe",
+    "--output-dir": "--out names the folder, out=FOLDER in a recipe",
+    "--output_dir": "--out names the folder, out=FOLDER in a recipe",
     "--model": "the model folder is the first argument",
     "--quantization": "llamaseek quantize MODEL OUT writes a quantized folder to use instead",
     "--served-model-name": "--name sets the name that clients ask for",
     "--tensor-parallel-size": RANKS,
     "--tp": RANKS,
 }
-"""Of vLLM, llama.cpp, Ollama and transformers."""
+"""Of vLLM, llama.cpp, Ollama, transformers and TRL."""
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "quickstart": ("quickstart", "quickstart --family deepseek_v3"),

@@ -95,7 +95,7 @@ def detect(
             raise UserError(
                 f"{texts[0]} holds text and {others[0]} rows; allowed: files of one kind"
             )
-        return _text(sum(1 for _ in read_documents(paths)), {}, {})
+        return _text(sum(1 for _ in read_documents(paths, encoding=encoding)), {}, {})
     table = Table.read(file_rows(paths, encoding))
     return _rows(table, dict(columns or {}), form)
 
@@ -296,8 +296,8 @@ def _described(
     named = ", ".join(f"{c} as {k}" if k != c else k for k, c in roles.items())
     listed = ", ".join(f"{label} {n:,}" for label, n in list(found.labels.items())[:10])
     more = f" and {len(found.labels) - 10} more" if len(found.labels) > 10 else ""
-    counted = f"; {len(found.labels)} labels: {listed}{more}" if listed else ""
-    sentence = f"{table.rows:,} {WORDS[kind]} ({named}){counted}{_aside(found)}"
+    labelled = f"; {counted(len(found.labels), 'label')}: {listed}{more}" if listed else ""
+    sentence = f"{table.rows:,} {WORDS[kind]} ({named}){labelled}{_aside(found)}"
     return DetectedRows(**{**found.__dict__, "sentence": sentence})
 
 

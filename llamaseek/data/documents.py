@@ -8,13 +8,22 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llamaseek.data.bad_rows import BadRows, RowError
-from llamaseek.data.opened import PACKED_ENDINGS, bounded_line, ending_of, naming, opened
+from llamaseek.data.opened import (
+    PACKED_ENDINGS,
+    bounded_line,
+    decoded,
+    ending_of,
+    naming,
+    opened,
+    utf8_lines,
+)
 from llamaseek.data.tables import ROW_ENDINGS, Row, is_written, json_row, rows_of
 from llamaseek.errors import UserError, shorten
 
@@ -33,6 +42,8 @@ TEXT_ENDINGS = (".txt", ".md", ".py")
 PAGE_ENDINGS = (".html", ".htm")
 ENDINGS = TEXT_ENDINGS + PAGE_ENDINGS + ROW_ENDINGS
 ALLOWED = f"{', '.join(ENDINGS)}, each also with {' or '.join(PACKED_ENDINGS)}"
+
+LARGEST_TEXT = 1 << 31  # bytes of a line of text
 
 IN_FOLDERS = tuple(ending for ending in ENDINGS if ending != ".json")
 """Of a folder's files: a .json there is as often about the data as it is data."""
@@ -59,7 +70,7 @@ def read_documents(
     """The documents of files, folders (with all below them) and globs, always in one order.
 
     A text file is one document, passed over if blank; so is the main text of a web page; a row is
-    one by its string field `column`. `encoding` is of files of rows.
+    one by its string field `column`. `encoding` is of files of text and of rows.
     In folders and globs, hidden files and files of other kinds are passed over. Rows without a
     text are an error, or with `bad.skip` counted.
 
@@ -120,7 +131,7 @@ def _of_file(
     if _kind(path) in ROW_ENDINGS:
         yield from bad.usable(rows_of(path, encoding), partial(row_document, column=column))
         return
-    text = _whole_text(path)
+    text = _whole_text(path, encoding)
     if text.strip():
         yield Document(text, str(path), {"place": str(path)})
 
@@ -193,8 +204,19 @@ def _kind(path: Path) -> str | None:
 # What is in them
 
 
-def _whole_text(path: Path) -> str:
-    with naming(path), opened(path) as stream:
-        if _kind(path) in PAGE_ENDINGS:
+def _whole_text(path: Path, encoding: str = "auto") -> str:
+    """A web page's main text, or a text file."""
+    with naming(path):
+        if _kind(path) not in PAGE_ENDINGS:
+            return _decoded_text(path, encoding).replace("\r\n", "\n")
+        with opened(path) as stream:
             return page_text(stream.read())
-        return stream.read().decode("utf-8-sig").replace("\r\n", "\n")
+
+
+def _decoded_text(path: Path, encoding: str) -> str:
+    """The text of a file; UserError with the line that is not in its encoding."""
+    if encoding == "auto":
+        with opened(path) as stream, suppress(UnicodeDecodeError):
+            return stream.read().decode("utf-8-sig")
+    lines = enumerate(utf8_lines(path, encoding, LARGEST_TEXT), start=1)
+    return "".join(decoded(f"{path}:{number}", line) for number, line in lines)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llamaseek.dry_run.estimate import BESIDE, estimate
+from llamaseek.dry_run.host import host_memory
 from llamaseek.dry_run.rank import RankReport, Setting, dry_run, kinds
 from llamaseek.plan.flops import trained_modules, training_flops
 from llamaseek.plan.gpus import Gpu
@@ -16,8 +17,7 @@ from llamaseek.runtime.check import model_config, resolve
 
 
 def setting_of(recipe: Recipe) -> Setting:
-    """What a recipe trains how on every rank; `UserError` for a layout that cannot run."""
-    recipe = resolve(recipe, None)
+    """What a recipe trains how on every rank; its layout is resolved."""
     config, plan, train = model_config(recipe), recipe.parallel, recipe.train
     share = train.batch // (plan.data * plan.shard)
     rows = min(train.micro_batch or (1 if plan.pipeline > 1 else share), share)
@@ -46,7 +46,8 @@ class Planned:
 
 def plan_training(recipe: Recipe, gpu: Gpu, dtype: str) -> Planned:
     """The dry run of a recipe."""
-    setting = setting_of(recipe)
+    resolved = resolve(recipe, None)
+    setting = setting_of(resolved)
     places = kinds(setting)
     reports = [dry_run(setting, rank) for rank in places]
     step = estimate(setting, reports, gpu, dtype)
@@ -63,6 +64,7 @@ def plan_training(recipe: Recipe, gpu: Gpu, dtype: str) -> Planned:
         "micro_batches": setting.micro_batches,
         "gpu_memory_bytes": int(gpu.memory),
         "fits": memory <= gpu.memory,
+        "host": host_memory(resolved, setting.config, reports, gpu),
         "per_rank": [
             rank_data(setting, report, slot, places[report.rank])
             for report, slot in zip(reports, step.slots, strict=True)

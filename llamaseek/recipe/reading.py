@@ -29,6 +29,13 @@ Overrides = Mapping[str, Any] | Iterable[str]
 
 
 ELSEWHERE = {
+    "lr": "train.lr",
+    "epochs": "train.epochs",
+    "steps": "train.steps",
+    "batch": "train.batch, in rows a step",
+    "rank": "lora.rank",
+    "lora_r": "lora.rank",
+    "lora_alpha": "lora.alpha",
     "learning_rate": "train.lr",
     "max_steps": "train.steps",
     "num_steps": "train.steps",

@@ -164,8 +164,8 @@ class DataRecipe(Section):
     """Columns that are not needed, and keys of messages, as `messages.timestamp`; any other that
     nothing reads is reported with its count."""
     encoding: str = "auto"
-    """Encoding of text files of rows, by Python's name, e.g. `cp1252`; `auto` is UTF-8, or UTF-16
-    with a byte order mark."""
+    """Encoding of files of text and of rows, by Python's name, e.g. `cp1252`; `auto` is UTF-8, or
+    UTF-16 with a byte order mark."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> DataRecipe:

@@ -231,3 +231,12 @@ def _combinations(recipe: Recipe, plan: ParallelRecipe) -> Iterator[str]:
             "parallel.shard: above 1 is not for lora.base nf4, whose 4 bits are whole on "
             "each rank; allowed: data"
         )
+
+
+def by_layer(recipe: Recipe) -> bool:
+    """Whether no step before training needs the whole model: nothing is sampled from it, it is no
+    one's reference, and stays in the precision it comes in.
+    """
+    whole = recipe.stage == "dpo" or recipe.samples
+    narrow = recipe.lora is not None and recipe.lora.base == "nf4"
+    return recipe.parallel.ranks > 1 and not whole and not narrow

@@ -20,6 +20,7 @@ from llamaseek.models.quant.nf4 import quantize_layers
 from llamaseek.recipe.post_training import LoraRecipe
 from llamaseek.recipe.schema import Recipe
 from llamaseek.recipe.stages import STAGES
+from llamaseek.runtime.check import by_layer
 from llamaseek.text.tokenizer import Tokenizer
 
 
@@ -77,15 +78,6 @@ def trainable(folder: Path, config: ModelConfig | None = None, mapped: bool = Fa
             buffer.data = buffer.data.clone()  # training writes to it, and a file is not to be
         return model.requires_grad_(True)
     return load_model(folder, config=config)
-
-
-def by_layer(recipe: Recipe) -> bool:
-    """Whether no step before training needs the whole model: nothing is sampled from it, it is no
-    one's reference, and stays in the precision it comes in.
-    """
-    whole = recipe.stage == "dpo" or recipe.samples
-    narrow = recipe.lora is not None and recipe.lora.base == "nf4"
-    return recipe.parallel.ranks > 1 and not whole and not narrow
 
 
 def check_speaks(field: str, folder: str | Path, masked: bool = False) -> None:

@@ -201,7 +201,14 @@ def test_a_bad_parquet_row_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.py.zst"])
 def test_text_that_is_not_utf8_is_named(tmp_path: Path, name: str) -> None:
-    fails(rf"{name}: not UTF-8: .* at byte 2", write(tmp_path / name, b"ab\xff"))
+    path = write(tmp_path / name, b"a\nb\xe9\n")
+    fails(
+        rf"{name}:2: not UTF-8: .* at byte 1; it reads as cp1252: try data\.encoding=cp1252", path
+    )
+    (document,) = read_documents([path], encoding="cp1252")
+    assert document.text == "a\nb\u00e9\n"
+    (document,) = read_documents([write(tmp_path / name, "b\u00e9\r\n".encode("utf-16"))])
+    assert document.text == "b\u00e9\n"
 
 
 @pytest.mark.parametrize("packed", [".gz", ".zst"])

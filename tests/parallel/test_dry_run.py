@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from llamaseek.dry_run.estimate import estimate
+from llamaseek.dry_run.host import PROCESS, host_memory, read_bytes
 from llamaseek.dry_run.rank import (
     Part,
     RankReport,
@@ -25,7 +26,10 @@ from llamaseek.plan.flops import training_flops
 from llamaseek.plan.gpus import find_gpu, rates_of
 from llamaseek.plan.layout import Layout, Running
 from llamaseek.plan.step import send_seconds
+from llamaseek.recipe.load import load_recipe
 from llamaseek.recipe.parallel import ParallelRecipe
+from llamaseek.recipe.reading import find_recipe
+from llamaseek.runtime.check import model_config
 from tests.cli.run import Cli
 
 LLAMA = {
@@ -233,6 +237,7 @@ def test_a_recipe_is_planned_and_drawn(cli: Cli, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     answer = json.loads(done.out)
     assert answer["ranks"] == 4 and answer["fits"]
+    assert answer["host"]["ranks"] == 4 and answer["host"]["start_bytes"] == 4 * PROCESS
     assert set(answer["per_rank"][0]["sent_bytes"]) == {"shard", "tensor", "replicas"}
     picture = tmp_path / "layout.png"
     wanted = ("train.float8=rowwise", "parallel.tensor=1", "--draw", str(picture))
@@ -241,6 +246,28 @@ def test_a_recipe_is_planned_and_drawn(cli: Cli, tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "of the fp8 peak" in told.out and "shard 2\n" in told.out
     assert "tokens/s" in told.out and "embedding, head, layers 0–3" in told.out
+
+
+@pytest.mark.parametrize("name", ["deepseek-v3", "llama-3.1-405b", "llama-3.1-405b-128k"])
+def test_a_cluster_begins_with_little_on_its_hosts(name: str) -> None:
+    recipe = load_recipe(find_recipe(f"cluster-{name}"), [])
+    report = RankReport(0, 0, 0, int(6e9), 0, int(2e9), 0, 0, 0)
+    found = host_memory(recipe, model_config(recipe), [report], find_gpu("h100"))
+    assert found["ranks"] == 8 and found["start_bytes"] <= 64e9
+    assert found["save_bytes"] == 8 * (PROCESS + 8e9)  # copied to be written in the background
+
+
+def test_what_a_host_reads_of_a_model() -> None:
+    layout = ["parallel.shard=2"]
+    new = load_recipe(find_recipe("quickstart-llama3"), layout)
+    config = model_config(new)
+    whole = 4 * sum(p.numel() for p in build_model(config).parameters())
+    emulated = new.model_copy(update={"train": new.train.model_copy(update={"float8": "deepseek"})})
+    assert read_bytes(new, config) == 0 and read_bytes(emulated, config) == whole
+    started = new.model_copy(update={"model": new.model.model_copy(update={"init_from": "a"})})
+    assert 0 < read_bytes(started, config) < whole / config.num_hidden_layers
+    alone = started.model_copy(update={"parallel": ParallelRecipe()})
+    assert read_bytes(alone, config) == whole
 
 
 def test_what_cannot_be_planned_is_one_line(cli: Cli) -> None:

@@ -9,10 +9,12 @@ import shlex
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 import yaml
@@ -24,14 +26,11 @@ from llamaseek.herd import config_from_sizes
 from llamaseek.models import build_model
 from llamaseek.recipe.load import load_recipe
 from llamaseek.report.outcome import read_outcome
-from llamaseek.serve.options import ServeOptions
-from llamaseek.serve.service import make_service
 from llamaseek.train.finetune.choose import TuningPlan, Wanted, choose
 from llamaseek.train.jobs.supervised import held_apart, split_rows
 from llamaseek.train.saving.state import save_folder
-from tests.checkpoints.gguf_files import needs_smollm2
+from tests.checkpoints.gguf_files import SMOLLM2, needs_smollm2
 from tests.cli.run import Cli
-from tests.serve.running import running
 from tests.train.tiny import LLAMA_SIZES, tiny_tokenizer
 
 TICKETS = Path(__file__).parents[1] / "data" / "tickets" / "tickets.csv"
@@ -156,6 +155,38 @@ def test_a_row_that_stops_the_plan_is_left_out_where_asked(start: Path, tmp_path
     assert planned(start, source, "data.bad_rows=skip").recipe.stage == "dpo"
 
 
+def test_the_run_is_named_after_its_data(start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def named(*sources: str) -> str:
+        plan = choose(Wanted(start, list(sources), overrides=["data.length=64"]))
+        return plan.recipe.name.removeprefix("toy-")
+
+    pages = [str(path) for path in sorted((DOCS / "post-training").glob("*.md"))]
+    assert named(str(TICKETS)) == "tickets"
+    assert named(*pages) == named(str(DOCS / "post-training" / "*.md")) == "post-training"
+    monkeypatch.chdir(DOCS / "post-training")
+    assert named("*.md") == "rows" and named("dpo.md") == "dpo"
+
+
+def test_rows_that_are_all_long_get_long_rows(start: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n} " * 300, "completion": f"Words {n}."} for n in range(10, 30)]
+    plan = planned(start, write(tmp_path / "long.jsonl", rows))
+    assert plan.recipe.data.length == 1024 and plan.packed == 15
+    for override in ("data.length=64", "data.bad_rows=skip"):
+        longer = [{**row, "completion": "Words. " * 900} for row in rows]
+        source = write(tmp_path / "longer.jsonl", longer)
+        with pytest.raises(UserError, match=r"longer\.jsonl:\d+: has \d+ tokens; data\.length all"):
+            planned(start, source, override)
+
+
+def test_the_longest_rows_are_the_models_context(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it is between the lengths that are tried."""
+    monkeypatch.setattr("llamaseek.train.finetune.choose.LENGTHS", (512, 4096))
+    rows = [{"prompt": f"{n} " * 300, "completion": f"Words {n}."} for n in range(10, 30)]
+    assert planned(start, write(tmp_path / "long.jsonl", rows)).recipe.data.length == 1024
+
+
 def test_rows_beyond_the_context_are_left_out_and_counted(start: Path, tmp_path: Path) -> None:
     rows = talks()
     rows[3]["conversations"][1]["value"] = "long " * 2000
@@ -168,15 +199,22 @@ def test_what_cannot_be_done_is_one_line(start: Path, cli: Cli, tmp_path: Path) 
         (("train.lr=1",), "DATA: is missing"),
         ((tmp_path / "none.csv",), "none.csv: no such file"),
         ((TICKETS, "train.lrr=1"), "train.lrr"),
+        ((TICKETS, "lr=1e-4"), "recipe key lr: no such key; use train.lr"),
+        ((TICKETS, "--lr", "1e-4"), "--lr: no such option; train.lr=1e-4 sets the learning rate"),
         ((TICKETS, "train.lr=-1"), "train.lr"),
     ):
         done = cli("finetune", str(start), *map(str, words))
         assert done.code == 2, words
         assert said in done.err.splitlines()[-1]
         assert done.err.splitlines()[-1].startswith("error: ")
+    done = cli("finetune", "smollm2", str(TICKETS))
+    assert done.code == 2 and "no such folder; did you mean smollm2-135m-instruct?" in done.err
     rated = [{"prompt": "a", "completion": "b", "rating": 3}] * 8
     with pytest.raises(UserError, match="all ratings are 3, so there is nothing to learn"):
         planned(start, write(tmp_path / "rated.jsonl", rated))
+    same = [{"text": f"Words {n}.", "label": "x"} for n in range(8)]
+    with pytest.raises(UserError, match=r"all labels are 'x', so there is nothing to learn"):
+        planned(start, write(tmp_path / "same.jsonl", same))
 
 
 def test_a_model_too_large_for_the_machine_is_refused_with_what_fits(
@@ -203,6 +241,28 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@contextmanager
+def served(words: list[str]) -> Iterator[httpx.Client]:
+    """`llamaseek` with these words and a free port, in a process until the end of the block."""
+    command = [sys.executable, "-m", "llamaseek", *words, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().split()[-1]
+            with httpx.Client(base_url=url, timeout=60) as client:
+                yield client
+        finally:
+            process.terminate()
+
+
+def answer(client: httpx.Client, model: str, asked: str) -> str:
+    """What the served model says to a ticket."""
+    messages = [{"role": "user", "content": asked}]
+    body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": 8}
+    done = client.post("/v1/chat/completions", json=body).raise_for_status()
+    return str(done.json()["choices"][0]["message"]["content"]).strip()
+
+
 def test_from_a_spreadsheet_to_a_tuned_model(start: Path, cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "my tickets"
     words = ("finetune", start, TICKETS, "--lora", "--out", out, "train.steps=6", "train.lr=1e-2")
@@ -218,6 +278,10 @@ def test_from_a_spreadsheet_to_a_tuned_model(start: Path, cli: Cli, tmp_path: Pa
     commands = {line.split()[0]: shlex.split(line)[2:] for line in done.out.splitlines()[-3:]}
     assert commands["chat"] == ["chat", str(out / "model")]
     assert commands["serve"][:2] == ["serve", str(out / "model")]
+    rows = read_jsonl(out / "after.jsonl")[:5]
+    with served(commands["serve"]) as client:  # gives the answers that the run has written down
+        said = [answer(client, commands["serve"][-1], row["prompt"]) for row in rows]
+    assert all(map(str.startswith, [row["answer"] for row in rows], said)) and any(said)
     gguf = cli(*commands["export"])
     assert gguf.code == 0 and Path(commands["export"][2]).is_file(), gguf.err
     outcome = read_outcome(out)
@@ -318,6 +382,22 @@ def test_the_page_shows_what_the_real_run_must(start: Path) -> None:
     assert "on 40 held-out rows" in page
 
 
+@needs_smollm2
+def test_the_page_shows_the_plan_and_recipe_that_are_chosen(cli: Cli, tmp_path: Path) -> None:
+    """All but the machine's memory and time, and where the model and the file lie."""
+    page = (DOCS / "finetune.md").read_text()
+    done = cli("finetune", str(SMOLLM2), str(TICKETS), "--dry-run")
+    assert done.code == 0, done.err
+    plan, recipe = done.out.split("recipe\n")
+    assert plan.rpartition("; lr 0.001; ")[0] in page
+    shown = page.partition("\nrecipe\n")[2].splitlines()
+    chosen = [line for line in recipe.splitlines() if "/" not in line]
+    assert (
+        chosen
+        == [line for line in shown if "init_from" not in line and ".csv" not in line][: len(chosen)]
+    )
+
+
 def real(test: Callable[..., None]) -> Callable[..., None]:
     """A test with the published SmolLM2, of minutes: `make test-finetune`."""
     asked = os.environ.get("LLAMASEEK_FINETUNE")
@@ -326,32 +406,36 @@ def real(test: Callable[..., None]) -> Callable[..., None]:
     return found
 
 
-def tuned(out: Path, *words: str) -> dict[str, tuple[float, float]]:
-    """The figures before and after `finetune` of SmolLM2 in a process of its own."""
-    command = [sys.executable, "-m", "llamaseek", "finetune", "smollm2-135m-instruct", *words]
+Figures = dict[str, tuple[float, float]]
+
+
+def tuned(out: Path, *words: str) -> tuple[Figures, list[str]]:
+    """The figures before and after `finetune` of SmolLM2 in a process of its own, and what it
+    printed.
+    """
+    command = [sys.executable, "-m", "llamaseek", "finetune", str(SMOLLM2), *words]
     done = subprocess.run(
         [*command, "--out", str(out)], capture_output=True, text=True, check=False
     )
     print(done.stdout, done.stderr)
     assert done.returncode == 0
-    return {one.name: (one.before, one.after) for one in read_outcome(out).measures}
+    figures = {one.name: (one.before, one.after) for one in read_outcome(out).measures}
+    return figures, done.stdout.splitlines()
 
 
 @real
 def test_smollm2_learns_tickets_and_serves_them(tmp_path: Path) -> None:
-    """At least 80% of 40 held-out tickets, asked from the server that the second command starts."""
-    figures = tuned(tmp_path, str(TICKETS))
+    """At least 80% of 40 held-out tickets, asked from the server that the second command starts:
+    the one that the first has printed.
+    """
+    figures, printed = tuned(tmp_path, str(TICKETS))
     assert figures["accuracy"][1] >= 0.8 > figures["accuracy"][0]
-    held_out = read_jsonl(tmp_path / "after.jsonl")
-    service = make_service(str(tmp_path / "model"), ServeOptions(port=0, name="tickets"))
-    with running(service) as run:
-        answers = [
-            run.post("/v1/chat/completions", temperature=0, max_tokens=8,
-                     messages=[{"role": "user", "content": row["prompt"]}]).json()
-            for row in held_out
-        ]  # fmt: skip
-    said = [one["choices"][0]["message"]["content"].strip() for one in answers]
-    right = sum(one == row["wanted"] for one, row in zip(said, held_out, strict=True))
+    rows = read_jsonl(tmp_path / "after.jsonl")
+    (command,) = (shlex.split(line) for line in printed if line.startswith("serve "))
+    with served(command[2:]) as client:
+        said = [answer(client, command[-1], row["prompt"]) for row in rows]
+    right = sum(one == row["wanted"] for one, row in zip(said, rows, strict=True))
+    print(f"{right} of {len(rows)} answers of {shlex.join(command)} are right")
     assert len(said) == 40 and right >= 32
 
 
@@ -379,11 +463,17 @@ def test_smollm2_learns_conversations(export: str, least: float, tmp_path: Path)
         for asked, said in pairs
     ]
     source = write(tmp_path / "sharegpt.jsonl", exported)
-    before, after = tuned(tmp_path / "run", source, "train.samples=0")["loss"]
+    figures, _ = tuned(tmp_path / "run", source, "train.samples=0")
+    before, after = figures["loss"]
     assert after <= (1 - least) * before
 
 
 @real
 def test_smollm2_learns_a_folder_of_markdown(tmp_path: Path) -> None:
-    before, after = tuned(tmp_path, str(DOCS), "train.steps=30", "train.samples=0")["bits per byte"]
-    assert after < before
+    """As a shell expands `docs/post-training/*.md docs/*.md`."""
+    files = [str(path) for path in sorted(DOCS.rglob("*.md"))]
+    figures, printed = tuned(
+        tmp_path, *files, "train.steps=30", "train.eval_every=15", "train.samples=0"
+    )
+    assert figures["bits per byte"][1] < figures["bits per byte"][0]
+    assert f"{len(files)} documents of plain text" in printed[0]

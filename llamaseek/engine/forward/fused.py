@@ -11,6 +11,7 @@ V v_head_dim.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -40,12 +41,16 @@ DENSE = (nn.Linear, Head, RowParallelLinear, ParallelLMHead)
 class Weights:
     """Weights (N_i, K) of layers that read the same input, as one operator takes them.
 
-    Where `split` is a layer, each rank has a share of the inputs, and the products are added up.
+    They have `bits` bits and, where packed, scales; or `bits` is 0, and they are in GGUF's blocks,
+    of `kinds` and with the heads' widths `heads`. Where `split` is a layer, each rank has a share
+    of the inputs, and the products are added up.
     """
 
     weights: list[Tensor]
     scales: list[Tensor]
     bits: int
+    kinds: list[int]
+    heads: list[int]
     split: RowParallelLinear | None = None
 
     def __call__(
@@ -59,55 +64,43 @@ class Weights:
         weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
         if self.split is not None and self.split.rank > 0:
             residual = None  # it is added once
-        out: Tensor = torch.ops.llamaseek.linear(
-            x, weight, eps, self.weights, self.scales, self.bits, residual, gate
-        )
+        out: Tensor
+        if self.bits:
+            out = torch.ops.llamaseek.linear(
+                x, weight, eps, self.weights, self.scales, self.bits, residual, gate
+            )
+        else:
+            out = torch.ops.llamaseek.linear_blocks(
+                x, weight, eps, self.weights, self.kinds, self.heads, residual, gate
+            )
         return out if self.split is None else self.split.reduce(out)
 
-
-@dataclass(frozen=True)
-class BlockWeights:
-    """The same, of matrices in GGUF's blocks."""
-
-    layers: Sequence[BlockLinear]
-
-    def __call__(
-        self,
-        x: Tensor,
-        norm: RMSNorm | None = None,
-        residual: Tensor | None = None,
-        gate: bool = False,
-    ) -> Tensor:
-        """See `Weights.__call__`."""
-        weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
-        blocks = [layer.weight_blocks for layer in self.layers]
-        kinds = [layer.kind for layer in self.layers]
-        heads = [layer.head for layer in self.layers]
-        out: Tensor = torch.ops.llamaseek.linear_blocks(
-            x, weight, eps, blocks, kinds, heads, residual, gate
-        )
-        return out
+    def shared(self) -> Any:
+        """The same for the kernels' `Layers`."""
+        parts = self.weights, self.scales, self.bits, self.kinds, self.heads
+        return torch.classes.llamaseek.Weights(*parts)
 
 
-def weights(*layers: nn.Module) -> Weights | BlockWeights:
+def weights(*layers: nn.Module) -> Weights:
     """The layers' weights. ValueError where they are of different kinds, or none we know."""
     blocks = [layer for layer in layers if isinstance(layer, BlockLinear)]
     if len(blocks) == len(layers):
-        return BlockWeights(blocks)
+        found = [layer.weight_blocks for layer in blocks]
+        return Weights(found, [], 0, [b.kind for b in blocks], [b.head for b in blocks])
     if all(type(layer) in DENSE for layer in layers):
-        found: list[Tensor] = [layer.get_parameter("weight") for layer in layers]
-        kinds = {BITS.get(weight.dtype, 0) for weight in found}
+        found = [layer.get_parameter("weight") for layer in layers]
+        bits = {BITS.get(weight.dtype, 0) for weight in found}
         scales: list[Tensor] = []
     elif all(isinstance(layer, PackedLinear) for layer in layers):
         found = [layer.get_buffer("weight_packed") for layer in layers]
         scales = [layer.get_buffer("weight_scale") for layer in layers]
-        kinds = {layer.bits for layer in layers if isinstance(layer, PackedLinear)}
+        bits = {layer.bits for layer in layers if isinstance(layer, PackedLinear)}
     else:
-        kinds = set()
-    if len(kinds) != 1 or 0 in kinds:
+        bits = set()
+    if len(bits) != 1 or 0 in bits:
         raise ValueError("no fused operator supports these layers")
     split = layers[0] if isinstance(layers[0], RowParallelLinear) else None
-    return Weights(found, scales, kinds.pop(), split)
+    return Weights(found, scales, bits.pop(), [], [], split)
 
 
 def normalized(x: Tensor, norm: RMSNorm) -> Tensor:
@@ -285,15 +278,54 @@ class Ahead:
         return normalized(x, layer.shared_head.norm)
 
 
+class Dense:
+    """All layers of a model in one call, where each is grouped queries and a gated feed-forward."""
+
+    def __init__(self, steps: Sequence[FusedStep]) -> None:
+        """ValueError where a step is of another kind, or where ranks add up in between."""
+        attentions = [step for step in steps[::2] if isinstance(step, GroupedQueries)]
+        feeds = [step for step in steps[1::2] if isinstance(step, Gated)]
+        self.layers = list(zip(attentions, feeds, strict=False))
+        split = any(a.out.split or f.down.split for a, f in self.layers)
+        if 2 * len(self.layers) != len(steps) or split:
+            raise ValueError("these layers are called one by one")
+        self.made: Any = None  # when the kernels are there
+
+    def _make(self) -> Any:
+        first = self.layers[0][0]
+        made = torch.classes.llamaseek.Layers(first.norm.eps, first.scale)
+        for attention, feed in self.layers:
+            assert feed.norm is not None
+            qkv, out = attention.qkv.shared(), attention.out.shared()
+            gate_up, down = feed.gate_up.shared(), feed.down.shared()
+            made.append(attention.norm.weight, qkv, out, feed.norm.weight, gate_up, down)
+        return made
+
+    def __call__(self, x: Tensor, where: Where) -> Tensor:
+        """x (N, D) in float32 → (N, D)."""
+        if self.made is None:
+            self.made = self._make()
+        layout, stores = where.layout, where.cache.stores
+        kept = [stores[attention.index].kept for attention, _ in self.layers]
+        keys, values = [both[0] for both in kept], [both[1] for both in kept]
+        places = layout.slots, layout.tables, layout.lengths, layout.size
+        found: Tensor = self.made.run(x, where.cos, where.sin, *places, keys, values)
+        return found
+
+
 class Fused:
     """A model whose layers are steps, and its modules for tokens further ahead."""
 
     def __init__(self, model: CausalLM) -> None:
         self.model = model
         main = model.config.num_hidden_layers
-        self.steps = [step for layer in model.model.layers[:main] for step in _steps(layer)]
+        self.steps: list[FusedStep] = []
+        for layer in model.model.layers[:main]:
+            self.steps += _steps(layer)
         further = [each for each in model.model.layers if isinstance(each, MultiTokenLayer)]
         self.ahead = [Ahead(layer) for layer in further]
+        with suppress(ValueError):
+            self.steps = [Dense(self.steps)]
         self.head = weights(model.lm_head)
         self.where: Where | None = None
         self.angles: tuple[Tensor, Tensor] | None = None  # of the first positions, (S, R / 2)

@@ -2,152 +2,153 @@
 #include <cmath>
 #include <cstring>
 
-#include "driver.h"
+#include "attention.h"
 #include "ops.h"
 
 namespace llamaseek {
-namespace {
-
-// Where a query's keys stand: its blocks of `size` slots in each head's stretch of a pool.
-struct Pages {
-  const uint8_t *keys, *values;
-  int64_t key_head, value_head, key_slot, value_slot;  // bytes from one to the next
-  int64_t size, blocks;
-  const int64_t *tables, *lengths;
-
-  int64_t slot(int64_t query, int64_t key) const {
-    return tables[query * blocks + key / size] * size + key % size;
-  }
-};
-
-Pages pages(const Tensor& keys, const Tensor& values, const Tensor& tables, const Tensor& lengths,
-            int64_t size) {
-  const int64_t bytes = keys.element_size();
-  return {static_cast<const uint8_t*>(keys.const_data_ptr()),
-          static_cast<const uint8_t*>(values.const_data_ptr()),
-          keys.stride(0) * bytes,
-          values.stride(0) * bytes,
-          keys.stride(1) * bytes,
-          values.stride(1) * bytes,
-          size,
-          tables.size(1),
-          tables.const_data_ptr<int64_t>(),
-          lengths.const_data_ptr<int64_t>()};
-}
-
 // One query, the heads of one group, one stretch of keys; its outcome is kept apart until merged.
-struct Task {
+struct Attention::Task {
   int64_t query, group, head, first;
 };
 
-}  // namespace
-
-Tensor attend(const Tensor& q, const Tensor& keys, const Tensor& values, const Tensor& tables,
-              const Tensor& lengths, int64_t size, double scale) {
-  const int64_t count = q.size(0), heads = q.size(1), width = q.size(2), wide = values.size(2);
-  const int64_t groups = keys.size(0), shared = heads / groups;
-  const Tensor row = q.contiguous();
-  const Pages at = pages(keys, values, tables, lengths, size);
-  const bool floats = is_float(q);
-  std::vector<Task> tasks;
-  std::vector<int64_t> starts{0};  // tasks of each (query, group, first head)
-  int64_t seen = 0;
-  for (int64_t n = 0; n < count; n++) {
+Attention::Attention(const Tensor& tables, const Tensor& lengths, int64_t size, int64_t heads,
+                     int64_t groups)
+    : size_(size),
+      blocks_(tables.size(1)),
+      tables_(tables.const_data_ptr<int64_t>()),
+      lengths_(lengths.const_data_ptr<int64_t>()),
+      groups_(groups),
+      shared_(heads / groups) {
+  for (int64_t n = 0; n < tables.size(0); n++) {
     for (int64_t g = 0; g < groups; g++) {
-      for (int64_t head = 0; head < shared; head += kTokens) {
-        for (int64_t first = 0; first < at.lengths[n]; first += kKeys) {
-          tasks.push_back({n, g, head, first});
+      for (int64_t head = 0; head < shared_; head += kTokens) {
+        for (int64_t first = 0; first < lengths_[n]; first += kKeys) {
+          tasks_.push_back({n, g, head, first});
         }
-        seen += at.lengths[n];
-        starts.push_back(int64_t(tasks.size()));
+        seen_ += lengths_[n];
+        starts_.push_back(int64_t(tasks_.size()));
       }
     }
   }
-  const int64_t most = std::min<int64_t>(shared, kTokens), one = most * (wide + 2);
-  Tensor partial = at::empty({int64_t(tasks.size()), one}, at::kFloat);
+}
+
+Attention::~Attention() = default;
+
+void Attention::operator()(const Tensor& q, const Tensor& keys, const Tensor& values,
+                           double scale, Tensor& out) const {
+  const int64_t width = q.size(2), wide = values.size(2);
+  const int64_t most = std::min<int64_t>(shared_, kTokens), one = most * (wide + 2);
+  const Tensor partial = at::empty({int64_t(tasks_.size()), one}, at::kFloat);
   float* parts = partial.data_ptr<float>();
-  const int64_t bytes = seen * (width + wide) * keys.element_size();
-  share(int64_t(tasks.size()), 1, bytes, [&](int64_t begin, int64_t end) {
+  const bool floats = is_float(q);
+  const int64_t bytes = seen_ * (width + wide) * keys.element_size();
+  share(int64_t(tasks_.size()), 1, bytes, [&](int64_t begin, int64_t end) {
     Stretch s{};
+    s.width = width, s.values = wide, s.scale = float(scale);
     for (int64_t t = begin; t < end; t++) {
-      const Task& task = tasks[t];
-      const int used = int(std::min<int64_t>(shared - task.head, kTokens));
+      const Task& task = tasks_[t];
+      const int used = int(std::min<int64_t>(shared_ - task.head, kTokens));
+      const int64_t head = (task.query * groups_ + task.group) * shared_ + task.head;
       Prepared ready(used, width, 16);
       for (int h = 0; h < used; h++) {
-        const int64_t head = (task.query * groups + task.group) * shared + task.head + h;
-        ready.fill(h, row_of(row, 0) + head * width * row.element_size(), floats, {});
+        ready.fill(h, row_of(q, 0) + (head + h) * width * q.element_size(), floats, {});
       }
       s.heads = used;
-      s.count = int(std::min<int64_t>(at.lengths[task.query] - task.first, kKeys));
-      s.width = width, s.values = wide, s.scale = float(scale);
-      for (int k = 0; k < s.count; k++) {
-        const int64_t slot = at.slot(task.query, task.first + k);
-        s.keys[k] = at.keys + task.group * at.key_head + slot * at.key_slot;
-        s.items[k] = at.values + task.group * at.value_head + slot * at.value_slot;
-      }
+      s.count = int(std::min<int64_t>(lengths_[task.query] - task.first, kKeys));
+      point(s, task, keys, values);
       float* to = parts + t * one;
       const Attend run = floats ? kernels().attend_float : kernels().attend_bf16;
       run(s, ready.tokens, to, to + most, to + 2 * most);
     }
   });
-  Tensor out = at::empty({count, heads, wide}, q.options());
-  const int64_t pieces = (shared + kTokens - 1) / kTokens;
-  share(int64_t(starts.size()) - 1, 4, partial.nbytes(), [&](int64_t begin, int64_t end) {
-    std::vector<float> sum(wide);
+  const int64_t pieces = (shared_ + kTokens - 1) / kTokens;
+  share(int64_t(starts_.size()) - 1, 4, partial.nbytes(), [&](int64_t begin, int64_t end) {
     for (int64_t place = begin; place < end; place++) {
-      const int64_t head = place / pieces * shared + place % pieces * kTokens;
-      const int used = int(std::min<int64_t>(shared - place % pieces * kTokens, kTokens));
-      for (int h = 0; h < used; h++) {
-        float top = -INFINITY, total = 0;
-        for (int64_t t = starts[place]; t < starts[place + 1]; t++) {
-          top = std::max(top, parts[t * one + h]);
-        }
-        std::fill(sum.begin(), sum.end(), 0.0f);
-        for (int64_t t = starts[place]; t < starts[place + 1]; t++) {
-          const float* part = parts + t * one;
-          const float by = std::exp(part[h] - top);
-          total += by * part[most + h];
-          const float* from = part + 2 * most + h * wide;
-          for (int64_t v = 0; v < wide; v++) sum[v] += by * from[v];
-        }
-        for (int64_t v = 0; v < wide; v++) {
-          store(out.data_ptr(), floats, (head + h) * wide + v, sum[v] / total);
-        }
-      }
+      const int64_t head = place / pieces * shared_ + place % pieces * kTokens;
+      const int used = int(std::min<int64_t>(shared_ - place % pieces * kTokens, kTokens));
+      for (int h = 0; h < used; h++) merge(parts, place, h, most, wide, head + h, out);
     }
   });
+}
+
+void Attention::point(Stretch& s, const Task& task, const Tensor& keys,
+                      const Tensor& values) const {
+  const int64_t bytes = keys.element_size();
+  const auto* k = static_cast<const uint8_t*>(keys.const_data_ptr()) +
+                  task.group * keys.stride(0) * bytes;
+  const auto* v = static_cast<const uint8_t*>(values.const_data_ptr()) +
+                  task.group * values.stride(0) * bytes;
+  for (int i = 0; i < s.count; i++) {
+    const int64_t key = task.first + i;
+    const int64_t slot = tables_[task.query * blocks_ + key / size_] * size_ + key % size_;
+    s.keys[i] = k + slot * keys.stride(1) * bytes;
+    s.items[i] = v + slot * values.stride(1) * bytes;
+  }
+}
+
+void Attention::merge(const float* parts, int64_t place, int h, int64_t most, int64_t wide,
+                      int64_t head, Tensor& out) const {
+  const int64_t one = most * (wide + 2);
+  float top = -INFINITY, total = 0;
+  for (int64_t t = starts_[place]; t < starts_[place + 1]; t++) {
+    top = std::max(top, parts[t * one + h]);
+  }
+  std::vector<float> sum(wide, 0.0f);
+  for (int64_t t = starts_[place]; t < starts_[place + 1]; t++) {
+    const float* part = parts + t * one;
+    const float by = std::exp(part[h] - top);
+    total += by * part[most + h];
+    const float* from = part + 2 * most + h * wide;
+    for (int64_t v = 0; v < wide; v++) sum[v] += by * from[v];
+  }
+  for (int64_t v = 0; v < wide; v++) {
+    store(out.data_ptr(), is_float(out), head * wide + v, sum[v] / total);
+  }
+}
+
+Tensor attend(const Tensor& q, const Tensor& keys, const Tensor& values, const Tensor& tables,
+              const Tensor& lengths, int64_t size, double scale) {
+  const Attention attention(tables, lengths, size, q.size(1), keys.size(0));
+  Tensor out = at::empty({q.size(0), q.size(1), values.size(2)}, q.options());
+  attention(q.contiguous(), keys, values, scale, out);
   return out;
 }
 
 namespace {
 
 // x and what it turns into, both `width` numbers of one head; cos and sin half as many, in float32.
+template <class Number>
+void turn_as(const void* x, void* out, const float* cos, const float* sin, int64_t width,
+             bool halves) {
+  const Number* from = static_cast<const Number*>(x);
+  Number* to = static_cast<Number*>(out);
+  const int64_t step = halves ? 1 : 2, apart = halves ? width / 2 : 1;
+  for (int64_t i = 0; i < width / 2; i++) {
+    const float first = from[step * i], second = from[step * i + apart];
+    to[step * i] = first * cos[i] - second * sin[i];
+    to[step * i + apart] = second * cos[i] + first * sin[i];
+  }
+}
+
 void turn(const void* x, void* out, bool wide, const void* cos, const void* sin, int64_t width,
           bool halves) {
-  for (int64_t i = 0; i < width / 2; i++) {
-    const int64_t a = halves ? i : 2 * i, b = halves ? i + width / 2 : 2 * i + 1;
-    const float first = load(x, wide, a), second = load(x, wide, b);
-    const float c = load(cos, true, i), s = load(sin, true, i);
-    store(out, wide, a, first * c - second * s);
-    store(out, wide, b, second * c + first * s);
-  }
+  const auto as = wide ? turn_as<float> : turn_as<at::BFloat16>;
+  as(x, out, static_cast<const float*>(cos), static_cast<const float*>(sin), width, halves);
 }
 
 }  // namespace
 
-Tensor rotate_store(const Tensor& qkv, const Tensor& cos, const Tensor& sin, const Tensor& slots,
-                    Tensor keys, Tensor values) {
+void rotate_store_into(const Tensor& qkv, const Tensor& cos, const Tensor& sin,
+                       const Tensor& slots, const Tensor& keys, const Tensor& values, Tensor& q) {
   const int64_t count = qkv.size(0), groups = keys.size(0), width = keys.size(2);
-  const int64_t heads = qkv.size(1) / width - 2 * groups, bytes = qkv.element_size();
+  const int64_t heads = q.size(1), bytes = qkv.element_size();
   TORCH_CHECK(is_float(cos) && is_float(sin), "rotate_store: angles are in float32");
   const bool wide = is_float(qkv);
-  const Tensor row = qkv.contiguous();
-  Tensor q = at::empty({count, heads, width}, qkv.options());
   const int64_t* to = slots.const_data_ptr<int64_t>();
   auto *k = static_cast<uint8_t*>(keys.data_ptr()), *v = static_cast<uint8_t*>(values.data_ptr());
   auto* out = static_cast<uint8_t*>(q.data_ptr());
   for (int64_t n = 0; n < count; n++) {
-    const uint8_t *x = row_of(row, n), *c = row_of(cos, n), *s = row_of(sin, n);
+    const uint8_t *x = row_of(qkv, n), *c = row_of(cos, n), *s = row_of(sin, n);
     for (int64_t h = 0; h < heads; h++) {
       turn(x + h * width * bytes, out + (n * heads + h) * width * bytes, wide, c, s, width, true);
     }
@@ -158,6 +159,13 @@ Tensor rotate_store(const Tensor& qkv, const Tensor& cos, const Tensor& sin, con
       std::memcpy(v + slot, x + (groups + g) * width * bytes, width * bytes);
     }
   }
+}
+
+Tensor rotate_store(const Tensor& qkv, const Tensor& cos, const Tensor& sin, const Tensor& slots,
+                    Tensor keys, Tensor values) {
+  const int64_t groups = keys.size(0), width = keys.size(2);
+  Tensor q = at::empty({qkv.size(0), qkv.size(1) / width - 2 * groups, width}, qkv.options());
+  rotate_store_into(qkv.contiguous(), cos, sin, slots, keys, values, q);
   return q;
 }
 

@@ -1,17 +1,14 @@
 // Products with matrices in GGUF's blocks. Few tokens are rounded to 15 bits and meet the blocks as
 // they lie; for many, a few rows at a time are widened, and multiplied by whole matrices.
-#include "blocks.h"
+#include "block_matrix.h"
 
 #include <ATen/ops/mm.h>
 #include <ATen/ops/silu.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
-#include <vector>
 
 #include "ops.h"
-#include "spans.h"
+#include "products.h"
 
 namespace llamaseek {
 namespace {
@@ -29,136 +26,6 @@ const BlockKind& kind_of(int64_t type) {
     if (kind.type == type) return kind;
   }
   TORCH_CHECK(false, "linear_blocks: no kernel for type ", type);
-}
-
-// A matrix (N, K) of blocks. Where rows of heads of `head` numbers alternate between their halves,
-// what they make is put into halves.
-struct BlockMatrix {
-  const uint8_t* data;
-  int64_t rows, stride, head;
-  const BlockKind* kind;
-
-  const uint8_t* row(int64_t n) const { return data + std::min(n, rows - 1) * stride; }
-  int64_t bytes() const { return rows * stride; }
-  int64_t place(int64_t n) const {
-    if (!head) return n;
-    const int64_t within = n % head;
-    return n - within + (within & 1) * (head / 2) + within / 2;
-  }
-
-  // Rows `first` to `last`, kRows at a time: found[(n - first) * kTokens + m].
-  void times(int64_t first, int64_t last, const BlockTokens& tokens, float* found) const {
-    for (int64_t n = first; n < last; n += kRows) {
-      const uint8_t* some[kRows];
-      for (int r = 0; r < kRows; r++) some[r] = row(n + r);
-      kind->tile(some, tokens, n + 2 * kRows <= rows ? kRows * stride : 0,
-                 found + (n - first) * kTokens);
-    }
-  }
-};
-
-std::vector<BlockMatrix> matrices(at::TensorList weights, at::IntArrayRef kinds,
-                                  at::IntArrayRef heads, int64_t width) {
-  TORCH_CHECK(weights.size() == kinds.size() && weights.size() == heads.size(),
-              "linear_blocks: a kind and a head's width for each weight");
-  std::vector<BlockMatrix> found;
-  for (size_t i = 0; i < weights.size(); i++) {
-    const Tensor& weight = weights[i];
-    const BlockKind& kind = kind_of(kinds[i]);
-    TORCH_CHECK(weight.scalar_type() == at::kByte && weight.dim() == 2 &&
-                    weight.size(1) * kind.numbers == width * kind.bytes,
-                "linear_blocks: rows of ", weight.size(1), " bytes for ", width, " inputs");
-    found.push_back({weight.const_data_ptr<uint8_t>(), weight.size(0), weight.stride(0), heads[i],
-                     &kind});
-  }
-  return found;
-}
-
-// Up to kTokens rows of x (M, K), normalized and rounded.
-class Rounded {
- public:
-  Rounded(const Tensor& x, int64_t first, const Prepared::Norm& norm) {
-    const int64_t width = x.size(1), padded = (width + kStep - 1) / kStep * kStep;
-    const int64_t one = padded * 4;
-    tokens.count = int(std::min<int64_t>(x.size(0) - first, kTokens));
-    tokens.width = width;
-    memory_ = at::empty({tokens.count * one + width * 4 * tokens.count}, at::kByte);
-    uint8_t* at = memory_.data_ptr<uint8_t>();
-    float* wide = reinterpret_cast<float*>(at + tokens.count * one);
-    share(tokens.count, 1, tokens.count * width * 16, [&](int64_t begin, int64_t end) {
-      for (int64_t m = begin; m < end; m++) {
-        uint8_t* from = at + m * one;
-        float* scale = reinterpret_cast<float*>(from);
-        float* sums = scale + padded / 4;
-        int8_t* coarse = reinterpret_cast<int8_t*>(sums + padded / 4);
-        int8_t* fine = coarse + padded;
-        kernels().normalize(row_of(x, first + m), is_float(x), norm.weight, norm.is_float,
-                            norm.eps, width, wide + m * width);
-        block_kernels().encode(wide + m * width, width, coarse, fine, scale, sums);
-        tokens.coarse[m] = coarse, tokens.fine[m] = fine;
-        tokens.scale[m] = scale, tokens.sums[m] = sums;
-      }
-    });
-  }
-  BlockTokens tokens{};
-
- private:
-  Tensor memory_;
-};
-
-struct Target {
-  void* out;
-  const void* residual;
-  bool wide;
-  int64_t width;
-
-  void put(int64_t m, int64_t n, float value) const {
-    const int64_t at = m * width + n;
-    store(out, wide, at, residual ? value + load(residual, wide, at) : value);
-  }
-};
-
-// out[first + m, offset + n] = matrix n · token m, for each matrix behind the one before.
-void multiply(const std::vector<BlockMatrix>& all, const BlockTokens& tokens, int64_t first,
-              const Target& to) {
-  std::vector<int64_t> ends, offsets;
-  int64_t units = 0, offset = 0, bytes = 0;
-  for (const BlockMatrix& one : all) {
-    offsets.push_back(offset);
-    offset += one.rows;
-    bytes += one.bytes();
-    ends.push_back(units += (one.rows + kRows - 1) / kRows);
-  }
-  share(units, piece(units), bytes, [&](int64_t begin, int64_t end) {
-    alignas(64) float found[kRows * kTokens];
-    for (int64_t unit = begin; unit < end; unit++) {
-      const size_t i = std::upper_bound(ends.begin(), ends.end(), unit) - ends.begin();
-      const int64_t row = (unit - (i ? ends[i - 1] : 0)) * kRows;
-      const int64_t last = std::min(row + kRows, all[i].rows);
-      all[i].times(row, last, tokens, found);
-      for (int64_t n = row; n < last; n++) {
-        const int64_t at = offsets[i] + all[i].place(n);
-        for (int m = 0; m < tokens.count; m++) {
-          to.put(first + m, at, found[(n - row) * kTokens + m]);
-        }
-      }
-    }
-  });
-}
-
-void multiply_gated(const BlockMatrix& gate, const BlockMatrix& up, const BlockTokens& tokens,
-                    int64_t first, const Target& to) {
-  share(gate.rows, span(gate.rows), gate.bytes() + up.bytes(), [&](int64_t begin, int64_t end) {
-    alignas(64) float gates[kSpan * kTokens], ups[kSpan * kTokens];
-    gate.times(begin, end, tokens, gates);
-    up.times(begin, end, tokens, ups);
-    for (int64_t n = begin; n < end; n++) {
-      for (int m = 0; m < tokens.count; m++) {
-        const int64_t at = (n - begin) * kTokens + m;
-        to.put(first + m, n, gated(gates[at], ups[at]));
-      }
-    }
-  });
 }
 
 // Rows [first, first + count) of a matrix, whole heads, as float32 (count, K), by halves.
@@ -199,13 +66,67 @@ Tensor normalized(const Tensor& x, const Prepared::Norm& norm) {
 
 }  // namespace
 
+Rounded::Rounded(int count, int64_t width) {
+  const int64_t padded = (width + kStep - 1) / kStep * kStep;
+  memory_ = at::empty({count * padded * 8}, at::kByte);
+  uint8_t* at = memory_.data_ptr<uint8_t>();
+  tokens.count = count;
+  tokens.width = width;
+  for (int m = 0; m < count; m++) {
+    const uint8_t* from = at + m * padded * 8;
+    tokens.scale[m] = reinterpret_cast<const float*>(from);
+    tokens.sums[m] = reinterpret_cast<const float*>(from + padded);
+    tokens.coarse[m] = reinterpret_cast<const int8_t*>(from + 2 * padded);
+    tokens.fine[m] = reinterpret_cast<const int8_t*>(from + 3 * padded);
+    wide_[m] = reinterpret_cast<float*>(at + m * padded * 8 + 4 * padded);
+  }
+}
+
+void Rounded::fill(int m, const void* row, bool row_is_float, const Prepared::Norm& norm) {
+  kernels().normalize(row, row_is_float, norm.weight, norm.is_float, norm.eps, tokens.width,
+                      wide_[m]);
+  block_kernels().encode(wide_[m], tokens.width, const_cast<int8_t*>(tokens.coarse[m]),
+                         const_cast<int8_t*>(tokens.fine[m]), const_cast<float*>(tokens.scale[m]),
+                         const_cast<float*>(tokens.sums[m]));
+}
+
+BlockMatrix::BlockMatrix(const Tensor& blocks, int64_t type, int64_t head, int64_t width)
+    : data(blocks.const_data_ptr<uint8_t>()),
+      rows(blocks.size(0)),
+      width(width),
+      stride(blocks.stride(0)),
+      head(head),
+      kind(&kind_of(type)) {
+  TORCH_CHECK(blocks.dim() == 2 && blocks.size(1) * kind->numbers == width * kind->bytes,
+              "linear_blocks: rows of ", blocks.size(1), " bytes for ", width, " inputs");
+}
+
+void BlockMatrix::times(int64_t first, int64_t last, const BlockTokens& tokens,
+                        float* found) const {
+  for (int64_t n = first; n < last; n += kRows) {
+    const uint8_t* some[kRows];
+    for (int r = 0; r < kRows; r++) some[r] = row(n + r);
+    kind->tile(some, tokens, n + 2 * kRows <= rows ? kRows * stride : 0,
+               found + (n - first) * kTokens);
+  }
+}
+
+std::vector<BlockMatrix> matrices(at::TensorList weights, at::IntArrayRef kinds,
+                                  at::IntArrayRef heads, int64_t width) {
+  TORCH_CHECK(weights.size() == kinds.size() && weights.size() == heads.size(),
+              "linear_blocks: a kind and a head's width for each weight");
+  std::vector<BlockMatrix> found;
+  for (size_t i = 0; i < weights.size(); i++) {
+    found.emplace_back(weights[i], kinds[i], heads[i], width);
+  }
+  return found;
+}
+
 Tensor linear_blocks(const Tensor& x, const std::optional<Tensor>& norm, double eps,
                      at::TensorList weights, at::IntArrayRef kinds, at::IntArrayRef heads,
                      const std::optional<Tensor>& residual, bool gate) {
   const auto all = matrices(weights, kinds, heads, x.size(1));
-  int64_t width = 0;
-  for (const BlockMatrix& one : all) width += one.rows;
-  if (gate) width /= 2;
+  const int64_t width = outputs(all, gate);
   Tensor out = at::empty({x.size(0), width}, x.options());
   const Prepared::Norm by = norm_of(norm, eps);
   if (x.size(0) >= kMany) {
@@ -217,22 +138,14 @@ Tensor linear_blocks(const Tensor& x, const std::optional<Tensor>& norm, double 
   }
   const Target to{out.data_ptr(), residual ? residual->const_data_ptr() : nullptr, is_float(x),
                   width};
-  for (int64_t first = 0; first < x.size(0); first += kTokens) {
-    const Rounded ready(x, first, by);
-    if (gate) {
-      multiply_gated(all[0], all[1], ready.tokens, first, to);
-    } else {
-      multiply(all, ready.tokens, first, to);
-    }
-  }
+  product(all, Input(x, by), to, gate);
   return out;
 }
 
 Tensor widen_blocks(const Tensor& blocks, int64_t kind) {
   const BlockKind& of = kind_of(kind);
   const int64_t width = blocks.size(1) / of.bytes * of.numbers;
-  const BlockMatrix matrix{blocks.const_data_ptr<uint8_t>(), blocks.size(0), blocks.stride(0), 0,
-                           &of};
+  const BlockMatrix matrix(blocks, kind, 0, width);
   Tensor out = at::empty({matrix.rows, width}, blocks.options().dtype(at::kFloat));
   widen_rows(matrix, 0, matrix.rows, width, out.data_ptr<float>());
   return out;

@@ -16,6 +16,8 @@ const Kernels& kernels() {
   return best;
 }
 
+namespace {
+
 Tile tile_for(int64_t bits) {
   switch (bits) {
     case 4: return kernels().bits4;
@@ -24,6 +26,8 @@ Tile tile_for(int64_t bits) {
     default: return kernels().wide;
   }
 }
+
+}  // namespace
 
 Prepared::Norm norm_of(const std::optional<Tensor>& weight, double eps) {
   if (!weight) return {nullptr, false, 0.0f};
@@ -60,13 +64,25 @@ void Prepared::fill(int m, const void* row, bool row_is_float, const Norm& norm)
   }
 }
 
-Matrix::Matrix(const Tensor& weight, const std::optional<Tensor>& scale, int64_t width)
+Input::Input(const Tensor& x, const Prepared::Norm& norm)
+    : data(static_cast<const uint8_t*>(x.const_data_ptr())),
+      wide(is_float(x)),
+      count(x.size(0)),
+      width(x.size(1)),
+      stride(x.stride(0) * x.element_size()),
+      norm(norm) {}
+
+Matrix::Matrix(const Tensor& weight, const std::optional<Tensor>& scale, int64_t width,
+               int64_t bits)
     : weight(static_cast<const uint8_t*>(weight.const_data_ptr())),
       scale(scale ? static_cast<const uint16_t*>(scale->const_data_ptr()) : nullptr),
       rows(weight.size(0)),
+      width(width),
       stride(weight.stride(0) * weight.element_size()),
       scales(scale ? scale->size(-1) : 0),
-      group(scales > 1 ? width / scales : 0) {}
+      group(scales > 1 ? width / scales : 0),
+      bits(int(bits)),
+      tile(tile_for(bits)) {}
 
 Matrix Matrix::part(int64_t first, int64_t count) const {
   Matrix found = *this;
@@ -76,12 +92,19 @@ Matrix Matrix::part(int64_t first, int64_t count) const {
   return found;
 }
 
-void Matrix::point(Rows& to, int r, int64_t row, int64_t ahead) const {
-  row = std::min(row, rows - 1);  // behind the end the last row is computed again, and dropped
-  to.weight[r] = weight + row * stride;
-  to.scale[r] = scale + row * scales;
-  to.next[r] = weight + std::min(row + ahead, rows - 1) * stride;
+void Matrix::times(int64_t first, int64_t last, const Tokens& tokens, float* found) const {
+  Rows to{};
   to.group = group;
+  for (int64_t n = first; n < last; n += kRows) {
+    for (int r = 0; r < kRows; r++) {
+      // Behind the end the last row is computed again, and dropped.
+      const int64_t row = std::min(n + r, rows - 1), next = std::min(n + r + kRows, rows - 1);
+      to.weight[r] = weight + row * stride;
+      to.scale[r] = scale + row * scales;
+      to.next[r] = weight + next * stride;
+    }
+    tile(to, tokens, found + (n - first) * kTokens);
+  }
 }
 
 }  // namespace llamaseek

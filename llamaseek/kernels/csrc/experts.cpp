@@ -2,7 +2,7 @@
 #include <vector>
 
 #include "ops.h"
-#include "spans.h"
+#include "products.h"
 
 namespace llamaseek {
 namespace {
@@ -55,9 +55,10 @@ void each_visit(const std::vector<Visit>& all, int64_t width, int bits, int64_t 
 }
 
 // All experts' weights (E, N, K) as one matrix, one below the other.
-Matrix stacked(const Tensor& weight, const std::optional<Tensor>& scale, int64_t width) {
+Matrix stacked(const Tensor& weight, const std::optional<Tensor>& scale, int64_t width,
+               int64_t bits) {
   const auto flat = [](const Tensor& x) { return x.view({-1, x.size(2)}); };
-  return Matrix(flat(weight), scale ? std::optional(flat(*scale)) : std::nullopt, width);
+  return Matrix(flat(weight), scale ? std::optional(flat(*scale)) : std::nullopt, width, bits);
 }
 
 // out (M, K): what each token's choices made (M, C, K), weighed by its gates (M, C).
@@ -84,9 +85,8 @@ Tensor experts(const Tensor& x, const Tensor& chosen, const Tensor& gates, const
   const int64_t width = x.size(1), hidden = gate_up.size(1) / 2, choices = chosen.size(1);
   const Tensor ids = chosen.contiguous(), shares = gates.to(at::kFloat).contiguous();
   const auto all = visits(ids, gate_up.size(0));
-  const Tile tile = tile_for(bits), down_tile = tile_for(down_bits);
-  const Matrix ups = stacked(gate_up, gate_up_scale, width);
-  const Matrix downs = stacked(down, down_scale, hidden);
+  const Matrix ups = stacked(gate_up, gate_up_scale, width, bits);
+  const Matrix downs = stacked(down, down_scale, hidden, down_bits);
   Tensor inner = at::empty({ids.numel(), hidden}, at::kFloat);
   Tensor made = at::empty({ids.numel(), width}, at::kFloat);
   float *to_inner = inner.data_ptr<float>(), *to_made = made.data_ptr<float>();
@@ -97,7 +97,7 @@ Tensor experts(const Tensor& x, const Tensor& chosen, const Tensor& gates, const
       [&](const Visit& visit, const Tokens& tokens, int64_t unit) {
         const int64_t first = visit.expert * 2 * hidden;
         gate_span(ups.part(first, hidden), ups.part(first + hidden, hidden), unit * rows,
-                  std::min((unit + 1) * rows, hidden), tokens, tile,
+                  std::min((unit + 1) * rows, hidden), tokens,
                   [&](int m, int64_t n, float v) { to_inner[visit.pairs[m] * hidden + n] = v; });
       });
   each_visit(
@@ -105,13 +105,11 @@ Tensor experts(const Tensor& x, const Tensor& chosen, const Tensor& gates, const
       [&](int64_t pair) { return std::pair(row_of(inner, pair), true); },
       [&](const Visit& visit, const Tokens& tokens, int64_t unit) {
         alignas(64) float found[kRows * kTokens];
-        Rows rows{};
-        const Matrix matrix = downs.part(visit.expert * width, width);
-        for (int r = 0; r < kRows; r++) matrix.point(rows, r, unit * kRows + r, kRows);
-        down_tile(rows, tokens, found);
-        for (int r = 0; r < kRows && unit * kRows + r < width; r++) {
+        const int64_t first = unit * kRows, last = std::min(first + kRows, width);
+        downs.part(visit.expert * width, width).times(first, last, tokens, found);
+        for (int64_t n = first; n < last; n++) {
           for (int m = 0; m < tokens.count; m++) {
-            to_made[visit.pairs[m] * width + unit * kRows + r] = found[r * kTokens + m];
+            to_made[visit.pairs[m] * width + n] = found[(n - first) * kTokens + m];
           }
         }
       });

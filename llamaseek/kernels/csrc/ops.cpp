@@ -3,6 +3,8 @@
 
 #include <torch/library.h>
 
+#include "layers.h"
+
 TORCH_LIBRARY_IMPL(llamaseek, CPU, m) {
   m.impl("linear", llamaseek::linear);
   m.impl("linear_blocks", llamaseek::linear_blocks);
@@ -14,4 +16,16 @@ TORCH_LIBRARY_IMPL(llamaseek, CPU, m) {
   m.impl("attend", llamaseek::attend);
   m.impl("rotate_store", llamaseek::rotate_store);
   m.impl("rotate_store_latent", llamaseek::rotate_store_latent);
+}
+
+// A fragment: the namespace is defined in Python.
+TORCH_LIBRARY_FRAGMENT(llamaseek, m) {
+  using namespace llamaseek;
+  m.class_<Weights>("Weights")
+      .def(torch::init<std::vector<Tensor>, std::vector<Tensor>, int64_t, Weights::Whole,
+                       Weights::Whole>());
+  m.class_<Layers>("Layers")
+      .def(torch::init<double, double>())
+      .def("append", &Layers::append)
+      .def("run", &Layers::run);
 }

@@ -5,20 +5,20 @@ Every choice is a field of the recipe, so that the recipe repeats it and `KEY=VA
 
 from __future__ import annotations
 
+import glob
 import re
 from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
 
-from llamaseek.data.bad_rows import HINT, BadRows, Row
-from llamaseek.data.batch import Batch
+from llamaseek.data.bad_rows import HINT, BadRows, NoRows, Row
 from llamaseek.data.detect import DetectedRows, Kind, detect
 from llamaseek.data.documents import read_documents
 from llamaseek.data.formats import RowReader
 from llamaseek.data.ratings import NoPairs, pairs_of_ratings
 from llamaseek.data.row_sources import file_rows
-from llamaseek.errors import UserError
+from llamaseek.errors import UserError, shorten
 from llamaseek.files import GGUF_SUFFIX
 from llamaseek.herd import ModelConfig
 from llamaseek.herd.folder import read_config
@@ -92,6 +92,9 @@ def choose(wanted: Wanted) -> TuningPlan:
         apply_override(given, override)
     data = validated(DataRecipe, given["data"], "data")
     rows = detect(wanted.sources, data.columns, data.encoding, data.format)
+    if len(rows.labels) == 1:
+        only = shorten(repr(*rows.labels))
+        raise UserError(f"{data.sources[0]}: all labels are {only}, so there is nothing to learn")
     if data.columns:  # with those that were found beside them
         columns = as_words({"data.columns": {**rows.columns, **data.columns}})
         wanted = replace(wanted, overrides=[*wanted.overrides, *columns])
@@ -115,7 +118,7 @@ def _draft(wanted: Wanted, rows: DetectedRows, config: ModelConfig, stage: str) 
     method = wanted.method or ("full" if parameters < TOY else "lora")
     adapters = {"rank": RANK, "alpha": 2.0 * RANK, "base": "nf4" if method == "qlora" else "float"}
     held_out = min(HELD_OUT, rows.rows // 4) / rows.rows if stage != "pretrain" else 0.1
-    name = f"{_stem(wanted.model)}-{Path(wanted.sources[0]).stem or 'rows'}"
+    name = f"{_stem(wanted.model)}-{_rows_name(wanted.sources)}"
     return Recipe.model_validate({
         "name": name,
         "stage": stage,
@@ -157,6 +160,14 @@ def _stem(model: Path) -> str:
     return QUANTIZATION.sub("", name).lower()
 
 
+def _rows_name(sources: list[str]) -> str:
+    """The name of the first file or folder; of several files, or a glob, that of their folder."""
+    first = Path(sources[0])
+    several = len(sources) > 1 or glob.has_magic(first.name)
+    name = (several and first.parent.name) or first.stem
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "rows"
+
+
 def _rounded(rate: float) -> float:
     """To two digits, as people write rates."""
     return float(f"{rate:.1e}")
@@ -171,27 +182,35 @@ def _packing(recipe: Recipe, config: ModelConfig, free: bool) -> tuple[Recipe, i
     tokenizer = recipe_tokenizer(recipe)
     train, held_out = split_rows(recipe)
     few = train[:LOOKED_AT]
-    lengths = [n for n in LENGTHS if n <= config.max_position_embeddings]
-    for length in (lengths or [config.max_position_embeddings]) if free else [recipe.data.length]:
+    lengths = sorted({min(length, config.max_position_embeddings) for length in LENGTHS})
+    for length in lengths if free else [recipe.data.length]:
         recipe = recipe.with_overrides({"data.length": length})
-        batch, too_long = _packed(recipe, tokenizer, few)
-        if not too_long:
+        rows, bad = _packed(recipe, tokenizer, few)
+        if not bad.reasons["too long"]:
             break
-    if too_long and free:  # in the longest rows that the model has
+    if not rows:
+        raise UserError(next(iter(bad.first.values())))
+    if bad.reasons["too long"] and free:  # in the longest rows that the model has
         recipe = recipe.with_overrides({"data.bad_rows": "skip"})
-    return recipe, max(round(len(batch.tokens) * len(train) / len(few)), 1), len(held_out)
+    return recipe, max(round(rows * len(train) / len(few)), 1), len(held_out)
 
 
-def _packed(recipe: Recipe, tokenizer: Tokenizer, rows: list[Row]) -> tuple[Batch, int]:
-    """Rows packed by the recipe, and how many do not fit its length; other bad ones are errors."""
+def _packed(recipe: Recipe, tokenizer: Tokenizer, rows: list[Row]) -> tuple[int, BadRows]:
+    """How many packed rows the recipe makes of rows, and which do not fit its length; other bad
+    ones are errors.
+    """
     data, bad = recipe.data, BadRows(skip=True)
     further = {"form": recipe.train.dpo_form} if recipe.stage == "dpo" else {}
     reader = RowReader.of(data)
-    batch = PACKERS[recipe.stage](rows, tokenizer, data.length, reader=reader, bad=bad, **further)
+    pack = PACKERS[recipe.stage]
+    try:
+        packed = len(pack(rows, tokenizer, data.length, reader=reader, bad=bad, **further).tokens)
+    except NoRows:
+        packed = 0
     others = [reason for reason in bad.reasons if reason != "too long"]
     if others and data.bad_rows == "error":
         raise UserError(f"{bad.first[others[0]]}; {HINT}")
-    return batch, bad.reasons["too long"]
+    return packed, bad
 
 
 def _tokens(recipe: Recipe) -> int:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from llamaseek.train.finetune.choose import TuningPlan
-from llamaseek.units import duration, plural, size
+from llamaseek.units import counted, duration, plural, size
 
 
 def plan_line(plan: TuningPlan) -> str:
     """Rows, packed rows, steps, method, memory and time."""
     recipe, rows = plan.recipe, plan.rows.rows
-    counted = f"{rows:,} documents" if recipe.stage == "pretrain" else f"{rows:,} rows"
+    read = counted(rows, "document" if recipe.stage == "pretrain" else "row")
     apart = f", {plan.held_out or 'none'} of them held out"
     if recipe.stage == "pretrain":
         apart = f", {recipe.data.holdout:.0%} of the text held out"
     each = plan.epoch_steps
     parts = [
-        counted + apart,
+        read + apart,
         f"{plan.packed:,} packed {plural('row', plan.packed)} of {recipe.data.length}",
         f"1 epoch = {each:,} {plural('step', each)} of {recipe.train.batch}",
         f"{plan.epochs:.3g} {plural('epoch', plan.epochs)} = {recipe.train.steps:,} steps",

@@ -19,7 +19,7 @@ from llamaseek.models import CausalLM, build_model
 from llamaseek.models.drawn import undrawn_model
 from llamaseek.parallel.collectives import on_first_rank
 from llamaseek.recipe.schema import Recipe
-from llamaseek.runtime.check import model_config
+from llamaseek.runtime.check import by_layer, model_config
 from llamaseek.runtime.device import pick_device
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.examine import held_out_text
@@ -33,7 +33,6 @@ from llamaseek.train.saving.reads import check_reads
 from llamaseek.train.saving.run_folder import RunFolder
 from llamaseek.train.start import (
     adapt_model,
-    by_layer,
     check_length,
     check_speaks,
     check_vocabulary,

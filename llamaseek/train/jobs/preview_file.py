@@ -39,7 +39,9 @@ class ShownRows:
 
     def read_texts(self, source: str) -> None:
         """Documents, of which all but the first token has a loss."""
-        for number, document in enumerate(read_documents([source])):
+        column = self.data.columns.get("text", "text")
+        found = read_documents([source], None, column, self.data.encoding)
+        for number, document in enumerate(found):
             if self.tokenizer is not None:
                 self.lengths.append(len(self.tokenizer.encode(document.text)))
             if number < self.most:

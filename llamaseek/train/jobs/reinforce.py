@@ -75,7 +75,8 @@ def _job(
     train, held_out = rollout_prompts(recipe, tokenizer, bad)
     rewards = make_rewards(recipe.rollout.rewards, tokenizer)
     torch.manual_seed(recipe.seed)
-    sampler = AnswerSampler(model, tokenizer, recipe.rollout.max_tokens, recipe.seed)
+    most, precision = recipe.rollout.max_tokens, recipe.train.precision
+    sampler = AnswerSampler(model, tokenizer, most, recipe.seed, precision)
     source = Rollouts(recipe, sampler, train, rewards, assess)
     test = HeldOutRewards(sampler, held_out, rewards) if held_out else None
     job = Job(recipe, model, tokenizer, objective, source, eval_fn=test, bad_rows=bad)

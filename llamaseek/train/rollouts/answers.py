@@ -1,6 +1,7 @@
 """Answers sampled from the model in training, by the package's own engine, in the same process.
 
-The engine computes with the very parameters that the optimizer updates: there is no copy.
+The engine computes with the very parameters that the optimizer updates. On a GPU rollouts have a
+copy in what products run in, brought up to date before each.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -25,11 +27,14 @@ from llamaseek.models import CausalLM
 from llamaseek.parallel.collectives import split_over_ranks
 from llamaseek.parallel.fully_sharded import whole_weights
 from llamaseek.recipe.post_training import RewardRecipe
+from llamaseek.runtime.device import pick_dtype
 from llamaseek.text.messages import Message
 from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.rewards import Episode, Reward, check_columns
+from llamaseek.train.rollouts.narrow import narrow_copy, refresh
 
 ROWS = 256  # answers under way at once
+COPIED = ("cuda",)  # devices on which rollouts have a copy of the model
 
 
 @dataclass(frozen=True)
@@ -80,13 +85,18 @@ def read_prompts(
 
 @dataclass
 class AnswerSampler:
-    """Samples answers. `draw` gives, prompt after prompt, `samples` answers to each."""
+    """Samples answers. `draw` gives, prompt after prompt, `samples` answers to each.
+
+    With `precision`, that of the recipe, answers on a GPU come from a copy in what products run in.
+    """
 
     model: CausalLM
     tokenizer: Tokenizer
     max_tokens: int
     seed: int
+    precision: str | None = None
     engine: Engine | None = None
+    copied: CausalLM | None = None
 
     def draw(
         self, prompts: Sequence[Prompt], samples: int, temperature: float, moment: str
@@ -102,7 +112,8 @@ class AnswerSampler:
             for number, prompt in enumerate(prompts)
         ]
         with whole_weights(self.model) as sharded:
-            answers = split_over_ranks(requests, self._answers)
+            speaker = self.model if sharded else self._speaker()
+            answers = split_over_ranks(requests, partial(self._answers, speaker))
             if sharded:  # what an engine made of the weights goes with them
                 self.engine = None
         self.model.train(trained)
@@ -112,16 +123,29 @@ class AnswerSampler:
             for generated, stop in group
         ]
 
-    def _answers(self, requests: Sequence[Request]) -> list[list[tuple[list[int], int | None]]]:
+    def _speaker(self) -> CausalLM:
+        """The model that answers, with the weights of now."""
+        device = home(self.model)[1]
+        if self.precision is None or device.type not in COPIED:
+            return self.model
+        if self.copied is None:
+            self.copied = narrow_copy(self.model, pick_dtype(self.precision, device))
+        else:
+            refresh(self.copied, self.model)
+        return self.copied
+
+    def _answers(
+        self, speaker: CausalLM, requests: Sequence[Request]
+    ) -> list[list[tuple[list[int], int | None]]]:
         """To each request, tokens and the stop id of each of its answers."""
         if self.engine is None:  # only now is the model on its device
             longest = max(len(request.prompt) for request in requests) + self.max_tokens
             options = EngineOptions(
-                cache_bytes=rollout_cache(self.model, longest),
+                cache_bytes=rollout_cache(speaker, longest),
                 max_num_seqs=ROWS,
                 max_num_batched_tokens=8 * ROWS,
             )
-            self.engine = Engine(self.model, self.tokenizer, options)
+            self.engine = Engine(speaker, self.tokenizer, options)
         outputs = self.engine.generate(requests)
         return [[(a.tokens, a.stop_id) for a in output.answers] for output in outputs]
 
