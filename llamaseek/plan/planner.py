@@ -10,14 +10,14 @@ from math import ceil
 
 from llamaseek.herd import ModelConfig
 from llamaseek.plan.activations import BLOCKED_LENGTH, TrainingPass
-from llamaseek.plan.cost import Speed, serving_speed, training_speed
+from llamaseek.plan.cost import Speed, rollout_seconds, serving_speed, training_speed
 from llamaseek.plan.flops import training_flops
 from llamaseek.plan.formats import MASTER
 from llamaseek.plan.gpus import Gpu, rates_of
 from llamaseek.plan.layout import Layout
-from llamaseek.plan.memory import Memory, Training, training_memory
+from llamaseek.plan.memory import CHUNK_NUMBERS, Memory, Training, training_memory
 from llamaseek.plan.question import SERVING_SHARE, Question
-from llamaseek.plan.serving import STEP_TOKENS, Serving, serving_memory
+from llamaseek.plan.serving import STEP_TOKENS, Serving, serving_memory, with_rollouts
 from llamaseek.plan.step import Step, step_time
 from llamaseek.plan.weights import linear_names
 from llamaseek.plan.work import place_works
@@ -112,9 +112,6 @@ def _divisors(number: int, most: int) -> list[int]:
     return [d for d in range(1, min(number, most) + 1) if number % d == 0]
 
 
-CHUNK = {True: 2**21, False: 2**27}  # logits at a time, `models/loss.py`: on a CPU, on a GPU
-
-
 @dataclass(frozen=True)
 class Planner:
     """A question about a model whose config is known."""
@@ -150,10 +147,11 @@ class Planner:
             stored=q.form.number if lora else MASTER,
             moments=q.form.moments or 8,
             checkpoint=q.checkpoint if checkpoint is None else checkpoint,
-            chunk=CHUNK[cpu],
+            chunk=CHUNK_NUMBERS["cpu" if cpu else "cuda"],
             depth=q.modules,
             selective=q.selective and checkpoint is None,
             nf4=lora and q.nf4,
+            scored=q.scored,
         )
 
     def serving(self) -> Serving:
@@ -169,13 +167,16 @@ class Planner:
         q, training = self.question, self.training(layout)
         rows = self.micro_batches(layout)
         stages = {0, min(1, layout.pipeline - 1), layout.pipeline - 1}
-        return max(
+        fullest = max(
             (
                 training_memory(self.config, training, layout, stage, rows, q.running)
                 for stage in stages
             ),
             key=lambda m: m.total,
         )
+        if q.sampling is None:
+            return fullest
+        return with_rollouts(fullest, self.config, training, q.sampling, layout, q.gpu)
 
     def layouts(self, gpus: int) -> list[Layout]:
         """All layouts of that many GPUs."""
@@ -237,6 +238,19 @@ class Planner:
         works = place_works(self.config, training, layout, q.running)
         rates = rates_of(q.gpu, q.form.rate)
         return step_time(works, layout, q.running, self.micro_batches(layout), rates)
+
+    def sampling_seconds(self, layout: Layout) -> float:
+        """What a training step takes for answers beside `step`: its share of drawing them, and of
+        the passes that score them, forwards alone.
+        """
+        q = self.question
+        if q.sampling is None:
+            return 0.0
+        training, share = self.training(layout), q.utilization or SERVING_SHARE
+        drawing = rollout_seconds(self.config, training, q.sampling, layout, q.gpu, share)
+        micro_batches = self.micro_batches(layout)
+        forward = micro_batches * self.step(layout).slot.seconds / 3
+        return drawing / q.sampling.steps + q.sampling.passes * forward
 
     @property
     def flops(self) -> int:

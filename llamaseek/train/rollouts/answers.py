@@ -26,6 +26,7 @@ from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.models import CausalLM
 from llamaseek.parallel.collectives import split_over_ranks
 from llamaseek.parallel.fully_sharded import whole_weights
+from llamaseek.plan.serving import DEFAULT_CACHE, ROWS, wanted_tokens
 from llamaseek.recipe.post_training import RewardRecipe
 from llamaseek.runtime.device import pick_dtype
 from llamaseek.text.messages import Message
@@ -33,7 +34,6 @@ from llamaseek.text.tokenizer import Tokenizer
 from llamaseek.train.rewards import Episode, Reward, check_columns
 from llamaseek.train.rollouts.narrow import narrow_copy, refresh
 
-ROWS = 256  # answers under way at once
 COPIED = ("cuda",)  # devices on which rollouts have a copy of the model
 
 
@@ -174,15 +174,14 @@ class AnswerSampler:
         )
 
 
-def rollout_cache(model: CausalLM, longest: int) -> int | None:
-    """Bytes of cache for answers that end at `longest`: on a GPU what `ROWS` of them take, up to
-    half of what is free, as gradients and moments need the rest; elsewhere what engines take.
+def rollout_cache(model: CausalLM, longest: int) -> int:
+    """Bytes of cache for answers that end at `longest`: what `ROWS` of them take, on a GPU up to
+    half of what is free, as gradients and moments need the rest.
     """
     dtype, device = home(model)
-    if device.type != "cuda":
-        return None
-    wanted = 2 * ROWS * longest * bytes_per_token(model.cache_shapes(), dtype, "auto")
-    return min(wanted, torch.cuda.mem_get_info(device)[0] // 2)
+    cuda = device.type == "cuda"
+    room = torch.cuda.mem_get_info(device)[0] // 2 if cuda else DEFAULT_CACHE
+    return min(wanted_tokens(longest) * bytes_per_token(model.cache_shapes(), dtype, "auto"), room)
 
 
 def hash_of(text: str) -> int:
