@@ -179,9 +179,14 @@ def rollout_cache(model: CausalLM, longest: int) -> int:
     half of what is free, as gradients and moments need the rest.
     """
     dtype, device = home(model)
+    wanted = wanted_tokens(longest) * bytes_per_token(model.cache_shapes(), dtype, "auto")
+    return min(wanted, cache_room(device))
+
+
+def cache_room(device: torch.device) -> int:
+    """The most that a rollout's cache takes."""
     cuda = device.type == "cuda"
-    room = torch.cuda.mem_get_info(device)[0] // 2 if cuda else DEFAULT_CACHE
-    return min(wanted_tokens(longest) * bytes_per_token(model.cache_shapes(), dtype, "auto"), room)
+    return torch.cuda.mem_get_info(device)[0] // 2 if cuda else DEFAULT_CACHE
 
 
 def hash_of(text: str) -> int:
