@@ -178,6 +178,19 @@ def test_rows_that_are_all_long_get_long_rows(start: Path, tmp_path: Path) -> No
             planned(start, source, override)
 
 
+def test_one_long_row_anywhere_decides_the_length(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among the held-out rows, and beyond those that are packed for the plan."""
+    monkeypatch.setattr("llamaseek.train.finetune.choose.LOOKED_AT", 5)
+    monkeypatch.setattr("llamaseek.train.finetune.choose.LONGEST", 1)
+    for place in range(0, 40, 13):
+        rows = talks()
+        rows[place]["conversations"][1]["value"] = "word " * 150
+        plan = planned(start, write(tmp_path / "talks.jsonl", rows))
+        assert (plan.recipe.data.length, plan.recipe.data.bad_rows) == (1024, "error")
+
+
 def test_the_longest_rows_are_the_models_context(
     start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,6 +274,15 @@ def answer(client: httpx.Client, model: str, asked: str) -> str:
     body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": 8}
     done = client.post("/v1/chat/completions", json=body).raise_for_status()
     return str(done.json()["choices"][0]["message"]["content"]).strip()
+
+
+def test_rows_are_inspected_with_a_model_s_name(
+    start: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = {"named": start}.get
+    monkeypatch.setattr("llamaseek.checkpoints.sources.cached", cached)
+    done = cli("data", "inspect", str(TICKETS), "--model", "named")
+    assert done.code == 0 and "tokens a row" in done.out, done.err
 
 
 def test_from_a_spreadsheet_to_a_tuned_model(start: Path, cli: Cli, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import re
 from dataclasses import dataclass, field, replace
+from heapq import nlargest
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ STAGES: dict[Kind, str] = {
 TOY = 30e6  # parameters below which all weights are trained: adapters are for real models
 RANK = 16  # of adapters on all linear layers; QLoRA §4: which layers have them matters, not r
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
-LOOKED_AT = 2000  # rows whose lengths decide the length of packed rows
+LOOKED_AT = 2000  # rows that are packed to count the packed rows of an epoch
+LONGEST = 64  # rows of the most characters, whose tokens decide the length of packed rows
 HELD_OUT = 200  # rows held out at the most, and a quarter of few
 STEPS = 60  # least optimizer steps that epochs are added for
 MOST_EPOCHS = 3  # more of them overfit few rows
@@ -182,14 +184,16 @@ def _packing(recipe: Recipe, config: ModelConfig, free: bool) -> tuple[Recipe, i
     tokenizer = recipe_tokenizer(recipe)
     train, held_out = split_rows(recipe)
     few = train[:LOOKED_AT]
+    longest = nlargest(LONGEST, [*train, *held_out], key=lambda row: len(str(row[1])))
     lengths = sorted({min(length, config.max_position_embeddings) for length in LENGTHS})
     for length in lengths if free else [recipe.data.length]:
         recipe = recipe.with_overrides({"data.length": length})
-        rows, bad = _packed(recipe, tokenizer, few)
+        bad = _packed(recipe, tokenizer, longest)[1]
         if not bad.reasons["too long"]:
             break
+    rows, others = _packed(recipe, tokenizer, few)
     if not rows:
-        raise UserError(next(iter(bad.first.values())))
+        raise UserError(next(iter(others.first.values())))
     if bad.reasons["too long"] and free:  # in the longest rows that the model has
         recipe = recipe.with_overrides({"data.bad_rows": "skip"})
     return recipe, max(round(rows * len(train) / len(few)), 1), len(held_out)
