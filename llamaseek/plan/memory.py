@@ -264,11 +264,12 @@ class _Step:
         norm = run.norm(self.config.hidden_size) * run.tokens / share
         copies = sum(s.count * (s.cached if again else s.copies) for s in self.stretches)
         copies += number * table * (self.training.stored > number)
-        scored, made = self.training.scored, GRADIENT * table
+        scored, several, made = self.training.scored, run.tokens > length, GRADIENT * table
         if scored and run.adapters is not None:  # autograd leaves a frozen head's out
             made, product = 0, number * logits
-        # Chunks' gradients are added by autograd, two into a third where a tracker looks on.
-        added = 2 * made * (scored and run.tokens > length)
+        elif scored:  # chunks' gradients are added, two into a third where a tracker looks on
+            made *= several
+        added = 2 * made * scored
         return Memory(
             activations=self.held + heads * norm + scored * hidden,
             working=heads * (made + 2 * hidden) + max(softmax, product, added) + copies,

@@ -15,9 +15,9 @@ from PIL import Image
 from tests.serve.browser import chromium
 
 PLACES: dict[str, dict[str, Any]] = {
-    "desktop": {"viewport": {"width": 1000, "height": 1750}},
-    "phone": {"viewport": {"width": 390, "height": 1750}},
-    "dark": {"viewport": {"width": 1000, "height": 1750}, "color_scheme": "dark"},
+    "desktop": {"viewport": {"width": 1000, "height": 2600}},
+    "phone": {"viewport": {"width": 390, "height": 2600}},
+    "dark": {"viewport": {"width": 1000, "height": 2600}, "color_scheme": "dark"},
 }
 COLOURS = 128  # of the palette, which keeps files below 150 kB
 GAP = 20
