@@ -42,6 +42,7 @@ struct Stretch {
   int heads;               // query heads
   int count;               // keys
   int64_t width, values;   // numbers of a key, and of a value
+  int64_t bytes;           // of a value that is to be fetched, 0 where it is a part of its key
   float scale;             // of the scores
   const void* keys[kKeys];
   const void* items[kKeys];  // values
