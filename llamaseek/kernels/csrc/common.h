@@ -125,7 +125,9 @@ void attend(const Stretch& s, const Tokens& queries, float* largest, float* sum,
     Rows rows{};
     for (int r = 0; r < kRows; r++) {
       const int at = std::min(key + r, s.count - 1);
+      const int ahead = std::min(key + r + 2 * kRows, s.count - 1);
       rows.weight[r] = static_cast<const uint8_t*>(s.keys[at]);
+      rows.next[r] = static_cast<const uint8_t*>(s.keys[ahead]);
       for (int64_t byte = 0; byte < s.bytes; byte += 64) {  // values come behind all scores
         __builtin_prefetch(static_cast<const uint8_t*>(s.items[at]) + byte, 0, 2);
       }
