@@ -30,11 +30,10 @@ from llamaseek.herd import ModelConfig, config_from_sizes
 from llamaseek.models import CausalLM, build_model
 from llamaseek.models.attention import BLOCKED_LENGTH
 from llamaseek.models.lora import add_lora
-from llamaseek.models.loss import CHUNK_NUMBERS
 from llamaseek.models.recompute import recompute
 from llamaseek.plan.activations import TrainingPass
 from llamaseek.plan.formats import FORMATS
-from llamaseek.plan.memory import Training, training_memory
+from llamaseek.plan.memory import CHUNK_NUMBERS, Training, training_memory
 from llamaseek.plan.serving import Serving, serving_memory
 from llamaseek.train.objectives import Objective
 from llamaseek.train.objectives.multi_token import MultiToken

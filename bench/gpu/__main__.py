@@ -29,6 +29,9 @@ KERNELS = (
     "tests/engine/test_gpu.py",
     "tests/models/test_block_scaled.py",
 )
+# Of what the project needs, what the parts import, beside PyTorch; a test holds them to it.
+WHEELS = ("numpy", "safetensors", "gguf", "tokenizers", "pydantic", "pyyaml", "typer", "rich",
+          "tensorboard", "pytest", "pytest-timeout", "transformers", "huggingface_hub")  # fmt: skip
 TRAINING = ("tests/gpu/test_training.py",)
 DECODED = "decode bf16,decode int4,decode fp8,decode 16 at once bf16"
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llamaseek.cli.shared import program, this_command
+from llamaseek.cli.shared import program, this_command, tokenizer_folder
 from llamaseek.cli.words import Command
 from llamaseek.errors import UserError, bad_value, quoted
 from llamaseek.recipe.reading import apply_override, find_recipe, validated
@@ -43,7 +43,7 @@ SOURCE = typer.Argument(
     help="A file, folder or glob of rows; or a recipe file, or the name of a bundled recipe."
 )
 MODEL = typer.Option(
-    None, "--model", help="Model folder whose tokenizer and chat format show a file's rows."
+    None, "--model", help="Model whose tokenizer and chat format show a file's rows."
 )
 ROWS = typer.Option(3, min=1, help="Number of rows to print.")
 
@@ -177,7 +177,8 @@ def inspect_file(
     console.print(f"{source}: {found.sentence}", markup=False)
     if found.uses:
         console.print(columns_table(found))
-    shown = ShownRows(found, data, Tokenizer.load(model) if model else None, rows)
+    tokenizer = Tokenizer.load(tokenizer_folder(Path(model))) if model else None
+    shown = ShownRows(found, data, tokenizer, rows)
     if found.kind == "text":
         shown.read_texts(source)
     else:

@@ -132,7 +132,7 @@ def train_and_compare(
 def warn_of_loss(outcome: Outcome) -> None:
     """Say so where the run made nothing better on rows that it was not trained on."""
     losses = [one for one in outcome.measures if one.name in ("loss", "bits per byte")]
-    if losses and all(one.after >= one.before for one in losses):
+    if losses and all(one.before is not None and one.after >= one.before for one in losses):
         print("warning: the held-out loss did not fall; try a lower train.lr", file=sys.stderr)
 
 
@@ -187,8 +187,10 @@ def show_confusion(console: Any, confusion: Any) -> None:
     console.print(table)
 
 
-def shown(measure: Any, value: float) -> str:
+def shown(measure: Any, value: float | None) -> str:
     """A figure as people read it."""
+    if value is None:
+        return "–"
     return f"{value:.1%}" if measure.share else f"{value:.3f}{measure.unit}"
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from llamaseek.cli.shared import program, this_command
+from llamaseek.cli.shared import program, say_started, this_command
 from llamaseek.errors import quoted
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ def quickstart(
     smoke: bool = SMOKE,
 ) -> None:
     """Pre-train, fine-tune, instruction-tune and align a small model; compare the stages."""
+    folder = out or Path(f"runs/quickstart-{family}")
+    say_started(f"quickstart: four stages into {folder}, making the training data")
     from rich.console import Console
 
     from llamaseek.report.model import stage_figures
@@ -41,7 +43,6 @@ def quickstart(
     from llamaseek.study.quickstart import quickstart as run
     from llamaseek.train.job import Interrupted
 
-    folder = out or Path(f"runs/quickstart-{family}")
     console = Console(highlight=False)
 
     def watch(stage: str, found: QuickstartResults) -> None:

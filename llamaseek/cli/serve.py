@@ -20,6 +20,7 @@ from llamaseek.cli.shared import (
 from llamaseek.errors import UserError, bad_value
 
 if TYPE_CHECKING:
+    from llamaseek.engine.engine import Engine
     from llamaseek.engine.options import EngineOptions
     from llamaseek.engine.ranks.tensor_group import TensorGroup
     from llamaseek.models import CausalLM
@@ -179,9 +180,27 @@ def _run(
         service = make_service(loaded, model, options, engine, adapters, group, tokenizer)
         if guard:
             service.guard = load_served_guard(guard, device, categories, options, engine)
+        _capture_graphs(service.engine)
         serve(service)
 
     answer(model, device, partial(_load, model, device, dtype), use)
+
+
+def _capture_graphs(engine: Engine) -> None:
+    """Every decoding step's CUDA graph, under a bar, before the server listens."""
+    if engine.runner.graphs is None:
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = "CUDA graphs", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    console = Console(stderr=True)
+    off = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=off) as bar:
+        task = None
+        for done, total in engine.capture_graphs():
+            task = bar.add_task("", total=total) if task is None else task
+            bar.update(task, completed=done)
 
 
 def _shown_name(model: Path) -> str:

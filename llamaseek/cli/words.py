@@ -3,12 +3,15 @@ options of other tools."""
 
 from __future__ import annotations
 
+import inspect
+import re
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
 from llamaseek.errors import UserError
 
+BREAK = re.compile(r"(?<!\n)\n(?!\n)")  # of a line, not of a paragraph
 TUNE = "llamaseek finetune MODEL DATA fine-tunes a model"
 MERGE = "llamaseek convert BASE OUT --adapter FOLDER merges an adapter"
 HERD = "llamaseek herd lists the published models"
@@ -152,7 +155,8 @@ class Command(TyperCommand):
     help."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the help, with the examples of `EXAMPLES`."""
+        """Write the help, its paragraphs as wide as the terminal, then examples of `EXAMPLES`."""
+        self.help = BREAK.sub(" ", inspect.cleandoc(self.help or ""))
         self.epilog = epilog(ctx.command_path.partition(" ")[2])
         super().format_help(ctx, formatter)
 

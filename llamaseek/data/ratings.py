@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -62,7 +63,31 @@ def pairs_of_ratings(
     """
     if not are_rated(rows, columns):
         return rows, []
-    groups, errors = dict[str, list[Rated]](), list[RowError]()
+    bad = bad or BadRows()
+    groups, errors = _by_prompt(rows, columns)
+    if errors and not bad.skip:
+        bad.leave_out(errors[0])
+    mapped_names = {path.split(".")[0] for path in columns.values()}
+    made = [pair for group in groups for pair in _pairs(group, mapped_names)]
+    if not made:
+        raise NoPairs(
+            f"{rows[0][0]}: holds ratings, and no prompt has two answers that are rated "
+            "differently; `reward` learns from each rating by itself"
+        )
+    for error in errors:
+        bad.leave_out(error)
+    alone = len(rows) - len(errors) - 2 * len(made)
+    more = f"; {alone:,} have no other to the same prompt that is rated differently"
+    pairs = counted(len(made), "pair")
+    note = f"data: {pairs} of {len(rows):,} rated answers{more if alone else ''}"
+    return made, [note]
+
+
+def _by_prompt(
+    rows: list[Row], columns: Mapping[str, str]
+) -> tuple[list[list[Rated]], list[RowError]]:
+    """The rated answers to each prompt, and what is wrong with the rows that are none."""
+    groups, errors = defaultdict[str, list[Rated]](list), list[RowError]()
     for place, row in rows:
         try:
             one = _checked(place, row, columns)
@@ -70,25 +95,8 @@ def pairs_of_ratings(
             errors.append(error)
             continue
         prompt = [one[-1].get(name) for name in ("system", "prompt")]
-        groups.setdefault(json.dumps(prompt, default=str), []).append(one)
-    bad = bad or BadRows()
-    if errors and not bad.skip:
-        bad.leave_out(errors[0])
-    mapped_names = {path.split(".")[0] for path in columns.values()}
-    made = [pair for group in groups.values() for pair in _pairs(group, mapped_names)]
-    if made:
-        for left_out in errors:
-            bad.leave_out(left_out)
-    else:
-        raise NoPairs(
-            f"{rows[0][0]}: holds ratings, and no prompt has two answers that are rated "
-            "differently; `reward` learns from each rating by itself"
-        )
-    alone = len(rows) - len(errors) - 2 * len(made)
-    more = f"; {alone:,} have no other to the same prompt that is rated differently"
-    pairs = counted(len(made), "pair")
-    note = f"data: {pairs} of {len(rows):,} rated answers{more if alone else ''}"
-    return made, [note]
+        groups[json.dumps(prompt, default=str)].append(one)
+    return list(groups.values()), errors
 
 
 def scaled_ratings(rows: list[Row], columns: Mapping[str, str]) -> tuple[list[Row], list[str]]:

@@ -135,6 +135,14 @@ class Engine:
             graphs = Graphs(model, cache, tables.shape[1], Capture(device), faster)
         return Runner(model, cache, tables, size, adapters, graphs, spare=count)
 
+    @torch.inference_mode()
+    def capture_graphs(self) -> Iterator[tuple[int, int]]:
+        """Capture the decoding steps of all sizes, compiled with `compile`, before a request needs
+        them: how many of how many are done. Nothing where steps run without CUDA graphs.
+        """
+        options = self.options
+        yield from self.runner.capture(options.max_num_seqs * (1 + options.speculation.ahead))
+
     @property
     def busy(self) -> bool:
         """Whether anything runs or waits."""

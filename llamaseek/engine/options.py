@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llamaseek.errors import bad_value
+from llamaseek.plan.serving import DEFAULT_CACHE
 
 if TYPE_CHECKING:
     import torch
 
     from llamaseek.models import CausalLM
 
-DEFAULT_CACHE = 1 << 30  # bytes, where there is no GPU
 DRAFTERS = ("none", "mtp", "lookup", "model")
 
 

@@ -28,10 +28,12 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 @dataclass(frozen=True)
 class Measure:
-    """One figure before and after a run, and what it says in a sentence."""
+    """One figure before and after a run, and what it says in a sentence. `before` is None where it
+    compares with the start of the run.
+    """
 
     name: str
-    before: float
+    before: float | None
     after: float
     meaning: str
     share: bool = True  # from 0 to 1, and more is better

@@ -150,7 +150,7 @@ SETS = {
 @dataclass(frozen=True)
 class LocalData:
     """Folders with files of benchmarks: `DIR/<name>.jsonl`, `DIR/<name>/<split>.jsonl`, or
-    `DIR/<hub id>/` as a download from the hub leaves it.
+    `DIR/<hub id>/` as a download from the hub leaves it; DIR may be the folder of a set itself.
     """
 
     folders: tuple[Path, ...] = ()
@@ -177,6 +177,8 @@ class LocalData:
         for folder in self.folders:
             if not folder.is_dir():
                 raise UserError(f"--data: {folder}: no such folder")
+            if folder.name in names:
+                return folder
             for name in names:
                 for ending in endings:
                     if (found := folder / f"{name}{ending}").exists():
@@ -184,10 +186,12 @@ class LocalData:
         return None
 
     def _missing(self, task: str, path: str, known: BenchmarkSet) -> str:
-        where = " or ".join(str(folder) for folder in self.folders) or "DIR"
+        places = [
+            str(folder / f"{known.names[0]}.jsonl") for folder in self.folders or [Path("DIR")]
+        ]
         return (
             f"{task}: {path} is not among the files of --data and cannot be downloaded; get it "
-            f"from {known.where} and put it at {where}/{known.names[0]}.jsonl"
+            f"from {known.where} and put it at {' or '.join(places)}"
         )
 
 

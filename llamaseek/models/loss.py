@@ -19,10 +19,9 @@ from llamaseek.data.batch import IGNORE, Batch
 from llamaseek.models import CausalLM
 from llamaseek.models.head import WHOLE, Head, Softmax, softmax_and_gradient
 from llamaseek.models.layers import matmul_dtype, widen
+from llamaseek.plan.memory import CHUNK_NUMBERS
 
 Kernel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-# Logits in one chunk. On a CPU 8 MB of float32 stay in its caches; a GPU wants large products.
-CHUNK_NUMBERS = {"cpu": 2**21, "cuda": 2**29}
 TILE = 128  # rows of a GPU's matrix products that are made at once
 
 

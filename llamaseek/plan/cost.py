@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 from llamaseek.herd import ModelConfig
 from llamaseek.plan.flops import attention_flops, matrix_flops
-from llamaseek.plan.formats import Format
+from llamaseek.plan.formats import FORMATS, MASTER, Format
 from llamaseek.plan.gpus import Gpu, rates_of
 from llamaseek.plan.layout import Layout
-from llamaseek.plan.serving import Serving
+from llamaseek.plan.memory import Training
+from llamaseek.plan.serving import Sampling, Serving
 from llamaseek.plan.step import Step, others
 from llamaseek.plan.weights import (
     cache_numbers,
@@ -97,3 +98,20 @@ def read_bytes(config: ModelConfig, form: Format, rows: int, layout: Layout) -> 
         plain = size.matrices * form.matrix + size.small * form.other
         read += plain + size.routed * hit * form.matrix / layout.expert
     return read / layout.tensor
+
+
+def rollout_seconds(
+    config: ModelConfig,
+    training: Training,
+    sampling: Sampling,
+    layout: Layout,
+    gpu: Gpu,
+    share: float,
+) -> float:
+    """Seconds of drawing the answers of one rollout, a token of every answer at a time, at `share`
+    of the peak.
+    """
+    form = FORMATS["fp32" if training.run.number == MASTER else "bf16"]
+    serving = Serving(sampling.answers, sampling.length, 1)
+    speed = serving_speed(config, form, serving, layout, gpu, share)
+    return sampling.tokens * speed.step_seconds

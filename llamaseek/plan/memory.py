@@ -31,6 +31,10 @@ from llamaseek.plan.weights import (
     table_size,
 )
 
+# Logits that `models/loss.py` makes at a time. On a CPU 8 MB of float32 stay in its caches; a GPU
+# wants large products.
+CHUNK_NUMBERS = {"cpu": 2**21, "cuda": 2**29}
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -70,10 +74,11 @@ class Training:
     moments: int = 8
     checkpoint: bool = False
     accumulate: bool = True
-    chunk: int = 2**27
+    chunk: int = CHUNK_NUMBERS["cuda"]
     depth: int = 0
     selective: bool = False
     nf4: bool = False  # adapters stand on matrices in 4 bits
+    scored: bool = False  # the loss reads each token's log-probability, not their sum
 
     @property
     def again(self) -> bool:
@@ -226,14 +231,19 @@ class _Step:
         # a tied one's is added to the head's.
         again_read = self.training.depth > 0 and not self.config.tie_word_embeddings
         made = table * self.last * (1 + again_read)
+        # A tied table's gradient waits for the embedding's before it is one.
+        waits = table * self._tied
+        made -= waits
         for s in reversed(self.stretches):
             for before in {0, s.count - 1}:  # most activations kept, most gradients made
                 inside = kept - before * s.held + again * s.made_again
                 copied = s.copies if again else copies - before * s.copies
                 done = made + before * s.gradient
-                yield Memory(gradients=done, activations=inside, working=s.entering + copied)
+                working = s.entering + copied + waits
+                yield Memory(gradients=done, activations=inside, working=working)
                 after = inside - s.held - again * s.made_again
-                yield Memory(gradients=done + s.gradient, activations=after, working=s.leaving)
+                working = s.leaving + waits
+                yield Memory(gradients=done + s.gradient, activations=after, working=working)
             kept, copies = kept - s.count * s.held, copies - s.count * s.copies
             made += s.count * s.gradient
         if self.first:
@@ -254,15 +264,25 @@ class _Step:
         norm = run.norm(self.config.hidden_size) * run.tokens / share
         copies = sum(s.count * (s.cached if again else s.copies) for s in self.stretches)
         copies += number * table * (self.training.stored > number)
+        scored, made = self.training.scored, GRADIENT * table
+        if scored and run.adapters is not None:  # autograd leaves a frozen head's out
+            made, product = 0, number * logits
+        # Chunks' gradients are added by autograd, two into a third where a tracker looks on.
+        added = 2 * made * (scored and run.tokens > length)
         return Memory(
-            activations=self.held + heads * norm,
-            working=heads * (GRADIENT * table + 2 * hidden) + max(softmax, product) + copies,
+            activations=self.held + heads * norm + scored * hidden,
+            working=heads * (made + 2 * hidden) + max(softmax, product, added) + copies,
         )
+
+    @property
+    def _tied(self) -> bool:
+        """Whether embedding and head are one table, and both are here."""
+        return self.config.tie_word_embeddings and self.first and self.last
 
     def _embedding(self, made: float, table: float) -> Memory:
         """The end: all gradients are there; a tied table's two are added into a third."""
-        if self.config.tie_word_embeddings and self.last:
-            return Memory(gradients=made, working=2 * table)
+        if self._tied:
+            return Memory(gradients=made, working=3 * table)
         rows = FLOAT * self.config.hidden_size * self.training.run.tokens
         return Memory(gradients=made + table, working=rows)
 

@@ -10,14 +10,21 @@ from math import ceil
 
 from llamaseek.herd import ModelConfig
 from llamaseek.plan.activations import BLOCKED_LENGTH, TrainingPass
-from llamaseek.plan.cost import Speed, serving_speed, training_speed
+from llamaseek.plan.cost import Speed, rollout_seconds, serving_speed, training_speed
 from llamaseek.plan.flops import training_flops
 from llamaseek.plan.formats import MASTER
 from llamaseek.plan.gpus import Gpu, rates_of
 from llamaseek.plan.layout import Layout
-from llamaseek.plan.memory import Memory, Training, training_memory
+from llamaseek.plan.memory import CHUNK_NUMBERS, Memory, Training, training_memory
 from llamaseek.plan.question import SERVING_SHARE, Question
-from llamaseek.plan.serving import STEP_TOKENS, Serving, serving_memory
+from llamaseek.plan.serving import (
+    STEP_TOKENS,
+    Drawing,
+    Serving,
+    drawing,
+    serving_memory,
+    with_rollouts,
+)
 from llamaseek.plan.step import Step, step_time
 from llamaseek.plan.weights import linear_names
 from llamaseek.plan.work import place_works
@@ -112,9 +119,6 @@ def _divisors(number: int, most: int) -> list[int]:
     return [d for d in range(1, min(number, most) + 1) if number % d == 0]
 
 
-CHUNK = {True: 2**21, False: 2**27}  # logits at a time, `models/loss.py`: on a CPU, on a GPU
-
-
 @dataclass(frozen=True)
 class Planner:
     """A question about a model whose config is known."""
@@ -150,10 +154,11 @@ class Planner:
             stored=q.form.number if lora else MASTER,
             moments=q.form.moments or 8,
             checkpoint=q.checkpoint if checkpoint is None else checkpoint,
-            chunk=CHUNK[cpu],
+            chunk=CHUNK_NUMBERS["cpu" if cpu else "cuda"],
             depth=q.modules,
             selective=q.selective and checkpoint is None,
             nf4=lora and q.nf4,
+            scored=q.scored,
         )
 
     def serving(self) -> Serving:
@@ -166,6 +171,18 @@ class Planner:
         """Bytes on the fullest rank."""
         if not self.question.trains:
             return serving_memory(self.config, self.question.form, self.serving(), layout)
+        found, drawn = self._fullest(layout), self.drawing(layout)
+        return found if drawn is None else with_rollouts(found, drawn, layout)
+
+    def drawing(self, layout: Layout) -> Drawing | None:
+        """What drawing a rollout's answers takes; None where none are."""
+        q, held = self.question, self._fullest(layout).weights
+        if q.sampling is None:
+            return None
+        return drawing(held, self.config, self.training(layout), q.sampling, layout, q.gpu)
+
+    def _fullest(self, layout: Layout) -> Memory:
+        """A training step of the fullest rank, without what it samples."""
         q, training = self.question, self.training(layout)
         rows = self.micro_batches(layout)
         stages = {0, min(1, layout.pipeline - 1), layout.pipeline - 1}
@@ -237,6 +254,19 @@ class Planner:
         works = place_works(self.config, training, layout, q.running)
         rates = rates_of(q.gpu, q.form.rate)
         return step_time(works, layout, q.running, self.micro_batches(layout), rates)
+
+    def sampling_seconds(self, layout: Layout) -> float:
+        """What a training step takes for answers beside `step`: its share of drawing them, and of
+        the passes that score them, forwards alone.
+        """
+        q = self.question
+        if q.sampling is None:
+            return 0.0
+        training, share = self.training(layout), q.utilization or SERVING_SHARE
+        drawing = rollout_seconds(self.config, training, q.sampling, layout, q.gpu, share)
+        micro_batches = self.micro_batches(layout)
+        forward = micro_batches * self.step(layout).slot.seconds / 3
+        return drawing / q.sampling.steps + q.sampling.passes * forward
 
     @property
     def flops(self) -> int:

@@ -13,6 +13,7 @@ from llamaseek.plan.flops import task_flops
 from llamaseek.plan.formats import Format, find_format
 from llamaseek.plan.gpus import Gpu, find_gpu
 from llamaseek.plan.layout import Running
+from llamaseek.plan.serving import Sampling
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,8 @@ class Question:
     rank: int = 16  # of LoRA's adapters
     nf4: bool = False  # whether their base is kept in 4 bits
     rows: int | None = 1  # of a micro-batch in training; None: as many as a rank has
+    scored: bool = False  # the loss is made of tokens' log-probabilities, not of their sum
+    sampling: Sampling | None = None  # answers drawn in training
 
     @property
     def checkpointing(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from llamaseek.errors import UserError, bad_value
+from llamaseek.errors import bad_value
 from llamaseek.herd import ModelConfig
 from llamaseek.herd.tensors import count_parameters
 from llamaseek.plan.flops import trained_modules
@@ -13,6 +13,7 @@ from llamaseek.plan.gpus import Gpu
 from llamaseek.plan.layout import Layout, running_of
 from llamaseek.plan.planner import Planner
 from llamaseek.plan.question import Question, ask
+from llamaseek.plan.serving import sampling_of
 
 if TYPE_CHECKING:
     from llamaseek.recipe.schema import Recipe
@@ -48,6 +49,8 @@ def question_of(
         nf4=recipe.lora is not None and recipe.lora.base == "nf4",
         modules=trained_modules(recipe, config),
         running=running_of(recipe.parallel),
+        scored=recipe.stage in ("dpo", "grpo", "ppo"),
+        sampling=sampling_of(recipe),
     )
 
 
@@ -72,12 +75,12 @@ def recipe_answer(
     """
     if recipe.parallel.auto:
         raise bad_value("parallel", "auto", "degrees of the recipe's own; `auto` is for a run")
-    if recipe.stage in ("grpo", "ppo"):
-        allowed = "pretrain, sft, dpo or reward; answers that are sampled are not planned"
-        raise UserError(f"stage {recipe.stage!r} of {recipe.name}: allowed: {allowed}")
     question = question_of(recipe, config, gpu, dtype)
     planner, layout = Planner(question), layout_of_recipe(recipe)
     step, memory, count = planner.step(layout), planner.memory(layout), count_parameters(config)
+    sampling, drawn = planner.sampling_seconds(layout), planner.drawing(layout)
+    at_once = drawn.answers(question.sampling, layout) if drawn and question.sampling else None
+    seconds = step.seconds + sampling
     peak = layout.gpus * gpu.peak(question.form.rate)
     return {
         "recipe": recipe.name,
@@ -95,8 +98,10 @@ def recipe_answer(
         "idle_seconds": step.bubble,
         "exposed_seconds": step.exposed,
         "optimizer_seconds": step.optimizer,
-        "step_seconds": step.seconds,
-        "tokens_per_second": question.batch * question.context / step.seconds,
+        "sampling_seconds": sampling,
+        "answers_at_once": at_once,
+        "step_seconds": seconds,
+        "tokens_per_second": question.batch * question.context / seconds,
         "flops_per_token": planner.flops // (question.batch * question.context),
-        "utilization": planner.flops / (step.seconds * peak),
+        "utilization": planner.flops / (seconds * peak),
     }

@@ -14,6 +14,8 @@ ANY = ("next_token", "multi_token")
 class StageKind:
     """What sets a training stage apart."""
 
+    title: str
+    summary: str  # what the model learns in it, in a sentence
     objectives: tuple[str, ...] = ANY  # the values that train.objective may have
     rollouts: bool = False  # its rows are prompts, answered during the run by the trained model
     generates: bool = True  # its model generates text
@@ -21,12 +23,35 @@ class StageKind:
 
 
 STAGES = {
-    "pretrain": StageKind(objectives=(*ANY, "masked"), chats=False),
-    "sft": StageKind(objectives=(*ANY, "sft")),
-    "dpo": StageKind(objectives=(*ANY, "dpo")),
-    "reward": StageKind(generates=False, chats=False),
-    "grpo": StageKind(rollouts=True),
-    "ppo": StageKind(rollouts=True),
+    "pretrain": StageKind(
+        "Pre-training",
+        "Predict the tokens of raw text.",
+        objectives=(*ANY, "masked"),
+        chats=False,
+    ),
+    "sft": StageKind(
+        "Supervised fine-tuning",
+        "Answer as the rows do; the loss is on the answers alone.",
+        objectives=(*ANY, "sft"),
+    ),
+    "dpo": StageKind(
+        "Direct preference optimization",
+        "Prefer the better of two answers.",
+        objectives=(*ANY, "dpo"),
+    ),
+    "reward": StageKind(
+        "Reward model", "Give better answers higher scores.", generates=False, chats=False
+    ),
+    "grpo": StageKind(
+        "Group relative policy optimization",
+        "Answer as those of a group of sampled answers that were rewarded most.",
+        rollouts=True,
+    ),
+    "ppo": StageKind(
+        "Proximal policy optimization",
+        "Answer so that the reward rises, and stay near the model of the start.",
+        rollouts=True,
+    ),
 }
 
 

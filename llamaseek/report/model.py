@@ -72,7 +72,9 @@ def read_report(folder: Path) -> Report:
     """
     if (folder / "recipe.yaml").is_file():
         stage = read_stage(folder, "", {}, [])
-        return Report(stage.title, run_facts(stage.recipe), [stage], talk(folder, stage.recipe))
+        return Report(
+            stage.recipe.name, run_facts(stage.recipe), [stage], talk(folder, stage.recipe)
+        )
     figures = read_json(folder / "figures.json", {})
     samples = [Sample(**sample) for sample in read_json(folder / "samples.json", [])]
     stages = [
@@ -93,7 +95,8 @@ def read_stage(
     """One run folder; `name` is its stage in a quickstart, empty for a run of its own."""
     recipe = load_recipe(folder / "recipe.yaml", [])
     lines = read_jsonl(folder / "metrics.jsonl")
-    title, summary = STAGES[name] if name else (recipe.name, f"One {recipe.stage} run.")
+    kind = RECIPE_STAGES[recipe.stage]
+    title, summary = STAGES[name] if name else (kind.title, kind.summary)
     steps = [line for line in lines if "loss" in line]
     tested = [line for line in lines if any(name.startswith("val_") for name in line)]
     command = quoted("llamaseek", recipe.stage, folder / "recipe.yaml", "--overwrite")

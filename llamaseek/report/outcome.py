@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from llamaseek.evals.compare import JUDGED, Confusion, Measure, confusion, measures
@@ -37,6 +38,10 @@ FIGURES = {
 
 WINS = "How often a judge found the later answer better than the earlier one; 50% is a draw."
 SHARES = ("val_accuracy",)
+GAINED = (
+    "The share of held-out pairs whose chosen answer gained more in probability than the rejected "
+    "one. Before the run nothing has been gained: all pairs are equal."
+)
 
 
 @dataclass(frozen=True)
@@ -105,23 +110,36 @@ def evaluated(lines: Sequence[Mapping[str, Any]], labelled: bool) -> list[Measur
     if not tested or tested[0]["step"] != 0:
         return []
     first, last = tested[0], tested[-1]
-    return [
-        Measure(name, first[key], last[key], meaning, share=key in SHARES)
-        for key, (name, meaning) in FIGURES.items()
-        if key in first and key in last and not (labelled and key in SHARES)
-    ]
+    found = []
+    for key, (name, meaning) in FIGURES.items():
+        if key in first and key in last and not (labelled and key in SHARES):
+            unknown = key in SHARES and "val_equal" in first
+            before = None if unknown else first[key]
+            meaning = GAINED if unknown else meaning
+            found.append(Measure(name, before, last[key], meaning, share=key in SHARES))
+    return found
 
 
 def margin_measures(
     before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
 ) -> list[Measure]:
-    """Of pairs: how many prefer the chosen answer, how many changed sides."""
-    first, last = ([one["margin"] > 0 for one in lines] for lines in (before, after))
+    """Of pairs: by how much and how often the chosen answer is likelier, how many changed sides."""
+    first, last = ([one["margin"] for one in lines] for lines in (before, after))
     if not first or len(first) != len(last):
         return []
+    margins = list(zip(first, last, strict=True))
+    was_likelier, is_likelier = (mean(float(m > 0) for m in side) for side in (first, last))
+    won = sum(was <= 0 < now for was, now in margins) / len(margins)
+    lost = sum(was > 0 >= now for was, now in margins) / len(margins)
     return [
-        Measure("chosen is likelier", sum(first) / len(first), sum(last) / len(last),
+        Measure("chosen is likelier", was_likelier, is_likelier,
                 "The share of held-out pairs whose chosen answer the model finds likelier."),
+        Measure("margin (nats)", mean(first), mean(last),
+                "By how much the chosen answer's log-probability is above the rejected one's, in "
+                "the mean.", share=False),
+        Measure("flipped to chosen", None, won,
+                "The share of held-out pairs whose chosen answer was not likelier before the run, "
+                f"and is now. The other way round: {lost:.1%}."),
     ]  # fmt: skip
 
 

@@ -14,6 +14,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
+from llamaseek.train.progress import all_equal  # noqa: E402
+
 INK = "#010203"  # stands for the page's text color until the SVG is written
 MAIN, SECOND = "#3b82f6", "#f59e0b"
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -100,12 +102,20 @@ def charts(steps: Lines, tested: Lines, sampled: bool = False) -> list[Chart]:
         term = name.removeprefix("loss/").replace("_", " ")
         meaning = f"The part of the loss called {term}, before its weight."
         found.append(_chart(steps, tested, name, f"loss: {term}", meaning, last_part=True))
+    steps = [_without_ties(line) for line in steps]
+    tested = [_without_ties(line, "val_") for line in tested]
     for name, (title, meaning) in MEANINGS.items():
         if any(name in line for line in steps):
             found.append(_chart(steps, () if sampled else tested, name, title, meaning))
         if sampled and any(f"val_{name}" in line for line in tested):
             found.append(_chart((), tested, name, f"held-out {title}", GREEDY))
     return [*found, *(_chart(steps, (), *pace) for pace in PACE)]
+
+
+def _without_ties(line: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A line of metrics without the accuracy of pairs that are all equal."""
+    left_out = f"{prefix}accuracy" if all_equal(line, prefix) else None
+    return {name: value for name, value in line.items() if name != left_out}
 
 
 def _chart(

@@ -16,11 +16,12 @@ from llamaseek.checkpoints.sources import find_source
 from llamaseek.engine.background import BackgroundEngine, Stream
 from llamaseek.engine.constrain import Constraint
 from llamaseek.engine.engine import Engine
-from llamaseek.engine.options import DEFAULT_CACHE, EngineOptions
+from llamaseek.engine.options import EngineOptions
 from llamaseek.engine.ranks.tensor_group import TensorGroup
 from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.errors import UserError, bad_value
 from llamaseek.models import CausalLM
+from llamaseek.plan.serving import DEFAULT_CACHE
 from llamaseek.runtime.device import pick_device
 from llamaseek.safety.guard import load_guard
 from llamaseek.safety.served import ServedGuard

@@ -14,7 +14,8 @@ from rich.text import Text
 
 from llamaseek.runtime.device import PeakRate
 
-WATCHED = ("reward", "accuracy", "margin", "kl", "entropy", "clip_fraction", "length", "no_signal")
+WATCHED = ("reward", "accuracy", "equal", "margin", "kl", "entropy", "clip_fraction", "length",
+           "no_signal")  # fmt: skip
 """Metrics of post-training shown in the progress line, by their names."""
 
 Part = str | list[str]
@@ -34,8 +35,16 @@ def loss_parts(line: dict[str, Any], prefix: str = "") -> list[str]:
 
 def watched_parts(line: dict[str, Any], prefix: str = "") -> list[str]:
     """The watched metrics that a line has."""
-    found = ((name, line.get(prefix + name)) for name in WATCHED)
+    unsaid = "accuracy" if all_equal(line, prefix) else "equal"
+    found = ((name, line.get(prefix + name)) for name in WATCHED if name != unsaid)
     return [f"{name} {value:.3g}" for name, value in found if value is not None]
+
+
+def all_equal(line: dict[str, Any], prefix: str = "") -> bool:
+    """Whether no answer of any pair is ahead, as before the first step of DPO, where the model is
+    its own reference: an accuracy of 0 then says nothing.
+    """
+    return line.get(f"{prefix}equal") == 1
 
 
 class TwoLines(Bar):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import shlex
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -31,9 +34,6 @@ VERBS = ("quickstart", "tokenize", "pretrain", "sft", "dpo", "generate", "chat",
 def test_help_names_every_verb_and_imports_nothing_heavy() -> None:
     done = process("--help")
     assert done.code == 0 and all(verb in done.out for verb in VERBS)
-    import subprocess
-    import sys
-
     code = (
         "import sys, llamaseek.cli.main; print([m for m in ('torch', 'numpy') if m in sys.modules])"
     )
@@ -255,3 +255,34 @@ def test_printed_commands_are_quoted(cli: Cli, tmp_path: Path) -> None:
     assert shlex.split(tried)[1:] == ["llamaseek", "generate", str(out / "model")]
     page = (out / "report.html").read_text()
     assert html.escape(shlex.quote(str(out / "model"))).replace("&#x27;", "&#39;") in page
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "quickstart",
+        "pretrain tiny-shakespeare",
+        "sft quickstart-sft",
+        "reward quickstart-reward",
+        "dpo quickstart-dpo",
+        "grpo arithmetic-grpo",
+        "ppo quickstart-ppo",
+        "finetune base rows.jsonl",
+    ],
+)
+def test_a_terminal_shows_something_before_pytorch_is_loaded(words: str, tmp_path: Path) -> None:
+    """PyTorch takes seconds: here it is a file that says when it would have been loaded."""
+    (tmp_path / "torch.py").write_text("import sys\nsys.exit('PyTorch is loaded')\n")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    ours, theirs = os.openpty()
+    subprocess.run(
+        [sys.executable, "-m", "llamaseek", *words.split()], cwd=tmp_path, stderr=theirs,
+        stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path}, check=False,
+    )  # fmt: skip
+    os.close(theirs)
+    shown = os.read(ours, 4096).decode().splitlines()
+    os.close(ours)
+    assert shown and shown[0].startswith((words.split()[-1], words.split()[0], "looking at"))

@@ -128,7 +128,10 @@ def test_the_engine_answers_the_same_by_graphs(
     engine = Engine(model, options=options)
     assert engine.runner.graphs is not None and engine.runner.spare == engine.pool.count
     engine.runner.graphs.capture, engine.runner.fused = lambda forward: forward, None
+    assert list(engine.capture_graphs()) == [(n, 6) for n in range(1, 7)]  # 24, 16, 8, 4, 2, 1
+    made = dict(engine.runner.graphs.steps)
     found = engine.generate(requests)
     assert [o.answers[0].tokens for o in found] == [o.answers[0].tokens for o in wanted]
+    assert engine.runner.graphs.steps == made, "a graph was made while answering"
     sizes = set(engine.runner.graphs.steps)
     assert {2, 8} <= sizes and sizes <= {bucket(rows) for rows in range(1, 22)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -291,6 +292,19 @@ def test_rows_come_from_a_folder_as_the_hub_leaves_it(tmp_path: Path) -> None:
         pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
     found = LocalData((tmp_path,)).load("gsm8k", "openai/gsm8k", "main", "test")
     assert {split: len(found[split]) for split in found} == {"train": 3, "test": 3}
+
+
+def test_the_folder_of_a_set_is_data_itself(tmp_path: Path) -> None:
+    folder = tmp_path / "gsm8k"
+    folder.mkdir()
+    for split in ("train", "test"):
+        rows = [json.dumps(ROWS["gsm8k"](n)) for n in range(2)]
+        (folder / f"{split}.jsonl").write_text("\n".join(rows))
+    found = LocalData((folder,)).load("gsm8k", "openai/gsm8k", "main", "test")
+    assert {split: len(found[split]) for split in found} == {"train": 2, "test": 2}
+    places = f"put it at {tmp_path}/piqa.jsonl or {folder}/piqa.jsonl"
+    with pytest.raises(UserError, match=re.escape(places)):
+        LocalData((tmp_path, folder)).load("piqa", "baber/piqa", None, "validation")
 
 
 def test_the_lectures_table_is_drawn(data: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llamaseek.errors import UserError
+from llamaseek.herd.published import find
 from llamaseek.plan.gpus import find_gpu, rates_of
 from llamaseek.plan.layout import Layout, Running
 from llamaseek.plan.recipe import recipe_answer
@@ -63,9 +63,29 @@ def test_a_step_idles_in_the_pipeline() -> None:
         assert found.seconds == pytest.approx(8 + idle) and found.bubble == pytest.approx(idle)
 
 
-def test_sampled_answers_are_not_planned() -> None:
-    with pytest.raises(UserError, match="stage 'grpo'.*allowed: pretrain, sft"):
-        planned("quickstart-llama3", "h100", "stage=grpo")
+def test_sampled_answers_add_a_cache_a_reference_and_time() -> None:
+    def asked(*overrides: str) -> dict[str, Any]:
+        recipe = load_recipe(find_recipe("smollm2-135m-grpo"), list(overrides))
+        return recipe_answer(recipe, find("smollm2-135m-instruct").config, find_gpu("h100"))
+
+    plain, found = asked("grpo.beta=0"), asked("grpo.beta=0.1")
+    token = 30 * 2 * 192 * 2  # layers, keys and values, their width, bf16
+    held = plain["bytes_per_gpu"]
+    assert held["weights"] == pytest.approx((4 + 2) * plain["parameters"], rel=1e-3)  # and a copy
+    assert plain["bytes_per_gpu"]["cache"] == 2 * 256 * 768 * token
+    reference = found["bytes_per_gpu"]["total"] - plain["bytes_per_gpu"]["total"]
+    assert reference == pytest.approx(2 * found["parameters"], rel=1e-3)
+    assert 0 < plain["sampling_seconds"] < found["sampling_seconds"] < found["step_seconds"]
+    longer = asked("grpo.beta=0", "rollout.max_tokens=512")
+    assert longer["sampling_seconds"] == pytest.approx(2 * plain["sampling_seconds"])
+    several = asked("grpo.beta=0", "rollout.minibatches=2")  # and the policy's own pass
+    assert several["bytes_per_gpu"]["cache"] == plain["bytes_per_gpu"]["cache"]
+    small = find_gpu("rtx4090-24gb")
+    recipe = load_recipe(find_recipe("smollm2-135m-grpo"), ["data.length=2048"])
+    held = recipe_answer(recipe, find("smollm2-135m-instruct").config, small)["bytes_per_gpu"]
+    assert held["cache"] == pytest.approx((small.memory - held["weights"]) / 2)
+    split = asked("parallel.shard=2", "grpo.beta=0")["bytes_per_gpu"]
+    assert split["total"] >= 3 / 2 * 4 * plain["parameters"]
 
 
 @pytest.mark.parallel

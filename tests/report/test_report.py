@@ -93,3 +93,21 @@ def test_metrics_cut_short_by_a_kill_are_read_up_to_there(tmp_path: Path) -> Non
 def test_smoothing_keeps_a_level_and_the_start() -> None:
     assert smooth([2.0] * 200) == pytest.approx([2.0] * 200)
     assert smooth([1.0, 2.0]) == [1.0, 2.0]
+
+
+def test_a_phone_stacks_charts_and_nothing_is_wider_than_it(folder: Path) -> None:
+    """At 390 pixels: each chart has the page's width and a height to be read, and no one scrolls
+    sideways.
+    """
+    browser_of = pytest.importorskip("tests.serve.browser", reason="needs playwright")
+    if browser_of.CHROMIUM is None:
+        pytest.skip("needs Debian's package chromium")
+    page = write_report(folder)
+    with browser_of.chromium() as browser:
+        tab = browser.new_page(viewport={"width": 390, "height": 800})
+        tab.goto(page.as_uri())
+        boxes = [chart.bounding_box() for chart in tab.locator("figure svg").all()]
+        assert len(boxes) == 16
+        assert all(box["width"] > 300 and box["height"] > 120 for box in boxes)
+        assert len({round(box["x"]) for box in boxes}) == 1
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 390

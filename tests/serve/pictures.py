@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from llamaseek.checkpoints.peft import read_adapter, save_adapter
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.options import EngineOptions
 from llamaseek.serve.options import ServeOptions
@@ -94,7 +96,9 @@ class Texts(Speech):
 def written(speech: Texts) -> Service:
     """A service of a base and its adapter that say these texts."""
     sizes: dict[str, Any] = {"vocab_size": TOKENIZER.vocab_size, "max_position_embeddings": 2048}
-    adapters = {TUNED: adapted("llama3", 1, **sizes)}
+    with tempfile.TemporaryDirectory() as place:
+        save_adapter(adapted("llama3", 1, **sizes), Path(place) / "adapter", "base")
+        adapters = {TUNED: read_adapter(Path(place) / "adapter")}
     model = tiny_model("llama3", **sizes)
     engine = Engine(model, TOKENIZER, EngineOptions(max_num_seqs=1), adapters)
     speech.engine = engine

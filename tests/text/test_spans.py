@@ -233,7 +233,7 @@ def test_a_template_whose_turns_cannot_be_told_apart_is_named(template: str) -> 
 
 def test_what_a_template_does_not_write_is_an_error() -> None:
     ours = tokenizer("smollm2")
-    with pytest.raises(UserError, match="tools: this model's chat template does not show them"):
+    with pytest.raises(UserError, match=r"does not show them .*tokenizer\.chat_template"):
         encode_chat(ours, TALK, tools=[TOOL])
     with pytest.raises(UserError, match=r"messages\[1\].tool_calls: .* does not write calls"):
         encode_chat(ours, CALLING[:2])

@@ -29,7 +29,7 @@ from llamaseek.report.outcome import read_outcome
 from llamaseek.train.finetune.choose import TuningPlan, Wanted, choose
 from llamaseek.train.jobs.supervised import held_apart, split_rows
 from llamaseek.train.saving.state import save_folder
-from tests.checkpoints.gguf_files import needs_smollm2
+from tests.checkpoints.gguf_files import SMOLLM2, needs_smollm2
 from tests.cli.run import Cli
 from tests.train.tiny import LLAMA_SIZES, tiny_tokenizer
 
@@ -155,6 +155,18 @@ def test_a_row_that_stops_the_plan_is_left_out_where_asked(start: Path, tmp_path
     assert planned(start, source, "data.bad_rows=skip").recipe.stage == "dpo"
 
 
+def test_the_run_is_named_after_its_data(start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def named(*sources: str) -> str:
+        plan = choose(Wanted(start, list(sources), overrides=["data.length=64"]))
+        return plan.recipe.name.removeprefix("toy-")
+
+    pages = [str(path) for path in sorted((DOCS / "post-training").glob("*.md"))]
+    assert named(str(TICKETS)) == "tickets"
+    assert named(*pages) == named(str(DOCS / "post-training" / "*.md")) == "post-training"
+    monkeypatch.chdir(DOCS / "post-training")
+    assert named("*.md") == "rows" and named("dpo.md") == "dpo"
+
+
 def test_rows_that_are_all_long_get_long_rows(start: Path, tmp_path: Path) -> None:
     rows = [{"prompt": f"{n} " * 300, "completion": f"Words {n}."} for n in range(10, 30)]
     plan = planned(start, write(tmp_path / "long.jsonl", rows))
@@ -164,6 +176,28 @@ def test_rows_that_are_all_long_get_long_rows(start: Path, tmp_path: Path) -> No
         source = write(tmp_path / "longer.jsonl", longer)
         with pytest.raises(UserError, match=r"longer\.jsonl:\d+: has \d+ tokens; data\.length all"):
             planned(start, source, override)
+
+
+def test_one_long_row_anywhere_decides_the_length(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among the held-out rows, and beyond those that are packed for the plan."""
+    monkeypatch.setattr("llamaseek.train.finetune.choose.LOOKED_AT", 5)
+    monkeypatch.setattr("llamaseek.train.finetune.choose.LONGEST", 1)
+    for place in range(0, 40, 13):
+        rows = talks()
+        rows[place]["conversations"][1]["value"] = "word " * 150
+        plan = planned(start, write(tmp_path / "talks.jsonl", rows))
+        assert (plan.recipe.data.length, plan.recipe.data.bad_rows) == (1024, "error")
+
+
+def test_the_longest_rows_are_the_models_context(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it is between the lengths that are tried."""
+    monkeypatch.setattr("llamaseek.train.finetune.choose.LENGTHS", (512, 4096))
+    rows = [{"prompt": f"{n} " * 300, "completion": f"Words {n}."} for n in range(10, 30)]
+    assert planned(start, write(tmp_path / "long.jsonl", rows)).recipe.data.length == 1024
 
 
 def test_rows_beyond_the_context_are_left_out_and_counted(start: Path, tmp_path: Path) -> None:
@@ -240,6 +274,15 @@ def answer(client: httpx.Client, model: str, asked: str) -> str:
     body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": 8}
     done = client.post("/v1/chat/completions", json=body).raise_for_status()
     return str(done.json()["choices"][0]["message"]["content"]).strip()
+
+
+def test_rows_are_inspected_with_a_model_s_name(
+    start: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = {"named": start}.get
+    monkeypatch.setattr("llamaseek.checkpoints.sources.cached", cached)
+    done = cli("data", "inspect", str(TICKETS), "--model", "named")
+    assert done.code == 0 and "tokens a row" in done.out, done.err
 
 
 def test_from_a_spreadsheet_to_a_tuned_model(start: Path, cli: Cli, tmp_path: Path) -> None:
@@ -361,6 +404,22 @@ def test_the_page_shows_what_the_real_run_must(start: Path) -> None:
     assert "on 40 held-out rows" in page
 
 
+@needs_smollm2
+def test_the_page_shows_the_plan_and_recipe_that_are_chosen(cli: Cli, tmp_path: Path) -> None:
+    """All but the machine's memory and time, and where the model and the file lie."""
+    page = (DOCS / "finetune.md").read_text()
+    done = cli("finetune", str(SMOLLM2), str(TICKETS), "--dry-run")
+    assert done.code == 0, done.err
+    plan, recipe = done.out.split("recipe\n")
+    assert plan.rpartition("; lr 0.001; ")[0] in page
+    shown = page.partition("\nrecipe\n")[2].splitlines()
+    chosen = [line for line in recipe.splitlines() if "/" not in line]
+    assert (
+        chosen
+        == [line for line in shown if "init_from" not in line and ".csv" not in line][: len(chosen)]
+    )
+
+
 def real(test: Callable[..., None]) -> Callable[..., None]:
     """A test with the published SmolLM2, of minutes: `make test-finetune`."""
     asked = os.environ.get("LLAMASEEK_FINETUNE")
@@ -376,7 +435,7 @@ def tuned(out: Path, *words: str) -> tuple[Figures, list[str]]:
     """The figures before and after `finetune` of SmolLM2 in a process of its own, and what it
     printed.
     """
-    command = [sys.executable, "-m", "llamaseek", "finetune", "smollm2-135m-instruct", *words]
+    command = [sys.executable, "-m", "llamaseek", "finetune", str(SMOLLM2), *words]
     done = subprocess.run(
         [*command, "--out", str(out)], capture_output=True, text=True, check=False
     )
@@ -435,6 +494,8 @@ def test_smollm2_learns_conversations(export: str, least: float, tmp_path: Path)
 def test_smollm2_learns_a_folder_of_markdown(tmp_path: Path) -> None:
     """As a shell expands `docs/post-training/*.md docs/*.md`."""
     files = [str(path) for path in sorted(DOCS.rglob("*.md"))]
-    figures, printed = tuned(tmp_path, *files, "train.steps=30", "train.samples=0")
+    figures, printed = tuned(
+        tmp_path, *files, "train.steps=30", "train.eval_every=15", "train.samples=0"
+    )
     assert figures["bits per byte"][1] < figures["bits per byte"][0]
     assert f"{len(files)} documents of plain text" in printed[0]

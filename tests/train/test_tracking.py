@@ -137,12 +137,12 @@ def test_a_tool_holds_the_numbers_of_the_metrics(
     tool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run of 30 steps, resumed to 32: all in one run of the tool, read by the tool itself."""
-    if tool != "tensorboard":
-        pytest.importorskip(tool, reason=f"needs the package {tool} (pip install llamaseek[track])")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
+    if tool != "tensorboard":
+        pytest.importorskip(tool, reason=f"needs the package {tool} (pip install llamaseek[track])")
     monkeypatch.chdir(tmp_path)
     run(tmp_path, tool)
     folder = run(tmp_path, tool, steps=MORE, resume=True)

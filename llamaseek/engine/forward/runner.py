@@ -5,7 +5,7 @@ N tokens of the step, B chunks, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llamaseek.engine.adapters import Adapters
 from llamaseek.engine.forward.fused import fuse
-from llamaseek.engine.forward.graphs import Graphs, bucket
+from llamaseek.engine.forward.graphs import MOST, Graphs, bucket
 from llamaseek.engine.forward.paged import PagedCache
 from llamaseek.engine.forward.step_layout import FEW, Ints, StepLayout, lay_out, sent
 from llamaseek.engine.scheduler import Chunk
@@ -141,6 +141,21 @@ class Runner:
         tokens, layout = self._begin(inputs.padded(bucket(count) - count, self.spare))
         layout = replace(layout, ends=layout.ends[:chunks])
         return graphs(tokens, layout)[:count], layout
+
+    def capture(self, most: int) -> Iterator[tuple[int, int]]:
+        """Make the graphs of steps of up to `most` tokens, the largest first, whose memory the
+        others share: how many of how many there are. Nothing without graphs.
+        """
+        if self.graphs is None:
+            return
+        sizes = sorted({bucket(tokens) for tokens in range(1, min(most, MOST) + 1)}, reverse=True)
+        none = np.empty(0, np.int64)
+        for done, rows in enumerate(sizes, 1):
+            if not self.graphs.takes(rows):
+                return
+            inputs = Inputs(none.reshape(0, 1), none, none, none).padded(rows, self.spare)
+            self.graphs(*self._begin(inputs))
+            yield done, len(sizes)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (R, D) → logits (R, V); of a reward model its scores (R, 1)."""

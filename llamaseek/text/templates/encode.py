@@ -218,8 +218,9 @@ def check_shown(
     """UserError for tools or calls that a template does not write anywhere."""
     if tools and not _reads(source, "tools"):
         raise UserError(
-            "tools: this model's chat template does not show them to the model; Llama 3.1's and "
-            "later ones do"
+            "tools: this model's chat template does not show them to the model; allowed: a model "
+            "whose template does, or another template by --chat-template, in a recipe "
+            "tokenizer.chat_template"
         )
     for index, message in enumerate(messages):
         if message.get("tool_calls") and not _reads(source, "tool_calls"):

@@ -5,8 +5,10 @@ Every choice is a field of the recipe, so that the recipe repeats it and `KEY=VA
 
 from __future__ import annotations
 
+import glob
 import re
 from dataclasses import dataclass, field, replace
+from heapq import nlargest
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,8 @@ STAGES: dict[Kind, str] = {
 TOY = 30e6  # parameters below which all weights are trained: adapters are for real models
 RANK = 16  # of adapters on all linear layers; QLoRA §4: which layers have them matters, not r
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
-LOOKED_AT = 2000  # rows whose lengths decide the length of packed rows
+LOOKED_AT = 2000  # rows that are packed to count the packed rows of an epoch
+LONGEST = 64  # rows of the most characters, whose tokens decide the length of packed rows
 HELD_OUT = 200  # rows held out at the most, and a quarter of few
 STEPS = 60  # least optimizer steps that epochs are added for
 MOST_EPOCHS = 3  # more of them overfit few rows
@@ -117,7 +120,7 @@ def _draft(wanted: Wanted, rows: DetectedRows, config: ModelConfig, stage: str) 
     method = wanted.method or ("full" if parameters < TOY else "lora")
     adapters = {"rank": RANK, "alpha": 2.0 * RANK, "base": "nf4" if method == "qlora" else "float"}
     held_out = min(HELD_OUT, rows.rows // 4) / rows.rows if stage != "pretrain" else 0.1
-    name = f"{_stem(wanted.model)}-{Path(wanted.sources[0]).stem or 'rows'}"
+    name = f"{_stem(wanted.model)}-{_rows_name(wanted.sources)}"
     return Recipe.model_validate({
         "name": name,
         "stage": stage,
@@ -159,6 +162,14 @@ def _stem(model: Path) -> str:
     return QUANTIZATION.sub("", name).lower()
 
 
+def _rows_name(sources: list[str]) -> str:
+    """The name of the first file or folder; of several files, or a glob, that of their folder."""
+    first = Path(sources[0])
+    several = len(sources) > 1 or glob.has_magic(first.name)
+    name = (several and first.parent.name) or first.stem
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "rows"
+
+
 def _rounded(rate: float) -> float:
     """To two digits, as people write rates."""
     return float(f"{rate:.1e}")
@@ -173,14 +184,16 @@ def _packing(recipe: Recipe, config: ModelConfig, free: bool) -> tuple[Recipe, i
     tokenizer = recipe_tokenizer(recipe)
     train, held_out = split_rows(recipe)
     few = train[:LOOKED_AT]
-    lengths = [n for n in LENGTHS if n <= config.max_position_embeddings]
-    for length in (lengths or [config.max_position_embeddings]) if free else [recipe.data.length]:
+    longest = nlargest(LONGEST, [*train, *held_out], key=lambda row: len(str(row[1])))
+    lengths = sorted({min(length, config.max_position_embeddings) for length in LENGTHS})
+    for length in lengths if free else [recipe.data.length]:
         recipe = recipe.with_overrides({"data.length": length})
-        rows, bad = _packed(recipe, tokenizer, few)
+        bad = _packed(recipe, tokenizer, longest)[1]
         if not bad.reasons["too long"]:
             break
+    rows, others = _packed(recipe, tokenizer, few)
     if not rows:
-        raise UserError(next(iter(bad.first.values())))
+        raise UserError(next(iter(others.first.values())))
     if bad.reasons["too long"] and free:  # in the longest rows that the model has
         recipe = recipe.with_overrides({"data.bad_rows": "skip"})
     return recipe, max(round(rows * len(train) / len(few)), 1), len(held_out)

@@ -131,7 +131,7 @@ def reward_job(recipe: Recipe) -> Job:
 
 
 class RowsRead(NamedTuple):
-    """Packed rows to train on and to test on, what was skipped, and the held-out rows of files."""
+    """Packed rows to train on and to test on, what was skipped, and the held-out rows."""
 
     train: Batch
     held_out: Batch | None
@@ -152,8 +152,8 @@ def read_data(recipe: Recipe, pack: Pack) -> RowsRead:
         bad.notes += reader.notes()
         return RowsRead(packed, tested, bad, held_out)
     packed = pack(training_part(recipe), reader, bad)
-    few = dict.fromkeys(data.rows, HELD_OUT)
-    return RowsRead(packed, pack(generated_rows(few, recipe.seed, "test"), reader, bad), bad, [])
+    apart = list(generated_rows(dict.fromkeys(data.rows, HELD_OUT), recipe.seed, "test"))
+    return RowsRead(packed, pack(apart, reader, bad), bad, apart)
 
 
 def training_part(recipe: Recipe) -> Iterable[Row]:

@@ -18,6 +18,8 @@ from llamaseek.models.loss import sum_by_sequence, target_log_probs
 from llamaseek.train.objectives import Objective, Term
 from llamaseek.train.objectives.next_token import balance_terms
 
+EQUAL = 1e-3  # nats: below it two answers have gained the same, but for rounding
+
 
 class DPO(Objective):
     """Reads `sequence` (B, T; -1 elsewhere), `counts_for_preference` (B, T) and, once they are
@@ -33,8 +35,7 @@ class DPO(Objective):
         pairs = int((batch.extra["pairs"]).sum())
         return {
             "dpo": pairs,
-            "accuracy": pairs,
-            "margin": pairs,
+            **dict.fromkeys(("accuracy", "equal", "margin"), pairs),
             "nll": int(chosen_targets(batch).sum()),
             "balance": batch.tokens.shape[0],
         }
@@ -44,7 +45,9 @@ class DPO(Objective):
         return int((batch.extra["counts_for_preference"] > 0).sum())
 
     def terms(self, model: CausalLM, batch: Batch) -> list[Term]:
-        """The preference loss, the NLL on chosen answers; accuracy and margin to watch."""
+        """The preference loss, the NLL on chosen answers; to watch, accuracy (pairs whose chosen
+        answer is ahead), the share of pairs that are equal, as all are at first, and the margin.
+        """
         log_p = target_log_probs(model, batch)
         summed = sum_by_sequence(log_p, batch)
         reward = self.beta * (summed - batch.extra["reference"])
@@ -53,6 +56,7 @@ class DPO(Objective):
         return [
             Term("dpo", -F.logsigmoid(margins).sum()),
             Term("accuracy", (margins.detach() > 0).float().sum(), 0.0),
+            Term("equal", (margins.detach().abs() < self.beta * EQUAL).float().sum(), 0.0),
             Term("margin", margins.detach().sum(), 0.0),
             Term("nll", nll, self.nll_weight),
             *balance_terms(model, batch, self.balance_weight),
