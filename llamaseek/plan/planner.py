@@ -17,7 +17,14 @@ from llamaseek.plan.gpus import Gpu, rates_of
 from llamaseek.plan.layout import Layout
 from llamaseek.plan.memory import CHUNK_NUMBERS, Memory, Training, training_memory
 from llamaseek.plan.question import SERVING_SHARE, Question
-from llamaseek.plan.serving import STEP_TOKENS, Serving, serving_memory, with_rollouts
+from llamaseek.plan.serving import (
+    STEP_TOKENS,
+    Drawing,
+    Serving,
+    drawing,
+    serving_memory,
+    with_rollouts,
+)
 from llamaseek.plan.step import Step, step_time
 from llamaseek.plan.weights import linear_names
 from llamaseek.plan.work import place_works
@@ -164,19 +171,28 @@ class Planner:
         """Bytes on the fullest rank."""
         if not self.question.trains:
             return serving_memory(self.config, self.question.form, self.serving(), layout)
+        found, drawn = self._fullest(layout), self.drawing(layout)
+        return found if drawn is None else with_rollouts(found, drawn, layout)
+
+    def drawing(self, layout: Layout) -> Drawing | None:
+        """What drawing a rollout's answers takes; None where none are."""
+        q, held = self.question, self._fullest(layout).weights
+        if q.sampling is None:
+            return None
+        return drawing(held, self.config, self.training(layout), q.sampling, layout, q.gpu)
+
+    def _fullest(self, layout: Layout) -> Memory:
+        """A training step of the fullest rank, without what it samples."""
         q, training = self.question, self.training(layout)
         rows = self.micro_batches(layout)
         stages = {0, min(1, layout.pipeline - 1), layout.pipeline - 1}
-        fullest = max(
+        return max(
             (
                 training_memory(self.config, training, layout, stage, rows, q.running)
                 for stage in stages
             ),
             key=lambda m: m.total,
         )
-        if q.sampling is None:
-            return fullest
-        return with_rollouts(fullest, self.config, training, q.sampling, layout, q.gpu)
 
     def layouts(self, gpus: int) -> list[Layout]:
         """All layouts of that many GPUs."""

@@ -78,7 +78,8 @@ def recipe_answer(
     question = question_of(recipe, config, gpu, dtype)
     planner, layout = Planner(question), layout_of_recipe(recipe)
     step, memory, count = planner.step(layout), planner.memory(layout), count_parameters(config)
-    sampling = planner.sampling_seconds(layout)
+    sampling, drawn = planner.sampling_seconds(layout), planner.drawing(layout)
+    at_once = drawn.answers(question.sampling, layout) if drawn and question.sampling else None
     seconds = step.seconds + sampling
     peak = layout.gpus * gpu.peak(question.form.rate)
     return {
@@ -98,6 +99,7 @@ def recipe_answer(
         "exposed_seconds": step.exposed,
         "optimizer_seconds": step.optimizer,
         "sampling_seconds": sampling,
+        "answers_at_once": at_once,
         "step_seconds": seconds,
         "tokens_per_second": question.batch * question.context / seconds,
         "flops_per_token": planner.flops // (question.batch * question.context),

@@ -158,32 +158,53 @@ def sampling_of(recipe: Recipe) -> Sampling | None:
     )
 
 
-def with_rollouts(
-    memory: Memory,
+@dataclass(frozen=True)
+class Drawing:
+    """Bytes of a rank that draws answers: weights with the copies beside them, the cache, and one
+    cached token.
+    """
+
+    weights: float
+    cache: float
+    token: float
+
+    def answers(self, sampling: Sampling, layout: Layout) -> int:
+        """How many answers of full length the cache holds at once, of those there are."""
+        held = self.cache // (self.token * sampling.length)
+        return int(min(ROWS, sampling.answers // layout.replicas, held))
+
+
+def drawing(
+    held: float,
     config: ModelConfig,
     training: Training,
     sampling: Sampling,
     layout: Layout,
     gpu: Gpu,
-) -> Memory:
-    """A training step's memory, with the engine's cache and the reference. On a GPU that is in what
-    products run in, and so is a copy of wider weights, which answers come from. Weights that are
-    split are gathered for the answers instead, and the cache goes with them: then it is the fuller
-    of the two moments.
+) -> Drawing:
+    """What drawing takes beside `held` bytes of weights: the reference, on a GPU in what products
+    run in, and there also a copy of wider weights, which answers come from.
     """
     cpu, split = gpu.name == "cpu", layout.shard > 1
     number = MASTER if cpu else training.run.number
-    whole = layout.shard * memory.weights
-    narrow = whole * number / training.stored
+    narrow = layout.shard * held * number / training.stored
     copied = not cpu and not split and training.stored > number
-    weights = memory.weights + narrow * (sampling.reference + copied)
+    weights = held + narrow * (sampling.reference + copied)
     token = cache_numbers(config) * config.num_hidden_layers
     token *= training.stored if split else min(number, training.stored)
     wanted = min(wanted_tokens(sampling.length), ROWS * config.max_position_embeddings)
     # The engine is made before the first step, when there are no gradients and moments yet.
     room = DEFAULT_CACHE if cpu else (gpu.memory - weights) / 2
-    cache = min(wanted * token, room)
-    if not split:
-        return replace(memory, weights=weights, cache=cache)
-    drawing = Memory(weights=weights + whole, optimizer=memory.optimizer, cache=cache)
-    return max(replace(memory, weights=weights), drawing, key=lambda m: m.total)
+    return Drawing(weights, min(wanted * token, room), token)
+
+
+def with_rollouts(memory: Memory, drawn: Drawing, layout: Layout) -> Memory:
+    """A training step's memory, with the engine's cache and the copies of weights. Weights that are
+    split are gathered for the answers instead, and the cache goes with them: then it is the fuller
+    of the two moments.
+    """
+    if layout.shard == 1:
+        return replace(memory, weights=drawn.weights, cache=drawn.cache)
+    whole = drawn.weights + layout.shard * memory.weights
+    rolling = Memory(weights=whole, optimizer=memory.optimizer, cache=drawn.cache)
+    return max(replace(memory, weights=drawn.weights), rolling, key=lambda m: m.total)

@@ -114,11 +114,12 @@ def recipe_lines(answer: dict[str, Any]) -> list[tuple[str, str]]:
     found = [(what, answer[f"{name}_seconds"]) for what, name in once.items()]
     shown = [f"{what} {seconds(value)}" for what, value in found if value > 1e-3 * _whole(answer)]
     passes = f"{answer['micro_batches']:,} × {seconds(sum(times.values()))}"
-    room = size(answer["gpu_memory"])
+    room, at_once = size(answer["gpu_memory"]), answer["answers_at_once"]
     return [
         ("parameters", _parameters(answer)),
         ("layout", layout(answer)),
         ("memory", f"{'fits' if answer['fits'] else 'does not fit'} {room} of {answer['gpu']}"),
+        *([("answers", f"{at_once:,} at once")] if at_once is not None else []),
         ("micro-batch", parts),
         ("step", f"{seconds(_whole(answer))}: " + ", ".join([passes, *shown])),
         ("speed", f"{count(answer['tokens_per_second'])} tokens/s"),

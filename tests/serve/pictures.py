@@ -64,7 +64,7 @@ assert total(10) == sum(range(11)) == 55
    - it is half of a pair, $\frac{1}{2}(n+1)$;
    - so the same formula holds.
 
-> The root of it is old: $\sqrt{x^2 + y^2}$ and $e^{i\pi} + 1 = 0$ are younger.
+> Other formulas: $\sqrt{x^2 + y^2}$ and $e^{i\pi} + 1 = 0$.
 """
 SHORT = "It is **55**: use $n(n+1)/2$ with $n = 10$.\n\n```python\nsum(range(11))\n```\n"
 ARABIC = """## مجموع الأعداد

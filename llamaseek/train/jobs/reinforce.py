@@ -76,7 +76,8 @@ def _job(
     rewards = make_rewards(recipe.rollout.rewards, tokenizer)
     torch.manual_seed(recipe.seed)
     most, precision = recipe.rollout.max_tokens, recipe.train.precision
-    sampler = AnswerSampler(model, tokenizer, most, recipe.seed, precision)
+    bring = assess.scored.bring
+    sampler = AnswerSampler(model, tokenizer, most, recipe.seed, precision, bring)
     source = Rollouts(recipe, sampler, train, rewards, assess)
     test = HeldOutRewards(sampler, held_out, rewards) if held_out else None
     job = Job(recipe, model, tokenizer, objective, source, eval_fn=test, bad_rows=bad)

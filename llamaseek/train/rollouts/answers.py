@@ -7,7 +7,7 @@ copy in what products run in, brought up to date before each.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -88,6 +88,7 @@ class AnswerSampler:
     """Samples answers. `draw` gives, prompt after prompt, `samples` answers to each.
 
     With `precision`, that of the recipe, answers on a GPU come from a copy in what products run in.
+    `bring` puts what else stays on the device there before the cache takes what is free.
     """
 
     model: CausalLM
@@ -95,6 +96,7 @@ class AnswerSampler:
     max_tokens: int
     seed: int
     precision: str | None = None
+    bring: Callable[[], None] | None = None
     engine: Engine | None = None
     copied: CausalLM | None = None
 
@@ -139,6 +141,8 @@ class AnswerSampler:
     ) -> list[list[tuple[list[int], int | None]]]:
         """To each request, tokens and the stop id of each of its answers."""
         if self.engine is None:  # only now is the model on its device
+            if self.bring is not None:
+                self.bring()
             longest = max(len(request.prompt) for request in requests) + self.max_tokens
             options = EngineOptions(
                 cache_bytes=rollout_cache(speaker, longest),
@@ -175,9 +179,14 @@ def rollout_cache(model: CausalLM, longest: int) -> int:
     half of what is free, as gradients and moments need the rest.
     """
     dtype, device = home(model)
+    wanted = wanted_tokens(longest) * bytes_per_token(model.cache_shapes(), dtype, "auto")
+    return min(wanted, cache_room(device))
+
+
+def cache_room(device: torch.device) -> int:
+    """The most that a rollout's cache takes."""
     cuda = device.type == "cuda"
-    room = torch.cuda.mem_get_info(device)[0] // 2 if cuda else DEFAULT_CACHE
-    return min(wanted_tokens(longest) * bytes_per_token(model.cache_shapes(), dtype, "auto"), room)
+    return torch.cuda.mem_get_info(device)[0] // 2 if cuda else DEFAULT_CACHE
 
 
 def hash_of(text: str) -> int:

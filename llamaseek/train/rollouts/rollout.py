@@ -26,6 +26,7 @@ from llamaseek.recipe.schema import Recipe
 from llamaseek.runtime.device import autocast, pick_dtype
 from llamaseek.train.objectives.policy import sampled_log_probs
 from llamaseek.train.rewards import Episode, Reward
+from llamaseek.train.rollouts import answers as answering
 from llamaseek.train.rollouts.answers import (
     AnswerSampler,
     Judged,
@@ -40,6 +41,8 @@ Figures = dict[str, float]
 
 class AdvantageEstimator(Protocol):
     """An algorithm's batch tensors from rewarded answers."""
+
+    scored: LogProbScorer
 
     def __call__(self, batch: Batch, rewards: Tensor) -> tuple[Batch, Figures]:
         """The batch with what its objective needs, and figures to watch; rewards (N)."""
@@ -177,12 +180,16 @@ class LogProbScorer:
         if reference and not adapted:
             self.frozen = copy.deepcopy(model).eval().requires_grad_(False)
 
-    def _bring(self, frozen: CausalLM, place: torch.device) -> None:
+    def bring(self) -> None:
         """The reference to where it computes; on a GPU in what products run in."""
-        frozen.to(place)
-        if place.type == "cuda":
-            for parameter in frozen.parameters():
-                parameter.data = parameter.data.to(pick_dtype(self.recipe.precision, place))
+        if self.frozen is None:
+            return
+        place = self.model.model.norm.weight.device
+        self.frozen.to(place)
+        if place.type in answering.COPIED:
+            dtype = pick_dtype(self.recipe.precision, place)
+            for parameter in self.frozen.parameters():
+                parameter.data = parameter.data.to(dtype)
 
     def policy(self, batch: Batch) -> Tensor:
         """log p of every target under the model as it is: (N, T)."""
@@ -191,9 +198,7 @@ class LogProbScorer:
     def reference(self, batch: Batch) -> Tensor:
         """log p of every target under the reference: (N, T)."""
         if self.frozen is not None:
-            place = self.model.model.norm.weight.device
-            if next(self.frozen.parameters()).device != place:
-                self._bring(self.frozen, place)
+            self.bring()
             return self.run(self.frozen, batch, self._log_probs)
         with without_adapters(self.model):
             return self.policy(batch)
