@@ -127,6 +127,18 @@ def check_bf16_activations() -> None:
     assert relative(found, x.float() @ weight.float().T) < BF16
 
 
+def check_prompt(bits: int, group: int) -> None:
+    """Many tokens in bf16, which need no more rounding where bf16 is multiplied; several chunks."""
+    for width, rows in ((128, 33), (1536, 700)):
+        words, scales, plain = make((rows, width), bits, group)
+        x = torch.randn(50, width).bfloat16()
+        found = KERNELS.linear(
+            x, None, 0.0, [words, words[:5]], [*scales, scales[0][:5]], bits, None, False
+        )
+        wanted = x.float() @ torch.cat((plain, plain[:5])).T
+        assert relative(found, wanted) < max(BF16, tolerance(bits)), (bits, group, width)
+
+
 def check_heads() -> None:
     for dtype, most in ((torch.float32, EXACT), (torch.bfloat16, BF16)):
         x, weight = torch.randn(3, 8, 40, dtype=dtype), torch.randn(8, 30, 24, dtype=dtype)
@@ -246,6 +258,8 @@ def check_all() -> None:
     for form in FORMS:
         check_linear(*form)
         check_experts(*form)
+        if form[0] < 16:
+            check_prompt(*form)
     for group in (0, 128):
         check_one_large_number(group)
     for kind in KINDS:

@@ -88,6 +88,11 @@ class TestKernels:
         check.check_linear(*form)
         check.check_experts(*form)
 
+    @pytest.mark.parametrize("form", [form for form in check.FORMS if form[0] < 16], ids=str)
+    def test_prompts(self, kernels: build.Builder, form: tuple[int, int]) -> None:
+        torch.manual_seed(0)
+        check.check_prompt(*form)
+
     def test_the_rest(self, kernels: build.Builder) -> None:
         torch.manual_seed(0)
         check.check_bf16_activations()

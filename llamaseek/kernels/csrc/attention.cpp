@@ -45,6 +45,7 @@ void Attention::operator()(const Tensor& q, const Tensor& keys, const Tensor& va
   share(int64_t(tasks_.size()), 1, bytes, [&](int64_t begin, int64_t end) {
     Stretch s{};
     s.width = width, s.values = wide, s.scale = float(scale);
+    s.bytes = keys.is_alias_of(values) ? 0 : wide * values.element_size();
     for (int64_t t = begin; t < end; t++) {
       const Task& task = tasks_[t];
       const int used = int(std::min<int64_t>(shared_ - task.head, kTokens));

@@ -513,9 +513,46 @@ void attend_float(const Stretch& s, const Tokens& q, float* largest, float* sum,
          by_heads<weigh_float<1>, weigh_float<2>, weigh_float<4>, weigh_float<8>>);
 }
 
+// Sixteen codes less their zero point, times a scale, as bf16.
+inline __m256i scaled(__m512i codes, int zero, __m512 scale) {
+  const __m512 plain = _mm512_cvtepi32_ps(_mm512_sub_epi32(codes, _mm512_set1_epi32(zero)));
+  const __m256bh narrow = _mm512_cvtneps_pbh(_mm512_mul_ps(plain, scale));
+  __m256i out;
+  std::memcpy(&out, &narrow, sizeof out);
+  return out;
+}
+
+inline __m512 scale_at(const uint16_t* scale, int64_t group, int64_t k) {
+  return _mm512_set1_ps(widen(scale[group ? k / group : 0]));
+}
+
+void widen_8(const uint8_t* weight, const uint16_t* scale, int64_t group, int64_t width,
+             uint16_t* out) {
+  for (int64_t k = 0; k < width; k += 16) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(weight + k));
+    const __m256i made = scaled(_mm512_cvtepu8_epi32(bytes), 128, scale_at(scale, group, k));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + k), made);
+  }
+}
+
+// A code looks its number up among the sixteen that a group has.
+void widen_4(const uint8_t* weight, const uint16_t* scale, int64_t group, int64_t width,
+             uint16_t* out) {
+  const __m512i order = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  for (int64_t k = 0; k < width; k += 32) {
+    const __m512i table =
+        _mm512_castsi256_si512(scaled(order, 8, scale_at(scale, group, k)));
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(weight + k / 2));
+    const __m512i both = _mm512_cvtepu8_epi32(bytes);
+    const __m512i even = _mm512_and_si512(both, _mm512_set1_epi32(15));
+    const __m512i odd = _mm512_slli_epi32(_mm512_srli_epi32(both, 4), 16);
+    _mm512_storeu_si512(out + k, _mm512_permutexvar_epi16(_mm512_or_si512(even, odd), table));
+  }
+}
+
 }  // namespace
 
 const Kernels avx512_kernels{kFloat, kBf16, kBits8, kBits4, attend_bf16, attend_float,
-                             normalize, narrow_all, encode};
+                             normalize, narrow_all, encode, widen_8, widen_4};
 
 }  // namespace llamaseek

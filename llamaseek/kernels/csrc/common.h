@@ -124,7 +124,13 @@ void attend(const Stretch& s, const Tokens& queries, float* largest, float* sum,
   for (int key = 0; key < s.count; key += kRows) {
     Rows rows{};
     for (int r = 0; r < kRows; r++) {
-      rows.weight[r] = static_cast<const uint8_t*>(s.keys[std::min(key + r, s.count - 1)]);
+      const int at = std::min(key + r, s.count - 1);
+      const int ahead = std::min(key + r + 2 * kRows, s.count - 1);
+      rows.weight[r] = static_cast<const uint8_t*>(s.keys[at]);
+      rows.next[r] = static_cast<const uint8_t*>(s.keys[ahead]);
+      for (int64_t byte = 0; byte < s.bytes; byte += 64) {  // values come behind all scores
+        __builtin_prefetch(static_cast<const uint8_t*>(s.items[at]) + byte, 0, 2);
+      }
     }
     alignas(64) float found[kRows * kTokens];
     score(rows, queries, found);

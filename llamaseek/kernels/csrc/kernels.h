@@ -42,6 +42,7 @@ struct Stretch {
   int heads;               // query heads
   int count;               // keys
   int64_t width, values;   // numbers of a key, and of a value
+  int64_t bytes;           // of a value that is to be fetched, 0 where it is a part of its key
   float scale;             // of the scores
   const void* keys[kKeys];
   const void* items[kKeys];  // values
@@ -61,12 +62,17 @@ using Narrow = void (*)(const float* x, int64_t width, uint16_t* out);
 using Encode = void (*)(const float* x, int64_t width, int bits, int8_t* codes, int32_t* bias,
                         float* scale);
 
+// A packed row of K numbers → bf16. K is a multiple of 32, and so is a group; 0 is one a row.
+using Widen = void (*)(const uint8_t* weight, const uint16_t* scale, int64_t group, int64_t width,
+                       uint16_t* out);
+
 struct Kernels {
   Tile wide, bf16, bits8, bits4;
   Attend attend_bf16, attend_float;
   Normalize normalize;
   Narrow narrow;
   Encode encode;
+  Widen widen8, widen4;  // null where the processor has no products of bf16
 };
 
 extern const Kernels avx512_kernels, avx2_kernels;

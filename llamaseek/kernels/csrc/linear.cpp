@@ -1,4 +1,6 @@
 // Matrix products of a few tokens: every weight is read once, whatever the number of tokens.
+#include <ATen/ops/linear.h>
+
 #include <vector>
 
 #include "ops.h"
@@ -15,12 +17,47 @@ std::vector<Matrix> matrices(at::TensorList weights, at::TensorList scales,
   return found;
 }
 
+namespace {
+
+constexpr int64_t kMany = 48;          // tokens from which packed rows are widened
+constexpr int64_t kChunk = 1 << 19;    // numbers widened at once, which a core's cache holds
+
+// x (M, K) in bf16 times packed matrices → out (M, ΣN), by products of whole matrices.
+void multiply_widened(const std::vector<Matrix>& all, Widen widen, const Tensor& x, Tensor& out) {
+  const int64_t width = x.size(1), rows = std::max<int64_t>(kChunk / width, 1);
+  int64_t offset = 0;
+  for (const Matrix& one : all) {
+    for (int64_t first = 0; first < one.rows; first += rows) {
+      const int64_t count = std::min(rows, one.rows - first);
+      Tensor wide = at::empty({count, width}, x.options());
+      auto* to = static_cast<uint16_t*>(wide.data_ptr());
+      share(count, 8, count * width * 2, [&](int64_t begin, int64_t end) {
+        for (int64_t n = begin; n < end; n++) {
+          const Matrix row = one.part(first + n, 1);
+          widen(row.weight, row.scale, one.group, width, to + n * width);
+        }
+      });
+      out.narrow(1, offset + first, count).copy_(at::linear(x, wide));
+    }
+    offset += one.rows;
+  }
+}
+
+}  // namespace
+
 Tensor linear(const Tensor& x, const std::optional<Tensor>& norm, double eps,
               at::TensorList weights, at::TensorList scales, int64_t bits,
               const std::optional<Tensor>& residual, bool gate) {
   const auto all = matrices(weights, scales, x.size(1), bits);
   const int64_t width = outputs(all, gate);
   Tensor out = at::empty({x.size(0), width}, x.options());
+  const Widen widen = bits == 4 ? kernels().widen4 : bits == 8 ? kernels().widen8 : nullptr;
+  const bool plain = !norm && !residual && !gate && x.scalar_type() == at::kBFloat16;
+  const int64_t group = all[0].group;
+  if (widen && plain && x.size(0) >= kMany && x.size(1) % 32 == 0 && group % 32 == 0) {
+    multiply_widened(all, widen, x, out);
+    return out;
+  }
   const Target to{out.data_ptr(), residual ? residual->const_data_ptr() : nullptr, is_float(x),
                   width};
   product(all, Input(x, norm_of(norm, eps)), to, gate);
