@@ -14,9 +14,6 @@
 namespace llamaseek {
 namespace {
 
-constexpr int64_t kMany = 48;          // tokens from which rows are widened
-constexpr int64_t kChunk = 1 << 19;    // numbers widened at once
-
 const BlockKernels& block_kernels() {
   static const bool wide = &kernels() == &avx512_kernels && __builtin_cpu_supports("avx512vbmi");
   return wide ? avx512_blocks : avx2_blocks;

@@ -168,6 +168,7 @@ struct Sixes {
 template <class Kind, int R, int M>
 void part(const uint8_t* const* rows, const BlockTokens& x, int first, int64_t ahead, float* out) {
   __m512 sums[R][M] = {};
+  __m512 lows = _mm512_setzero_ps();  // of one row and token alone, whose additions wait for each other
   const auto block = [&](int64_t k, int64_t from, bool whole) __attribute__((always_inline)) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
@@ -190,7 +191,8 @@ void part(const uint8_t* const* rows, const BlockTokens& x, int first, int64_t a
           const __m512i upper = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w.codes, coarse);
           const __m512i dot = _mm512_dpbusd_epi32(_mm512_slli_epi32(upper, 7), w.codes, fine);
           const __m512 by = _mm512_mul_ps(w.scale, scale);
-          sums[r][m] = _mm512_fmadd_ps(w.low, total, sums[r][m]);
+          __m512& low = R * M == 1 ? lows : sums[r][m];
+          low = _mm512_fmadd_ps(w.low, total, low);
           sums[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), by, sums[r][m]);
         }
       }
@@ -201,6 +203,7 @@ void part(const uint8_t* const* rows, const BlockTokens& x, int first, int64_t a
     block(k, from, true);
   }
   if (k < x.width) block(k, from, false);
+  if constexpr (R * M == 1) sums[0][0] = _mm512_add_ps(sums[0][0], lows);
   for (int r = 0; r < R; r++) {
     for (int m = 0; m < M; m++) out[r * kTokens + first + m] = _mm512_reduce_add_ps(sums[r][m]);
   }

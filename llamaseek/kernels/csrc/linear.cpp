@@ -19,9 +19,6 @@ std::vector<Matrix> matrices(at::TensorList weights, at::TensorList scales,
 
 namespace {
 
-constexpr int64_t kMany = 48;          // tokens from which packed rows are widened
-constexpr int64_t kChunk = 1 << 19;    // numbers widened at once, which a core's cache holds
-
 // x (M, K) in bf16 times packed matrices → out (M, ΣN), by products of whole matrices.
 void multiply_widened(const std::vector<Matrix>& all, Widen widen, const Tensor& x, Tensor& out) {
   const int64_t width = x.size(1), rows = std::max<int64_t>(kChunk / width, 1);

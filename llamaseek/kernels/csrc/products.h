@@ -9,6 +9,8 @@
 
 namespace llamaseek {
 
+constexpr int64_t kMany = 48;        // tokens from which few bits are widened, a few rows at a time
+constexpr int64_t kChunk = 1 << 19;  // numbers widened at once, which a core's cache holds
 constexpr int64_t kSpan = 128;  // rows of the gate, and then of up, that are read in one stream
 
 // Tiles that a thread takes at once: few enough that threads end together, and one long stream each.
