@@ -132,14 +132,23 @@ def quantize() -> Iterable[list[str]]:
         yield [case, f"{found.row(case, 'MB')['value']:.1f}", f"{row['value']:.2f}", change]
 
 
+def evaluation() -> Iterable[list[str]]:
+    """Benchmarks beside lm-eval's own model."""
+    yield ["", "items a minute", "lm-eval's `hf`, better of batch 1 and 8", "ratio"]
+    for found in Results("eval").rows:
+        rates = (f"{found[key]:,.1f}" for key in ("value", "peer_value"))
+        yield [found["case"], *rates, times(found["ratio"])]
+
+
 TABLES: dict[str, Callable[[], Iterable[list[str]]]] = {
     "train": train,
     "decode": decode,
     "engine": engine,
     "serve": serve,
     "quantize": quantize,
+    "eval": evaluation,
 }
-PAGES = ("README.md", "docs/engine.md", "docs/serving.md")
+PAGES = ("README.md", "docs/engine.md", "docs/serving.md", "docs/eval.md")
 
 
 def table(name: str) -> str:
