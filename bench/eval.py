@@ -107,6 +107,7 @@ def served_model(url: str, folder: Path) -> Any:
     base = url.rstrip("/")
     args = {"model": served_name(base), "base_url": f"{base}/completions"}
     args |= {"tokenizer": str(folder), "tokenizer_backend": "huggingface"}
+    args |= {"tokenized_requests": False}  # llama-cpp-python's server takes texts alone
     return get_model("local-completions").create_from_arg_obj(args, {"batch_size": 1})
 
 
