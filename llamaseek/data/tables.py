@@ -31,7 +31,7 @@ PARQUET_ROWS = 1024
 
 DELIMITERS = ",;\t|"
 DELIMITER_LINE = re.compile(r'"?sep=([,;\t|])"?')
-"""A first line by which Excel is told the delimiter."""
+"""The first line of a CSV that names the delimiter for Excel."""
 
 WRAPPERS = {"data", "rows", "train", "examples", "instances"}
 """The names under which a file that is one JSON object has its rows."""

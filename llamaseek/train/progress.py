@@ -42,7 +42,7 @@ def watched_parts(line: dict[str, Any], prefix: str = "") -> list[str]:
 
 def all_equal(line: dict[str, Any], prefix: str = "") -> bool:
     """Whether no answer of any pair is ahead, as before the first step of DPO, where the model is
-    its own reference: an accuracy of 0 then says nothing.
+    its own reference: an accuracy of 0 has no meaning then.
     """
     return line.get(f"{prefix}equal", 0.0) > 0.999  # a sum of micro-batches' shares
 

@@ -74,11 +74,11 @@ def test_the_shell_completes_commands_and_options(typed: str, offered: str) -> N
         "COMP_CWORD": str(words.count(" ")),
     }
     code = "from llamaseek.cli.main import main; main()"
-    told = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **asked},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert offered in told.stdout.split()
+    assert offered in completed.stdout.split()

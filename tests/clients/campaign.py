@@ -134,7 +134,7 @@ def run_all(folder: Path, names: list[str]) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     with served(spoken_service(Scripted())) as (url, recorder):
         for name, (command, title) in commands.items():
-            found[title] = told(title, run_script(command, url, "tiny", "scripted"))
+            found[title] = printed(title, run_script(command, url, "tiny", "scripted"))
             record(name, recorder.take())
     real = real_service()
     if real is None:
@@ -142,11 +142,13 @@ def run_all(folder: Path, names: list[str]) -> dict[str, list[dict[str, Any]]]:
         return found
     with served(real) as (url, _):
         for command, title in commands.values():
-            found[title] += told(f"{title}, SmolLM2", run_script(command, url, "smollm2", "real"))
+            found[title] += printed(
+                f"{title}, SmolLM2", run_script(command, url, "smollm2", "real")
+            )
     return found
 
 
-def told(title: str, steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def printed(title: str, steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The steps, after a line that says how many of them worked, if there are any."""
     if steps:
         print(f"{title}: {sum(each['ok'] for each in steps)} of {len(steps)} steps", flush=True)

@@ -136,14 +136,14 @@ with tempfile.TemporaryDirectory() as place, open_webui(place) as page:
         same(json.loads(call["function"]["arguments"]), {"city": "Bern"})
         result = {"role": "tool", "tool_call_id": call["id"], "content": WEATHER}
         body = {"model": MODEL, "messages": [*talk, first, result], "tools": [TOOL]}
-        told = ask("/openai/chat/completions", body)
-        return same(told["choices"][0]["message"]["content"], STORY)
+        answer = ask("/openai/chat/completions", body)
+        return same(answer["choices"][0]["message"]["content"], STORY)
 
     @step
     def title():
         body = {"model": MODEL, "messages": said("Hello"), "stream": False}
-        told = ask("/api/v1/tasks/title/completions", body)
-        return same(told["choices"][0]["message"]["content"], STORY)
+        answer = ask("/api/v1/tasks/title/completions", body)
+        return same(answer["choices"][0]["message"]["content"], STORY)
 
     @step
     def embeddings():
