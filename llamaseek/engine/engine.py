@@ -24,6 +24,8 @@ from llamaseek.engine.forward.runner import Runner, home
 from llamaseek.engine.forward.step_layout import StepLayout, some_rows
 from llamaseek.engine.leader import CacheBlocks, lead
 from llamaseek.engine.logprobs import score_prompts, score_tokens
+from llamaseek.engine.on_gpu.ahead import Flight, RunAhead
+from llamaseek.engine.on_gpu.sampling_state import SamplingState
 from llamaseek.engine.options import EngineOptions
 from llamaseek.engine.request import (
     ActiveRequest,
@@ -34,7 +36,7 @@ from llamaseek.engine.request import (
     SequenceState,
     check_request,
 )
-from llamaseek.engine.sampler import decide, derive_seed
+from llamaseek.engine.sampler import NO_TOKEN, decide, derive_seed, fail_unsound
 from llamaseek.engine.scheduler import Chunk, QueueFull, Scheduler
 from llamaseek.engine.speculate import make_drafter
 from llamaseek.engine.statistics import Statistics
@@ -92,8 +94,22 @@ class Engine:
         )
         self.runner = self._runner(model)
         self.drafter = make_drafter(options.speculation, self.runner, self.scheduler, self._runner)
+        self.sampling: SamplingState | None = None
+        self.ahead: RunAhead | None = None
+        self.flight: Flight | None = None
+        if home(model)[1].type != "cpu":
+            self.keep_on_device()
         self.statistics = Statistics()
         self._work: dict[int, ActiveRequest] = {}
+
+    def keep_on_device(self) -> None:
+        """Keep what tokens are drawn with on the model's device, and launch steps ahead of what is
+        read where nothing but the host has to see the tokens.
+        """
+        size, device = self.model.config.vocab_size, home(self.model)[1]
+        self.sampling = SamplingState(self.options.max_num_seqs, size, device)
+        if self.group is None and self.options.speculation.kind == "none":
+            self.ahead = RunAhead(self.runner, self.scheduler, self.sampling)
 
     def _blocks(self) -> int:
         """How many blocks the allowed memory holds, as far as they could all be of use."""
@@ -278,17 +294,39 @@ class Engine:
         If the model fails, the answers of this step fail, and the engine goes on.
         """
         deltas = self._collect_masks()
-        plan = self.scheduler.schedule()
-        if not plan:
+        flight, self.flight = self.flight, None
+        plan = [] if flight is not None else self.scheduler.schedule()
+        answers = [chunk.answer for chunk in plan] if flight is None else flight.answers
+        if not answers:
             return deltas
         try:
-            self._step(plan, deltas)
+            if flight is None:
+                self._step(plan, deltas)
+            else:
+                self._land(flight, deltas)
             self.statistics.failing = None
         except Exception as error:
             self.statistics.failing = type(error).__name__
-            broken = [chunk.answer for chunk in plan if not chunk.answer.finish]
+            broken = [answer for answer in answers if not answer.finish and answer.row >= 0]
             deltas += [self._fail(answer, error) for answer in broken]
         return deltas
+
+    def _land(self, flight: Flight, deltas: list[Delta]) -> None:
+        """Read the tokens of a step, the next one launched before."""
+        assert self.ahead is not None
+        following = self.ahead.follow(flight)
+        if following is not None:
+            self.statistics.steps += 1
+            self.statistics.computed += len(following.answers)
+        found, now = flight.read(), time.monotonic()
+        fail_unsound([token == NO_TOKEN for token in found], flight.answers)
+        for answer, token in zip(flight.answers, found, strict=True):
+            if answer.row >= 0:  # else it was cancelled
+                deltas.append(self._add(answer, [token], now))
+                if answer.finish is None:
+                    self.scheduler.publish(answer)
+        if following is not None and any(answer.row >= 0 for answer in following.answers):
+            self.flight = following
 
     def _collect_masks(self) -> list[Delta]:
         """Take the masks that are ready; what it tells of answers that end or fail by them."""
@@ -318,6 +356,9 @@ class Engine:
         self.statistics.computed += hidden.shape[0]
         if any(chunk.answer.unscored for chunk in plan):
             score_prompts(self.runner, plan, hidden, layout.ends.tolist())
+        if self.ahead is not None and self.ahead.takes(plan):
+            self.flight = self.ahead.first(plan, hidden, layout.ends.tolist())
+            return
         self._say(plan, hidden, layout, deltas)
         self.drafter.propose(plan, hidden, layout)
         for chunk in plan:
@@ -342,7 +383,8 @@ class Engine:
         logits = self.runner.logits(hidden)
         now = time.monotonic()
         scored, start = [], 0
-        for answer, generated in zip(drawing, decide(logits, drawing), strict=True):
+        found = decide(logits, drawing, self.sampling)
+        for answer, generated in zip(drawing, found, strict=True):
             drafts, first = len(answer.drafts), answer.first_token is None
             delta = self._add(answer, generated, now)
             deltas.append(delta)

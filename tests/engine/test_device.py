@@ -48,12 +48,14 @@ def asked(engine: Engine, *lengths: int) -> None:
         engine.add(Request(prompt=[length + first] * length, params=SamplingParams(max_tokens=9)))
 
 
-def check(engine: Engine, plan: list[Chunk], groups: int) -> None:
-    """Run a step: everything is on the GPU; so many groups of longer chunks attend together."""
+def check(engine: Engine, plan: list[Chunk], longer: int) -> None:
+    """Run a step: everything is on the GPU; so many longer chunks attend in one kernel."""
     hidden, layout = engine.runner.run(plan)
     tokens = sum(chunk.count for chunk in plan)
     assert hidden.device == GPU and hidden.shape[0] == tokens and len(layout.ends) == len(plan)
-    assert len(layout.groups) == groups
+    joined = 0 if layout.joined is None else len(layout.joined.documents.queries) - 1
+    assert joined == longer
+    assert not layout.groups
     assert engine.runner.logits(hidden).device == GPU
 
 
@@ -80,11 +82,11 @@ def test_prompts_and_decoding_stay_on_the_device(
         if engine.runner.graphs is not None:
             engine.runner.graphs.capture = lambda forward: forward
         asked(engine, 20, 70)
-        check(engine, engine.scheduler.schedule(), groups=2)
-        check(engine, stepped(engine), groups=0)
+        check(engine, engine.scheduler.schedule(), longer=2)
+        check(engine, stepped(engine), longer=0)
         asked(engine, 40, 3)
-        check(engine, stepped(engine), groups=1)  # a prompt beside decoding and a short one
-        check(engine, stepped(engine), groups=0)
+        check(engine, stepped(engine), longer=1)  # a prompt beside decoding and a short one
+        check(engine, stepped(engine), longer=0)
         if engine.runner.graphs is not None:
             assert set(engine.runner.graphs.steps) == {2, 4}
 

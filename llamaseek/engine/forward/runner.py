@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from llamaseek.engine.adapters import Adapters
 from llamaseek.engine.forward.fused import fuse
@@ -84,16 +85,20 @@ class Runner:
         if self.fused is not None:
             builder().start()
 
-    def run(self, chunks: Sequence[Chunk]) -> tuple[Tensor, StepLayout]:
-        """Compute the chunks' tokens and drafts: hidden (N, D), and where they stand."""
+    def run(
+        self, chunks: Sequence[Chunk], tokens: Tensor | None = None
+    ) -> tuple[Tensor, StepLayout]:
+        """Compute the chunks' tokens and drafts: hidden (N, D), and where they stand. `tokens` are
+        those of chunks of one, where the device has them and the host does not.
+        """
         row: list[int] = []
         for chunk in chunks:
-            row += chunk.tokens
+            row += chunk.tokens if tokens is None else [0]
         inputs = self._inputs(chunks, row)
         few = bool((inputs.counts <= FEW).all())
         if self.graphs is not None and few and self.graphs.takes(len(row)):
-            return self._replay(self.graphs, inputs)
-        return self.forward(inputs)
+            return self._replay(self.graphs, inputs, tokens)
+        return self.forward(inputs, tokens=tokens)
 
     def ahead(
         self, chunks: Sequence[Chunk], hidden: Tensor, following: list[int]
@@ -114,18 +119,22 @@ class Runner:
         """Whether the fused operators take the tokens of a step."""
         return self.fused is not None and self.fused.ready and len(tokens) <= FEW
 
-    def _begin(self, inputs: Inputs) -> tuple[Tensor, StepLayout]:
+    def _begin(self, inputs: Inputs, tokens: Tensor | None = None) -> tuple[Tensor, StepLayout]:
         """The tokens on the device, laid out, and the cache ready for a forward over them."""
         if self.last is None or not inputs.stand_as(self.last[0]):
             where = inputs.tables, inputs.starts, inputs.counts
-            self.last = inputs, lay_out(*where, self.size, self.device, self.cache.apart)
+            cache = self.cache
+            layout = lay_out(*where, self.size, self.device, cache.apart, cache.joins)
+            self.last = inputs, layout
         layout = self.last[1]
         self.cache.begin(layout)
-        return sent(inputs.tokens, self.device), layout
+        return sent(inputs.tokens, self.device) if tokens is None else tokens, layout
 
-    def forward(self, inputs: Inputs, before: Tensor | None = None) -> tuple[Tensor, StepLayout]:
+    def forward(
+        self, inputs: Inputs, before: Tensor | None = None, tokens: Tensor | None = None
+    ) -> tuple[Tensor, StepLayout]:
         """The model, or from its hidden states `before` (N, D) its multi-token module."""
-        tokens, layout = self._begin(inputs)
+        tokens, layout = self._begin(inputs, tokens)
         where = layout.positions[None]
         if self.fused is not None and self._fuses(inputs.tokens):
             hidden = self.fused(tokens, layout, self.cache, before)
@@ -135,10 +144,14 @@ class Runner:
             hidden = self.model(tokens[None], where, self.cache)[0]
         return hidden, layout
 
-    def _replay(self, graphs: Graphs, inputs: Inputs) -> tuple[Tensor, StepLayout]:
+    def _replay(
+        self, graphs: Graphs, inputs: Inputs, tokens: Tensor | None
+    ) -> tuple[Tensor, StepLayout]:
         """`forward` by a graph; what it gives stays until the next step."""
         count, chunks = len(inputs.tokens), len(inputs.starts)
-        tokens, layout = self._begin(inputs.padded(bucket(count) - count, self.spare))
+        padding = bucket(count) - count
+        tokens = None if tokens is None else F.pad(tokens, (0, padding))
+        tokens, layout = self._begin(inputs.padded(padding, self.spare), tokens)
         layout = replace(layout, ends=layout.ends[:chunks])
         return graphs(tokens, layout)[:count], layout
 

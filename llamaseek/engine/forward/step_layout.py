@@ -1,7 +1,8 @@
 """The layout of a step's tokens: positions in the model's row, and slots of the cache.
 
-A step's chunks lie end to end in one row of N tokens. Attention wants rectangles, so sequences of
-like sizes are padded together into groups.
+A step's chunks lie end to end in one row of N tokens. On a CPU attention wants rectangles, so
+sequences of like sizes are padded together into groups. A GPU has kernels for chunks that lie end
+to end, which need neither rectangles nor masks.
 
 N tokens of the step, b sequences of a group, T most queries, S most keys.
 """
@@ -15,6 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from llamaseek.models.documents import Documents, documents_with
 
 Ints = NDArray[np.int64]
 FEW = 16  # tokens of a step that has kernels of its own
@@ -44,11 +47,24 @@ class AttentionGroup:
 
 
 @dataclass(frozen=True)
+class JoinedChunks:
+    """Chunks that attend in one kernel, by the cumulative lengths of their queries and keys.
+
+    `places` are their queries in the step's row, None where they are the row itself, and `slots`
+    those of all their sequences' tokens up to the chunks' ends, one sequence behind the other.
+    """
+
+    places: Tensor | None
+    slots: Tensor
+    documents: Documents
+
+
+@dataclass(frozen=True)
 class StepLayout:
     """One step: `positions` and `slots` (N) of its tokens, and the groups they attend in.
 
-    Tokens that are in no group attend one by one, over `lengths` tokens of their rows of `tables`.
-    They are those at `alone` in the step's row, None where they are all.
+    Tokens that are in no group, nor `joined`, attend one by one, over `lengths` tokens of their
+    rows of `tables`. They are those at `alone` in the step's row, None where they are all.
     """
 
     positions: Tensor
@@ -59,6 +75,7 @@ class StepLayout:
     lengths: Tensor  # (N) tokens that each of them may see
     size: int  # tokens a block
     alone: Tensor | None = None
+    joined: JoinedChunks | None = None
 
 
 def lay_out(
@@ -68,26 +85,29 @@ def lay_out(
     size: int,
     device: torch.device | str = "cpu",
     apart: bool = False,
+    join: bool = False,
 ) -> StepLayout:
     """tables (B, blocks of the longest), starts and counts (B) of the chunks → the layout.
 
-    With `apart`, sequences of few tokens are in no group.
+    With `apart`, chunks of few tokens are in no group; with `join` the others are joined.
     """
     ends = counts.cumsum()
     first = ends - counts
     total = int(ends[-1])
-    sequence = np.repeat(np.arange(len(counts)), counts)
-    positions = np.arange(total) + (starts - first)[sequence]
-    block, offset = np.divmod(positions, size)
-    slots = tables[sequence, block] * size + offset
+    sequence, positions, slots = _tokens(tables, starts, counts, size)
     lengths = starts + counts
-    grouped = np.flatnonzero(counts > (FEW if apart else 0))
+    few = FEW if apart else 0
+    long = np.flatnonzero(counts > few)
     groups = []
-    for places in like_sizes(counts[grouped], lengths[grouped]):
-        members = grouped[places]
+    for places in like_sizes(counts[long], lengths[long]) if not join else ():
+        members = long[places]
         whole = len(members) == len(counts)
         groups.append(_group(tables, starts, counts, first, members, whole, size, device))
-    rows = np.flatnonzero(counts[sequence] <= (FEW if apart else 0))
+    rows = np.flatnonzero(counts[sequence] <= few)
+    joined = None
+    if len(long) and join:
+        queries = np.flatnonzero(counts[sequence] > few) if len(rows) else None
+        joined = _joined(tables[long], starts[long], counts[long], queries, size, device)
     return StepLayout(
         positions=sent(positions, device),
         slots=sent(slots, device),
@@ -97,6 +117,33 @@ def lay_out(
         lengths=sent(positions[rows] + 1, device),
         size=size,
         alone=sent(rows, device) if 0 < len(rows) < total else None,
+        joined=joined,
+    )
+
+
+def _tokens(tables: Ints, starts: Ints, counts: Ints, size: int) -> tuple[Ints, Ints, Ints]:
+    """Of all tokens of chunks that lie end to end: their chunks, positions and slots."""
+    sequence = np.repeat(np.arange(len(counts)), counts)
+    first = counts.cumsum() - counts
+    positions = np.arange(len(sequence)) + (starts - first)[sequence]
+    block, offset = np.divmod(positions, size)
+    return sequence, positions, tables[sequence, block] * size + offset
+
+
+def _joined(
+    tables: Ints,
+    starts: Ints,
+    counts: Ints,
+    places: Ints | None,
+    size: int,
+    device: torch.device | str,
+) -> JoinedChunks:
+    lengths = starts + counts
+    _, _, slots = _tokens(tables, np.zeros_like(lengths), lengths, size)
+    return JoinedChunks(
+        places=None if places is None else sent(places, device),
+        slots=sent(slots, device),
+        documents=documents_with(np.stack((counts, lengths)), device),
     )
 
 
