@@ -66,9 +66,11 @@ class PagedStore:
     def at(self, slots: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys (S, K, W) and values (S, K, V) at slots (S)."""
         width = self.shape.value_width
-        factors = [factor[:, slots] for factor in self.factors] or [None] * len(self.kept)
+        factors: Sequence[Tensor | None] = self.factors or [None] * len(self.kept)
         found = [
-            widened(kept[:, slots], factor, width).to(dtype).transpose(0, 1)
+            widened(kept[:, slots], None if factor is None else factor[:, slots], width)
+            .to(dtype)
+            .transpose(0, 1)
             for kept, factor in zip(self.kept, factors, strict=True)
         ]
         return found[0], found[-1][..., :width]
@@ -208,8 +210,8 @@ class PagedCache(Cache):
         if joined.places is None or layout.alone is None:
             return found[None]
         out = found.new_empty(new.shape[1], *found.shape[1:]).index_copy_(0, joined.places, found)
-        alone = (part[:, layout.alone] for part in q)
-        seen = heads.absorbed(*alone, lambda x: self._attend_apart(store, x[0], scale)[None])
+        nope, rope = (part[:, layout.alone] for part in q)
+        seen = heads.absorbed(nope, rope, lambda x: self._attend_apart(store, x[0], scale)[None])
         return out.index_copy_(0, layout.alone, seen[0])[None]
 
     def _attend_apart(self, store: PagedStore, q: Tensor, scale: float) -> Tensor:

@@ -85,9 +85,9 @@ class SamplingState:
             self.answers[answer.row], self.counted[answer.row] = answer, 0
             self.biases.pop(answer.row, None)
             if bias := answer.params.logit_bias:
-                ids, values = np.array(list(bias), np.int64), np.array(list(bias.values()))
-                values = _float_sent(values.astype(np.float32), self.device)
-                self.biases[answer.row] = sent(ids, self.device), values
+                ids, values = np.array(list(bias)), np.array(list(bias.values()), np.float32)
+                values_there = _float_sent(values, self.device)
+                self.biases[answer.row] = sent(ids, self.device), values_there
 
     def shape(self, logits: Tensor, answers: Sequence[SequenceState], first: list[int]) -> None:
         """Penalties and biases on logits (R, V), of which answers have rows from `first` on. In
