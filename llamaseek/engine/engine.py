@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from llamaseek.engine.adapters import Adapters
+from llamaseek.engine.ahead import Flight, RunAhead
 from llamaseek.engine.blocks import BlockPool
 from llamaseek.engine.constrain import Grammars
 from llamaseek.engine.ends import append, end_text
@@ -24,8 +25,6 @@ from llamaseek.engine.forward.runner import Runner, home
 from llamaseek.engine.forward.step_layout import StepLayout, some_rows
 from llamaseek.engine.leader import CacheBlocks, lead
 from llamaseek.engine.logprobs import score_prompts, score_tokens
-from llamaseek.engine.on_gpu.ahead import Flight, RunAhead
-from llamaseek.engine.on_gpu.sampling_state import SamplingState
 from llamaseek.engine.options import EngineOptions
 from llamaseek.engine.request import (
     ActiveRequest,
@@ -36,7 +35,8 @@ from llamaseek.engine.request import (
     SequenceState,
     check_request,
 )
-from llamaseek.engine.sampler import NO_TOKEN, decide, derive_seed, fail_unsound
+from llamaseek.engine.sampling.sampler import NO_TOKEN, decide, derive_seed, fail_unsound
+from llamaseek.engine.sampling.state import SamplingState
 from llamaseek.engine.scheduler import Chunk, QueueFull, Scheduler
 from llamaseek.engine.speculate import make_drafter
 from llamaseek.engine.statistics import Statistics

@@ -13,7 +13,7 @@ from llamaseek.checkpoints.quantize import Quantization
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.options import EngineOptions, Speculation
 from llamaseek.engine.request import Request, SamplingParams
-from llamaseek.engine.sampler import distributions, draw, penalize
+from llamaseek.engine.sampling.sampler import distributions, draw, penalize
 from llamaseek.engine.scheduler import Chunk
 from llamaseek.engine.speculate import MultiTokenDrafter
 from llamaseek.errors import UserError

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from llamaseek.engine.ahead import Flight
 from llamaseek.engine.engine import Engine
-from llamaseek.engine.on_gpu.ahead import Flight
-from llamaseek.engine.on_gpu.sampling_state import SamplingState
 from llamaseek.engine.options import EngineOptions, Speculation
 from llamaseek.engine.request import Request, SamplingParams, SequenceState
-from llamaseek.engine.sampler import decide, shape_logits
+from llamaseek.engine.sampling.sampler import decide, shape_logits
+from llamaseek.engine.sampling.state import SamplingState
 from tests.engine.reference import random_prompts
 from tests.models.shapes import tiny_model
 

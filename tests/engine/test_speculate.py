@@ -11,7 +11,7 @@ import torch
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.options import EngineOptions, Speculation
 from llamaseek.engine.request import Request, SamplingParams
-from llamaseek.engine.sampler import distributions
+from llamaseek.engine.sampling.sampler import distributions
 from llamaseek.engine.speculate import look_up
 from llamaseek.errors import UserError
 from llamaseek.models import CausalLM

@@ -23,9 +23,9 @@ from llamaseek.data.source import Rows
 from llamaseek.engine.forward.paged import build_cache
 from llamaseek.engine.forward.runner import Inputs, Runner
 from llamaseek.engine.forward.step_layout import lay_out
-from llamaseek.engine.on_gpu.sampling_state import SamplingState
 from llamaseek.engine.request import Request, SamplingParams, SequenceState
-from llamaseek.engine.sampler import decide
+from llamaseek.engine.sampling.sampler import decide
+from llamaseek.engine.sampling.state import SamplingState
 from llamaseek.herd import config_from_sizes
 from llamaseek.models import build_model
 from llamaseek.models.attention import GroupedQueryAttention, LatentAttention

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llamaseek.engine.forward.step_layout import sent, some_rows
-from llamaseek.engine.on_gpu.sampling_state import DRAWS, SamplingState, numbers_of
 from llamaseek.engine.request import SamplingParams, SequenceState
+from llamaseek.engine.sampling.state import DRAWS, SamplingState, numbers_of
 
 FEW = 256  # candidates looked at before a whole row is sorted
 DRAWN, ACCEPTED, DRAFTED = range(3)  # what a random number is for

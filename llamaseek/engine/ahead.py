@@ -19,9 +19,9 @@ from torch import Tensor
 
 from llamaseek.engine.forward.runner import Runner
 from llamaseek.engine.forward.step_layout import sent, some_rows
-from llamaseek.engine.on_gpu.sampling_state import SamplingState
 from llamaseek.engine.request import SequenceState
-from llamaseek.engine.sampler import next_tokens
+from llamaseek.engine.sampling.sampler import next_tokens
+from llamaseek.engine.sampling.state import SamplingState
 from llamaseek.engine.scheduler import Chunk, Scheduler
 
 
