@@ -38,7 +38,7 @@ from llamaseek.herd import ModelConfig
 from llamaseek.models import CausalLM, build_model
 from llamaseek.models.head import Softmax
 from llamaseek.models.loss import counted_cross_entropy_sum, softmax_and_gradient
-from llamaseek.models.moe import add_rows, run_experts
+from llamaseek.models.moe import add_rows, run_experts, take_rows
 from llamaseek.models.recompute import recompute
 from llamaseek.parallel.apply import Parallel, parallelize
 from llamaseek.parallel.collectives import exchange
@@ -206,14 +206,14 @@ class BalancedExperts(SplitExperts):
         group: dist.ProcessGroup,
     ) -> Tensor:
         ranks, experts = group.size(), weights[0].shape[0]
-        tokens = torch.arange(chosen.numel()) // chosen.shape[1]
-        even = [len(tokens) // ranks] * ranks
-        rows = self.dispatch(x[tokens], even, even, group)
-        shares = exchange(gates.flatten()[tokens], even, even, group)
+        order, choices = torch.arange(chosen.numel()), chosen.shape[1]
+        even = [len(order) // ranks] * ranks
+        rows = self.dispatch(take_rows(x, order, choices), even, even, group)
+        shares = exchange(gates.flatten()[order], even, even, group)
         ids = torch.arange(len(rows)) % experts
         load = torch.full((experts,), len(rows) // experts)
         out = run_experts(rows, ids[:, None], shares[:, None], load, *weights, self.product)
-        return add_rows(self.combine(out, even, even, group), tokens, len(x))
+        return add_rows(self.combine(out, even, even, group), order, choices)
 
 
 def prepare(part: CausalLM) -> None:

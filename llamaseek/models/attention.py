@@ -6,6 +6,8 @@ P qk_nope_head_dim, V v_head_dim.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,7 +20,7 @@ from llamaseek.models.documents import (
     attend_whole,
     packed_documents,
 )
-from llamaseek.models.layers import RMSNorm, dense_weight, widen
+from llamaseek.models.layers import RMSNorm, dense_weight
 from llamaseek.models.rope import rotate_pair, softmax_scale
 
 # transformers and DeepSeek's own code leave the latent norms at this eps whatever the config says.
@@ -101,13 +103,33 @@ def attend_in_blocks(
         end = stop if causal else keys
         scores = q[:, :, :, start:stop].flatten(2, 3) @ k[..., :end]
         scores = scores.unflatten(2, (share, stop - start))
-        if seen is not None:
-            visible = seen[..., start:stop, :end]
-            visible = visible[:, None] if visible.dim() == 4 else visible
-            scores = scores.masked_fill(~visible, -torch.inf)
-        weights = F.softmax(widen(scores), dim=-1).to(v.dtype).flatten(2, 3)
+        visible = None if seen is None else seen[..., start:stop, :end]
+        if visible is not None and visible.dim() == 4:
+            visible = visible[:, None]
+        weights = _AttentionWeights.apply(scores, visible).to(v.dtype).flatten(2, 3)
         outs.append((weights @ v[:, :, :end]).unflatten(2, (share, stop - start)))
     return torch.cat(outs, dim=3).permute(0, 3, 1, 2, 4).flatten(2, 3)
+
+
+class _AttentionWeights(torch.autograd.Function):
+    """Softmax over the visible keys, computed in float32 and rounded to the scores' dtype.
+
+    It keeps the weights alone. The gradient of hidden scores needs no mask: their weights are 0.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, visible: Tensor | None) -> Tensor:
+        if visible is not None:
+            scores = scores.masked_fill(~visible, -torch.inf)
+        weights = F.softmax(scores, dim=-1)
+        ctx.save_for_backward(weights)
+        return weights
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (weights,) = ctx.saved_tensors
+        back = torch.ops.aten._softmax_backward_data(gradient, weights, -1, weights.dtype)
+        return back, None
 
 
 def whole_row(x: Tensor) -> Tensor:

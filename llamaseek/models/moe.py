@@ -130,12 +130,25 @@ def run_experts(
 
     Experts that no token chose may be left out of load and weights alike.
     """
+    choices = chosen.shape[1]
     order = chosen.flatten().argsort(stable=True)
-    tokens = order // chosen.shape[1]
     ends = load.cumsum(0, dtype=torch.int32)
-    gate, up = product(x[tokens], gate_up, ends).chunk(2, dim=-1)
+    gate, up = product(take_rows(x, order, choices), gate_up, ends).chunk(2, dim=-1)
     inner = gated(gate, up) * gates.flatten()[order, None].to(x.dtype)
-    return add_rows(product(inner, down, ends), tokens, len(x))
+    return add_rows(product(inner, down, ends), order, choices)
+
+
+class _TakeRows(torch.autograd.Function):
+    """PyTorch's own gradient of `x[places]` adds row after row, on one core of a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, choices: int) -> Tensor:
+        ctx.order, ctx.choices = order, choices
+        return x[order // choices]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return _summed(gradient, ctx.order, ctx.choices), None, None
 
 
 class _AddRows(torch.autograd.Function):
@@ -144,18 +157,29 @@ class _AddRows(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, places: Tensor, count: int) -> Tensor:
-        ctx.places = places
-        return rows.new_zeros(count, *rows.shape[1:]).index_add(0, places, rows)
+    def forward(ctx: Any, rows: Tensor, order: Tensor, choices: int) -> Tensor:
+        ctx.order, ctx.choices = order, choices
+        return _summed(rows, order, choices)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return gradient[ctx.places], None, None
+        return gradient[ctx.order // ctx.choices], None, None
 
 
-def add_rows(rows: Tensor, places: Tensor, count: int) -> Tensor:
-    """rows (M, …) added up into (count, …), row i at places[i]."""
-    return _AddRows.apply(rows, places, count)  # type: ignore[no-any-return]
+def _summed(rows: Tensor, order: Tensor, choices: int) -> Tensor:
+    places = torch.empty_like(order)
+    places[order] = torch.arange(len(order), device=order.device)
+    return rows[places].unflatten(0, (-1, choices)).sum(1)
+
+
+def take_rows(x: Tensor, order: Tensor, choices: int) -> Tensor:
+    """x (N, D) → (N × K, D): row i belongs to choice `order[i]`, of K = `choices` a token."""
+    return _TakeRows.apply(x, order, choices)  # type: ignore[no-any-return]
+
+
+def add_rows(rows: Tensor, order: Tensor, choices: int) -> Tensor:
+    """The other way: the rows (N × K, D) of each token's choices added up, (N, D)."""
+    return _AddRows.apply(rows, order, choices)  # type: ignore[no-any-return]
 
 
 def row_mean(x: Tensor) -> Tensor:
