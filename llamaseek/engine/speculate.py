@@ -18,7 +18,7 @@ from llamaseek.engine.forward.runner import Runner
 from llamaseek.engine.forward.step_layout import StepLayout, some_rows
 from llamaseek.engine.options import Speculation
 from llamaseek.engine.request import SequenceState
-from llamaseek.engine.sampler import DRAFTED, distributions, draw, uniforms
+from llamaseek.engine.sampler import DRAFTED, distributions, draw, likeliest, uniforms
 from llamaseek.engine.scheduler import Chunk, Scheduler
 from llamaseek.errors import UserError
 from llamaseek.models import CausalLM
@@ -81,7 +81,7 @@ def room(answer: SequenceState, depth: int) -> int:
 
 def guess(logits: Tensor, answers: Sequence[SequenceState]) -> None:
     """Add one draft to each answer from logits (A, V): the likeliest, or drawn as it draws."""
-    best = logits.argmax(-1).tolist()
+    best = likeliest(logits)[0]
     for answer, token in zip(answers, best, strict=True):
         if answer.params.greedy:
             answer.drafts.append(token)

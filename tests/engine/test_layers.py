@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from llamaseek.engine.engine import Engine
-from llamaseek.engine.forward import fused
 from llamaseek.engine.forward.runner import Inputs
 from llamaseek.herd.published import ENTRIES
 from llamaseek.kernels.build import builder
@@ -37,11 +36,9 @@ def network(dtype: torch.dtype) -> CausalLM:
 def hidden(model: CausalLM, whole: bool, sequences: int) -> list[Tensor]:
     """The last hidden states of steps of `sequences` tokens, each one position further."""
     runner = Engine(model).runner
-    assert runner.fused is not None
+    assert runner.fused is not None and runner.fused.dense is not None
     if not whole:
-        layers = model.model.layers
-        runner.fused.steps = [step for layer in layers for step in fused._steps(layer)]
-    assert (len(runner.fused.steps) == 1) == whole
+        runner.fused.dense = None
     tables = np.arange(sequences)[:, None] * 3 + np.arange(3)
     ones = np.ones(sequences, np.int64)
     found = []

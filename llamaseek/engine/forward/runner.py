@@ -90,9 +90,9 @@ class Runner:
         for chunk in chunks:
             row += chunk.tokens
         inputs = self._inputs(chunks, row)
-        few = bool((inputs.counts <= FEW).all())
-        if self.graphs is not None and few and self.graphs.takes(len(row)):
-            return self._replay(self.graphs, inputs)
+        if self.graphs is not None and self.graphs.takes(len(row)):
+            if (inputs.counts <= FEW).all():
+                return self._replay(self.graphs, inputs)
         return self.forward(inputs)
 
     def ahead(
@@ -106,13 +106,9 @@ class Runner:
             self.adapters.begin(chunks, self.device)
         starts = np.array([chunk.start for chunk in chunks], np.int64)
         counts = np.array([chunk.count for chunk in chunks], np.int64)
-        used = -(-int((starts + counts).max()) // self.size)
+        used = -(-max(chunk.start + chunk.count for chunk in chunks) // self.size)
         tables = self.tables[[chunk.answer.row for chunk in chunks], :used]
         return Inputs(tables, starts, counts, np.array(tokens, np.int64))
-
-    def _fuses(self, tokens: Ints) -> bool:
-        """Whether the fused operators take the tokens of a step."""
-        return self.fused is not None and self.fused.ready and len(tokens) <= FEW
 
     def _begin(self, inputs: Inputs) -> tuple[Tensor, StepLayout]:
         """The tokens on the device, laid out, and the cache ready for a forward over them."""
@@ -127,7 +123,7 @@ class Runner:
         """The model, or from its hidden states `before` (N, D) its multi-token module."""
         tokens, layout = self._begin(inputs)
         where = layout.positions[None]
-        if self.fused is not None and self._fuses(inputs.tokens):
+        if self.fused is not None and not layout.groups and len(tokens) <= FEW:
             hidden = self.fused(tokens, layout, self.cache, before)
         elif before is not None:
             hidden = self.model.mtp(0, before[None], tokens[None], where, self.cache)[0]

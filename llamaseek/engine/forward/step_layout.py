@@ -74,30 +74,45 @@ def lay_out(
     With `apart`, sequences of few tokens are in no group.
     """
     ends = counts.cumsum()
-    first = ends - counts
     total = int(ends[-1])
-    sequence = np.repeat(np.arange(len(counts)), counts)
-    positions = np.arange(total) + (starts - first)[sequence]
-    block, offset = np.divmod(positions, size)
-    slots = tables[sequence, block] * size + offset
-    lengths = starts + counts
-    grouped = np.flatnonzero(counts > (FEW if apart else 0))
-    groups = []
-    for places in like_sizes(counts[grouped], lengths[grouped]):
-        members = grouped[places]
-        whole = len(members) == len(counts)
-        groups.append(_group(tables, starts, counts, first, members, whole, size, device))
-    rows = np.flatnonzero(counts[sequence] <= (FEW if apart else 0))
+    if total == len(counts):  # a token each, as in most steps
+        sequence, positions = ends - 1, starts
+    else:
+        sequence = np.repeat(np.arange(len(counts)), counts)
+        positions = np.arange(total) + (starts - ends + counts)[sequence]
+    slots = tables[sequence, positions // size] * size + positions % size
+    few = counts <= (FEW if apart else 0)
+    rows = None if few.all() else np.flatnonzero(few[sequence])
+    some = slice(None) if rows is None else rows
     return StepLayout(
         positions=sent(positions, device),
         slots=sent(slots, device),
         ends=ends,
-        groups=groups,
-        tables=sent(tables[sequence[rows]], device) if len(rows) else None,
-        lengths=sent(positions[rows] + 1, device),
+        groups=[] if rows is None else _groups(tables, starts, counts, ~few, size, device),
+        tables=sent(tables[sequence[some]], device) if rows is None or len(rows) else None,
+        lengths=sent(positions[some] + 1, device),
         size=size,
-        alone=sent(rows, device) if 0 < len(rows) < total else None,
+        alone=sent(rows, device) if rows is not None and len(rows) else None,
     )
+
+
+def _groups(
+    tables: Ints,
+    starts: Ints,
+    counts: Ints,
+    grouped: NDArray[np.bool_],
+    size: int,
+    device: torch.device | str,
+) -> list[AttentionGroup]:
+    """The groups of the sequences that are `grouped` (B)."""
+    members, first = np.flatnonzero(grouped), counts.cumsum() - counts
+    lengths = starts + counts
+    groups = []
+    for places in like_sizes(counts[members], lengths[members]):
+        some = members[places]
+        whole = len(some) == len(counts)
+        groups.append(_group(tables, starts, counts, first, some, whole, size, device))
+    return groups
 
 
 def like_sizes(counts: Ints, lengths: Ints) -> list[Ints]:

@@ -25,7 +25,7 @@ TORCH_LIBRARY_FRAGMENT(llamaseek, m) {
       .def(torch::init<std::vector<Tensor>, std::vector<Tensor>, int64_t, Weights::Whole,
                        Weights::Whole>());
   m.class_<Layers>("Layers")
-      .def(torch::init<double, double>())
+      .def(torch::init<Layers::Shared, Tensor, double, double>())
       .def("append", &Layers::append)
       .def("run", &Layers::run);
 }
