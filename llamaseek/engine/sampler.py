@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llamaseek.engine.forward.step_layout import Outcome
 from llamaseek.engine.request import SamplingParams, SequenceState
 
 HOTTEST = 1e30  # float32 holds it
@@ -139,17 +140,19 @@ def draw(probabilities: Tensor, numbers: NDArray[np.float32]) -> Tensor:
     return torch.searchsorted(reached, wanted, right=True).squeeze(1)
 
 
-def decide(logits: Tensor, answers: Sequence[SequenceState]) -> list[list[int]]:
+def decide(made: Outcome, answers: Sequence[SequenceState]) -> list[list[int]]:
     """What each answer says next: the drafts that stand, then one token of its own.
 
-    Logits (R, V) has, answer after answer, a row for its last token and one for each draft. A
+    The logits (R, V) have, answer after answer, a row for its last token and one for each draft. A
     greedy answer keeps drafts while they are the likeliest token. A drawn one keeps them by
     rejection sampling, so that its distribution is the model's (Leviathan et al. 2023 §2.3).
     An answer whose logits are no numbers gets an error.
     """
+    logits, best, most = made.logits, made.best, made.most
     if any(answer.params.shaped for answer in answers):
-        logits = shape_logits(logits.float(), answers)
-    best, most = likeliest(logits)
+        logits, best = shape_logits(logits.float(), answers), None
+    if best is None or most is None:
+        best, most = likeliest(logits)
     if any(map(isnan, most)):
         _fail_unsound(most, answers)
     if len(best) == len(answers) and all(answer.params.greedy for answer in answers):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from llamaseek.engine.forward.paged import PagedCache
-from llamaseek.engine.forward.step_layout import StepLayout
+from llamaseek.engine.forward.step_layout import Inputs, Ints, Outcome, StepLayout
 from llamaseek.engine.ranks.shards import SummedExperts
 from llamaseek.kernels.build import builder
 from llamaseek.models import CausalLM
@@ -105,12 +105,12 @@ def weights(*layers: nn.Module) -> Weights:
 
 def _table(model: CausalLM) -> Weights:
     """The embedding. ValueError where its rows are not simply what a token's are."""
-    layer = model.model.embed_tokens
-    if type(model).embed is CausalLM.embed and isinstance(layer, BlockEmbedding):
+    layer: nn.Module = model.model.embed_tokens
+    plain = type(model).embed is CausalLM.embed
+    if plain and isinstance(layer, BlockEmbedding):
         return Weights([layer.weight_blocks], [], 0, [layer.kind], [0])
-    if type(model).embed is CausalLM.embed and type(layer) is nn.Embedding:
-        if layer.weight.dtype in BITS:
-            return Weights([layer.weight], [], BITS[layer.weight.dtype], [], [])
+    if plain and type(layer) is nn.Embedding and layer.weight.dtype in BITS:
+        return Weights([layer.weight], [], BITS[layer.weight.dtype], [], [])
     raise ValueError("no fused operator reads this embedding")
 
 
@@ -290,9 +290,9 @@ class Ahead:
 
 
 class Dense:
-    """All layers of a model in one call, where each is grouped queries and a gated feed-forward."""
+    """A model in one call, where each layer is grouped queries and a gated feed-forward."""
 
-    def __init__(self, model: CausalLM, steps: Sequence[FusedStep]) -> None:
+    def __init__(self, model: CausalLM, steps: Sequence[FusedStep], head: Weights) -> None:
         """ValueError where a step is of another kind, or where ranks add up in between."""
         attentions = [step for step in steps[::2] if isinstance(step, GroupedQueries)]
         feeds = [step for step in steps[1::2] if isinstance(step, Gated)]
@@ -300,13 +300,14 @@ class Dense:
         split = any(a.out.split or f.down.split for a, f in self.layers)
         if 2 * len(self.layers) != len(steps) or split:
             raise ValueError("these layers are called one by one")
-        self.embed, self.norm = _table(model), model.model.norm
+        self.embed, self.norm, self.head = _table(model), model.model.norm, head
         self.made: Any = None  # when the kernels are there
+        self.blocks: tuple[Ints, Tensor] | None = None
 
     def _make(self, cache: PagedCache) -> Any:
         scale, eps = self.layers[0][0].scale, self.norm.eps
-        embed = self.embed.shared()
-        made = torch.classes.llamaseek.Layers(embed, self.norm.weight, eps, scale)
+        embed, head = self.embed.shared(), self.head.shared()
+        made = torch.classes.llamaseek.Layers(embed, self.norm.weight, head, eps, scale)
         for attention, feed in self.layers:
             assert feed.norm is not None
             qkv, out = attention.qkv.shared(), attention.out.shared()
@@ -317,14 +318,21 @@ class Dense:
         return made
 
     def __call__(
-        self, tokens: Tensor, layout: StepLayout, cache: PagedCache, angles: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        """tokens (N) → hidden (N, D) after the final norm; the cache is the same in all calls."""
+        self, inputs: Inputs, cache: PagedCache, angles: tuple[Tensor, Tensor], rows: list[int]
+    ) -> Outcome:
+        """A step of N tokens, N up to `FEW`, with logits of some rows; the cache is the same in all
+        calls.
+        """
         if self.made is None:
             self.made = self._make(cache)
-        places = layout.positions, layout.slots, layout.tables, layout.lengths, layout.size
-        found: Tensor = self.made.run(tokens, *places, *angles)
-        return found
+        if self.blocks is None or self.blocks[0] is not inputs.blocks:
+            self.blocks = inputs.blocks, torch.from_numpy(inputs.blocks)  # the same memory
+        size = cache.stores[0].size
+        found = self.made.run(
+            inputs.tokens, inputs.starts, inputs.counts, inputs.rows, self.blocks[1], size,
+            *angles, rows
+        )  # fmt: skip
+        return Outcome(*found)
 
 
 class Fused:
@@ -338,12 +346,12 @@ class Fused:
             self.steps += _steps(layer)
         further = [each for each in model.model.layers if isinstance(each, MultiTokenLayer)]
         self.ahead = [Ahead(layer) for layer in further]
+        self.head = weights(model.lm_head)
         self.dense: Dense | None = None
         with suppress(ValueError):
-            self.dense = Dense(model, self.steps)
-        self.head = weights(model.lm_head)
+            self.dense = Dense(model, self.steps, self.head)
         self.where: Where | None = None
-        self.angles: tuple[Tensor, Tensor] | None = None  # of the first positions, (S, R / 2)
+        self.turns: tuple[Tensor, Tensor] | None = None
 
     @property
     def ready(self) -> bool:
@@ -364,8 +372,6 @@ class Fused:
         With hidden states `before` (N, D), those of the first multi-token module on them and on the
         tokens that follow.
         """
-        if self.dense is not None:
-            return self.dense(tokens, layout, cache, self._angles(layout))
         x = widen(self.model.embed(tokens))  # the sum over layers is kept in float32
         where, norm = self._where(layout, cache), self.model.model.norm
         if before is not None:
@@ -377,19 +383,19 @@ class Fused:
     def _where(self, layout: StepLayout, cache: PagedCache) -> Where:
         """The module often follows the model at the same places."""
         if self.where is None or self.where.layout is not layout:
-            cos, sin = (table[layout.positions] for table in self._angles(layout))
+            assert layout.tables is not None
+            angles = self.angles(layout.tables.shape[1] * layout.size)
+            cos, sin = (table[layout.positions] for table in angles)
             self.where = Where(cos, sin, layout, cache)
         return self.where
 
-    def _angles(self, layout: StepLayout) -> tuple[Tensor, Tensor]:
-        """Rotary tables of all positions that the step's blocks may hold, and of some to come."""
-        assert layout.tables is not None
-        most = layout.tables.shape[1] * layout.size
-        if self.angles is None or len(self.angles[0]) < most:
+    def angles(self, most: int) -> tuple[Tensor, Tensor]:
+        """Rotary tables of at least `most` first positions, (S, R / 2)."""
+        if self.turns is None or len(self.turns[0]) < most:
             # Twice as many as needed, so that few steps make them again.
             cos, sin = self.model.model.rotary(torch.arange(2 * most)[None])
-            self.angles = cos[0, :, 0], sin[0, :, 0]
-        return self.angles
+            self.turns = cos[0, :, 0], sin[0, :, 0]
+        return self.turns
 
 
 def fuse(model: CausalLM) -> Fused | None:
