@@ -21,7 +21,7 @@ from llamaseek.engine.ends import append, end_text
 from llamaseek.engine.forward.graphs import Capture, Graphs, capturable, compiled
 from llamaseek.engine.forward.paged import build_cache, bytes_per_token
 from llamaseek.engine.forward.runner import Runner, home
-from llamaseek.engine.forward.step_layout import Outcome
+from llamaseek.engine.forward.step_layout import StepResult
 from llamaseek.engine.leader import CacheBlocks, lead
 from llamaseek.engine.logprobs import score_prompts, score_tokens
 from llamaseek.engine.options import EngineOptions
@@ -331,7 +331,7 @@ class Engine:
                 self.scheduler.publish(chunk.answer)
 
     def _say(
-        self, drawing: list[SequenceState], rows: list[int], made: Outcome, deltas: list[Delta]
+        self, drawing: list[SequenceState], rows: list[int], made: StepResult, deltas: list[Delta]
     ) -> None:
         """Draw the next tokens of every answer whose last token is computed."""
         now = time.monotonic()

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llamaseek.engine.forward.step_layout import Outcome
+from llamaseek.engine.forward.step_layout import StepResult
 from llamaseek.engine.request import SamplingParams, SequenceState
 
 HOTTEST = 1e30  # float32 holds it
@@ -140,7 +140,7 @@ def draw(probabilities: Tensor, numbers: NDArray[np.float32]) -> Tensor:
     return torch.searchsorted(reached, wanted, right=True).squeeze(1)
 
 
-def decide(made: Outcome, answers: Sequence[SequenceState]) -> list[list[int]]:
+def decide(made: StepResult, answers: Sequence[SequenceState]) -> list[list[int]]:
     """What each answer says next: the drafts that stand, then one token of its own.
 
     The logits (R, V) have, answer after answer, a row for its last token and one for each draft. A

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from llamaseek.engine.engine import Engine
-from llamaseek.engine.forward.step_layout import Inputs, Outcome
+from llamaseek.engine.forward.step_layout import Inputs, StepResult
 from llamaseek.engine.sampler import likeliest
 from llamaseek.herd.published import ENTRIES
 from llamaseek.kernels.build import builder
@@ -34,7 +34,7 @@ def network(dtype: torch.dtype) -> CausalLM:
 
 
 @torch.inference_mode()
-def outcomes(model: CausalLM, whole: bool, sequences: int) -> list[Outcome]:
+def outcomes(model: CausalLM, whole: bool, sequences: int) -> list[StepResult]:
     """What steps of `sequences` tokens give, each one position further; the last has chunks."""
     runner = Engine(model).runner
     assert runner.fused is not None and runner.fused.dense is not None

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from llamaseek.engine.forward.paged import PagedCache
-from llamaseek.engine.forward.step_layout import Inputs, Ints, Outcome, StepLayout
+from llamaseek.engine.forward.step_layout import Inputs, Ints, StepLayout, StepResult
 from llamaseek.engine.ranks.shards import SummedExperts
 from llamaseek.kernels.build import builder
 from llamaseek.models import CausalLM
@@ -319,7 +319,7 @@ class Dense:
 
     def __call__(
         self, inputs: Inputs, cache: PagedCache, angles: tuple[Tensor, Tensor], rows: list[int]
-    ) -> Outcome:
+    ) -> StepResult:
         """A step of N tokens, N up to `FEW`, with logits of some rows; the cache is the same in all
         calls.
         """
@@ -332,7 +332,7 @@ class Dense:
             inputs.tokens, inputs.starts, inputs.counts, inputs.rows, self.blocks[1], size,
             *angles, rows
         )  # fmt: skip
-        return Outcome(*found)
+        return StepResult(*found)
 
 
 class Fused:

@@ -19,8 +19,8 @@ from llamaseek.engine.forward.step_layout import (
     FEW,
     Inputs,
     Ints,
-    Outcome,
     StepLayout,
+    StepResult,
     lay_out,
     sent,
     some_rows,
@@ -60,7 +60,7 @@ class Runner:
         if self.fused is not None:
             builder().start()
 
-    def run(self, chunks: Sequence[Chunk], rows: list[int]) -> Outcome:
+    def run(self, chunks: Sequence[Chunk], rows: list[int]) -> StepResult:
         """Compute the chunks' tokens and drafts, and the logits of some rows, in ascending order.
 
         Hidden states (N, D) of all, logits (R, V).
@@ -70,7 +70,7 @@ class Runner:
             tokens += chunk.tokens
         return self.step(self._inputs(chunks, tokens), rows)
 
-    def step(self, inputs: Inputs, rows: list[int]) -> Outcome:
+    def step(self, inputs: Inputs, rows: list[int]) -> StepResult:
         """`run` on what the chunks stand for."""
         few, fused = len(inputs.tokens) <= FEW, self.fused
         if few and fused is not None and fused.dense is not None and fused.ready:
@@ -81,7 +81,7 @@ class Runner:
         else:
             hidden = self.forward(inputs)
         logits = self.logits(some_rows(hidden, rows)) if rows else hidden.new_empty(0)
-        return Outcome(hidden, logits)
+        return StepResult(hidden, logits)
 
     def ahead(self, chunks: Sequence[Chunk], hidden: Tensor, following: list[int]) -> Tensor:
         """The multi-token module on hidden (N, D) and the tokens (N) that follow: (N, D)."""

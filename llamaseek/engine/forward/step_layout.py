@@ -65,7 +65,7 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepResult:
     """Hidden states (N, D) of a step, and logits (R, V) of the rows that were wanted.
 
     `best` (R), where it is there, are the first of the likeliest tokens of each, and `most` (R)
