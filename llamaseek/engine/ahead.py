@@ -5,7 +5,7 @@ Tokens go from the sampler to the next step on the device, and are copied to the
 Which answers end is known a step late: what the next step has computed of those is dropped. It
 wrote into blocks that are free by then, before whoever gets them next, as a device works in order.
 
-R answers of a step, D width, V vocabulary.
+R answers of a step, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from llamaseek.engine.forward.runner import Runner
-from llamaseek.engine.forward.step_layout import sent, some_rows
+from llamaseek.engine.forward.step_layout import sent
 from llamaseek.engine.request import SequenceState
 from llamaseek.engine.sampling.sampler import next_tokens
 from llamaseek.engine.sampling.state import SamplingState
@@ -73,15 +73,9 @@ class RunAhead:
         every = len(plan) == len(scheduler.running) and not scheduler.admits
         return every and all(chunk.samples and decodes_alone(chunk.answer) for chunk in plan)
 
-    def launch(self, answers: list[SequenceState], hidden: Tensor, ahead: int = 0) -> Flight:
-        """Draw from hidden (R, D), of which the host knows all tokens but the latest `ahead`."""
-        logits = self.runner.logits(hidden)
+    def launch(self, answers: list[SequenceState], logits: Tensor, ahead: int = 0) -> Flight:
+        """Draw from logits (R, V), of whose answers the host knows all tokens but `ahead`."""
         return launched(answers, next_tokens(logits, answers, self.state, ahead))
-
-    def first(self, plan: Sequence[Chunk], hidden: Tensor, ends: Sequence[int]) -> Flight:
-        """The step of a plan that is computed: hidden (N, D), chunks ending at `ends`."""
-        rows = some_rows(hidden, [end - 1 for end in ends])
-        return self.launch([chunk.answer for chunk in plan], rows)
 
     def follow(self, flight: Flight) -> Flight | None:
         """The step after one whose tokens are not read; None where the host has to see them first:
@@ -104,5 +98,4 @@ class RunAhead:
         # An answer whose logits are no numbers has no token: it will end when that is read.
         tokens = tokens.clamp(0, self.state.vocabulary - 1)
         chunks = [Chunk(answer, len(answer.tokens), 1) for answer in answers]
-        hidden, _ = self.runner.run(chunks, tokens)
-        return self.launch(answers, hidden, ahead=1)
+        return self.launch(answers, self.runner.follow(chunks, tokens).logits, ahead=1)

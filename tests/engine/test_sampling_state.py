@@ -12,6 +12,7 @@ import torch
 
 from llamaseek.engine.ahead import Flight
 from llamaseek.engine.engine import Engine
+from llamaseek.engine.forward.step_layout import StepResult
 from llamaseek.engine.options import EngineOptions, Speculation
 from llamaseek.engine.request import Request, SamplingParams, SequenceState
 from llamaseek.engine.sampling.sampler import decide, shape_logits
@@ -115,7 +116,7 @@ def test_a_step_that_breaks_fails_its_answers_alone(monkeypatch: pytest.MonkeyPa
     engine.step()
     assert engine.flight is not None
     with monkeypatch.context() as patched:
-        patched.setattr(engine.runner, "run", None)
+        patched.setattr(engine.runner, "step", None)
         (delta,) = engine.step()
     assert delta.finish == "error" and first.done and not engine.busy
     assert len(engine.generate([Request(prompt=[1, 2, 3], params=PARAMS[0])])) == 1
@@ -147,7 +148,7 @@ def test_an_answer_whose_logits_are_no_numbers_fails_alone() -> None:
     answers = [answer(PARAMS[row], row) for row in range(2)]
     logits = torch.randn(2, VOCABULARY)
     logits[1] = torch.nan
-    first, _ = decide(logits, answers, SamplingState(8, VOCABULARY, CPU))
+    first, _ = decide(StepResult(logits, logits), answers, SamplingState(8, VOCABULARY, CPU))
     assert first == [int(logits[0].argmax())]
     assert answers[0].error is None
     with pytest.raises(ArithmeticError):

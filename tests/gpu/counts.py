@@ -21,8 +21,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from llamaseek.data.batch import Batch
 from llamaseek.data.source import Rows
 from llamaseek.engine.forward.paged import build_cache
-from llamaseek.engine.forward.runner import Inputs, Runner
-from llamaseek.engine.forward.step_layout import lay_out
+from llamaseek.engine.forward.runner import Runner
+from llamaseek.engine.forward.step_layout import Inputs, StepResult, lay_out
 from llamaseek.engine.request import Request, SamplingParams, SequenceState
 from llamaseek.engine.sampling.sampler import decide
 from llamaseek.engine.sampling.state import SamplingState
@@ -160,9 +160,9 @@ def prompt(family: str, length: int = 8192) -> dict[str, Any]:
         tables = np.arange(3 * length // 16).reshape(3, -1)
         cache = build_cache(model.cache_shapes(), tables.size, 16, torch.bfloat16, "auto", cuda)
         runner = Runner(model, cache, tables, 16)
-        starts, counts = np.array([length // 2, 0, 100]), np.array([length // 2, 1000, 1])
+        starts, counts = [length // 2, 0, 100], [length // 2, 1000, 1]
         gpu.clear()
-        runner.forward(Inputs(tables, starts, counts, np.ones(counts.sum(), np.int64)))
+        runner.forward(Inputs(tables, [0, 1, 2], starts, counts, [1] * sum(counts)))
         largest = gpu.largest / (length // 2 * length)
         return {"largest": largest, "waits": gpu.waits, "kernels": gpu.kernels}
 
@@ -214,7 +214,9 @@ def sampled() -> list[list[str]]:
         for _ in range(2):
             gpu.clear()
             logits = torch.empty(4, 512, device=cuda)
-            for answer, tokens in zip(answers, decide(logits, answers, state), strict=True):
+            for answer, tokens in zip(
+                answers, decide(StepResult(logits, logits), answers, state), strict=True
+            ):
                 answer.tokens += tokens
             waits.append(gpu.waits)
     return waits

@@ -9,13 +9,14 @@ R rows (one a token to draw), V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan, nan
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llamaseek.engine.forward.step_layout import sent, some_rows
+from llamaseek.engine.forward.step_layout import StepResult, sent, some_rows
 from llamaseek.engine.request import SamplingParams, SequenceState
 from llamaseek.engine.sampling.state import DRAWS, SamplingState, numbers_of
 
@@ -163,24 +164,26 @@ def draw(probabilities: Tensor, numbers: NDArray[np.float32]) -> Tensor:
 
 
 def decide(
-    logits: Tensor, answers: Sequence[SequenceState], state: SamplingState | None = None
+    made: StepResult, answers: Sequence[SequenceState], state: SamplingState | None = None
 ) -> list[list[int]]:
     """What each answer says next: the drafts that stand, then one token of its own.
 
-    Logits (R, V) has, answer after answer, a row for its last token and one for each draft. A
+    The logits (R, V) have, answer after answer, a row for its last token and one for each draft. A
     greedy answer keeps drafts while they are the likeliest token. A drawn one keeps them by
     rejection sampling, so that its distribution is the model's (Leviathan et al. 2023 §2.3).
     An answer whose logits are no numbers gets an error.
     """
-    if len(logits) == len(answers):
-        found = next_tokens(logits, answers, state).tolist()
-        fail_unsound([token == NO_TOKEN for token in found], answers)
-        return [[token] for token in found]
+    logits, best, most = made.logits, made.best, made.most
+    if state is not None and len(logits) == len(answers):
+        return read(next_tokens(logits, answers, state).tolist(), answers)
     if any(answer.params.shaped for answer in answers):
-        logits = shape_logits(logits.float(), answers, state)
-    most, highest = logits.max(-1)
-    fail_unsound(most.isnan().tolist(), answers)
-    best = highest.tolist()
+        logits, best = shape_logits(logits.float(), answers, state), None
+    if best is None or most is None:
+        best, most = likeliest(logits)
+    if any(map(isnan, most)):
+        _fail_unsound(most, answers)
+    if len(best) == len(answers) and all(answer.params.greedy for answer in answers):
+        return [[token] for token in best]
     says: list[list[int]] = []
     drawn, first, start = [], [], 0
     for place, answer in enumerate(answers):
@@ -203,7 +206,7 @@ def decide(
 def next_tokens(
     logits: Tensor,
     answers: Sequence[SequenceState],
-    state: SamplingState | None = None,
+    state: SamplingState,
     ahead: int = 0,
 ) -> Tensor:
     """The next token of answers without drafts, NO_TOKEN where logits are no numbers: logits (R, V)
@@ -215,27 +218,44 @@ def next_tokens(
     drawn = [place for place, answer in enumerate(answers) if not answer.params.greedy]
     if drawn:
         some = [answers[place] for place in drawn]
-        numbers = None if state is None else state.numbers_for(some)
-        params = [answer.params for answer in some]
+        params, numbers = [answer.params for answer in some], state.numbers_for(some)
         chances = distributions(some_rows(logits, drawn), params, numbers)
         at = uniforms([a.seed for a in some], [len(a.tokens) + ahead for a in some], DRAWN)
         rows = sent(np.array(drawn, np.int64), logits.device)
         found = found.index_copy(0, rows, draw(chances, at))
     found = found.masked_fill(most.isnan(), NO_TOKEN)
-    if state is not None:
-        state.add(answers, found)
+    state.add(answers, found)
     return found
 
 
-def fail_unsound(unsound: Sequence[bool], answers: Sequence[SequenceState]) -> None:
-    """End answers whose logits are no numbers, which each row (R) is or not.
+def read(tokens: list[int], answers: Sequence[SequenceState]) -> list[list[int]]:
+    """What answers without drafts say; those that `next_tokens` has no token for get an error."""
+    _fail_unsound([nan if token == NO_TOKEN else 0.0 for token in tokens], answers)
+    return [[token] for token in tokens]
+
+
+def likeliest(logits: Tensor) -> tuple[list[int], list[float]]:
+    """The token with the largest of each row of logits (R, V), the first of equals, and that one.
+
+    NaN is larger than all.
+    """
+    if logits.is_cpu and logits.dtype == torch.float32:  # NumPy takes a tenth of PyTorch's time
+        rows = logits.numpy()
+        best = rows.argmax(-1)
+        return best.tolist(), rows[np.arange(len(rows)), best].tolist()
+    most, highest = logits.max(-1)
+    return highest.tolist(), most.tolist()
+
+
+def _fail_unsound(most: Sequence[float], answers: Sequence[SequenceState]) -> None:
+    """End answers whose logits are no numbers; `most` (R) is the largest of each row.
 
     What is drawn from such a row may be no token at all, and would break its neighbors' step.
     """
     start = 0
-    for answer in answers if any(unsound) else ():
+    for answer in answers:
         end = start + 1 + len(answer.drafts)
-        if any(unsound[start:end]):
+        if any(map(isnan, most[start:end])):
             answer.error = ArithmeticError("the model's logits are no numbers")
         start = end
 
