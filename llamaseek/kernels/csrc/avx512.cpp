@@ -427,50 +427,7 @@ void by_fours(const Rows& rows, const Tokens& x, float* out) {
   }
 }
 
-// Many tokens stand side by side in a register, and each takes the same two weights: eight rows of
-// weights are read in order, and no lanes are added up.
-void many_bf16(const Rows& rows, const Tokens& x, float* out) {
-  __m512 sums[kRows][2] = {};
-  for (int64_t k = 0; k < x.width; k += 32) {
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; r++) {
-      _mm_prefetch(reinterpret_cast<const char*>(rows.next[r] + 2 * k), _MM_HINT_T1);
-    }
-    const uint32_t* pairs = x.pairs + k / 2 * kTokens;
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; i++) {
-      const __m512bh v = as_bf16(_mm512_loadu_si512(pairs + i * kTokens));
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; r++) {
-        int both;
-        std::memcpy(&both, rows.weight[r] + 2 * k + 4 * i, 4);
-        const __m512bh w = as_bf16(_mm512_set1_epi32(both));
-        sums[r][i % 2] = _mm512_dpbf16_ps(sums[r][i % 2], w, v);
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; r++) {
-    _mm512_storeu_ps(out + r * kTokens, _mm512_add_ps(sums[r][0], sums[r][1]));
-  }
-}
-
-void pair_up(const Tokens& x, int64_t begin, int64_t end, uint32_t* pairs) {
-  for (int64_t at = begin; at < end; at++) {
-    for (int m = 0; m < kTokens; m++) {
-      pairs[at * kTokens + m] = 0;
-      if (m < x.count) std::memcpy(pairs + at * kTokens + m, x.bf16[m] + 2 * at, 4);
-    }
-  }
-}
-
-void bf16(const Rows& rows, const Tokens& x, float* out) {
-  if (x.pairs) return many_bf16(rows, x, out);
-  by_fours<tile_bf16<1, 1>, tile_bf16<4, 1>, tile_bf16<4, 2>, tile_bf16<4, 3>, tile_bf16<4, 4>>(
-      rows, x, out);
-}
-
-constexpr Tile kBf16 = bf16;
+constexpr Tile kBf16 = by_fours<tile_bf16<1, 1>, tile_bf16<4, 1>, tile_bf16<4, 2>, tile_bf16<4, 3>, tile_bf16<4, 4>>;
 constexpr Tile kFloat = by_fours<tile_float<1, 1>, tile_float<4, 1>, tile_float<4, 2>, tile_float<4, 3>, tile_float<4, 4>>;
 constexpr Tile kBits8 = by_fours<tile_8<1, 1>, tile_8<4, 1>, tile_8<4, 2>, tile_8<4, 3>, tile_8<4, 4>>;
 constexpr Tile kBits4 = by_fours<tile_4<1, 1>, tile_4<4, 1>, tile_4<4, 2>, tile_4<4, 3>, tile_4<4, 4>>;
@@ -596,6 +553,6 @@ void widen_4(const uint8_t* weight, const uint16_t* scale, int64_t group, int64_
 }  // namespace
 
 const Kernels avx512_kernels{kFloat, kBf16, kBits8, kBits4, attend_bf16, attend_float,
-                             normalize, narrow_all, encode, pair_up, widen_8, widen_4};
+                             normalize, narrow_all, encode, widen_8, widen_4};
 
 }  // namespace llamaseek

@@ -13,7 +13,6 @@ class Rounded {
   Rounded(int count, int64_t width);
   // Fills token m from its row.
   void fill(int m, const void* row, bool row_is_float, const Prepared::Norm& norm);
-  void pair_up() {}
   BlockTokens tokens{};
 
  private:

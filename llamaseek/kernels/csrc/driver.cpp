@@ -64,18 +64,6 @@ void Prepared::fill(int m, const void* row, bool row_is_float, const Norm& norm)
   }
 }
 
-void Prepared::pair_up() {
-  const PairUp work = kernels().pair_up;
-  if (bits_ != 16 || tokens.count < kPaired || tokens.width % 32 || !work) return;
-  const int64_t count = tokens.width / 2;
-  pairs_ = at::empty({count * kTokens}, at::kInt);
-  auto* to = static_cast<uint32_t*>(pairs_.data_ptr());
-  share(count, 256, count * kTokens * 4, [&](int64_t begin, int64_t end) {
-    work(tokens, begin, end, to);
-  });
-  tokens.pairs = to;
-}
-
 Input::Input(const Tensor& x, const Prepared::Norm& norm)
     : data(static_cast<const uint8_t*>(x.const_data_ptr())),
       wide(is_float(x)),

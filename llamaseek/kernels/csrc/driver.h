@@ -68,13 +68,11 @@ class Prepared {
   Prepared(int count, int64_t width, int bits);
   // Fills token m from its row.
   void fill(int m, const void* row, bool row_is_float, const Norm& norm);
-  // Once all are filled: many bf16 tokens in pairs, too.
-  void pair_up();
   Tokens tokens{};
 
  private:
   int bits_;
-  Tensor memory_, pairs_;
+  Tensor memory_;
 };
 
 Prepared::Norm norm_of(const std::optional<Tensor>& weight, double eps);

@@ -11,7 +11,6 @@ constexpr int kTokens = 16;  // most tokens that share one pass over the weights
 constexpr int kBlock = 128;  // activations that share a scale
 constexpr int kLanes = 16;   // 32-bit sums that a block of products is kept in
 constexpr int kKeys = 256;   // cached keys whose scores are held at once
-constexpr int kPaired = 9;   // tokens from which bf16 ones are read as pairs
 
 // Activations of up to kTokens tokens, by token, in the forms that a tile reads.
 struct Tokens {
@@ -19,7 +18,6 @@ struct Tokens {
   int64_t width;                 // K
   const uint16_t* bf16[kTokens];   // K numbers
   const float* wide[kTokens];      // the same in float32
-  const uint32_t* pairs;  // (K / 2, kTokens): two neighbours of each token in bf16, or null
   // Whole blocks of kBlock numbers of 8 bits, zeros behind the last. For weights of 8 bits they have
   // 15, 128 * coarse + fine: a block's coarse parts, then its fine ones from -64 to 63.
   const int8_t* codes[kTokens];
@@ -64,9 +62,6 @@ using Narrow = void (*)(const float* x, int64_t width, uint16_t* out);
 using Encode = void (*)(const float* x, int64_t width, int bits, int8_t* codes, int32_t* bias,
                         float* scale);
 
-// Pairs `begin` to `end` of the tokens' bf16 numbers, into `Tokens::pairs`.
-using PairUp = void (*)(const Tokens& tokens, int64_t begin, int64_t end, uint32_t* pairs);
-
 // A packed row of K numbers → bf16. K is a multiple of 32, and so is a group; 0 is one a row.
 using Widen = void (*)(const uint8_t* weight, const uint16_t* scale, int64_t group, int64_t width,
                        uint16_t* out);
@@ -77,8 +72,7 @@ struct Kernels {
   Normalize normalize;
   Narrow narrow;
   Encode encode;
-  PairUp pair_up;       // null where the processor has no products of bf16
-  Widen widen8, widen4;  // null as well
+  Widen widen8, widen4;  // null where the processor has no products of bf16
 };
 
 extern const Kernels avx512_kernels, avx2_kernels;

@@ -91,7 +91,6 @@ auto ready(const M& matrix, const Input& x, int64_t first) {
       made.fill(int(m), x.data + (first + m) * x.stride, x.wide, x.norm);
     }
   });
-  made.pair_up();
   return made;
 }
 
