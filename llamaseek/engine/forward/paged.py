@@ -28,6 +28,7 @@ from llamaseek.models.documents import attend_by_document
 from llamaseek.models.latent import LatentHeads
 
 SCORES = 1 << 22  # attention scores held at once
+QUERIES = 64  # attended at once: the keys behind a block's last one are left out
 CACHE_DTYPES = ("auto", "int8")
 
 
@@ -241,7 +242,7 @@ def _attend(q: Tensor, store: PagedStore, group: AttentionGroup, scale: float) -
     grouped = q.view(group.sequences, group.queries, heads, shared, q.shape[-1])
     grouped = grouped.permute(2, 0, 1, 3, 4)  # (K, b, T, G, W)
     keys, values = store.read(group, q.dtype)
-    step = max(1, SCORES // (q.shape[1] * group.sequences * group.keys))
+    step = max(1, min(QUERIES, SCORES // (q.shape[1] * group.sequences * group.keys)))
     outs = []
     for start in range(0, group.queries, step):
         part = grouped[:, :, start : start + step]
