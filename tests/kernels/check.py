@@ -128,6 +128,18 @@ def check_blocks(kind: str) -> None:
             assert torch.equal(again, plain[3:14])
 
 
+def check_largest_codes() -> None:
+    """Sums of products with the largest codes of Q6_K, 32 times -128, do not overflow."""
+    data = np.zeros((40, 2, 210), np.uint8)
+    data[..., 192:208] = 128
+    data[..., 208:] = np.array([1], np.float16).view(np.uint8)
+    blocks = torch.from_numpy(data.reshape(40, -1))
+    for tokens in (3, 20):
+        x = torch.ones(tokens, 512)
+        found = KERNELS.linear_blocks(x, None, 0.0, [blocks], [KINDS["Q6_K"]], [0], None, False)
+        assert relative(found, torch.full((tokens, 40), 512 * 4096.0)) < BLOCKS
+
+
 def check_bf16_activations() -> None:
     """Activations in bf16 give what float32 ones of the same values give, rounded once."""
     x, weight = torch.randn(3, 200).bfloat16(), torch.randn(12, 200).bfloat16()
@@ -273,6 +285,7 @@ def check_all() -> None:
         check_one_large_number(group)
     for kind in KINDS:
         check_blocks(kind)
+    check_largest_codes()
     check_bf16_activations()
     check_heads()
     check_norm()

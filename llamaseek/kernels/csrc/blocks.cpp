@@ -1,5 +1,5 @@
-// Products with matrices in GGUF's blocks: tokens are rounded to 15 bits; few meet the blocks as they
-// lie, many meet them unpacked.
+// Products with matrices in GGUF's blocks: few tokens meet the blocks as they lie, many meet them
+// unpacked.
 #include "block_matrix.h"
 
 #include <algorithm>

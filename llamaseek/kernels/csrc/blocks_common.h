@@ -28,12 +28,14 @@ inline void six_bits(const uint8_t* at, uint32_t (&out)[4]) {
 
 void encode_groups(const float* x, int64_t width, int8_t* coarse, int8_t* fine, float* scale,
                    float* sums) {
+  constexpr float most = 127 * 128;
   const int64_t padded = (width + kStep - 1) / kStep * kStep;
   for (int64_t at = 0; at < padded; at += kGroup) {
     float plain[kGroup] = {};
     if (at < width) std::memcpy(plain, x + at, sizeof plain);
     int32_t rounded[kGroup];
-    const float by = round_group(plain, rounded);
+    const float by = largest_of(plain) / most;
+    round_group(plain, by, rounded);
     for (int i = 0; i < kGroup; i++) {
       const int32_t upper = (rounded[i] + 64) >> 7;
       coarse[at + i] = int8_t(upper);

@@ -1,7 +1,7 @@
 // Products of many tokens with matrices in few bits: rows are unpacked to 16 bits a few inputs at a
 // time, side by side, and all tokens meet them there. No torch in here.
 //
-// A sum over 32 inputs is one of whole numbers, exact in 32 bits; then come its two scales.
+// A sum over 32 inputs is one of whole numbers, exact in 32 bits: codes of rows are at most 4096.
 #pragma once
 #include <cstdint>
 
@@ -19,7 +19,7 @@ struct Panel {
   alignas(64) float scale[kGroups][kPanel], low[kGroups][kPanel];
 };
 
-// 32 inputs of kTile tokens: codes of 15 bits, their scales, and sums of 32 numbers.
+// 32 inputs of kTile tokens: codes of 16 bits, their scales, and sums of 32 numbers.
 struct TileGroup {
   int16_t codes[kTile][kGroup];
   float scale[kTile], sum[kTile];

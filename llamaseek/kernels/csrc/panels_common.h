@@ -6,27 +6,37 @@
 namespace llamaseek {
 namespace {
 
-// 32 numbers → whole ones of 15 bits and their sum; gives the scale.
-inline float round_group(const float* x, int32_t (&rounded)[kGroup]) {
-  constexpr float most = 127 * 128;
+inline float largest_of(const float* x) {
   float largest = 0;
 #pragma omp simd reduction(max : largest)
   for (int i = 0; i < kGroup; i++) largest = std::max(largest, std::fabs(x[i]));
-  const float step = largest > 0 ? most / largest : 0.0f;
+  return largest;
+}
+
+// 32 numbers → the nearest whole multiples of `by`.
+inline void round_group(const float* x, float by, int32_t (&rounded)[kGroup]) {
+  const float step = by > 1e-35f ? 1.0f / by : 0.0f;
   for (int i = 0; i < kGroup; i++) {
     const float scaled = x[i] * step;
     rounded[i] = int32_t(scaled + std::copysign(0.5f, scaled));
   }
-  return largest / most;
 }
 
+// The largest of 32 numbers has 16 bits, unless so many are as large that their magnitudes add up to
+// 2^19: codes of weights have up to 4096, and sums of products 32 bits.
 void encode_tile(const float* x, int m, TileGroup& to) {
+  constexpr float most = 32767, all = 524000;
+  float size = 0;
+#pragma omp simd reduction(+ : size)
+  for (int i = 0; i < kGroup; i++) size += std::fabs(x[i]);
+  const float by = std::max(largest_of(x) / most, size / all);
   int32_t rounded[kGroup], sum = 0;
-  to.scale[m] = round_group(x, rounded);
+  round_group(x, by, rounded);
 #pragma omp simd reduction(+ : sum)
   for (int i = 0; i < kGroup; i++) sum += rounded[i];
   for (int i = 0; i < kGroup; i++) to.codes[m][i] = int16_t(rounded[i]);
-  to.sum[m] = to.scale[m] * float(sum);
+  to.scale[m] = by;
+  to.sum[m] = by * float(sum);
 }
 
 void finish(const float* sums, const float* gates, const void* residual, bool wide, int count,
