@@ -9,16 +9,17 @@ N tokens of a step, A answers, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
 from llamaseek.engine.forward.runner import Runner
-from llamaseek.engine.forward.step_layout import StepLayout, some_rows
+from llamaseek.engine.forward.step_layout import some_rows
 from llamaseek.engine.options import Speculation
 from llamaseek.engine.request import SequenceState
-from llamaseek.engine.sampler import DRAFTED, distributions, draw, uniforms
+from llamaseek.engine.sampler import DRAFTED, distributions, draw, likeliest, uniforms
 from llamaseek.engine.scheduler import Chunk, Scheduler
 from llamaseek.errors import UserError
 from llamaseek.models import CausalLM
@@ -29,15 +30,17 @@ LONGEST, SHORTEST = 3, 2  # words of the text that prompt look-up seeks again
 class Drafter(Protocol):
     """A source of drafts."""
 
-    def propose(self, plan: Sequence[Chunk], hidden: Tensor, layout: StepLayout) -> None:
-        """After a step over `plan` with outcome hidden (N, D): set its answers' drafts."""
+    def propose(self, plan: Sequence[Chunk], hidden: Tensor, ends: list[int]) -> None:
+        """After a step over `plan` with outcome hidden (N, D), where its chunks end at rows `ends`:
+        set its answers' drafts.
+        """
         ...
 
 
 class NoDrafter:
     """Decoding without drafts."""
 
-    def propose(self, plan: Sequence[Chunk], hidden: Tensor, layout: StepLayout) -> None:
+    def propose(self, plan: Sequence[Chunk], hidden: Tensor, ends: list[int]) -> None:
         """See `Drafter.propose`."""
 
 
@@ -81,7 +84,7 @@ def room(answer: SequenceState, depth: int) -> int:
 
 def guess(logits: Tensor, answers: Sequence[SequenceState]) -> None:
     """Add one draft to each answer from logits (A, V): the likeliest, or drawn as it draws."""
-    best = logits.argmax(-1).tolist()
+    best = likeliest(logits)[0]
     for answer, token in zip(answers, best, strict=True):
         if answer.params.greedy:
             answer.drafts.append(token)
@@ -122,6 +125,12 @@ def draft_on(
             hidden = run(answers, hidden[more])
 
 
+def _last_rows(hidden: Tensor, chunks: Sequence[Chunk], some: Sequence[int]) -> Tensor:
+    """Of hidden states (N, D) the last one of each of some chunks."""
+    ends = list(accumulate(chunk.count for chunk in chunks))
+    return some_rows(hidden, [ends[n] - 1 for n in some])
+
+
 class MultiTokenDrafter:
     """DeepSeek-V3's own module (report §2.2): from a place's hidden state and the next token, the
     one after it. For more drafts it runs again on what it made, as if the model had made it.
@@ -133,12 +142,12 @@ class MultiTokenDrafter:
     def __init__(self, runner: Runner, scheduler: Scheduler, depth: int) -> None:
         self.runner, self.scheduler, self.depth = runner, scheduler, depth
 
-    def propose(self, plan: Sequence[Chunk], hidden: Tensor, layout: StepLayout) -> None:
+    def propose(self, plan: Sequence[Chunk], hidden: Tensor, ends: list[int]) -> None:
         """See `Drafter.propose`."""
         chunks: list[Chunk] = []
         rows: list[int] = []
         following: list[int] = []
-        for chunk, end in zip(plan, layout.ends.tolist(), strict=True):
+        for chunk, end in zip(plan, ends, strict=True):
             answer, start = chunk.answer, chunk.start
             if answer.finish is None:
                 settled, first = answer.computed - start, end - chunk.count
@@ -147,22 +156,15 @@ class MultiTokenDrafter:
                 following += answer.tokens[start + 1 : start + settled + 1]
         if not chunks:
             return
-        ahead, ends = self._run(chunks, some_rows(hidden, rows), following)
+        ahead = self.runner.ahead(chunks, some_rows(hidden, rows), following)
         drawing = [n for n, chunk in enumerate(chunks) if room(chunk.answer, self.depth)]
-        last = some_rows(ahead, [ends[n] for n in drawing])
+        last = _last_rows(ahead, chunks, drawing)
         answers = [chunks[n].answer for n in drawing]
         draft_on(answers, last, self.runner, self.scheduler, self.depth, self._on)
 
     def _on(self, answers: list[SequenceState], hidden: Tensor) -> Tensor:
         chunks = [Chunk(a, a.computed + len(a.drafts) - 1, 1) for a in answers]
-        return self._run(chunks, hidden, [answer.drafts[-1] for answer in answers])[0]
-
-    def _run(
-        self, chunks: Sequence[Chunk], hidden: Tensor, following: list[int]
-    ) -> tuple[Tensor, list[int]]:
-        """Hidden (N, D) and what follows each (N) → the module's, and the chunks' last rows."""
-        ahead, layout = self.runner.ahead(chunks, hidden, following)
-        return ahead, (layout.ends - 1).tolist()
+        return self.runner.ahead(chunks, hidden, [answer.drafts[-1] for answer in answers])
 
 
 class ModelDrafter:
@@ -171,7 +173,7 @@ class ModelDrafter:
     def __init__(self, runner: Runner, scheduler: Scheduler, depth: int) -> None:
         self.runner, self.scheduler, self.depth = runner, scheduler, depth
 
-    def propose(self, plan: Sequence[Chunk], hidden: Tensor, layout: StepLayout) -> None:
+    def propose(self, plan: Sequence[Chunk], hidden: Tensor, ends: list[int]) -> None:
         """See `Drafter.propose`. It reads what the model has read, and the newest token too."""
         chunks: list[Chunk] = []
         drawing: list[int] = []
@@ -187,8 +189,7 @@ class ModelDrafter:
                 answer.draft_computed = end
         if not chunks:
             return
-        ahead, theirs = self.runner.run(chunks)
-        last = some_rows(ahead, [int(theirs.ends[n]) - 1 for n in drawing])
+        last = _last_rows(self.runner.run(chunks, []).hidden, chunks, drawing)
         answers = [chunks[n].answer for n in drawing]
         draft_on(answers, last, self.runner, self.scheduler, self.depth, self._on)
 
@@ -196,7 +197,7 @@ class ModelDrafter:
         chunks = [Chunk(a, len(a.tokens) + len(a.drafts) - 1, 1) for a in answers]
         for chunk in chunks:
             chunk.answer.draft_computed = chunk.start + 1
-        return self.runner.run(chunks)[0]
+        return self.runner.run(chunks, []).hidden
 
 
 class LookupDrafter:
@@ -205,7 +206,7 @@ class LookupDrafter:
     def __init__(self, depth: int) -> None:
         self.depth = depth
 
-    def propose(self, plan: Sequence[Chunk], hidden: Tensor, layout: StepLayout) -> None:
+    def propose(self, plan: Sequence[Chunk], hidden: Tensor, ends: list[int]) -> None:
         """See `Drafter.propose`."""
         for answer in (chunk.answer for chunk in plan):
             if wanted := room(answer, self.depth):

@@ -10,8 +10,8 @@ const PanelKernels& panel_kernels() {
 
 Tiles::Tiles(const Input& x)
     : count_((x.count + kTile - 1) / kTile), groups_((x.width + kGroup - 1) / kGroup) {
-  memory_ = at::empty({count_ * groups_ * int64_t(sizeof(TileGroup))}, at::kByte);
-  data_ = reinterpret_cast<TileGroup*>(memory_.data_ptr());
+  memory_ = c10::GetCPUAllocator()->allocate(count_ * groups_ * sizeof(TileGroup));
+  data_ = static_cast<TileGroup*>(memory_.get());
   share(count_, 1, x.count * x.width * 16, [&](int64_t begin, int64_t end) {
     std::vector<float> plain(groups_ * kGroup);
     for (int64_t m = begin * kTile; m < end * kTile; m++) {

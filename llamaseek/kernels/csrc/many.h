@@ -24,7 +24,7 @@ class Tiles {
  private:
   int64_t count_, groups_;
   TileGroup* data_;
-  Tensor memory_;
+  c10::DataPtr memory_;
 };
 
 // Outputs `first` … of a matrix for some tiles → sums (tiles, kTile, kPanel).

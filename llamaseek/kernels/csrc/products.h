@@ -83,6 +83,11 @@ struct Target {
   void finish(int64_t m, int64_t n, int count, const float* sums, const float* gates) const;
 };
 
+// All of a tensor (M, N), on top of nothing.
+inline Target onto(const Tensor& to) {
+  return {to.data_ptr(), nullptr, is_float(to), to.size(1)};
+}
+
 // Tokens `first` and on, at most kTokens of them, in the form that the matrices read.
 template <class M>
 auto ready(const M& matrix, const Input& x, int64_t first) {
