@@ -4,16 +4,17 @@
         python bench/serve.py [--shape tiny|smollm2|1b] [--model FOLDER] \\
         [--part burst|poisson|highest] [--json PATH]
 
-One random checkpoint in bf16, or for smollm2 a folder of SmolLM2 135M; prompts and answers of lengths from a fixed seed, greedy, no end
-token; each server in its own process with all cores, one at a time. Prompts are new in every run,
-so that no prompt cache answers. Chats of the 1B shape are short (16 to 48 tokens of prompt, 4 to 24
-of answer), so that one part with all servers takes under 200 s on two cores. `burst`: all chats
-arrive at once; tokens said a second, the median of the shape's repeats. `poisson`: one arrival
-rate, the same for all; seconds to the first token and between tokens. `highest`: the highest
-arrival rate, in steps below the server's own rate when all arrive at once, at which the slowest
-first token comes within the shape's patience. Parts of one shape add their rows to one JSON file.
-A server that takes longer than `--limit` over a part is ended and named beside the rows, as is one
-that is absent. `--work` keeps the models between calls; `--prepare` only makes them.
+One random bf16 checkpoint, or for smollm2 a folder of SmolLM2 135M, which is read as bf16; prompts
+and answers of lengths from a fixed seed, greedy, no end token; each server in its own process with
+all cores, one at a time. Prompts are new in every run, so that no prompt cache answers. Chats of
+the 1B shape are short (16 to 48 tokens of prompt, 4 to 24 of answer), so that one part with all
+servers takes under 200 s on two cores. `burst`: all chats arrive at once; tokens said a second, the
+median of the shape's repeats. `poisson`: one arrival rate, the same for all; seconds to the first
+token and between tokens. `highest`: the highest arrival rate, in steps below the server's own rate
+when all arrive at once, at which the slowest first token comes within the shape's patience. Parts
+of one shape add their rows to one JSON file. A server that takes longer than `--limit` over a part
+is ended and named beside the rows, as is one that is absent. `--work` keeps the models between
+calls; `--prepare` only makes them.
 """
 
 from __future__ import annotations

@@ -88,9 +88,7 @@ class Way:
         return [statistics.median(times) for times in zip(*self.seconds[1:], strict=True)]
 
 
-def compare(
-    case: str, ways: tuple[Way, Way], asked: Sequence[Request], repeats: int
-) -> list[Row]:
+def compare(case: str, ways: tuple[Way, Way], asked: Sequence[Request], repeats: int) -> list[Row]:
     """Rates without and with drafts, the slowest prompt, and what drafts gave."""
     plain, drafting = ways
     for _ in range(repeats + 1):

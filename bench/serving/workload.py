@@ -76,8 +76,8 @@ class Chat:
 
 
 def chats(shape: Shape, run: int, count: int = CHATS) -> list[Chat]:
-    """Lengths that are every run's; ids of plain words of the vocabulary that are this run's own, so
-    that no cache of prompts knows them from the run before."""
+    """Lengths that are every run's; ids of plain words of the vocabulary that are this run's own,
+    so that no cache of prompts knows them from the run before."""
     lengths, words = Random(0), Random(f"run {run}")
     found = []
     for _ in range(count):
