@@ -1,6 +1,6 @@
 """Speculative decoding beside decoding without: the same tokens, and how much sooner.
 
-    python bench/speculate.py MODEL [--dtype auto|bf16|fp32] [--depth 8] [--cpu-time] [--json PATH]
+    python bench/speculate.py MODEL [--dtype auto|bf16|fp32] [--depth 15] [--cpu-time] [--json PATH]
 
 A MODEL with a multi-token module, as `llamaseek quickstart --family deepseek_v3` trains one, drafts
 by it, and goes on with the first words of held-out stories ("The red fox"). Any other model drafts

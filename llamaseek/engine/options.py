@@ -26,7 +26,7 @@ class Speculation:
     """
 
     kind: str = "none"
-    depth: int = 8
+    depth: int = 15
     draft_model: CausalLM | None = None
 
     def __post_init__(self) -> None:
