@@ -38,7 +38,7 @@ from llamaseek.herd import ModelConfig
 from llamaseek.models import CausalLM, build_model
 from llamaseek.models.head import Softmax
 from llamaseek.models.loss import counted_cross_entropy_sum, softmax_and_gradient
-from llamaseek.models.moe import add_rows, run_experts
+from llamaseek.models.moe import add_rows, run_experts, take_rows
 from llamaseek.models.recompute import recompute
 from llamaseek.parallel.apply import Parallel, parallelize
 from llamaseek.parallel.collectives import exchange
@@ -206,14 +206,14 @@ class BalancedExperts(SplitExperts):
         group: dist.ProcessGroup,
     ) -> Tensor:
         ranks, experts = group.size(), weights[0].shape[0]
-        tokens = torch.arange(chosen.numel()) // chosen.shape[1]
-        even = [len(tokens) // ranks] * ranks
-        rows = self.dispatch(x[tokens], even, even, group)
-        shares = exchange(gates.flatten()[tokens], even, even, group)
+        places = torch.arange(chosen.numel()).view_as(chosen)
+        tokens, even = places.flatten() // chosen.shape[1], [chosen.numel() // ranks] * ranks
+        rows = self.dispatch(take_rows(x, tokens, places), even, even, group)
+        shares = exchange(gates.flatten()[places.flatten()], even, even, group)
         ids = torch.arange(len(rows)) % experts
         load = torch.full((experts,), len(rows) // experts)
         out = run_experts(rows, ids[:, None], shares[:, None], load, *weights, self.product)
-        return add_rows(self.combine(out, even, even, group), tokens, len(x))
+        return add_rows(self.combine(out, even, even, group), tokens, places)
 
 
 def prepare(part: CausalLM) -> None:
@@ -222,6 +222,7 @@ def prepare(part: CausalLM) -> None:
     if isinstance(part.model.rotary, SlicedRotary):  # attention to a row's chunks needs no mask
         part.model.rotary.slices.last = lambda *sizes: None  # type: ignore[method-assign]
     for moe in part.moe_layers().values():
+        moe.experts.multiple = 1  # the numbers are those of a GPU
         if isinstance(moe.experts, SplitExperts):
             moe.experts.__class__ = BalancedExperts
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from random import SystemRandom
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from llamaseek.engine.adapters import Adapters
 from llamaseek.engine.blocks import BlockPool
@@ -22,7 +22,7 @@ from llamaseek.engine.ends import append, end_text
 from llamaseek.engine.forward.graphs import Capture, Graphs, capturable, compiled
 from llamaseek.engine.forward.paged import build_cache, bytes_per_token
 from llamaseek.engine.forward.runner import Runner, home
-from llamaseek.engine.forward.step_layout import StepLayout, some_rows
+from llamaseek.engine.forward.step_layout import StepResult
 from llamaseek.engine.leader import CacheBlocks, lead
 from llamaseek.engine.logprobs import score_prompts, score_tokens
 from llamaseek.engine.options import EngineOptions
@@ -313,46 +313,41 @@ class Engine:
 
     def _step(self, plan: list[Chunk], deltas: list[Delta]) -> None:
         """`step`; what is known when something breaks is in `deltas` by then."""
-        hidden, layout = self.runner.run(plan)
+        ends = list(accumulate(chunk.count for chunk in plan))
+        drawing, rows = _drawing(plan, ends)
+        made = self.runner.run(plan, rows)
         self.statistics.steps += 1
-        self.statistics.computed += hidden.shape[0]
+        self.statistics.computed += ends[-1]
         if any(chunk.answer.unscored for chunk in plan):
-            score_prompts(self.runner, plan, hidden, layout.ends.tolist())
-        self._say(plan, hidden, layout, deltas)
-        self.drafter.propose(plan, hidden, layout)
+            score_prompts(self.runner, plan, made.hidden, ends)
+        for chunk in plan:
+            if not chunk.samples:
+                chunk.answer.computed += chunk.count
+        if drawing:
+            self._say(drawing, rows, made, deltas)
+        self.drafter.propose(plan, made.hidden, ends)
         for chunk in plan:
             if chunk.answer.finish is None:
                 self.scheduler.publish(chunk.answer)
 
     def _say(
-        self, plan: list[Chunk], hidden: Tensor, layout: StepLayout, deltas: list[Delta]
+        self, drawing: list[SequenceState], rows: list[int], made: StepResult, deltas: list[Delta]
     ) -> None:
         """Draw the next tokens of every answer whose last token is computed."""
-        drawing: list[SequenceState] = []
-        rows: list[int] = []
-        for chunk, end in zip(plan, layout.ends.tolist(), strict=True):
-            if chunk.samples:
-                drawing.append(chunk.answer)
-                rows += range(end - 1 - len(chunk.answer.drafts), end)
-            else:
-                chunk.answer.computed += chunk.count
-        if not drawing:
-            return
-        hidden = some_rows(hidden, rows)
-        logits = self.runner.logits(hidden)
         now = time.monotonic()
         scored, start = [], 0
-        for answer, generated in zip(drawing, decide(logits, drawing), strict=True):
+        for answer, generated in zip(drawing, decide(made, drawing), strict=True):
             drafts, first = len(answer.drafts), answer.first_token is None
             delta = self._add(answer, generated, now)
             deltas.append(delta)
             if answer.params.embed and first and answer.index == 0:
-                delta.embedding = answer.embedding = hidden[start].float().tolist()
+                hidden = made.hidden[rows[start]].float()
+                delta.embedding = answer.embedding = hidden.tolist()
             if answer.params.logprobs is not None:
                 scored.append((answer, delta, start))
             start += 1 + drafts
         if scored:
-            score_tokens(logits, scored)
+            score_tokens(made.logits, scored)
 
     def _add(self, answer: SequenceState, generated: list[int], now: float) -> Delta:
         """Append what an answer says, up to where it ends; then it is done."""
@@ -430,6 +425,17 @@ class Engine:
         self.statistics.failed += 1
         self._close(answer, "error", delta)
         return delta
+
+
+def _drawing(plan: list[Chunk], ends: list[int]) -> tuple[list[SequenceState], list[int]]:
+    """The answers whose last token a step computes, and the rows of it and of their drafts."""
+    drawing: list[SequenceState] = []
+    rows: list[int] = []
+    for chunk, end in zip(plan, ends, strict=True):
+        if chunk.samples:
+            drawing.append(chunk.answer)
+            rows += range(end - 1 - len(chunk.answer.drafts), end)
+    return drawing, rows
 
 
 def _end_token_ids(

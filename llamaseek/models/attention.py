@@ -6,6 +6,8 @@ P qk_nope_head_dim, V v_head_dim.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,7 +20,7 @@ from llamaseek.models.documents import (
     attend_whole,
     packed_documents,
 )
-from llamaseek.models.layers import RMSNorm, dense_weight, widen
+from llamaseek.models.layers import RMSNorm, dense_weight
 from llamaseek.models.rope import rotate_pair, softmax_scale
 
 # transformers and DeepSeek's own code leave the latent norms at this eps whatever the config says.
@@ -33,9 +35,17 @@ over ranks, for the keys that each of a rank's two chunks sees."""
 
 def row_mask(positions: Tensor, causal: bool) -> Mask | None:
     """Which keys each query of whole rows sees; None where every row is one document."""
-    if positions.device.type == "cpu":
-        return document_mask(positions, causal)
-    return packed_documents(positions)
+    if positions.device.type != "cpu":
+        return packed_documents(positions)
+    mask = document_mask(positions, causal)
+    return mask if mask is None or mask.shape[-1] > BLOCKED_LENGTH else added(mask, torch.bfloat16)
+
+
+def added(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask of bools as what is added to scores: 0 and -inf. On CPUs an addition that spreads over
+    heads runs at the memory's speed; filling through a mask that does is many times as slow.
+    """
+    return torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, -torch.inf)
 
 
 def document_mask(positions: Tensor, causal: bool, columns: Tensor | None = None) -> Tensor | None:
@@ -93,21 +103,42 @@ def attend_in_blocks(
     share = heads // groups
     q = (q * scale).unflatten(2, (groups, share)).permute(0, 2, 3, 1, 4)  # (B, K, H/K, T, W)
     k, v = k.permute(0, 2, 3, 1), v.transpose(1, 2)  # (B, K, W, T), (B, K, T, V)
-    steps = torch.arange(time, device=q.device)
-    seen = steps[:, None] >= steps if causal and mask is None else mask
+    if mask is None and causal:
+        steps = torch.arange(time)
+        mask = steps[:, None] >= steps
+    if mask is not None:
+        mask = added(mask, q.dtype) if mask.dtype == torch.bool else mask.to(q.dtype)
+        mask = mask[:, None] if mask.dim() == 4 else mask
     outs = []
     for start in range(0, time, BLOCK):
         stop = min(start + BLOCK, time)
         end = stop if causal else keys
         scores = q[:, :, :, start:stop].flatten(2, 3) @ k[..., :end]
         scores = scores.unflatten(2, (share, stop - start))
-        if seen is not None:
-            visible = seen[..., start:stop, :end]
-            visible = visible[:, None] if visible.dim() == 4 else visible
-            scores = scores.masked_fill(~visible, -torch.inf)
-        weights = F.softmax(widen(scores), dim=-1).to(v.dtype).flatten(2, 3)
+        hidden = None if mask is None else mask[..., start:stop, :end]
+        weights = _AttentionWeights.apply(scores, hidden).to(v.dtype).flatten(2, 3)
         outs.append((weights @ v[:, :, :end]).unflatten(2, (share, stop - start)))
     return torch.cat(outs, dim=3).permute(0, 3, 1, 2, 4).flatten(2, 3)
+
+
+class _AttentionWeights(torch.autograd.Function):
+    """Softmax over keys, computed in float32 and rounded to the scores' dtype, after -inf was added
+    to hidden ones.
+
+    It keeps the weights alone. The gradient of hidden scores needs no mask: their weights are 0.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, mask: Tensor | None) -> Tensor:
+        weights = F.softmax(scores if mask is None else scores + mask, dim=-1)
+        ctx.save_for_backward(weights)
+        return weights
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (weights,) = ctx.saved_tensors
+        back = torch.ops.aten._softmax_backward_data(gradient, weights, -1, weights.dtype)
+        return back, None
 
 
 def whole_row(x: Tensor) -> Tensor:

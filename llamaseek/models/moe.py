@@ -105,6 +105,8 @@ def leave_wide_products() -> None:
 class Experts(nn.Module):
     """All routed experts' weights, stacked for grouped matrix products, which `product` makes."""
 
+    multiple = 32  # rows of a group on a CPU; see `sorted_places`
+
     def __init__(self, experts: int, width: int, hidden: int) -> None:
         super().__init__()
         self.product: Product = grouped_product
@@ -114,7 +116,12 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, chosen: Tensor, gates: Tensor, load: Tensor) -> Tensor:
         """x (N, D), chosen and gates (N, K), load (E) tokens an expert → (N, D). Dropless."""
         gate_up = self.gate_up_proj.flatten(1, 2)
-        return run_experts(x, chosen, gates, load, gate_up, self.down_proj, self.product)
+        # A recorder of inputs and products in fp8 tiles take the rows alone.
+        plain = self.product is grouped_product and x.dtype == torch.bfloat16
+        few = chosen.numel() < 16 * self.multiple * len(load)
+        multiple = 1 if few or not plain or x.device.type != "cpu" else self.multiple
+        weights = (gate_up, self.down_proj)
+        return run_experts(x, chosen, gates, load, *weights, self.product, multiple)
 
 
 def run_experts(
@@ -125,17 +132,56 @@ def run_experts(
     gate_up: Tensor,
     down: Tensor,
     product: Product = grouped_product,
+    multiple: int = 1,
 ) -> Tensor:
     """`Experts.forward` with weights gate_up (E, 2F, D) and down (E, D, F).
 
     Experts that no token chose may be left out of load and weights alike.
     """
+    tokens, places, ends = sorted_places(chosen, load, multiple)
+    gate, up = product(take_rows(x, tokens, places), gate_up, ends).chunk(2, dim=-1)
+    inner = gated(gate, up) * sort_gates(gates, tokens, places)[:, None].to(x.dtype)
+    return add_rows(product(inner, down, ends), tokens, places)
+
+
+def sorted_places(chosen: Tensor, load: Tensor, multiple: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows sorted by expert: each row's token (M), each choice's row (N, K), the groups' ends (E).
+
+    M is N × K, or more where groups are filled up to a `multiple` of rows with token 0: oneDNN
+    compiles a product for each number of rows it has not had lately, for a millisecond.
+    """
     order = chosen.flatten().argsort(stable=True)
-    tokens = order // chosen.shape[1]
-    ends = load.cumsum(0, dtype=torch.int32)
-    gate, up = product(x[tokens], gate_up, ends).chunk(2, dim=-1)
-    inner = gated(gate, up) * gates.flatten()[order, None].to(x.dtype)
-    return add_rows(product(inner, down, ends), tokens, len(x))
+    rows = torch.arange(len(order), device=order.device)
+    ends = load.cumsum(0)
+    if multiple > 1:
+        filled = (load + multiple - 1) // multiple * multiple
+        before = filled.cumsum(0) - filled - (ends - load)  # rows added before each group
+        rows = rows + before[torch.searchsorted(ends, rows, right=True)]
+        ends = filled.cumsum(0)
+    places = torch.empty_like(order).scatter(0, order, rows)
+    tokens = order.new_zeros(len(order) + len(load) * (multiple - 1))
+    tokens = tokens.scatter(0, rows, order // chosen.shape[1])
+    return tokens, places.view_as(chosen), ends.to(torch.int32)
+
+
+def sort_gates(gates: Tensor, tokens: Tensor, places: Tensor) -> Tensor:
+    """gates (N, K) of each row (M); 0 of rows that fill up a group, which so have no gradient."""
+    return gates.new_zeros(len(tokens)).scatter(0, places.flatten(), gates.flatten())
+
+
+class _TakeRows(torch.autograd.Function):
+    """PyTorch's own gradient of `x[tokens]` adds row after row, on one core of a CPU, where
+    `embedding` copies rows and `embedding_bag` adds them many times as fast as indexing does.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tokens: Tensor, places: Tensor) -> Tensor:
+        ctx.places = places
+        return F.embedding(tokens, x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return _summed(gradient, ctx.places), None, None
 
 
 class _AddRows(torch.autograd.Function):
@@ -144,18 +190,28 @@ class _AddRows(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, places: Tensor, count: int) -> Tensor:
-        ctx.places = places
-        return rows.new_zeros(count, *rows.shape[1:]).index_add(0, places, rows)
+    def forward(ctx: Any, rows: Tensor, tokens: Tensor, places: Tensor) -> Tensor:
+        ctx.tokens = tokens
+        return _summed(rows, places)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return gradient[ctx.places], None, None
+        return F.embedding(ctx.tokens, gradient), None, None
 
 
-def add_rows(rows: Tensor, places: Tensor, count: int) -> Tensor:
-    """rows (M, …) added up into (count, …), row i at places[i]."""
-    return _AddRows.apply(rows, places, count)  # type: ignore[no-any-return]
+def _summed(rows: Tensor, places: Tensor) -> Tensor:
+    """rows (M, D) at places (N, K) added up, (N, D)."""
+    return F.embedding_bag(places, rows, mode="sum")
+
+
+def take_rows(x: Tensor, tokens: Tensor, places: Tensor) -> Tensor:
+    """x (N, D) → (M, D), row i that of tokens[i]; a token's rows are at places (N, K)."""
+    return _TakeRows.apply(x, tokens, places)  # type: ignore[no-any-return]
+
+
+def add_rows(rows: Tensor, tokens: Tensor, places: Tensor) -> Tensor:
+    """The other way: each token's rows added up, (M, D) → (N, D)."""
+    return _AddRows.apply(rows, tokens, places)  # type: ignore[no-any-return]
 
 
 def row_mean(x: Tensor) -> Tensor:

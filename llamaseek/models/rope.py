@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llamaseek.herd import ModelConfig, RopeScaling
 from llamaseek.kernels.fused import Rotate, in_one_pass, rotate_both
+from llamaseek.models.layers import widen
 
 
 def inverse_frequencies(width: int, theta: float, scaling: RopeScaling | None) -> Tensor:
@@ -122,7 +123,7 @@ def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     if in_one_pass(x):
         out: Tensor = Rotate.apply(x, cos, sin, False)
         return out
-    first, second = x.chunk(2, dim=-1)
+    first, second = widen(x).chunk(2, dim=-1)  # once, where each product would widen its own
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
@@ -131,6 +132,6 @@ def rotate_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     if in_one_pass(x):
         out: Tensor = Rotate.apply(x, cos, sin, True)
         return out
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = widen(x).unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
     return turned.flatten(-2).to(x.dtype)

@@ -17,7 +17,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
-from llamaseek.models.moe import Experts, MoE, add_rows, count_choices, run_experts
+from llamaseek.models.moe import (
+    Experts,
+    MoE,
+    add_rows,
+    count_choices,
+    run_experts,
+    sort_gates,
+    sorted_places,
+    take_rows,
+)
 from llamaseek.models.quant.fp8 import FP8_MAX
 from llamaseek.models.recompute import unneeded
 from llamaseek.parallel.collectives import (
@@ -122,19 +131,18 @@ class SplitExperts(Experts):
         group: dist.ProcessGroup,
     ) -> Tensor:
         """Rows sorted by expert go out, come through the experts there, and are added up here."""
-        order = chosen.flatten().argsort(stable=True)
-        tokens = order // chosen.shape[1]
+        tokens, places, _ = sorted_places(chosen, load)
         going = load.view(group.size(), -1)  # (R, E / R) rows for each expert of each rank
         ones = [1] * group.size()
         coming = all_to_all(going, ones, ones, group)  # (R, E / R) rows of each rank
         sent, received = going.sum(1).tolist(), coming.sum(1).tolist()
-        rows = self.dispatch(x[tokens], sent, received, group)
-        shares = exchange(gates.flatten()[order], sent, received, group)
+        rows = self.dispatch(take_rows(x, tokens, places), sent, received, group)
+        shares = exchange(sort_gates(gates, tokens, places), sent, received, group)
         experts = torch.arange(coming.shape[1], device=x.device).repeat(group.size())
         local_ids = experts.repeat_interleave(coming.flatten())
         load = coming.sum(0)
         out = run_experts(rows, local_ids[:, None], shares[:, None], load, *weights, self.product)
-        return add_rows(self.combine(out, sent, received, group), tokens, len(x))
+        return add_rows(self.combine(out, sent, received, group), tokens, places)
 
 
 class SplitRows:

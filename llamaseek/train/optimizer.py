@@ -62,9 +62,10 @@ class MuonAndAdamW(torch.optim.Optimizer):
         self.muon.state = adamw.state = self.state
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step of both."""
-        self.muon.step()
-        self.adamw.step()
+        """One step of both, or of neither where `found_inf` is not 0; a GPU's host waits for it."""
+        if not getattr(self, "found_inf", 0):
+            self.muon.step()
+            self.adamw.step()
 
 
 class NarrowAdamW(torch.optim.AdamW):

@@ -182,6 +182,20 @@ def test_every_epoch_reads_every_token_once(tmp_path: Path) -> None:
     assert not torch.equal(*epochs)
 
 
+def test_rows_of_one_long_document_hold_a_piece_each_in_every_epoch(tmp_path: Path) -> None:
+    """The end of a document, shorter than a row, does not move the rows that come after it."""
+    text = [*range(2, 100 * 32 + 7), END]
+    write_store(tmp_path / "a", [text], 10_000, 32)
+    rows = MixRows(
+        {"a": TokenStore(tmp_path / "a", 10_000)}, Schedule([Phase(0, {"a": 1.0})], {}), 32
+    )
+    for epoch in range(3):
+        batch = rows.step(epoch, 101)
+        assert torch.equal(batch.positions, torch.arange(32).expand(101, -1))
+        assert set(batch.tokens.flatten().tolist()) == set(text)
+        assert (batch.tokens.diff(dim=1) == 1).sum() >= 101 * 31 - 1  # all but before END
+
+
 def test_targets_are_the_next_tokens_of_the_document(stores: dict[str, TokenStore]) -> None:
     """Also where a row or a piece ends within it; after its last token there is none."""
     follows = {

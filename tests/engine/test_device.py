@@ -50,10 +50,10 @@ def asked(engine: Engine, *lengths: int) -> None:
 
 def check(engine: Engine, plan: list[Chunk], groups: int) -> None:
     """Run a step: everything is on the GPU; so many groups of longer chunks attend together."""
-    hidden, layout = engine.runner.run(plan)
+    hidden = engine.runner.run(plan, []).hidden
     tokens = sum(chunk.count for chunk in plan)
-    assert hidden.device == GPU and hidden.shape[0] == tokens and len(layout.ends) == len(plan)
-    assert len(layout.groups) == groups
+    assert hidden.device == GPU and hidden.shape[0] == tokens
+    assert engine.runner.last is not None and len(engine.runner.last[2].groups) == groups
     assert engine.runner.logits(hidden).device == GPU
 
 
@@ -97,9 +97,9 @@ def test_a_model_drafts_on_the_device(tmp_path: Path) -> None:
         engine = Engine(model, options=options)
         asked(engine, 30, 5)
         plan = engine.scheduler.schedule()
-        hidden, _ = engine.runner.run(plan)
+        hidden = engine.runner.run(plan, []).hidden
         assert isinstance(engine.drafter, MultiTokenDrafter)
-        ahead, _ = engine.drafter._run(plan, hidden, [1] * len(hidden))
+        ahead = engine.runner.ahead(plan, hidden, [1] * len(hidden))
         assert ahead.device == GPU and ahead.shape == hidden.shape
 
 
@@ -119,7 +119,7 @@ def test_fake_tensors_find_what_is_elsewhere(folder: Path, tmp_path: Path) -> No
         engine.model.model.rotary.inv_freq = torch.ones(4)
         asked(engine, 5)
         with pytest.raises(RuntimeError, match="device"):
-            engine.runner.run(engine.scheduler.schedule())
+            engine.runner.run(engine.scheduler.schedule(), [])
 
 
 def test_memory_that_is_not_there_is_one_line(

@@ -15,7 +15,7 @@ from llamaseek.models.recompute import recompute
 from llamaseek.recipe.schema import Recipe, TrainRecipe
 from llamaseek.runtime.check import resolve
 from llamaseek.train.jobs.pretrain import build_job
-from llamaseek.train.loop import train
+from llamaseek.train.loop import Trainer, train
 from llamaseek.train.optimizer import make_optimizer
 from tests.train.tiny import recipe
 
@@ -83,6 +83,22 @@ def test_muon_steps_matrices_of_layers_and_adamw_the_rest() -> None:
             one.step()
     for name, p in weights.items():
         torch.testing.assert_close(p, alone[name])
+
+
+def test_a_step_of_muon_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
+    trainer = Trainer(build_job(recipe(tmp_path, "llama3", train__optimizer="muon")))
+    trainer.step(0)
+    before = {name: p.detach().clone() for name, p in trainer.ranks.own.items()}
+    states = [
+        {key: value.clone() for key, value in state.items()}
+        for state in trainer.optimizer.state.values()
+    ]
+    for p in trainer.ranks.own.values():
+        p.grad = torch.full_like(p, torch.nan)
+    trainer._update(1e-2, {}, torch.tensor(False))
+    assert all(torch.equal(p, before[name]) for name, p in trainer.ranks.own.items())
+    for old, new in zip(states, trainer.optimizer.state.values(), strict=True):
+        assert all(torch.equal(old[key], new[key]) for key in old)
 
 
 def test_a_run_with_muon_resumes_with_the_same_bits(tmp_path: Path) -> None:

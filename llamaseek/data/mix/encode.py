@@ -24,6 +24,8 @@ Marks = tuple[int, int, int]  # ids of begin, hole, end
 CHARACTERS = 1 << 20
 """Text that is tokenized at once, on all cores."""
 
+MANY = 64  # pieces of a document, of which the last may begin early
+
 
 def fim_marks(tokenizer: Tokenizer) -> Marks:
     """The ids that open a prefix, a suffix and a middle; UserError where there are none."""
@@ -123,6 +125,9 @@ def write_store(
 ) -> None:
     """Write token lists as a store whose pieces have at most `length` tokens.
 
+    The last piece of a document of `MANY` pieces has `length` tokens too, some of which are in the
+    piece before: a shorter one would move all rows after it, so that each holds the end of one
+    piece and the beginning of another.
     `long` (tokens, times) lists the pieces of documents of at least that many tokens that many
     times: they are read more often in an epoch.
     """
@@ -132,6 +137,8 @@ def write_store(
         for ids in documents:
             np.array(ids, dtype=kind).tofile(tokens)
             starts = np.arange(0, len(ids), length)
+            if len(starts) > MANY:
+                starts[-1] = len(ids) - length
             stops = np.minimum(starts + length, len(ids))
             pieces = np.stack([starts + at, stops + at, stops == len(ids)], axis=1)
             times = long[1] if long is not None and len(ids) >= long[0] else 1

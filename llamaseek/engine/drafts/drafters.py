@@ -9,7 +9,7 @@ N tokens of a step, A answers, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import repeat
+from itertools import accumulate, repeat
 from typing import Protocol
 
 from torch import Tensor
@@ -17,10 +17,10 @@ from torch import Tensor
 from llamaseek.engine.drafts.acceptance import Acceptance
 from llamaseek.engine.drafts.lookup import LONGEST, Lookup, following
 from llamaseek.engine.forward.runner import Runner
-from llamaseek.engine.forward.step_layout import StepLayout, some_rows
+from llamaseek.engine.forward.step_layout import some_rows
 from llamaseek.engine.options import Speculation
 from llamaseek.engine.request import SequenceState
-from llamaseek.engine.sampler import DRAFTED, distributions, draw, uniforms
+from llamaseek.engine.sampler import DRAFTED, distributions, draw, likeliest, uniforms
 from llamaseek.engine.scheduler import Chunk, Scheduler
 from llamaseek.errors import UserError
 from llamaseek.models import CausalLM
@@ -35,15 +35,17 @@ ALIKE = {2: 0.3, 3: 0.5, 5: 0.7, 8: 0.85}
 class Drafter(Protocol):
     """A source of drafts."""
 
-    def propose(self, plan: Sequence[Chunk], hidden: Tensor, layout: StepLayout) -> None:
-        """After a step over `plan` with outcome hidden (N, D): set its answers' drafts."""
+    def propose(self, plan: Sequence[Chunk], hidden: Tensor, ends: list[int]) -> None:
+        """After a step over `plan` with outcome hidden (N, D), where its chunks end at rows `ends`:
+        set its answers' drafts.
+        """
         ...
 
 
 class NoDrafter:
     """Decoding without drafts."""
 
-    def propose(self, plan: Sequence[Chunk], hidden: Tensor, layout: StepLayout) -> None:
+    def propose(self, plan: Sequence[Chunk], hidden: Tensor, ends: list[int]) -> None:
         """See `Drafter.propose`."""
 
 
@@ -87,7 +89,7 @@ def room(answer: SequenceState, depth: int) -> int:
 
 def guess(logits: Tensor, answers: Sequence[SequenceState]) -> None:
     """Add one draft to each answer from logits (A, V): the likeliest, or drawn as it draws."""
-    best = logits.argmax(-1).tolist()
+    best = likeliest(logits)[0]
     for answer, token in zip(answers, best, strict=True):
         if answer.params.greedy:
             answer.drafts.append(token)
@@ -138,6 +140,12 @@ def draft_on(
             hidden = run([answer for answer, _ in drafting], hidden)
 
 
+def _last_rows(hidden: Tensor, chunks: Sequence[Chunk], some: Sequence[int]) -> Tensor:
+    """Of hidden states (N, D) the last one of each of some chunks."""
+    ends = list(accumulate(chunk.count for chunk in chunks))
+    return some_rows(hidden, [ends[n] - 1 for n in some])
+
+
 class MultiTokenDrafter:
     """DeepSeek-V3's own module (report §2.2): from a place's hidden state and the next token, the
     one after it. For more drafts it runs again on what it made, as if the model had made it.
@@ -149,12 +157,12 @@ class MultiTokenDrafter:
     def __init__(self, runner: Runner, scheduler: Scheduler, depth: int) -> None:
         self.runner, self.scheduler, self.depth = runner, scheduler, depth
 
-    def propose(self, plan: Sequence[Chunk], hidden: Tensor, layout: StepLayout) -> None:
+    def propose(self, plan: Sequence[Chunk], hidden: Tensor, ends: list[int]) -> None:
         """See `Drafter.propose`."""
         chunks: list[Chunk] = []
         rows: list[int] = []
         following: list[int] = []
-        for chunk, end in zip(plan, layout.ends.tolist(), strict=True):
+        for chunk, end in zip(plan, ends, strict=True):
             answer, start = chunk.answer, chunk.start
             if answer.finish is None:
                 settled, first = answer.computed - start, end - chunk.count
@@ -163,23 +171,15 @@ class MultiTokenDrafter:
                 following += answer.tokens[start + 1 : start + settled + 1]
         if not chunks:
             return
-        ahead, ends = self._run(chunks, some_rows(hidden, rows), following)
-        cost = VERIFIED + BY_MODULE
-        most = [worth(chunk.answer, self.depth, cost) for chunk in chunks]
+        ahead = self.runner.ahead(chunks, some_rows(hidden, rows), following)
+        most = [worth(chunk.answer, self.depth, VERIFIED + BY_MODULE) for chunk in chunks]
         drafting = [(chunk.answer, n) for chunk, n in zip(chunks, most, strict=True) if n]
-        last = some_rows(ahead, [end for end, n in zip(ends, most, strict=True) if n])
+        last = _last_rows(ahead, chunks, [place for place, n in enumerate(most) if n])
         draft_on(drafting, last, self.runner, self.scheduler, self._on)
 
     def _on(self, answers: list[SequenceState], hidden: Tensor) -> Tensor:
         chunks = [Chunk(a, a.computed + len(a.drafts) - 1, 1) for a in answers]
-        return self._run(chunks, hidden, [answer.drafts[-1] for answer in answers])[0]
-
-    def _run(
-        self, chunks: Sequence[Chunk], hidden: Tensor, following: list[int]
-    ) -> tuple[Tensor, list[int]]:
-        """Hidden (N, D) and what follows each (N) → the module's, and the chunks' last rows."""
-        ahead, layout = self.runner.ahead(chunks, hidden, following)
-        return ahead, (layout.ends - 1).tolist()
+        return self.runner.ahead(chunks, hidden, [answer.drafts[-1] for answer in answers])
 
 
 class ModelDrafter:
@@ -188,7 +188,7 @@ class ModelDrafter:
     def __init__(self, runner: Runner, scheduler: Scheduler, depth: int) -> None:
         self.runner, self.scheduler, self.depth = runner, scheduler, depth
 
-    def propose(self, plan: Sequence[Chunk], hidden: Tensor, layout: StepLayout) -> None:
+    def propose(self, plan: Sequence[Chunk], hidden: Tensor, ends: list[int]) -> None:
         """See `Drafter.propose`. It reads what the model has read, and the newest token too."""
         chunks: list[Chunk] = []
         drafting: list[tuple[SequenceState, int]] = []
@@ -207,15 +207,14 @@ class ModelDrafter:
                 answer.draft_computed = end
         if not chunks:
             return
-        ahead, theirs = self.runner.run(chunks)
-        last = some_rows(ahead, [int(theirs.ends[n]) - 1 for n in places])
+        last = _last_rows(self.runner.run(chunks, []).hidden, chunks, places)
         draft_on(drafting, last, self.runner, self.scheduler, self._on)
 
     def _on(self, answers: list[SequenceState], hidden: Tensor) -> Tensor:
         chunks = [Chunk(a, len(a.tokens) + len(a.drafts) - 1, 1) for a in answers]
         for chunk in chunks:
             chunk.answer.draft_computed = chunk.start + 1
-        return self.runner.run(chunks)[0]
+        return self.runner.run(chunks, []).hidden
 
 
 class LookupDrafter:
@@ -226,7 +225,7 @@ class LookupDrafter:
     def __init__(self, depth: int) -> None:
         self.depth = depth
 
-    def propose(self, plan: Sequence[Chunk], hidden: Tensor, layout: StepLayout) -> None:
+    def propose(self, plan: Sequence[Chunk], hidden: Tensor, ends: list[int]) -> None:
         """See `Drafter.propose`."""
         for answer in (chunk.answer for chunk in plan):
             if most := room(answer, self.depth):

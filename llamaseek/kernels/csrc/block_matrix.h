@@ -17,7 +17,7 @@ class Rounded {
 
  private:
   float* wide_[kTokens];
-  Tensor memory_;
+  c10::DataPtr memory_;
 };
 
 // A matrix (N, K). Where rows of heads of `head` numbers alternate between their halves, what they

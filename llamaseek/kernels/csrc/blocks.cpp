@@ -78,8 +78,8 @@ Tensor normalized(const Tensor& x, const Prepared::Norm& norm) {
 
 Rounded::Rounded(int count, int64_t width) {
   const int64_t padded = (width + kStep - 1) / kStep * kStep;
-  memory_ = at::empty({count * padded * 8}, at::kByte);
-  uint8_t* at = memory_.data_ptr<uint8_t>();
+  memory_ = c10::GetCPUAllocator()->allocate(count * padded * 8);
+  auto* at = static_cast<uint8_t*>(memory_.get());
   tokens.count = count;
   tokens.width = width;
   for (int m = 0; m < count; m++) {

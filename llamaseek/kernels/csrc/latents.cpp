@@ -5,13 +5,6 @@
 #include "ops.h"
 
 namespace llamaseek {
-namespace {
-
-Target onto(const Tensor& to, bool added = false) {
-  return Target{to.data_ptr(), added ? to.data_ptr() : nullptr, is_float(to), to.size(1)};
-}
-
-}  // namespace
 
 Tensor LatentAttention::run(Tensor x, Tensor w_uk, Tensor w_uv, Tensor cos, Tensor sin,
                             Tensor slots, Tensor tables, Tensor lengths, int64_t size,
@@ -53,7 +46,7 @@ Tensor Mixture::run(Tensor x) const {
     if (shared_.empty()) return;
     const Tensor between = at::empty({x.size(0), shared_[0]->outputs() / 2}, x.options());
     shared_[0]->times(Input(inner, {}), onto(between), true);
-    shared_[1]->times(Input(between, {}), onto(sum, true));
+    shared_[1]->times(Input(between, {}), {sum.data_ptr(), sum.data_ptr(), true, sum.size(1)});
   });
   return sum;
 }

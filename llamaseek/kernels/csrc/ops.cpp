@@ -23,10 +23,9 @@ TORCH_LIBRARY_IMPL(llamaseek, CPU, m) {
 TORCH_LIBRARY_FRAGMENT(llamaseek, m) {
   using namespace llamaseek;
   m.class_<Weights>("Weights")
-      .def(torch::init<std::vector<Tensor>, std::vector<Tensor>, int64_t, Weights::Whole,
-                       Weights::Whole>());
+      .def(torch::init<std::vector<Tensor>, std::vector<Tensor>, int64_t, Whole, Whole>());
   m.class_<Layers>("Layers")
-      .def(torch::init<double, double>())
+      .def(torch::init<Layers::Shared, Tensor, Layers::Shared, double, double>())
       .def("append", &Layers::append)
       .def("run", &Layers::run);
   m.class_<LatentAttention>("LatentAttention")

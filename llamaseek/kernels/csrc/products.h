@@ -87,6 +87,11 @@ struct Target {
   }
 };
 
+// All of a tensor (M, N), on top of nothing.
+inline Target onto(const Tensor& to) {
+  return {to.data_ptr(), nullptr, is_float(to), to.size(1)};
+}
+
 // Tokens `first` and on, at most kTokens of them, in the form that the matrices read.
 template <class M>
 auto ready(const M& matrix, const Input& x, int64_t first) {
