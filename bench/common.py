@@ -90,13 +90,18 @@ def installed(package: str) -> str | None:
         return None
 
 
+def figure(value: float) -> str:
+    """A figure of a table, with two decimals where it is small."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def report(rows: list[Row], skipped: list[str], path: Path | None) -> None:
     """Print the table; write JSON where asked."""
     for r in rows:
         ratio = f"{r.ratio:.2f}x" if r.ratio else "-"
-        peer_value = f"{r.peer_value:,.0f}" if r.peer_value else "-"
+        peer_value = figure(r.peer_value) if r.peer_value else "-"
         share = f"{r.limit_share:.0%} of limit" if r.limit_share else ""
-        ours = f"{r.case:<24} {r.value:>8,.0f} {r.metric}"
+        ours = f"{r.case:<24} {figure(r.value):>8} {r.metric}"
         print(f"{ours}  {r.peer:<24} {peer_value:>8} {ratio:>7}  {share}")
     for name in skipped:
         print(f"skipped: {name}", file=sys.stderr)

@@ -79,7 +79,7 @@ void Weights::times(const Input& x, const Target& to, bool gate) const {
   if (bits) {
     product(matrices(weights, scales, x.width, bits), x, to, gate);
   } else {
-    product(matrices(weights, kinds, heads, x.width), x, to, gate);
+    multiply_blocks(matrices(weights, kinds, heads, x.width), x, to, gate);
   }
 }
 
