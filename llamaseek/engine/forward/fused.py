@@ -1,4 +1,5 @@
-"""The forward pass of a decoding step with few tokens, with a few fused operators per layer.
+"""The forward pass of a decoding step with few tokens, with a few fused operators per layer; of a
+step with many, too, where a model's weights are GGUF's blocks.
 
 It reads the weights of the plain model, whose code training uses, and computes the same; norms,
 residual sums and the gate are done by the operators on the way. Queries, keys and values (and gate
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from llamaseek.engine.forward.paged import PagedCache
-from llamaseek.engine.forward.step_layout import Inputs, Ints, StepLayout, StepResult
+from llamaseek.engine.forward.step_layout import FEW, Inputs, Ints, StepLayout, StepResult
 from llamaseek.engine.ranks.shards import SummedExperts
 from llamaseek.kernels.build import builder
 from llamaseek.models import CausalLM
@@ -34,6 +35,7 @@ from llamaseek.models.quant.packed import PackedExperts, PackedLinear
 from llamaseek.parallel.layers import ParallelLMHead, RowParallelLinear
 
 BITS = {torch.float32: 32, torch.bfloat16: 16}
+PIECES = 1 << 20  # tokens of a step times the longest sequence's, attended in one call
 DENSE = (nn.Linear, Head, RowParallelLinear, ParallelLMHead)
 
 
@@ -320,8 +322,17 @@ class Dense:
         if 2 * len(self.layers) != len(steps) or split:
             raise ValueError("these layers are called one by one")
         self.embed, self.norm, self.head = _table(model), model.model.norm, head
+        parts = [part for a, f in self.layers for part in (a.qkv, a.out, f.gate_up, f.down)]
+        self.unpacks = not any(part.bits for part in (*parts, head))
         self.made: Any = None  # when the kernels are there
         self.blocks: tuple[Ints, Tensor] | None = None
+
+    def takes(self, inputs: Inputs) -> bool:
+        """Whether a step is for one call: of few tokens, or of more where all weights are GGUF's
+        blocks and what attention keeps of each stretch of keys is not large.
+        """
+        count = len(inputs.tokens)
+        return count <= FEW or (self.unpacks and count * inputs.longest <= PIECES)
 
     def _make(self, cache: PagedCache) -> Any:
         scale, eps = self.layers[0][0].scale, self.norm.eps
@@ -339,9 +350,7 @@ class Dense:
     def __call__(
         self, inputs: Inputs, cache: PagedCache, angles: tuple[Tensor, Tensor], rows: list[int]
     ) -> StepResult:
-        """A step of N tokens, N up to `FEW`, with logits of some rows; the cache is the same in all
-        calls.
-        """
+        """A step that is for one call, with logits of some rows; the cache is always the same."""
         if self.made is None:
             self.made = self._make(cache)
         if self.blocks is None or self.blocks[0] is not inputs.blocks:
@@ -376,6 +385,15 @@ class Fused:
     def ready(self) -> bool:
         """Whether the kernels are there; without them the plain model is faster."""
         return builder().ready
+
+    def takes(self, inputs: Inputs) -> bool:
+        """Whether a step is for `whole`."""
+        return self.dense is not None and self.ready and self.dense.takes(inputs)
+
+    def whole(self, inputs: Inputs, cache: PagedCache, rows: list[int]) -> StepResult:
+        """A step in one call, with logits of some rows."""
+        assert self.dense is not None
+        return self.dense(inputs, cache, self.angles(inputs.longest), rows)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (R, D), R up to `layout.FEW` → logits (R, V) in float32."""

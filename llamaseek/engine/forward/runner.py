@@ -81,9 +81,9 @@ class Runner:
 
     def step(self, inputs: Inputs, rows: list[int], there: Tensor | None = None) -> StepResult:
         """`run` on what the chunks stand for, or on tokens that are `there` (N) already."""
-        few, fused = len(inputs.tokens) <= FEW and there is None, self.fused
-        if few and fused is not None and fused.dense is not None and fused.ready:
-            return fused.dense(inputs, self.cache, fused.angles(inputs.longest), rows)
+        fused = self.fused
+        if there is None and fused is not None and fused.takes(inputs):
+            return fused.whole(inputs, self.cache, rows)
         graphs = self.graphs
         if graphs is not None and max(inputs.counts) <= FEW and graphs.takes(len(inputs.tokens)):
             hidden = self._replay(graphs, inputs, there)
