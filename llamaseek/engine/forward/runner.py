@@ -73,8 +73,8 @@ class Runner:
     def step(self, inputs: Inputs, rows: list[int]) -> StepResult:
         """`run` on what the chunks stand for."""
         few, fused = len(inputs.tokens) <= FEW, self.fused
-        if few and fused is not None and fused.dense is not None and fused.ready:
-            return fused.dense(inputs, self.cache, fused.angles(inputs.longest), rows)
+        if few and fused is not None and fused.whole is not None and fused.ready:
+            return fused.whole(inputs, self.cache, fused.angles(inputs.longest), rows)
         graphs = self.graphs
         if graphs is not None and max(inputs.counts) <= FEW and graphs.takes(len(inputs.tokens)):
             hidden = self._replay(graphs, inputs)

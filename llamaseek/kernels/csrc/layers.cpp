@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "attention.h"
 #include "ops.h"
 
 namespace llamaseek {
@@ -88,37 +87,15 @@ Tensor Weights::rows(const Whole& which) const {
   return bits ? found.to(at::kFloat) : widen_blocks(found, kinds[0]);
 }
 
-void Layers::append(Tensor before, Shared qkv, Shared out, Tensor after, Shared gate_up,
-                    Shared down, Tensor keys, Tensor values) {
-  TORCH_CHECK(is_float(keys) || keys.scalar_type() == at::kBFloat16,
-              "Layers.append: keys are of two types");
-  layers_.push_back({before, qkv, out, after, gate_up, down, keys, values});
-}
-
 Outcome Layers::run(Whole tokens, Whole starts, Whole counts, Whole rows, Tensor blocks,
                     int64_t size, Tensor cos, Tensor sin, Whole wanted) const {
-  const Tensor& kept = layers_[0].keys;
-  const int64_t count = int64_t(tokens.size()), groups = kept.size(0), width = kept.size(2);
-  const int64_t heads = layers_[0].qkv->outputs() / width - 2 * groups;
-  const Places places(starts, counts, rows, blocks, size, count);
-  const auto blank = [&](int64_t columns) { return at::empty({count, columns}, kept.options()); };
-  Tensor qkv = blank((heads + 2 * groups) * width), q = blank(heads * width), seen = blank(heads * width);
-  Tensor queries = q.view({count, heads, width}), found = seen.view({count, heads, width});
+  const Places places(starts, counts, rows, blocks, size, int64_t(tokens.size()));
+  const Attention attention(places.tables, places.lengths, size, heads_, groups_);
+  Step step{places.slots, picked(cos, places.positions), picked(sin, places.positions), attention};
   const Tensor sum = embed_->rows(tokens);
-  const Tensor inner = at::empty({count, layers_[0].gate_up->outputs() / 2}, sum.options());
-  cos = picked(cos, places.positions), sin = picked(sin, places.positions);
-  const Attention attention(places.tables, places.lengths, size, heads, groups);
-  const Target added{sum.data_ptr(), sum.data_ptr(), true, sum.size(1)};
   Outcome made;
   with_team([&] {
-    for (const Layer& layer : layers_) {
-      layer.qkv->times(Input(sum, norm_of(layer.before, eps_)), onto(qkv));
-      rotate_store_into(qkv, cos, sin, places.slots, layer.keys, layer.values, queries);
-      attention(queries, layer.keys, layer.values, scale_, found);
-      layer.out->times(Input(seen, {}), added);
-      layer.gate_up->times(Input(sum, norm_of(layer.after, eps_)), onto(inner), true);
-      layer.down->times(Input(inner, {}), added);
-    }
+    for (const auto& half : halves_) half(sum, step);
     made = say(rms_norm(sum, norm_, eps_).to(norm_.scalar_type()), wanted);
   });
   return made;

@@ -1,10 +1,14 @@
-// The classes `Weights` and `Layers` that llamaseek/engine/forward/fused.py makes.
+// The classes `Weights` and `Layers` that llamaseek/engine/forward/fused.py and halves.py make.
 #pragma once
 #include <torch/custom_class.h>
 
+#include <array>
+#include <functional>
+#include <optional>
 #include <tuple>
 #include <vector>
 
+#include "attention.h"
 #include "block_matrix.h"
 #include "products.h"
 
@@ -32,38 +36,57 @@ struct Weights : torch::CustomClassHolder {
 // of the largest with its value.
 using Outcome = std::tuple<Tensor, Tensor, Whole, std::vector<double>>;
 
-// A model whose layers have grouped queries and a gated feed-forward, over the few tokens of a step,
-// in one call: nothing of Python runs in between, and no thread is woken twice. It takes plain
-// numbers, since between two readings of all weights every operator's own code is a cache miss.
+// What the halves of all layers share in a step of M tokens: where they stand, cos and sin (M, W / 2).
+struct Step {
+  Tensor slots, cos, sin;
+  const Attention& attention;
+  std::array<Tensor, 4> kept{};
+
+  // Memory for what nobody reads after the half that asks for it.
+  Tensor& blank(size_t place, at::IntArrayRef shape, at::ScalarType kind);
+};
+
+// A model over the few tokens of a step, in one call: nothing of Python runs in between, and no thread
+// is woken twice. It takes plain numbers, since between two readings of all weights every operator's
+// own code is a cache miss. Each layer is two halves, attention and feed-forward, which add what they
+// make to the sum over layers (M, D); halves.py has the same as operators.
 class Layers : public torch::CustomClassHolder {
  public:
   using Shared = c10::intrusive_ptr<Weights>;
-  // The embedding (V, D), the final norm's weight (D), the head (V, D), and all norms' epsilon.
-  Layers(Shared embed, Tensor norm, Shared head, double eps, double scale)
-      : embed_(embed), norm_(norm), head_(head), eps_(eps), scale_(scale) {}
-  // A layer, and the keys and values (G, S, W) of its cache.
-  void append(Tensor before, Shared qkv, Shared out, Tensor after, Shared gate_up, Shared down,
-              Tensor keys, Tensor values);
+  // The embedding (V, D), the final norm's weight (D) and epsilon, the head (V, D).
+  Layers(Shared embed, Tensor norm, double eps, Shared head)
+      : embed_(embed), norm_(norm), eps_(eps), head_(head) {}
+  // Llama 3's attention, and the keys and values (G, S, W) of its cache.
+  void grouped(Tensor norm, double eps, Shared qkv, Shared out, Tensor keys, Tensor values,
+               double scale);
+  // DeepSeek-V3's attention over the latents that are kept (1, S, C + R), with w_uk (H, C, P) and
+  // w_uv (H, V, C). `second` has no weights where queries are made at once.
+  void latent(Tensor norm, double eps, Shared first, Shared second, Tensor second_norm,
+              Tensor latent_norm, double latent_eps, Tensor w_uk, Tensor w_uv, Shared out,
+              Tensor kept, double scale);
+  // The gated feed-forward.
+  void gated(Tensor norm, double eps, Shared gate_up, Shared down);
+  // Routed and shared experts; arguments as those of the operators `route` and `experts`. `gate_up`
+  // has no weights where no expert is shared.
+  void mixture(Tensor norm, double eps, Tensor router, Tensor bias, int64_t groups, int64_t kept,
+               int64_t choices, bool normalize, double factor, Tensor experts_gate_up,
+               std::optional<Tensor> gate_up_scale, Tensor experts_down,
+               std::optional<Tensor> down_scale, int64_t bits, int64_t down_bits, Shared gate_up,
+               Shared down);
   // M tokens of chunks (B) that begin at `starts` and have their blocks, of `size` slots, in `rows`
   // of blocks (N, most). cos and sin (positions, W / 2) in float32. Logits of the rows `wanted` (R).
   Outcome run(Whole tokens, Whole starts, Whole counts, Whole rows, Tensor blocks, int64_t size,
               Tensor cos, Tensor sin, Whole wanted) const;
 
  private:
-  struct Layer {
-    Tensor before;
-    Shared qkv, out;
-    Tensor after;
-    Shared gate_up, down;
-    Tensor keys, values;
-  };
   Outcome say(const Tensor& hidden, const Whole& wanted) const;
 
   Shared embed_;
   Tensor norm_;
+  double eps_;
   Shared head_;
-  double eps_, scale_;
-  std::vector<Layer> layers_;
+  int64_t heads_ = 0, groups_ = 0;  // of all attentions alike
+  std::vector<std::function<void(const Tensor& sum, Step& step)>> halves_;
 };
 
 }  // namespace llamaseek

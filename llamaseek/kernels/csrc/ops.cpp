@@ -24,7 +24,10 @@ TORCH_LIBRARY_FRAGMENT(llamaseek, m) {
   m.class_<Weights>("Weights")
       .def(torch::init<std::vector<Tensor>, std::vector<Tensor>, int64_t, Whole, Whole>());
   m.class_<Layers>("Layers")
-      .def(torch::init<Layers::Shared, Tensor, Layers::Shared, double, double>())
-      .def("append", &Layers::append)
+      .def(torch::init<Layers::Shared, Tensor, double, Layers::Shared>())
+      .def("grouped", &Layers::grouped)
+      .def("latent", &Layers::latent)
+      .def("gated", &Layers::gated)
+      .def("mixture", &Layers::mixture)
       .def("run", &Layers::run);
 }
