@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import platform
+from resource import RUSAGE_SELF, getrusage
+
 import numpy as np
 import pytest
 import torch
 
+from llamaseek.engine.engine import Engine
 from llamaseek.engine.forward import paged
 from llamaseek.engine.forward.paged import PagedCache, build_cache, bytes_per_token
 from llamaseek.engine.forward.step_layout import lay_out, like_sizes
 from llamaseek.models import CausalLM
+from llamaseek.runtime.device import hand_back_freed_memory
 from tests.engine.reference import FAMILIES
 from tests.models.shapes import tiny_model
 
@@ -159,3 +164,13 @@ def test_groups_hold_every_sequence_once_and_waste_little() -> None:
         assert counts[members].max() <= 2 * counts[members].min()
         lengths = np.maximum((starts + counts)[members], 64)
         assert lengths.max() <= 2 * lengths.min()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc is set")
+def test_an_engine_keeps_the_memory_of_a_step_for_the_next() -> None:
+    hand_back_freed_memory()
+    Engine(tiny_model("llama3"))
+    torch.ones(1 << 22)
+    before = getrusage(RUSAGE_SELF).ru_minflt
+    torch.ones(1 << 22)  # 4,096 pages
+    assert getrusage(RUSAGE_SELF).ru_minflt - before < 1000

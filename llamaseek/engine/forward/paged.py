@@ -26,6 +26,7 @@ from llamaseek.kernels.fused import in_one_pass
 from llamaseek.models.cache import LayerShape
 
 SCORES = 1 << 22  # attention scores held at once
+QUERIES = 64  # attended at once on a CPU: the keys behind a block's last one are left out
 GPU_SCORES = 1 << 27
 CACHE_DTYPES = ("auto", "int8")
 
@@ -196,6 +197,8 @@ def _attend(q: Tensor, store: PagedStore, group: AttentionGroup, scale: float) -
     keys, values = store.read(group, q.dtype)
     most, attend = (GPU_SCORES, _attend_whole) if q.is_cuda else (SCORES, _attend_block)
     step = max(1, most // (q.shape[1] * group.sequences * group.keys))
+    if not q.is_cuda:
+        step = min(step, QUERIES)
     outs = []
     for start in range(0, group.queries, step):
         part = grouped[:, :, start : start + step]

@@ -28,6 +28,7 @@ from llamaseek.engine.forward.step_layout import (
 from llamaseek.engine.scheduler import Chunk
 from llamaseek.kernels.build import builder
 from llamaseek.models import CausalLM
+from llamaseek.runtime.device import keep_freed_memory
 
 
 def home(model: CausalLM) -> tuple[torch.dtype, torch.device]:
@@ -55,6 +56,8 @@ class Runner:
         self.model, self.cache, self.tables, self.size = model, cache, tables, size
         self.adapters, self.graphs, self.spare = adapters, graphs, spare
         self.device = home(model)[1]
+        if self.device.type == "cpu":
+            keep_freed_memory()  # a prompt's activations fault their pages in once
         self.last: tuple[tuple[list[int], list[int]], Ints, StepLayout] | None = None
         self.fused = fuse(model) if cache.plain else None
         if self.fused is not None:

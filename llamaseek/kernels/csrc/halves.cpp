@@ -1,21 +1,15 @@
 // The halves of the layers of `Layers`: what each adds to the sum over layers.
 #include <ATen/ops/empty.h>
 
-#include "layers.h"
+#include <cstring>
+
+#include "latents.h"
 #include "ops.h"
 
 namespace llamaseek {
 namespace {
 
 Target added(const Tensor& sum) { return {sum.data_ptr(), sum.data_ptr(), true, sum.size(1)}; }
-
-// sum (M, D) plus what a gated feed-forward makes of x.
-void add_gated(const Input& x, const Weights& gate_up, const Weights& down, const Tensor& sum,
-               Step& step) {
-  const Tensor inner = step.blank(3, {sum.size(0), gate_up.outputs() / 2}, at::kFloat);
-  gate_up.times(x, onto(inner), true);
-  down.times(Input(inner, {}), added(sum));
-}
 
 }  // namespace
 
@@ -44,57 +38,27 @@ void Layers::grouped(Tensor norm, double eps, Shared qkv, Shared out, Tensor key
   });
 }
 
-void Layers::latent(Tensor norm, double eps, Shared first, Shared second, Tensor second_norm,
-                    Tensor latent_norm, double latent_eps, Tensor w_uk, Tensor w_uv, Shared out,
-                    Tensor kept, double scale) {
-  const auto kind = kept.scalar_type();
-  TORCH_CHECK(is_float(kept) || kind == at::kBFloat16, "Layers.latent: latents are of two types");
-  const int64_t heads = w_uk.size(0), rank = w_uk.size(1), nope = w_uk.size(2);
-  const int64_t width = kept.size(2), rows = first->outputs();
-  const Tensor values = kept.narrow(2, 0, rank);
-  groups_ = 1, heads_ = heads;
+void Layers::latent(c10::intrusive_ptr<LatentAttention> attention, Tensor w_uk, Tensor w_uv,
+                    Shared out, Tensor kept) {
   halves_.push_back([=](const Tensor& sum, Step& step) {
-    const int64_t count = sum.size(0);
-    const Tensor both = step.blank(0, {count, rows}, kind);
-    first->times(Input(sum, norm_of(norm, eps)), onto(both));
-    Tensor q = both.narrow(1, 0, rows - width);
-    if (second->outputs()) {
-      const Tensor wide = step.blank(1, {count, second->outputs()}, kind);
-      second->times(Input(q, norm_of(second_norm, latent_eps)), onto(wide));
-      q = wide;
-    }
-    const int64_t each = q.size(1) / heads;
-    q = q.as_strided({count, heads, each}, {q.stride(0), each, 1});
-    const Tensor queries = rotate_store_latent(
-        q, linear_heads(q.narrow(2, 0, nope), w_uk), both.narrow(1, rows - width, width),
-        latent_norm, latent_eps, step.cos, step.sin, step.slots, kept);
-    Tensor& seen = step.blank(2, {count, heads, rank}, kind);
-    step.attention(queries, kept, values, scale, seen);
-    const Tensor made = linear_heads(seen, w_uv).view({count, -1});
+    const Tensor made = attention->run(sum, w_uk, w_uv, step.cos, step.sin, step.slots,
+                                       step.tables, step.lengths, step.size, kept);
     out->times(Input(made, {}), added(sum));
   });
 }
 
 void Layers::gated(Tensor norm, double eps, Shared gate_up, Shared down) {
   halves_.push_back([=](const Tensor& sum, Step& step) {
-    add_gated(Input(sum, norm_of(norm, eps)), *gate_up, *down, sum, step);
+    const Tensor inner = step.blank(3, {sum.size(0), gate_up->outputs() / 2}, at::kFloat);
+    gate_up->times(Input(sum, norm_of(norm, eps)), onto(inner), true);
+    down->times(Input(inner, {}), added(sum));
   });
 }
 
-void Layers::mixture(Tensor norm, double eps, Tensor router, Tensor bias, int64_t groups,
-                     int64_t kept, int64_t choices, bool normalize, double factor,
-                     Tensor experts_gate_up, std::optional<Tensor> gate_up_scale,
-                     Tensor experts_down, std::optional<Tensor> down_scale, int64_t bits,
-                     int64_t down_bits, Shared gate_up, Shared down) {
-  halves_.push_back([=](const Tensor& sum, Step& step) {
-    const Tensor inner = rms_norm(sum, norm, eps);
-    const auto [chosen, gates] =
-        route(inner, router, bias, groups, kept, choices, normalize, factor);
-    const Tensor routed = experts(inner, chosen, gates, experts_gate_up, gate_up_scale,
-                                  experts_down, down_scale, bits, down_bits);
-    auto* to = sum.data_ptr<float>();
-    for (int64_t i = 0; i < sum.numel(); i++) to[i] += routed.const_data_ptr<float>()[i];
-    if (gate_up->outputs()) add_gated(Input(inner, {}), *gate_up, *down, sum, step);
+void Layers::mixture(c10::intrusive_ptr<Mixture> mixture) {
+  halves_.push_back([=](const Tensor& sum, Step&) {
+    const Tensor made = mixture->run(sum);
+    std::memcpy(sum.data_ptr(), made.const_data_ptr(), sum.nbytes());
   });
 }
 

@@ -78,7 +78,7 @@ void Weights::times(const Input& x, const Target& to, bool gate) const {
   if (bits) {
     product(matrices(weights, scales, x.width, bits), x, to, gate);
   } else {
-    product(matrices(weights, kinds, heads, x.width), x, to, gate);
+    multiply_blocks(matrices(weights, kinds, heads, x.width), x, to, gate);
   }
 }
 
@@ -91,7 +91,8 @@ Outcome Layers::run(Whole tokens, Whole starts, Whole counts, Whole rows, Tensor
                     int64_t size, Tensor cos, Tensor sin, Whole wanted) const {
   const Places places(starts, counts, rows, blocks, size, int64_t(tokens.size()));
   const Attention attention(places.tables, places.lengths, size, heads_, groups_);
-  Step step{places.slots, picked(cos, places.positions), picked(sin, places.positions), attention};
+  Step step{places.slots, places.tables, places.lengths, picked(cos, places.positions),
+            picked(sin, places.positions), size, attention};
   const Tensor sum = embed_->rows(tokens);
   Outcome made;
   with_team([&] {

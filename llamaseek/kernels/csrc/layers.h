@@ -4,7 +4,6 @@
 
 #include <array>
 #include <functional>
-#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -36,10 +35,14 @@ struct Weights : torch::CustomClassHolder {
 // of the largest with its value.
 using Outcome = std::tuple<Tensor, Tensor, Whole, std::vector<double>>;
 
+class LatentAttention;
+class Mixture;
+
 // What the halves of all layers share in a step of M tokens: where they stand, cos and sin (M, W / 2).
 struct Step {
-  Tensor slots, cos, sin;
-  const Attention& attention;
+  Tensor slots, tables, lengths, cos, sin;
+  int64_t size;
+  const Attention& attention;  // over keys and values
   std::array<Tensor, 4> kept{};
 
   // Memory for what nobody reads after the half that asks for it.
@@ -59,20 +62,13 @@ class Layers : public torch::CustomClassHolder {
   // Llama 3's attention, and the keys and values (G, S, W) of its cache.
   void grouped(Tensor norm, double eps, Shared qkv, Shared out, Tensor keys, Tensor values,
                double scale);
-  // DeepSeek-V3's attention over the latents that are kept (1, S, C + R), with w_uk (H, C, P) and
-  // w_uv (H, V, C). `second` has no weights where queries are made at once.
-  void latent(Tensor norm, double eps, Shared first, Shared second, Tensor second_norm,
-              Tensor latent_norm, double latent_eps, Tensor w_uk, Tensor w_uv, Shared out,
-              Tensor kept, double scale);
+  // DeepSeek-V3's attention; w_uk, w_uv and kept (1, S, C + R) as it runs on.
+  void latent(c10::intrusive_ptr<LatentAttention> attention, Tensor w_uk, Tensor w_uv, Shared out,
+              Tensor kept);
   // The gated feed-forward.
   void gated(Tensor norm, double eps, Shared gate_up, Shared down);
-  // Routed and shared experts; arguments as those of the operators `route` and `experts`. `gate_up`
-  // has no weights where no expert is shared.
-  void mixture(Tensor norm, double eps, Tensor router, Tensor bias, int64_t groups, int64_t kept,
-               int64_t choices, bool normalize, double factor, Tensor experts_gate_up,
-               std::optional<Tensor> gate_up_scale, Tensor experts_down,
-               std::optional<Tensor> down_scale, int64_t bits, int64_t down_bits, Shared gate_up,
-               Shared down);
+  // Routed and shared experts.
+  void mixture(c10::intrusive_ptr<Mixture> mixture);
   // M tokens of chunks (B) that begin at `starts` and have their blocks, of `size` slots, in `rows`
   // of blocks (N, most). cos and sin (positions, W / 2) in float32. Logits of the rows `wanted` (R).
   Outcome run(Whole tokens, Whole starts, Whole counts, Whole rows, Tensor blocks, int64_t size,
@@ -85,7 +81,7 @@ class Layers : public torch::CustomClassHolder {
   Tensor norm_;
   double eps_;
   Shared head_;
-  int64_t heads_ = 0, groups_ = 0;  // of all attentions alike
+  int64_t heads_ = 1, groups_ = 1;  // of keys and values, alike in all layers
   std::vector<std::function<void(const Tensor& sum, Step& step)>> halves_;
 };
 
