@@ -103,7 +103,7 @@ def weights(*layers: nn.Module) -> Weights:
     return Weights(found, scales, bits.pop(), [], [], split)
 
 
-def _table(model: CausalLM) -> Weights:
+def embedding_table(model: CausalLM) -> Weights:
     """The embedding. ValueError where its rows are not simply what a token's are."""
     layer: nn.Module = model.model.embed_tokens
     plain = type(model).embed is CausalLM.embed
@@ -168,12 +168,16 @@ class Latents:
 
     def __call__(self, x: Tensor, where: Where) -> Tensor:
         """See `FusedStep`."""
-        if self.made is None:
-            self.made = self._make()
         layout, kept = where.layout, where.cache.stores[self.layer.layer].kept[0]
         places = layout.slots, layout.tables, layout.lengths, layout.size
-        out = self.made.run(x, *self._parts(kept.dtype), where.cos, where.sin, *places, kept)
+        out = self.kernel().run(x, *self.parts(kept.dtype), where.cos, where.sin, *places, kept)
         return self.out(out.to(x.dtype), residual=x)
+
+    def kernel(self) -> Any:
+        """All of it but the output projection, as the kernels' `LatentAttention`."""
+        if self.made is None:
+            self.made = self._make()
+        return self.made
 
     def _make(self) -> Any:
         layer, found, norms = self.layer, [self.first], [self.norm, self.layer.kv_a_layernorm]
@@ -191,7 +195,7 @@ class Latents:
             layer.scale,
         )
 
-    def _parts(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def parts(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """W_UK turned (H, C, P) and W_UV (H, V, C), made again when the weight has changed."""
         layer = self.layer.kv_b_proj
         version = layer.weight._version if isinstance(layer, nn.Linear) else 0
@@ -246,10 +250,8 @@ class Mixture:
 
     def __call__(self, x: Tensor, where: Where) -> Tensor:
         """See `FusedStep`."""
-        if self.experts is not None and self.group is None:
-            if self.made is None:
-                self.made = self._make(*self.experts)
-            out: Tensor = self.made.run(x)
+        if not self.apart:
+            out: Tensor = self.kernel().run(x)
             return out
         inner = normalized(x, self.norm)
         chosen, gates = torch.ops.llamaseek.route(inner, *self._router())
@@ -260,6 +262,18 @@ class Mixture:
         )
         out = x + (routed if self.group is None else self.group.sum(routed))
         return out if self.shared is None else self.shared.add(inner, out)
+
+    @property
+    def apart(self) -> bool:
+        """Whether the experts are called by themselves: GGUF's blocks, or on several ranks."""
+        return self.experts is None or self.group is not None
+
+    def kernel(self) -> Any:
+        """All of it as the kernels' `Mixture`."""
+        if self.made is None:
+            assert self.experts is not None
+            self.made = self._make(*self.experts)
+        return self.made
 
     def _make(self, experts: list[Tensor | None], bits: list[int]) -> Any:
         shared = [] if self.shared is None else [self.shared.gate_up, self.shared.down]
@@ -319,7 +333,7 @@ class Dense:
         split = any(a.out.split or f.down.split for a, f in self.layers)
         if 2 * len(self.layers) != len(steps) or split:
             raise ValueError("these layers are called one by one")
-        self.embed, self.norm, self.head = _table(model), model.model.norm, head
+        self.embed, self.norm, self.head = embedding_table(model), model.model.norm, head
         self.made: Any = None  # when the kernels are there
         self.blocks: tuple[Ints, Tensor] | None = None
 

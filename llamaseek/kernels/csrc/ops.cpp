@@ -36,4 +36,8 @@ TORCH_LIBRARY_FRAGMENT(llamaseek, m) {
       .def(torch::init<Tensor, double, Tensor, Tensor, std::vector<int64_t>, bool, double,
                        Mixture::Maybe, std::vector<int64_t>, Mixture::All>())
       .def("run", &Mixture::run);
+  m.class_<MultiToken>("MultiToken")
+      .def(torch::init<std::vector<MultiToken::Shared>, std::vector<Tensor>, double,
+                       c10::intrusive_ptr<LatentAttention>, c10::intrusive_ptr<Mixture>>())
+      .def("run", &MultiToken::run);
 }
