@@ -20,7 +20,7 @@ from llamaseek.engine.forward.runner import Runner
 from llamaseek.engine.forward.step_layout import some_rows
 from llamaseek.engine.options import Speculation
 from llamaseek.engine.request import SequenceState
-from llamaseek.engine.sampler import DRAFTED, distributions, draw, likeliest, uniforms
+from llamaseek.engine.sampling.sampler import DRAFTED, distributions, draw, likeliest, uniforms
 from llamaseek.engine.scheduler import Chunk, Scheduler
 from llamaseek.errors import UserError
 from llamaseek.models import CausalLM
