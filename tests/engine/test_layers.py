@@ -12,7 +12,7 @@ import torch
 
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.forward.step_layout import Inputs, StepResult
-from llamaseek.engine.sampler import likeliest
+from llamaseek.engine.sampling.sampler import likeliest
 from llamaseek.herd.published import ENTRIES
 from llamaseek.kernels.build import builder
 from llamaseek.models import CausalLM, build_model

@@ -35,7 +35,7 @@ from llamaseek.models.quant.blocks import BlockEmbedding
 from llamaseek.parallel.layers import ParallelLMHead
 
 
-def _table(model: CausalLM) -> Weights:
+def embedding_table(model: CausalLM) -> Weights:
     """The embedding. ValueError where its rows are not simply what a token's are."""
     layer: nn.Module = model.model.embed_tokens
     plain = type(model).embed is CausalLM.embed
@@ -70,7 +70,7 @@ class Whole:
         """ValueError where a step or the embedding is of another kind than the kernels have."""
         if not all(step.whole for step in steps):
             raise ValueError("these layers are called one by one")
-        self.embed, self.norm, self.head = _table(model), model.model.norm, head
+        self.embed, self.norm, self.head = embedding_table(model), model.model.norm, head
         self.steps = steps
         self.latents = [step for step in steps if isinstance(step, Latents)]
         self.made: tuple[list[int], Any] | None = None  # when the kernels are there

@@ -175,7 +175,7 @@ class Latents:
         """See `FusedStep`."""
         layout, kept = where.layout, where.cache.stores[self.layer.layer].kept[0]
         places = layout.slots, layout.tables, layout.lengths, layout.size
-        out = self._kernel().run(x, *self._parts(kept.dtype), where.cos, where.sin, *places, kept)
+        out = self.kernel().run(x, *self.parts(kept.dtype), where.cos, where.sin, *places, kept)
         return self.out(out.to(x.dtype), residual=x)
 
     @property
@@ -185,16 +185,17 @@ class Latents:
 
     @property
     def version(self) -> int:
-        """Changes with the weight that `_parts` are copies of."""
+        """Changes with the weight that `parts` are copies of."""
         layer = self.layer.kv_b_proj
         return layer.weight._version if isinstance(layer, nn.Linear) else 0
 
     def put(self, layers: Any, cache: PagedCache) -> None:
         """See `FusedStep`."""
         kept = cache.stores[self.layer.layer].kept[0]
-        layers.latent(self._kernel(), *self._parts(kept.dtype), self.out.shared(), kept)
+        layers.latent(self.kernel(), *self.parts(kept.dtype), self.out.shared(), kept)
 
-    def _kernel(self) -> Any:
+    def kernel(self) -> Any:
+        """All of it but the output projection, as the kernels' `LatentAttention`."""
         if self.made is None:
             self.made = self._make()
         return self.made
@@ -215,7 +216,7 @@ class Latents:
             layer.scale,
         )
 
-    def _parts(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def parts(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """W_UK turned (H, C, P) and W_UV (H, V, C), made again when the weight has changed."""
         layer = self.layer.kv_b_proj
         if self.kept is None or self.kept[0] != self.version:
@@ -281,7 +282,7 @@ class Mixture:
     def __call__(self, x: Tensor, where: Where) -> Tensor:
         """See `FusedStep`."""
         if self.whole:
-            out: Tensor = self._kernel().run(x)
+            out: Tensor = self.kernel().run(x)
             return out
         inner = normalized(x, self.norm)
         chosen, gates = torch.ops.llamaseek.route(inner, *self._router())
@@ -300,9 +301,10 @@ class Mixture:
 
     def put(self, layers: Any, cache: PagedCache) -> None:
         """See `FusedStep`."""
-        layers.mixture(self._kernel())
+        layers.mixture(self.kernel())
 
-    def _kernel(self) -> Any:
+    def kernel(self) -> Any:
+        """All of it as the kernels' `Mixture`."""
         if self.made is None:
             assert self.experts is not None
             self.made = self._make(*self.experts)

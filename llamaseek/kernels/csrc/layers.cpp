@@ -9,9 +9,7 @@
 #include "ops.h"
 
 namespace llamaseek {
-namespace {
 
-// Rows `which` of a table (N, K) → (M, K).
 Tensor picked(const Tensor& table, const Whole& which) {
   Tensor out = at::empty({int64_t(which.size()), table.size(1)}, table.options());
   const int64_t bytes = table.size(1) * table.element_size();
@@ -24,7 +22,6 @@ Tensor picked(const Tensor& table, const Whole& which) {
   return out;
 }
 
-// The first of the largest of `count` numbers, and that one; NaN is larger than all.
 std::pair<int64_t, double> largest(const float* from, int64_t count) {
   float top = -INFINITY;
   int unsound = 0;
@@ -37,36 +34,28 @@ std::pair<int64_t, double> largest(const float* from, int64_t count) {
   return {std::find(from, from + count, top) - from, top};
 }
 
-// Of each token of a step its position, its slot, the tokens it sees and its sequence's blocks.
-struct Places {
-  Whole positions;
-  Tensor slots, lengths, tables;
-
-  Places(const Whole& starts, const Whole& counts, const Whole& rows, const Tensor& blocks,
-         int64_t size, int64_t count) {
-    int64_t used = 0;
-    for (size_t b = 0; b < starts.size(); b++) {
-      TORCH_CHECK(0 <= rows[b] && rows[b] < blocks.size(0), "Layers.run: no blocks ", rows[b]);
-      used = std::max(used, (starts[b] + counts[b] + size - 1) / size);
-    }
-    TORCH_CHECK(used <= blocks.size(1), "Layers.run: ", used, " blocks of ", blocks.size(1));
-    slots = at::empty({count}, at::kLong), lengths = at::empty({count}, at::kLong);
-    tables = at::empty({count, used}, at::kLong);
-    auto *slot = slots.data_ptr<int64_t>(), *length = lengths.data_ptr<int64_t>();
-    auto* table = tables.data_ptr<int64_t>();
-    for (size_t b = 0; b < starts.size(); b++) {
-      const auto* own = reinterpret_cast<const int64_t*>(row_of(blocks, rows[b]));
-      for (int64_t at = starts[b]; at < starts[b] + counts[b]; at++) {
-        positions.push_back(at);
-        *slot++ = own[at / size] * size + at % size;
-        *length++ = at + 1;
-        table = std::copy(own, own + used, table);
-      }
+Places::Places(const Whole& starts, const Whole& counts, const Whole& rows, const Tensor& blocks,
+               int64_t size, int64_t count) {
+  int64_t used = 0;
+  for (size_t b = 0; b < starts.size(); b++) {
+    TORCH_CHECK(0 <= rows[b] && rows[b] < blocks.size(0), "Layers.run: no blocks ", rows[b]);
+    used = std::max(used, (starts[b] + counts[b] + size - 1) / size);
+  }
+  TORCH_CHECK(used <= blocks.size(1), "Layers.run: ", used, " blocks of ", blocks.size(1));
+  slots = at::empty({count}, at::kLong), lengths = at::empty({count}, at::kLong);
+  tables = at::empty({count, used}, at::kLong);
+  auto *slot = slots.data_ptr<int64_t>(), *length = lengths.data_ptr<int64_t>();
+  auto* table = tables.data_ptr<int64_t>();
+  for (size_t b = 0; b < starts.size(); b++) {
+    const auto* own = reinterpret_cast<const int64_t*>(row_of(blocks, rows[b]));
+    for (int64_t at = starts[b]; at < starts[b] + counts[b]; at++) {
+      positions.push_back(at);
+      *slot++ = own[at / size] * size + at % size;
+      *length++ = at + 1;
+      table = std::copy(own, own + used, table);
     }
   }
-};
-
-}  // namespace
+}
 
 int64_t Weights::outputs() const {
   int64_t rows = 0;

@@ -31,6 +31,21 @@ struct Weights : torch::CustomClassHolder {
   Tensor rows(const Whole& which) const;
 };
 
+// Rows `which` of a table (N, K) → (M, K).
+Tensor picked(const Tensor& table, const Whole& which);
+// The first of the largest of `count` numbers, and that one; NaN is larger than all.
+std::pair<int64_t, double> largest(const float* from, int64_t count);
+
+// Of each token of a step its position, its slot, the tokens it sees and its sequence's blocks.
+struct Places {
+  Whole positions;
+  Tensor slots, lengths, tables;
+
+  // As `Layers::run` has them, `count` tokens in all.
+  Places(const Whole& starts, const Whole& counts, const Whole& rows, const Tensor& blocks,
+         int64_t size, int64_t count);
+};
+
 // Hidden states (M, D), logits (R, V) of some of them in float32, and of each row of these the first
 // of the largest with its value.
 using Outcome = std::tuple<Tensor, Tensor, Whole, std::vector<double>>;

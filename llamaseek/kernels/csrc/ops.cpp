@@ -39,4 +39,8 @@ TORCH_LIBRARY_FRAGMENT(llamaseek, m) {
       .def("gated", &Layers::gated)
       .def("mixture", &Layers::mixture)
       .def("run", &Layers::run);
+  m.class_<MultiToken>("MultiToken")
+      .def(torch::init<std::vector<MultiToken::Shared>, std::vector<Tensor>, double,
+                       c10::intrusive_ptr<LatentAttention>, c10::intrusive_ptr<Mixture>>())
+      .def("run", &MultiToken::run);
 }
