@@ -102,7 +102,7 @@ class Whole:
     def __call__(
         self, inputs: Inputs, cache: PagedCache, angles: tuple[Tensor, Tensor], rows: list[int]
     ) -> StepResult:
-        """A step that `Fused.takes`, with logits of some rows; the cache is the same in all calls."""
+        """A step that is for one call, with logits of some rows; the cache is always the same."""
         if self.blocks is None or self.blocks[0] is not inputs.blocks:
             self.blocks = inputs.blocks, torch.from_numpy(inputs.blocks)  # the same memory
         size = cache.stores[0].size
@@ -137,8 +137,8 @@ class Fused:
         return builder().ready
 
     def takes(self, inputs: Inputs) -> bool:
-        """Whether a step is for `whole`: of few tokens, or of more where all weights are GGUF's blocks
-        and what attention keeps of each stretch of keys is not large.
+        """Whether a step is for `whole`: of few tokens, or of more where all weights are GGUF's
+        blocks and what attention keeps of each stretch of keys is not large.
         """
         whole, count = self.whole, len(inputs.tokens)
         if whole is None or not self.ready:
