@@ -90,16 +90,32 @@ def installed(package: str) -> str | None:
         return None
 
 
+def figure(value: float) -> str:
+    """A figure of a table, with two decimals where it is small."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def report(rows: list[Row], skipped: list[str], path: Path | None) -> None:
     """Print the table; write JSON where asked."""
     for r in rows:
         ratio = f"{r.ratio:.2f}x" if r.ratio else "-"
-        peer_value = f"{r.peer_value:,.0f}" if r.peer_value else "-"
+        peer_value = figure(r.peer_value) if r.peer_value else "-"
         share = f"{r.limit_share:.0%} of limit" if r.limit_share else ""
-        ours = f"{r.case:<24} {r.value:>8,.0f} {r.metric}"
+        ours = f"{r.case:<24} {figure(r.value):>8} {r.metric}"
         print(f"{ours}  {r.peer:<24} {peer_value:>8} {ratio:>7}  {share}")
     for name in skipped:
         print(f"skipped: {name}", file=sys.stderr)
     if path:
         result = {"machine": machine(), "rows": [asdict(r) for r in rows], "skipped": skipped}
         path.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def with_kept(
+    case: str, made: list[Row], skipped: list[str], path: Path | None
+) -> tuple[list[Row], list[str]]:
+    """This case's rows and servers without any, after those of other cases in the file."""
+    if path is None or not path.exists():
+        return made, skipped
+    old = json.loads(path.read_text())
+    rows_kept = [Row(**each) for each in old["rows"] if each["case"] != case]
+    return rows_kept + made, [each for each in old["skipped"] if case not in each] + skipped

@@ -1,10 +1,10 @@
 """From a process's start to its first token, its folder in the page cache (warm) or not (cold).
 
-    python bench/start.py [--json PATH] [--folder PATH] [--model FILE.gguf]
+    python bench/start.py [--json PATH] [--folder PATH] [--model MODEL]
 
-Llama 3.2 1B's shape in bf16 with random weights, as `bench/decode.py` makes it, or a GGUF file:
-ours, llama.cpp and transformers (the shape alone), each a fresh process a time, medians of five, in
-seconds and in seconds of processor time, which other processes on the machine hardly move. Cold,
+Llama 3.2 1B's shape in bf16 with random weights, as `bench/decode.py` makes it, and a published
+GGUF file: ours, llama.cpp and transformers (the shape alone), each a fresh process a time, medians
+of five, in seconds and in seconds of processor time, which other processes hardly change. Cold,
 the file's pages are dropped before each start, and the limit is a plain read of the whole file from
 the disk. What a process needs before it can read anything, importing torch, is a row of its own,
 and is compared with 1.3 times llama.cpp's start as a sum.
@@ -31,6 +31,8 @@ from bench.common import Row, installed, report
 FOLDER = Path(__file__).resolve().parents[1] / "runs" / "bench-1b"
 REPEATS = 5
 PROMPT = [1, 791, 2579, 39935]
+PUBLISHED = "smollm2-135m-instruct"
+UNITS = ("s", "CPU s")
 BESIDE = 1.3  # times llama.cpp's start, beside PyTorch's import
 PACKAGES = {"llama.cpp": "llama-cpp-python", "transformers": "transformers"}
 
@@ -46,7 +48,8 @@ def say_ours(folder: Path) -> None:
     gc.set_threshold(50_000, 20, 100)  # as the command line does
     path = folder if folder.is_file() else folder / "bf16"
     model, options = open_model(path, device="cpu"), EngineOptions(max_num_seqs=1)
-    engine = Engine(model, Tokenizer.load(path), options)
+    tokenizer = Tokenizer.load(path) if path.is_file() else None  # the shape has no vocabulary
+    engine = Engine(model, tokenizer, options)
     engine.generate([Request(prompt=PROMPT, params=SamplingParams(max_tokens=1))])
 
 
@@ -133,30 +136,29 @@ def cold_read(path: Path) -> float:
     return statistics.median(taken)
 
 
-def compare(folder: Path, peers: list[str]) -> list[Row]:
+def imports(folder: Path) -> tuple[tuple[float, float], list[Row]]:
+    """Seconds of PyTorch's bare import, and their rows."""
+    found = times("import torch", folder, False)
+    pairs = zip(UNITS, found, strict=True)
+    return found, [Row("import torch", unit, value, "-", None, None, None) for unit, value in pairs]
+
+
+def compare(name: str, folder: Path, peers: list[str], torch: tuple[float, float]) -> list[Row]:
     """Warm and cold starts of every side; a ratio is the peer's seconds over ours."""
-    imports = times("import torch", folder, False)
-    units = ("s", "CPU s")
-    rows = [
-        Row("import torch", unit, value, "-", None, None, None)
-        for unit, value in zip(units, imports, strict=True)
-    ]
+    rows = []
     for cold in (False, True):
-        case = "cold" if cold else "warm"
+        case = f"{name} {'cold' if cold else 'warm'}"
         ours = times("ours", folder, cold)
         found = {peer: times(peer, folder, cold) for peer in peers}
         if "llama.cpp" in found:
-            both = zip(found["llama.cpp"], imports, strict=True)
+            both = zip(found["llama.cpp"], torch, strict=True)
             found["1.3 x llama.cpp + import"] = tuple(BESIDE * one + two for one, two in both)
         for peer, theirs in found.items():
-            for unit, mine, value in zip(units, ours, theirs, strict=True):
+            for unit, mine, value in zip(UNITS, ours, theirs, strict=True):
                 rows.append(Row(case, unit, mine, peer, value, value / mine, None))
         if cold:
             disk = cold_read(folder if folder.is_file() else folder / FILES["ours"])
             rows.append(Row(case, "s", ours[0], "plain read", disk, disk / ours[0], None))
-    for each in rows:
-        beside = f"{each.peer} {each.peer_value or 0:.2f} {each.metric}"
-        print(f"{each.case}: {each.value:.2f} {each.metric}, {beside}")
     return rows
 
 
@@ -165,7 +167,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--folder", type=Path, default=FOLDER)
-    parser.add_argument("--model", type=Path, help="a GGUF file in the place of the 1B shape")
+    parser.add_argument("--model", default=PUBLISHED, help="the GGUF file beside the 1B shape")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
@@ -174,17 +176,17 @@ def main() -> None:
         print(used.ru_utime + used.ru_stime, flush=True)
         return
     from bench.shape_1b import make_gguf, make_ours
+    from llamaseek.checkpoints.sources import find_source
 
+    file = find_source(options.model)
     peers = [name for name, package in PACKAGES.items() if installed(package)]
-    if options.model is not None:
-        peers = [name for name in peers if name == "llama.cpp"]
-        report(compare(options.model, peers), [], options.json)
-        return
     options.folder.mkdir(parents=True, exist_ok=True)
     make_ours(options.folder)
     if "llama.cpp" in peers:
         make_gguf(options.folder)
-    rows = compare(options.folder, peers)
+    torch, rows = imports(options.folder)
+    rows += compare("1B", options.folder, peers, torch)
+    rows += compare(file.stem, file, [name for name in peers if name == "llama.cpp"], torch)
     absent = [f"{name} (not installed)" for name in PACKAGES if name not in peers]
     report(rows, absent, options.json)
 

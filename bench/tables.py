@@ -102,6 +102,31 @@ def engine() -> Iterable[list[str]]:
         yield [first, rate, f"{peer:.0f}", ratio, share]
 
 
+GGUF_CASES = {"decode": "decode", "prompt of 256 tokens": "prompt 256"}
+
+
+def gguf() -> Iterable[list[str]]:
+    """Decoding and a prompt from GGUF files of a published model."""
+    yield ["", "tokens/s", "llama.cpp tokens/s", "ratio"]
+    found = Results("gguf_decode")
+    for label, case in GGUF_CASES.items():
+        for kind in ("q4_0", "q4_1", "q8_0", "q4_k_m"):
+            row = found.row(f"{case} {kind}", peer="llama.cpp")
+            rates = (f"{row[side]:,.0f}" for side in ("value", "peer_value"))
+            yield [f"{label}, {kind.upper()}", *rates, times(row["ratio"])]
+
+
+def start() -> Iterable[list[str]]:
+    """Seconds of a fresh process up to its first token."""
+    peers = ("llama.cpp", "transformers", "1.3 x llama.cpp + import")
+    yield ["", "seconds", *peers[:2], "1.3 × llama.cpp + PyTorch's import"]
+    rows = [row for row in Results("start").rows if row["metric"] == "s"]
+    for case in dict.fromkeys(row["case"] for row in rows if row["case"] != "import torch"):
+        beside = {row["peer"]: row for row in rows if row["case"] == case}
+        theirs = (f"{beside[p]['peer_value']:.2f}" if p in beside else "" for p in peers)
+        yield [case, f"{beside['llama.cpp']['value']:.2f}", *theirs]
+
+
 def serve() -> Iterable[list[str]]:
     """Our server's figures, and its ratios to llama.cpp's and transformers'."""
     yield ["", "ours", "llama.cpp", "transformers"]
@@ -144,6 +169,8 @@ TABLES: dict[str, Callable[[], Iterable[list[str]]]] = {
     "train": train,
     "decode": decode,
     "engine": engine,
+    "gguf": gguf,
+    "start": start,
     "serve": serve,
     "quantize": quantize,
     "eval": evaluation,

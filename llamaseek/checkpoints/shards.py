@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llamaseek.checkpoints.gguf.read import open_placed
+from llamaseek.checkpoints.huge_pages import in_huge_pages
 from llamaseek.errors import UserError
 from llamaseek.files import write_json
 from llamaseek.herd import formats
@@ -49,11 +50,13 @@ def open_tensors(stored: dict[str, StoredTensor]) -> dict[str, Lazy]:
 
 
 def _mapped(file: Any, entry: StoredTensor) -> Lazy:
-    def rows(start: int, stop: int) -> Tensor:
-        whole: Tensor = file.get_tensor(entry.name)
-        return whole[start:stop] if entry.shape else whole
+    def whole() -> Tensor:
+        return in_huge_pages(file.get_tensor(entry.name))
 
-    return Lazy(DTYPES[entry.dtype], entry.shape, rows, lambda: file.get_tensor(entry.name))
+    def rows(start: int, stop: int) -> Tensor:
+        return whole()[start:stop] if entry.shape else whole()
+
+    return Lazy(DTYPES[entry.dtype], entry.shape, rows, whole)
 
 
 def write_tensors(

@@ -8,20 +8,22 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from random import SystemRandom
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from llamaseek.engine.adapters import Adapters
+from llamaseek.engine.ahead import Flight, RunAhead
 from llamaseek.engine.blocks import BlockPool
 from llamaseek.engine.constrain import Grammars
+from llamaseek.engine.drafts.drafters import make_drafter
 from llamaseek.engine.ends import append, end_text
 from llamaseek.engine.forward.graphs import Capture, Graphs, capturable, compiled
 from llamaseek.engine.forward.paged import build_cache, bytes_per_token
 from llamaseek.engine.forward.runner import Runner, home
-from llamaseek.engine.forward.step_layout import StepLayout, some_rows
+from llamaseek.engine.forward.step_layout import StepResult
 from llamaseek.engine.leader import CacheBlocks, lead
 from llamaseek.engine.logprobs import score_prompts, score_tokens
 from llamaseek.engine.options import EngineOptions
@@ -34,9 +36,9 @@ from llamaseek.engine.request import (
     SequenceState,
     check_request,
 )
-from llamaseek.engine.sampler import decide, derive_seed
+from llamaseek.engine.sampling.sampler import decide, derive_seed, read
+from llamaseek.engine.sampling.state import SamplingState
 from llamaseek.engine.scheduler import Chunk, QueueFull, Scheduler
-from llamaseek.engine.speculate import make_drafter
 from llamaseek.engine.statistics import Statistics
 from llamaseek.engine.text_out import TextOut
 from llamaseek.errors import UserError, bad_value
@@ -92,8 +94,22 @@ class Engine:
         )
         self.runner = self._runner(model)
         self.drafter = make_drafter(options.speculation, self.runner, self.scheduler, self._runner)
+        self.sampling: SamplingState | None = None
+        self.ahead: RunAhead | None = None
+        self.flight: Flight | None = None
+        if home(model)[1].type != "cpu":
+            self.keep_on_device()
         self.statistics = Statistics()
         self._work: dict[int, ActiveRequest] = {}
+
+    def keep_on_device(self) -> None:
+        """Keep what tokens are drawn with on the model's device, and launch steps ahead of what is
+        read where nothing but the host has to see the tokens.
+        """
+        size, device = self.model.config.vocab_size, home(self.model)[1]
+        self.sampling = SamplingState(self.options.max_num_seqs, size, device)
+        if self.group is None and self.options.speculation.kind == "none":
+            self.ahead = RunAhead(self.runner, self.scheduler, self.sampling)
 
     def _blocks(self) -> int:
         """How many blocks the allowed memory holds, as far as they could all be of use."""
@@ -278,17 +294,38 @@ class Engine:
         If the model fails, the answers of this step fail, and the engine goes on.
         """
         deltas = self._collect_masks()
-        plan = self.scheduler.schedule()
-        if not plan:
+        flight, self.flight = self.flight, None
+        plan = [] if flight is not None else self.scheduler.schedule()
+        answers = [chunk.answer for chunk in plan] if flight is None else flight.answers
+        if not answers:
             return deltas
         try:
-            self._step(plan, deltas)
+            if flight is None:
+                self._step(plan, deltas)
+            else:
+                self._land(flight, deltas)
             self.statistics.failing = None
         except Exception as error:
             self.statistics.failing = type(error).__name__
-            broken = [chunk.answer for chunk in plan if not chunk.answer.finish]
+            broken = [answer for answer in answers if not answer.finish and answer.row >= 0]
             deltas += [self._fail(answer, error) for answer in broken]
         return deltas
+
+    def _land(self, flight: Flight, deltas: list[Delta]) -> None:
+        """Read the tokens of a step, the next one launched before."""
+        assert self.ahead is not None
+        following = self.ahead.follow(flight)
+        if following is not None:
+            self.statistics.steps += 1
+            self.statistics.computed += len(following.answers)
+        found, now = flight.read(), time.monotonic()
+        for answer, generated in zip(flight.answers, read(found, flight.answers), strict=True):
+            if answer.row >= 0:  # else it was cancelled
+                deltas.append(self._add(answer, generated, now))
+                if answer.finish is None:
+                    self.scheduler.publish(answer)
+        if following is not None and any(answer.row >= 0 for answer in following.answers):
+            self.flight = following
 
     def _collect_masks(self) -> list[Delta]:
         """Take the masks that are ready; what it tells of answers that end or fail by them."""
@@ -313,46 +350,45 @@ class Engine:
 
     def _step(self, plan: list[Chunk], deltas: list[Delta]) -> None:
         """`step`; what is known when something breaks is in `deltas` by then."""
-        hidden, layout = self.runner.run(plan)
+        ends = list(accumulate(chunk.count for chunk in plan))
+        drawing, rows = _drawing(plan, ends)
+        made = self.runner.run(plan, rows)
         self.statistics.steps += 1
-        self.statistics.computed += hidden.shape[0]
+        self.statistics.computed += ends[-1]
         if any(chunk.answer.unscored for chunk in plan):
-            score_prompts(self.runner, plan, hidden, layout.ends.tolist())
-        self._say(plan, hidden, layout, deltas)
-        self.drafter.propose(plan, hidden, layout)
+            score_prompts(self.runner, plan, made.hidden, ends)
+        for chunk in plan:
+            if not chunk.samples:
+                chunk.answer.computed += chunk.count
+        if self.ahead is not None and self.ahead.takes(plan):
+            self.flight = self.ahead.launch(drawing, made.logits)
+            return
+        if drawing:
+            self._say(drawing, rows, made, deltas)
+        self.drafter.propose(plan, made.hidden, ends)
         for chunk in plan:
             if chunk.answer.finish is None:
                 self.scheduler.publish(chunk.answer)
 
     def _say(
-        self, plan: list[Chunk], hidden: Tensor, layout: StepLayout, deltas: list[Delta]
+        self, drawing: list[SequenceState], rows: list[int], made: StepResult, deltas: list[Delta]
     ) -> None:
         """Draw the next tokens of every answer whose last token is computed."""
-        drawing: list[SequenceState] = []
-        rows: list[int] = []
-        for chunk, end in zip(plan, layout.ends.tolist(), strict=True):
-            if chunk.samples:
-                drawing.append(chunk.answer)
-                rows += range(end - 1 - len(chunk.answer.drafts), end)
-            else:
-                chunk.answer.computed += chunk.count
-        if not drawing:
-            return
-        hidden = some_rows(hidden, rows)
-        logits = self.runner.logits(hidden)
         now = time.monotonic()
         scored, start = [], 0
-        for answer, generated in zip(drawing, decide(logits, drawing), strict=True):
+        found = decide(made, drawing, self.sampling)
+        for answer, generated in zip(drawing, found, strict=True):
             drafts, first = len(answer.drafts), answer.first_token is None
             delta = self._add(answer, generated, now)
             deltas.append(delta)
             if answer.params.embed and first and answer.index == 0:
-                delta.embedding = answer.embedding = hidden[start].float().tolist()
+                hidden = made.hidden[rows[start]].float()
+                delta.embedding = answer.embedding = hidden.tolist()
             if answer.params.logprobs is not None:
                 scored.append((answer, delta, start))
             start += 1 + drafts
         if scored:
-            score_tokens(logits, scored)
+            score_tokens(made.logits, scored)
 
     def _add(self, answer: SequenceState, generated: list[int], now: float) -> Delta:
         """Append what an answer says, up to where it ends; then it is done."""
@@ -360,6 +396,8 @@ class Engine:
         statistics.rounds += 1
         statistics.drafted += len(answer.drafts)
         statistics.accepted += len(generated) - 1
+        if answer.acceptance is not None:
+            answer.acceptance.record(len(answer.drafts), len(generated) - 1)
         first = answer.first_token is None
         delta = Delta(answer.request.id, answer.index, [], moment=now)
         try:
@@ -428,6 +466,17 @@ class Engine:
         self.statistics.failed += 1
         self._close(answer, "error", delta)
         return delta
+
+
+def _drawing(plan: list[Chunk], ends: list[int]) -> tuple[list[SequenceState], list[int]]:
+    """The answers whose last token a step computes, and the rows of it and of their drafts."""
+    drawing: list[SequenceState] = []
+    rows: list[int] = []
+    for chunk, end in zip(plan, ends, strict=True):
+        if chunk.samples:
+            drawing.append(chunk.answer)
+            rows += range(end - 1 - len(chunk.answer.drafts), end)
+    return drawing, rows
 
 
 def _end_token_ids(

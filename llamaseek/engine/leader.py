@@ -18,8 +18,8 @@ from torch import Tensor
 
 from llamaseek.checkpoints.sources import ADAPTER
 from llamaseek.engine.forward.paged import PagedCache, build_cache
-from llamaseek.engine.forward.runner import Inputs, Runner, home
-from llamaseek.engine.forward.step_layout import Ints, StepLayout
+from llamaseek.engine.forward.runner import Runner, home
+from llamaseek.engine.forward.step_layout import Inputs, Ints
 from llamaseek.engine.ranks.tensor_group import TensorGroup, joined
 from llamaseek.errors import UserError, bad_value
 from llamaseek.herd.folder import read_config, stored_tensors
@@ -62,9 +62,12 @@ class Leader(Runner):
         super().__init__(model, cache, tables, size)
         self.group, self.broken = group, False
 
-    def forward(self, inputs: Inputs, before: Tensor | None = None) -> tuple[Tensor, StepLayout]:
-        """See `Runner.forward`."""
-        with self._together(inputs, before):
+    def forward(
+        self, inputs: Inputs, before: Tensor | None = None, there: Tensor | None = None
+    ) -> Tensor:
+        """See `Runner.forward`. The other ranks are told the tokens that the host knows."""
+        assert there is None
+        with self._together(inputs.cut(self.size), before):
             return super().forward(inputs, before)
 
     def logits(self, hidden: Tensor) -> Tensor:

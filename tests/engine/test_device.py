@@ -10,12 +10,12 @@ import torch
 
 from llamaseek.checkpoints.hf import load_model, save_model
 from llamaseek.checkpoints.quantize import Quantization
+from llamaseek.engine.drafts.drafters import MultiTokenDrafter
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.options import EngineOptions, Speculation
 from llamaseek.engine.request import Request, SamplingParams
-from llamaseek.engine.sampler import distributions, draw, penalize
+from llamaseek.engine.sampling.sampler import distributions, draw, penalize
 from llamaseek.engine.scheduler import Chunk
-from llamaseek.engine.speculate import MultiTokenDrafter
 from llamaseek.errors import UserError
 from llamaseek.runtime.device import pick_device
 from tests.engine.fake_gpu import GPU, fake_gpu, load_on_gpu
@@ -48,12 +48,14 @@ def asked(engine: Engine, *lengths: int) -> None:
         engine.add(Request(prompt=[length + first] * length, params=SamplingParams(max_tokens=9)))
 
 
-def check(engine: Engine, plan: list[Chunk], groups: int) -> None:
-    """Run a step: everything is on the GPU; so many groups of longer chunks attend together."""
-    hidden, layout = engine.runner.run(plan)
+def check(engine: Engine, plan: list[Chunk], longer: int) -> None:
+    """Run a step: everything is on the GPU; so many longer chunks attend in one kernel."""
+    hidden = engine.runner.run(plan, []).hidden
     tokens = sum(chunk.count for chunk in plan)
-    assert hidden.device == GPU and hidden.shape[0] == tokens and len(layout.ends) == len(plan)
-    assert len(layout.groups) == groups
+    assert hidden.device == GPU and hidden.shape[0] == tokens
+    assert engine.runner.last is not None and not engine.runner.last[2].groups
+    joined = engine.runner.last[2].joined
+    assert longer == (0 if joined is None else len(joined.documents.queries) - 1)
     assert engine.runner.logits(hidden).device == GPU
 
 
@@ -80,11 +82,11 @@ def test_prompts_and_decoding_stay_on_the_device(
         if engine.runner.graphs is not None:
             engine.runner.graphs.capture = lambda forward: forward
         asked(engine, 20, 70)
-        check(engine, engine.scheduler.schedule(), groups=2)
-        check(engine, stepped(engine), groups=0)
+        check(engine, engine.scheduler.schedule(), longer=2)
+        check(engine, stepped(engine), longer=0)
         asked(engine, 40, 3)
-        check(engine, stepped(engine), groups=1)  # a prompt beside decoding and a short one
-        check(engine, stepped(engine), groups=0)
+        check(engine, stepped(engine), longer=1)  # a prompt beside decoding and a short one
+        check(engine, stepped(engine), longer=0)
         if engine.runner.graphs is not None:
             assert set(engine.runner.graphs.steps) == {2, 4}
 
@@ -97,9 +99,9 @@ def test_a_model_drafts_on_the_device(tmp_path: Path) -> None:
         engine = Engine(model, options=options)
         asked(engine, 30, 5)
         plan = engine.scheduler.schedule()
-        hidden, _ = engine.runner.run(plan)
+        hidden = engine.runner.run(plan, []).hidden
         assert isinstance(engine.drafter, MultiTokenDrafter)
-        ahead, _ = engine.drafter._run(plan, hidden, [1] * len(hidden))
+        ahead = engine.runner.ahead(plan, hidden, [1] * len(hidden))
         assert ahead.device == GPU and ahead.shape == hidden.shape
 
 
@@ -119,7 +121,7 @@ def test_fake_tensors_find_what_is_elsewhere(folder: Path, tmp_path: Path) -> No
         engine.model.model.rotary.inv_freq = torch.ones(4)
         asked(engine, 5)
         with pytest.raises(RuntimeError, match="device"):
-            engine.runner.run(engine.scheduler.schedule())
+            engine.runner.run(engine.scheduler.schedule(), [])
 
 
 def test_memory_that_is_not_there_is_one_line(

@@ -341,7 +341,7 @@ def test_a_failing_model_fails_the_step_and_the_engine_goes_on(
     (wanted,) = engine(model).generate([request(max_tokens=5)])
     work = it.add(request(max_tokens=5, n=2))
     with monkeypatch.context() as patch:
-        patch.setattr(it.runner, "run", lambda plan: 1 / 0)
+        patch.setattr(it.runner, "run", lambda *step: 1 / 0)
         (delta,) = it.step()
         assert delta.finish == "error" and "ZeroDivisionError" in (delta.error or "")
     while it.busy:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from math import isnan
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from llamaseek.engine.engine import Engine
-from llamaseek.engine.forward import fused
-from llamaseek.engine.forward.runner import Inputs
+from llamaseek.engine.forward.step_layout import Inputs, StepResult
+from llamaseek.engine.sampling.sampler import likeliest
 from llamaseek.herd.published import ENTRIES
 from llamaseek.kernels.build import builder
 from llamaseek.models import CausalLM, build_model
@@ -34,21 +34,21 @@ def network(dtype: torch.dtype) -> CausalLM:
 
 
 @torch.inference_mode()
-def hidden(model: CausalLM, whole: bool, sequences: int) -> list[Tensor]:
-    """The last hidden states of steps of `sequences` tokens, each one position further."""
+def outcomes(model: CausalLM, whole: bool, sequences: int) -> list[StepResult]:
+    """What steps of `sequences` tokens give, each one position further; the last has chunks."""
     runner = Engine(model).runner
-    assert runner.fused is not None
+    assert runner.fused is not None and runner.fused.dense is not None
     if not whole:
-        layers = model.model.layers
-        runner.fused.steps = [step for layer in layers for step in fused._steps(layer)]
-    assert (len(runner.fused.steps) == 1) == whole
-    tables = np.arange(sequences)[:, None] * 3 + np.arange(3)
-    ones = np.ones(sequences, np.int64)
+        runner.fused.dense = None
+    blocks = np.arange(8 * sequences).reshape(-1, 8)[::-1].copy()
+    rows, ones, steps = list(range(sequences)), [1] * sequences, 2 * runner.size + 5
     found = []
-    for step in range(2 * runner.size + 5):
-        tokens = np.arange(sequences) * 7 + step
-        found.append(runner.forward(Inputs(tables, ones * step, ones, tokens))[0].clone())
-    return found
+    for step in range(steps):
+        tokens = [number * 7 + step for number in rows]
+        inputs = Inputs(blocks, rows, [step] * sequences, ones, tokens)
+        found.append(runner.step(inputs, rows))
+    chunks = Inputs(blocks, rows, [steps] * sequences, [3] * sequences, [9] * 3 * sequences)
+    return [*found, runner.step(chunks, rows[::2])]
 
 
 @pytest.mark.usefixtures("threads")
@@ -58,7 +58,24 @@ def test_layers_in_one_call(dtype: torch.dtype, sequences: int) -> None:
     if not builder().build():
         pytest.skip(builder().reason)
     model = network(dtype)
-    for together, apart in zip(
-        hidden(model, True, sequences), hidden(model, False, sequences), strict=True
-    ):
-        assert torch.equal(together, apart)
+    both = outcomes(model, True, sequences), outcomes(model, False, sequences)
+    for together, apart in zip(*both, strict=True):
+        assert torch.equal(together.hidden, apart.hidden)
+        assert torch.equal(together.logits, apart.logits)
+        assert (together.best, together.most) == likeliest(apart.logits)
+
+
+def test_of_equals_the_first_is_likeliest_and_no_number_is_seen() -> None:
+    """In one call and by PyTorch: of a head whose rows are equal, and of one with a NaN."""
+    if not builder().build():
+        pytest.skip(builder().reason)
+    model = network(torch.float32)
+    with torch.no_grad():
+        model.lm_head.weight[:] = model.lm_head.weight[0].clone()
+    inputs = Inputs(np.arange(8)[None], [0], [0], [1], [3])
+    with torch.inference_mode():
+        made = Engine(model).runner.step(inputs, [0])
+        assert made.best == [0] == likeliest(made.logits)[0]
+        model.lm_head.weight[5, 0] = torch.nan
+        made = Engine(model).runner.step(inputs, [0])
+    assert made.most is not None and isnan(made.most[0]) and isnan(likeliest(made.logits)[1][0])

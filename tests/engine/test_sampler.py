@@ -13,9 +13,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from llamaseek.engine.forward.step_layout import StepResult
 from llamaseek.engine.logprobs import log_probabilities
 from llamaseek.engine.request import Request, SamplingParams, SequenceState
-from llamaseek.engine.sampler import (
+from llamaseek.engine.sampling.sampler import (
     decide,
     derive_seed,
     distributions,
@@ -71,7 +72,7 @@ def test_logit_bias_is_added() -> None:
     change = torch.zeros_like(scores)
     change[0, 4], change[0, 7] = 100, -3.5
     torch.testing.assert_close(ours, scores + change)
-    assert decide(scores, [answer(params, [], [1])] * 2) == [[4], [4]]
+    assert decide(StepResult(scores, scores), [answer(params, [], [1])] * 2) == [[4], [4]]
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 1.7])

@@ -60,6 +60,7 @@ def deciding_guard(decide: Callable[[Sequence[Message]], str]) -> Guard:
     )
     engine = Engine(model, tokenizer, options)
     engine.runner.logits = logits  # type: ignore[method-assign]
+    engine.runner.fused = None  # which makes its logits in one call with the layers
     return Guard(engine, Deciding(tokenizer))
 
 

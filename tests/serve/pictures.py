@@ -103,6 +103,7 @@ def written(speech: Texts) -> Service:
     engine = Engine(model, TOKENIZER, EngineOptions(max_num_seqs=1), adapters)
     speech.engine = engine
     engine.runner.logits = speech.logits  # type: ignore[method-assign]
+    engine.runner.fused = None  # which makes its logits in one call with the layers
     return Service(engine, TOKENIZER, ServeOptions(port=0, name="smollm2-135m-instruct"))
 
 

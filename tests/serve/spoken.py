@@ -67,6 +67,7 @@ def spoken_service(
     service = make_service(model, tokenizer, options=options, max_num_seqs=1)
     speech.engine = service.engine
     speech.engine.runner.logits = speech.logits  # type: ignore[method-assign]
+    speech.engine.runner.fused = None  # which makes its logits in one call with the layers
     if guard is not None:
         service.guard = ServedGuard(guard, service.options.guard_timeout)
     return service

@@ -139,7 +139,7 @@ def test_failing_forwards_fail_their_batch_and_show_in_health(server: Running) -
     engine = server.service.engine
     real = engine.runner.run
     try:
-        engine.runner.run = lambda chunks: 1 / 0  # type: ignore[assignment, method-assign]
+        engine.runner.run = lambda *step: 1 / 0  # type: ignore[assignment, method-assign]
         failed = server.post("/v1/completions", prompt="x")
         assert failed.status_code == 500 and "ZeroDivision" not in failed.text
         assert server.client.get("/health").status_code == 503

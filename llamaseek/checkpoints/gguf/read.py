@@ -15,6 +15,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 from torch import Tensor
 
+from llamaseek.checkpoints.huge_pages import in_huge_pages
 from llamaseek.errors import UserError
 from llamaseek.gguf_header import GgufTensor
 from llamaseek.herd.configs import ROUTING_BIAS
@@ -87,6 +88,8 @@ def open_placed(placed: dict[str, Placed]) -> dict[str, Lazy]:
     paths = {part.path for place in placed.values() for part in place.parts}
     # Copied where they are written to, which is never: PyTorch wants tensors that could be.
     files = {path: np.memmap(path, np.uint8, mode="c").view(np.ndarray) for path in paths}
+    for file in files.values():
+        in_huge_pages(torch.from_numpy(file))
     return {name: _open(place, files) for name, place in placed.items()}
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from llamaseek.engine.forward.paged import PagedCache
-from llamaseek.engine.forward.step_layout import StepLayout
+from llamaseek.engine.forward.step_layout import Inputs, Ints, StepLayout, StepResult
 from llamaseek.engine.ranks.shards import SummedExperts
 from llamaseek.kernels.build import builder
 from llamaseek.models import CausalLM
@@ -29,7 +29,7 @@ from llamaseek.models.head import Head
 from llamaseek.models.layers import GatedMLP, RMSNorm, dense_weight, widen
 from llamaseek.models.llama3 import Llama3Layer
 from llamaseek.models.moe import Experts, MoE
-from llamaseek.models.quant.blocks import BlockExperts, BlockLinear
+from llamaseek.models.quant.blocks import BlockEmbedding, BlockExperts, BlockLinear
 from llamaseek.models.quant.packed import PackedExperts, PackedLinear
 from llamaseek.parallel.layers import ParallelLMHead, RowParallelLinear
 
@@ -103,6 +103,17 @@ def weights(*layers: nn.Module) -> Weights:
     return Weights(found, scales, bits.pop(), [], [], split)
 
 
+def _table(model: CausalLM) -> Weights:
+    """The embedding. ValueError where its rows are not simply what a token's are."""
+    layer: nn.Module = model.model.embed_tokens
+    plain = type(model).embed is CausalLM.embed
+    if plain and isinstance(layer, BlockEmbedding):
+        return Weights([layer.weight_blocks], [], 0, [layer.kind], [0])
+    if plain and type(layer) is nn.Embedding and layer.weight.dtype in BITS:
+        return Weights([layer.weight], [], BITS[layer.weight.dtype], [], [])
+    raise ValueError("no fused operator reads this embedding")
+
+
 def normalized(x: Tensor, norm: RMSNorm) -> Tensor:
     """x (N, D) normalized, where more than one operator reads it."""
     out: Tensor = torch.ops.llamaseek.rms_norm(x, norm.weight, norm.eps)
@@ -153,33 +164,32 @@ class Latents:
         self.first = weights(first, layer.kv_a_proj_with_mqa)
         self.second = None if layer.q_lora_rank is None else weights(layer.q_b_proj)
         self.out = weights(layer.o_proj)
+        self.made: Any = None  # when the kernels are there
 
     def __call__(self, x: Tensor, where: Where) -> Tensor:
         """See `FusedStep`."""
-        layer = self.layer
-        kept = where.cache.stores[layer.layer].kept[0]
-        both = self.first(x, self.norm).to(kept.dtype)
-        q, latent = both.tensor_split((-(layer.rank + layer.rope),), dim=1)
+        if self.made is None:
+            self.made = self._make()
+        layout, kept = where.layout, where.cache.stores[self.layer.layer].kept[0]
+        places = layout.slots, layout.tables, layout.lengths, layout.size
+        out = self.made.run(x, *self._parts(kept.dtype), where.cos, where.sin, *places, kept)
+        return self.out(out.to(x.dtype), residual=x)
+
+    def _make(self) -> Any:
+        layer, found, norms = self.layer, [self.first], [self.norm, self.layer.kv_a_layernorm]
         if self.second is not None:
-            q = self.second(q, layer.q_a_layernorm)
-        q = q.unflatten(1, (layer.heads, -1))
-        w_uk, w_uv = self._parts(kept.dtype)
-        absorbed = torch.ops.llamaseek.linear_heads(q[..., : layer.nope], w_uk)
-        norm = layer.kv_a_layernorm
-        queries = torch.ops.llamaseek.rotate_store_latent(
-            q,
-            absorbed,
-            latent,
-            norm.weight,
-            norm.eps,
-            where.cos,
-            where.sin,
-            where.layout.slots,
-            kept,
+            found.append(self.second)
+            norms.append(layer.q_a_layernorm)
+        return torch.classes.llamaseek.LatentAttention(
+            [each.shared() for each in found],
+            [norm.weight for norm in norms],
+            self.norm.eps,
+            layer.kv_a_layernorm.eps,
+            layer.heads,
+            layer.nope,
+            layer.rank,
+            layer.scale,
         )
-        seen = where.cache.attend_few(layer.layer, queries, layer.scale)
-        out = torch.ops.llamaseek.linear_heads(seen, w_uv)
-        return self.out(out.flatten(1).to(x.dtype), residual=x)
 
     def _parts(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """W_UK turned (H, C, P) and W_UV (H, V, C), made again when the weight has changed."""
@@ -219,31 +229,58 @@ class Mixture:
         routed = layer.experts
         self.group = routed.group if isinstance(routed, SummedExperts) else None
         self.routed = routed
-        self.experts: tuple[Tensor | int | None, ...] = ()
+        self.experts: tuple[list[Tensor | None], list[int]] | None = None
+        self.made: Any = None  # when the kernels are there
         if isinstance(routed, BlockExperts):
             return
         if isinstance(routed, PackedExperts):
-            self.experts = (
-                routed.gate_up_proj_packed.flatten(1, 2),
-                routed.gate_up_proj_scale.flatten(1, 2),
-                routed.down_proj_packed,
-                routed.down_proj_scale,
-                routed.bits,
-                routed.down_bits,
-            )
+            gate_up = [routed.gate_up_proj_packed, routed.gate_up_proj_scale]
+            down = [routed.down_proj_packed, routed.down_proj_scale]
+            bits = [routed.bits, routed.down_bits]
+            self.experts = [*(each.flatten(1, 2) for each in gate_up), *down], bits
         elif type(routed) in (Experts, SummedExperts) and routed.down_proj.dtype in BITS:
-            bits = BITS[routed.down_proj.dtype]
-            gate_up = routed.gate_up_proj.flatten(1, 2)
-            self.experts = (gate_up, None, routed.down_proj, None, bits, bits)
+            both = routed.gate_up_proj.flatten(1, 2)
+            self.experts = [both, None, routed.down_proj, None], [BITS[both.dtype]] * 2
         else:
             raise ValueError("no fused operator supports these experts")
 
     def __call__(self, x: Tensor, where: Where) -> Tensor:
         """See `FusedStep`."""
+        if self.experts is not None and self.group is None:
+            if self.made is None:
+                self.made = self._make(*self.experts)
+            out: Tensor = self.made.run(x)
+            return out
         inner = normalized(x, self.norm)
+        chosen, gates = torch.ops.llamaseek.route(inner, *self._router())
+        routed: Tensor = (
+            torch.ops.llamaseek.experts(inner, chosen, gates, *self.experts[0], *self.experts[1])
+            if self.experts is not None
+            else self.routed(inner, chosen, gates)
+        )
+        out = x + (routed if self.group is None else self.group.sum(routed))
+        return out if self.shared is None else self.shared.add(inner, out)
+
+    def _make(self, experts: list[Tensor | None], bits: list[int]) -> Any:
+        shared = [] if self.shared is None else [self.shared.gate_up, self.shared.down]
+        weight, bias, *numbers, normalize, scale = self._router()
+        return torch.classes.llamaseek.Mixture(
+            self.norm.weight,
+            self.norm.eps,
+            weight,
+            bias,
+            numbers,
+            normalize,
+            float(scale),
+            experts,
+            bits,
+            [each.shared() for each in shared],
+        )
+
+    def _router(self) -> tuple[Any, ...]:
+        """The arguments of `route` behind its input."""
         router, config = self.router, self.router.config
-        chosen, gates = torch.ops.llamaseek.route(
-            inner,
+        return (
             router.weight,
             router.e_score_correction_bias,
             config.n_group,
@@ -252,13 +289,6 @@ class Mixture:
             config.norm_topk_prob,
             config.routed_scaling_factor,
         )
-        routed: Tensor = (
-            torch.ops.llamaseek.experts(inner, chosen, gates, *self.experts)
-            if self.experts
-            else self.routed(inner, chosen, gates)
-        )
-        out = x + (routed if self.group is None else self.group.sum(routed))
-        return out if self.shared is None else self.shared.add(inner, out)
 
 
 class Ahead:
@@ -279,9 +309,9 @@ class Ahead:
 
 
 class Dense:
-    """All layers of a model in one call, where each is grouped queries and a gated feed-forward."""
+    """A model in one call, where each layer is grouped queries and a gated feed-forward."""
 
-    def __init__(self, steps: Sequence[FusedStep]) -> None:
+    def __init__(self, model: CausalLM, steps: Sequence[FusedStep], head: Weights) -> None:
         """ValueError where a step is of another kind, or where ranks add up in between."""
         attentions = [step for step in steps[::2] if isinstance(step, GroupedQueries)]
         feeds = [step for step in steps[1::2] if isinstance(step, Gated)]
@@ -289,28 +319,39 @@ class Dense:
         split = any(a.out.split or f.down.split for a, f in self.layers)
         if 2 * len(self.layers) != len(steps) or split:
             raise ValueError("these layers are called one by one")
+        self.embed, self.norm, self.head = _table(model), model.model.norm, head
         self.made: Any = None  # when the kernels are there
+        self.blocks: tuple[Ints, Tensor] | None = None
 
-    def _make(self) -> Any:
-        first = self.layers[0][0]
-        made = torch.classes.llamaseek.Layers(first.norm.eps, first.scale)
+    def _make(self, cache: PagedCache) -> Any:
+        scale, eps = self.layers[0][0].scale, self.norm.eps
+        embed, head = self.embed.shared(), self.head.shared()
+        made = torch.classes.llamaseek.Layers(embed, self.norm.weight, head, eps, scale)
         for attention, feed in self.layers:
             assert feed.norm is not None
             qkv, out = attention.qkv.shared(), attention.out.shared()
+            before, after = attention.norm.weight, feed.norm.weight
             gate_up, down = feed.gate_up.shared(), feed.down.shared()
-            made.append(attention.norm.weight, qkv, out, feed.norm.weight, gate_up, down)
+            keys, values = cache.stores[attention.index].kept
+            made.append(before, qkv, out, after, gate_up, down, keys, values)
         return made
 
-    def __call__(self, x: Tensor, where: Where) -> Tensor:
-        """x (N, D) in float32 → (N, D)."""
+    def __call__(
+        self, inputs: Inputs, cache: PagedCache, angles: tuple[Tensor, Tensor], rows: list[int]
+    ) -> StepResult:
+        """A step of N tokens, N up to `FEW`, with logits of some rows; the cache is the same in all
+        calls.
+        """
         if self.made is None:
-            self.made = self._make()
-        layout, stores = where.layout, where.cache.stores
-        kept = [stores[attention.index].kept for attention, _ in self.layers]
-        keys, values = [both[0] for both in kept], [both[1] for both in kept]
-        places = layout.slots, layout.tables, layout.lengths, layout.size
-        found: Tensor = self.made.run(x, where.cos, where.sin, *places, keys, values)
-        return found
+            self.made = self._make(cache)
+        if self.blocks is None or self.blocks[0] is not inputs.blocks:
+            self.blocks = inputs.blocks, torch.from_numpy(inputs.blocks)  # the same memory
+        size = cache.stores[0].size
+        found = self.made.run(
+            inputs.tokens, inputs.starts, inputs.counts, inputs.rows, self.blocks[1], size,
+            *angles, rows
+        )  # fmt: skip
+        return StepResult(*found)
 
 
 class Fused:
@@ -324,11 +365,12 @@ class Fused:
             self.steps += _steps(layer)
         further = [each for each in model.model.layers if isinstance(each, MultiTokenLayer)]
         self.ahead = [Ahead(layer) for layer in further]
-        with suppress(ValueError):
-            self.steps = [Dense(self.steps)]
         self.head = weights(model.lm_head)
+        self.dense: Dense | None = None
+        with suppress(ValueError):
+            self.dense = Dense(model, self.steps, self.head)
         self.where: Where | None = None
-        self.angles: tuple[Tensor, Tensor] | None = None  # of the first positions, (S, R / 2)
+        self.turns: tuple[Tensor, Tensor] | None = None
 
     @property
     def ready(self) -> bool:
@@ -360,15 +402,19 @@ class Fused:
     def _where(self, layout: StepLayout, cache: PagedCache) -> Where:
         """The module often follows the model at the same places."""
         if self.where is None or self.where.layout is not layout:
-            most = int(layout.lengths.max())
-            if self.angles is None or len(self.angles[0]) < most:
-                # Twice as many as needed, so that few steps make them again.
-                positions = torch.arange(2 * most)[None]
-                cos, sin = self.model.model.rotary(positions)
-                self.angles = cos[0, :, 0], sin[0, :, 0]
-            cos, sin = (table[layout.positions] for table in self.angles)
+            assert layout.tables is not None
+            angles = self.angles(layout.tables.shape[1] * layout.size)
+            cos, sin = (table[layout.positions] for table in angles)
             self.where = Where(cos, sin, layout, cache)
         return self.where
+
+    def angles(self, most: int) -> tuple[Tensor, Tensor]:
+        """Rotary tables of at least `most` first positions, (S, R / 2)."""
+        if self.turns is None or len(self.turns[0]) < most:
+            # Twice as many as needed, so that few steps make them again.
+            cos, sin = self.model.model.rotary(torch.arange(2 * most)[None])
+            self.turns = cos[0, :, 0], sin[0, :, 0]
+        return self.turns
 
 
 def fuse(model: CausalLM) -> Fused | None:

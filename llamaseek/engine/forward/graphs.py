@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -167,7 +166,6 @@ class Graphs:
             slots=torch.empty_like(layout.slots),
             lengths=torch.ones_like(layout.lengths),
             tables=layout.tables.new_zeros(rows, self.blocks),
-            ends=np.arange(rows) + 1,
         )
         step = CapturedStep(torch.zeros_like(tokens), own)
         step.fill(tokens, layout)  # what capturing computes on the way is what the step computes

@@ -1,24 +1,84 @@
 """The layout of a step's tokens: positions in the model's row, and slots of the cache.
 
-A step's chunks lie end to end in one row of N tokens. Attention wants rectangles, so sequences of
-like sizes are padded together into groups.
+A step's chunks lie end to end in one row of N tokens. On a CPU attention wants rectangles, so
+sequences of like sizes are padded together into groups. A GPU has kernels for chunks that lie end
+to end, which need neither rectangles nor masks.
 
-N tokens of the step, b sequences of a group, T most queries, S most keys.
+N tokens of the step in B chunks, b sequences of a group, T most queries, S most keys, D width,
+R rows whose logits are wanted, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import add
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llamaseek.models.documents import Documents, documents_with
+
 Ints = NDArray[np.int64]
 FEW = 16  # tokens of a step that has kernels of its own
 FINEST = 64  # keys; sequences shorter than this share a group
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a forward runs on: tokens (N) of chunks, each with its start and count (B).
+
+    The blocks of their sequences stand in `rows` (B) of `blocks` (sequences, most), which change
+    with the next step. Plain numbers, not tensors: after all weights were read, code is no longer
+    in the processor's caches, and each operator on a few numbers takes 30 to 100 µs.
+    """
+
+    blocks: Ints
+    rows: list[int]
+    starts: list[int]
+    counts: list[int]
+    tokens: list[int]
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that one of the sequences has by now."""
+        return max(map(add, self.starts, self.counts), default=1)
+
+    def tables(self, size: int) -> Ints:
+        """A copy of the blocks that hold `size` tokens each, as many as the longest has: (B, …)."""
+        found: Ints = self.blocks[self.rows, : -(-self.longest // size)]
+        return found
+
+    def cut(self, size: int) -> Inputs:
+        """The same with blocks of its own."""
+        tables = self.tables(size)
+        return replace(self, blocks=tables, rows=list(range(len(tables))))
+
+    def padded(self, more: int, block: int, size: int) -> Inputs:
+        """With chunks of one token more, which stand at the start of `block`."""
+        own = self.tables(size)
+        spare = np.full((more, own.shape[1]), block, np.int64)
+        blocks = np.concatenate((own, spare))
+        zeros, ones = [0] * more, [1] * more
+        rows = list(range(len(blocks)))
+        starts, counts = self.starts + zeros, self.counts + ones
+        return Inputs(blocks, rows, starts, counts, self.tokens + zeros)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Hidden states (N, D) of a step, and logits (R, V) of the rows that were wanted.
+
+    `best` (R), where it is there, are the first of the likeliest tokens of each, and `most` (R)
+    their logits.
+    """
+
+    hidden: Tensor
+    logits: Tensor
+    best: list[int] | None = None
+    most: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,21 +104,34 @@ class AttentionGroup:
 
 
 @dataclass(frozen=True)
+class JoinedChunks:
+    """Chunks that attend in one kernel, by the cumulative lengths of their queries and keys.
+
+    `places` are their queries in the step's row, None where they are the row itself, and `slots`
+    those of all their sequences' tokens up to the chunks' ends, one sequence behind the other.
+    """
+
+    places: Tensor | None
+    slots: Tensor
+    documents: Documents
+
+
+@dataclass(frozen=True)
 class StepLayout:
     """One step: `positions` and `slots` (N) of its tokens, and the groups they attend in.
 
-    Tokens that are in no group attend one by one, over `lengths` tokens of their rows of `tables`.
-    They are those at `alone` in the step's row, None where they are all.
+    Tokens that are in no group, nor `joined`, attend one by one, over `lengths` tokens of their
+    rows of `tables`. They are those at `alone` in the step's row, None where they are all.
     """
 
     positions: Tensor
     slots: Tensor
-    ends: Ints  # (B) where each chunk ends in the row
     groups: list[AttentionGroup]
     tables: Tensor | None  # (N, blocks) of tokens' sequences, where they are few
     lengths: Tensor  # (N) tokens that each of them may see
     size: int  # tokens a block
     alone: Tensor | None = None
+    joined: JoinedChunks | None = None
 
 
 def lay_out(
@@ -68,36 +141,80 @@ def lay_out(
     size: int,
     device: torch.device | str = "cpu",
     apart: bool = False,
+    join: bool = False,
 ) -> StepLayout:
     """tables (B, blocks of the longest), starts and counts (B) of the chunks → the layout.
 
-    With `apart`, sequences of few tokens are in no group.
+    With `apart`, chunks of few tokens are in no group; with `join` the others are joined.
     """
-    ends = counts.cumsum()
-    first = ends - counts
-    total = int(ends[-1])
-    sequence = np.repeat(np.arange(len(counts)), counts)
-    positions = np.arange(total) + (starts - first)[sequence]
-    block, offset = np.divmod(positions, size)
-    slots = tables[sequence, block] * size + offset
-    lengths = starts + counts
-    grouped = np.flatnonzero(counts > (FEW if apart else 0))
-    groups = []
-    for places in like_sizes(counts[grouped], lengths[grouped]):
-        members = grouped[places]
-        whole = len(members) == len(counts)
-        groups.append(_group(tables, starts, counts, first, members, whole, size, device))
-    rows = np.flatnonzero(counts[sequence] <= (FEW if apart else 0))
+    sequence, positions, slots = _tokens(tables, starts, counts, size)
+    few = counts <= (FEW if apart else 0)
+    rows = None if few.all() else np.flatnonzero(few[sequence])
+    some = slice(None) if rows is None else rows
+    groups, joined = [], None
+    if rows is not None and join:
+        joined = _joined(tables, starts, counts, ~few, size, device)
+    elif rows is not None:
+        groups = _groups(tables, starts, counts, ~few, size, device)
     return StepLayout(
         positions=sent(positions, device),
         slots=sent(slots, device),
-        ends=ends,
         groups=groups,
-        tables=sent(tables[sequence[rows]], device) if len(rows) else None,
-        lengths=sent(positions[rows] + 1, device),
+        tables=sent(tables[sequence[some]], device) if rows is None or len(rows) else None,
+        lengths=sent(positions[some] + 1, device),
         size=size,
-        alone=sent(rows, device) if 0 < len(rows) < total else None,
+        alone=sent(rows, device) if rows is not None and len(rows) else None,
+        joined=joined,
     )
+
+
+def _tokens(tables: Ints, starts: Ints, counts: Ints, size: int) -> tuple[Ints, Ints, Ints]:
+    """Of all tokens of chunks that lie end to end: their chunks, positions and slots."""
+    ends = counts.cumsum()
+    if ends[-1] == len(counts):  # a token each, as in most steps
+        sequence, positions = ends - 1, starts
+    else:
+        sequence = np.repeat(np.arange(len(counts)), counts)
+        positions = np.arange(ends[-1]) + (starts - ends + counts)[sequence]
+    return sequence, positions, tables[sequence, positions // size] * size + positions % size
+
+
+def _joined(
+    tables: Ints,
+    starts: Ints,
+    counts: Ints,
+    long: NDArray[np.bool_],
+    size: int,
+    device: torch.device | str,
+) -> JoinedChunks:
+    """The chunks that are `long` (B)."""
+    queries, lengths = counts[long], (starts + counts)[long]
+    _, _, slots = _tokens(tables[long], np.zeros_like(lengths), lengths, size)
+    places = None if long.all() else np.flatnonzero(np.repeat(long, counts))
+    return JoinedChunks(
+        places=None if places is None else sent(places, device),
+        slots=sent(slots, device),
+        documents=documents_with(np.stack((queries, lengths)), device),
+    )
+
+
+def _groups(
+    tables: Ints,
+    starts: Ints,
+    counts: Ints,
+    grouped: NDArray[np.bool_],
+    size: int,
+    device: torch.device | str,
+) -> list[AttentionGroup]:
+    """The groups of the sequences that are `grouped` (B)."""
+    members, first = np.flatnonzero(grouped), counts.cumsum() - counts
+    lengths = starts + counts
+    groups = []
+    for places in like_sizes(counts[members], lengths[members]):
+        some = members[places]
+        whole = len(some) == len(counts)
+        groups.append(_group(tables, starts, counts, first, some, whole, size, device))
+    return groups
 
 
 def like_sizes(counts: Ints, lengths: Ints) -> list[Ints]:

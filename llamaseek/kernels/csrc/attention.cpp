@@ -38,8 +38,9 @@ void Attention::operator()(const Tensor& q, const Tensor& keys, const Tensor& va
                            double scale, Tensor& out) const {
   const int64_t width = q.size(2), wide = values.size(2);
   const int64_t most = std::min<int64_t>(shared_, kTokens), one = most * (wide + 2);
-  const Tensor partial = at::empty({int64_t(tasks_.size()), one}, at::kFloat);
-  float* parts = partial.data_ptr<float>();
+  const int64_t held = int64_t(tasks_.size()) * one * sizeof(float);
+  const c10::DataPtr partial = c10::GetCPUAllocator()->allocate(held);
+  auto* parts = static_cast<float*>(partial.get());
   const bool floats = is_float(q);
   const int64_t bytes = seen_ * (width + wide) * keys.element_size();
   share(int64_t(tasks_.size()), 1, bytes, [&](int64_t begin, int64_t end) {
@@ -63,7 +64,7 @@ void Attention::operator()(const Tensor& q, const Tensor& keys, const Tensor& va
     }
   });
   const int64_t pieces = (shared_ + kTokens - 1) / kTokens;
-  share(int64_t(starts_.size()) - 1, 4, partial.nbytes(), [&](int64_t begin, int64_t end) {
+  share(int64_t(starts_.size()) - 1, 4, held, [&](int64_t begin, int64_t end) {
     for (int64_t place = begin; place < end; place++) {
       const int64_t head = place / pieces * shared_ + place % pieces * kTokens;
       const int used = int(std::min<int64_t>(shared_ - place % pieces * kTokens, kTokens));

@@ -37,8 +37,8 @@ Prepared::Norm norm_of(const std::optional<Tensor>& weight, double eps) {
 Prepared::Prepared(int count, int64_t width, int bits) : bits_(bits) {
   const int64_t blocks = (width + kBlock - 1) / kBlock, padded = blocks * kBlock;
   const int64_t one = padded * 8 + blocks * 4 * (kLanes + 1) + 64;
-  memory_ = at::empty({count * one}, at::kByte);
-  uint8_t* at = memory_.data_ptr<uint8_t>();
+  memory_ = c10::GetCPUAllocator()->allocate(count * one);
+  auto* at = static_cast<uint8_t*>(memory_.get());
   tokens.count = count;
   tokens.width = width;
   for (int m = 0; m < count; m++) {

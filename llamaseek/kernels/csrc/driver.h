@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <c10/core/CPUAllocator.h>
 
 #include <atomic>
 #include <optional>
@@ -72,7 +73,7 @@ class Prepared {
 
  private:
   int bits_;
-  Tensor memory_;
+  c10::DataPtr memory_;
 };
 
 Prepared::Norm norm_of(const std::optional<Tensor>& weight, double eps);

@@ -1,8 +1,73 @@
 #include "layers.h"
 
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
 #include "attention.h"
+#include "ops.h"
 
 namespace llamaseek {
+namespace {
+
+// Rows `which` of a table (N, K) → (M, K).
+Tensor picked(const Tensor& table, const Whole& which) {
+  Tensor out = at::empty({int64_t(which.size()), table.size(1)}, table.options());
+  const int64_t bytes = table.size(1) * table.element_size();
+  auto* to = static_cast<uint8_t*>(out.data_ptr());
+  for (const int64_t row : which) {
+    TORCH_CHECK(0 <= row && row < table.size(0), "Layers.run: no row ", row, " of ", table.size(0));
+    std::memcpy(to, row_of(table, row), bytes);
+    to += bytes;
+  }
+  return out;
+}
+
+// The first of the largest of `count` numbers, and that one; NaN is larger than all.
+std::pair<int64_t, double> largest(const float* from, int64_t count) {
+  float top = -INFINITY;
+  int unsound = 0;
+#pragma omp simd reduction(max : top) reduction(+ : unsound)
+  for (int64_t i = 0; i < count; i++) {
+    top = std::max(top, from[i]);
+    unsound += from[i] != from[i];
+  }
+  if (unsound) return {0, NAN};
+  return {std::find(from, from + count, top) - from, top};
+}
+
+// Of each token of a step its position, its slot, the tokens it sees and its sequence's blocks.
+struct Places {
+  Whole positions;
+  Tensor slots, lengths, tables;
+
+  Places(const Whole& starts, const Whole& counts, const Whole& rows, const Tensor& blocks,
+         int64_t size, int64_t count) {
+    int64_t used = 0;
+    for (size_t b = 0; b < starts.size(); b++) {
+      TORCH_CHECK(0 <= rows[b] && rows[b] < blocks.size(0), "Layers.run: no blocks ", rows[b]);
+      used = std::max(used, (starts[b] + counts[b] + size - 1) / size);
+    }
+    TORCH_CHECK(used <= blocks.size(1), "Layers.run: ", used, " blocks of ", blocks.size(1));
+    slots = at::empty({count}, at::kLong), lengths = at::empty({count}, at::kLong);
+    tables = at::empty({count, used}, at::kLong);
+    auto *slot = slots.data_ptr<int64_t>(), *length = lengths.data_ptr<int64_t>();
+    auto* table = tables.data_ptr<int64_t>();
+    for (size_t b = 0; b < starts.size(); b++) {
+      const auto* own = reinterpret_cast<const int64_t*>(row_of(blocks, rows[b]));
+      for (int64_t at = starts[b]; at < starts[b] + counts[b]; at++) {
+        positions.push_back(at);
+        *slot++ = own[at / size] * size + at % size;
+        *length++ = at + 1;
+        table = std::copy(own, own + used, table);
+      }
+    }
+  }
+};
+
+}  // namespace
 
 int64_t Weights::outputs() const {
   int64_t rows = 0;
@@ -14,44 +79,63 @@ void Weights::times(const Input& x, const Target& to, bool gate) const {
   if (bits) {
     product(matrices(weights, scales, x.width, bits), x, to, gate);
   } else {
-    product(matrices(weights, kinds, heads, x.width), x, to, gate);
+    multiply_blocks(matrices(weights, kinds, heads, x.width), x, to, gate);
   }
 }
 
-void Layers::append(Tensor before, Shared qkv, Shared out, Tensor after, Shared gate_up,
-                    Shared down) {
-  layers_.push_back({before, qkv, out, after, gate_up, down});
+Tensor Weights::rows(const Whole& which) const {
+  const Tensor found = picked(weights[0], which);
+  return bits ? found.to(at::kFloat) : widen_blocks(found, kinds[0]);
 }
 
-Tensor Layers::run(Tensor x, Tensor cos, Tensor sin, Tensor slots, Tensor tables, Tensor lengths,
-                   int64_t size, std::vector<Tensor> keys, std::vector<Tensor> values) const {
-  TORCH_CHECK(is_float(x) && x.is_contiguous() && keys.size() == layers_.size(),
-              "Layers.run: x is contiguous and in float32, and every layer has keys");
-  const int64_t count = x.size(0), groups = keys[0].size(0), width = keys[0].size(2);
+void Layers::append(Tensor before, Shared qkv, Shared out, Tensor after, Shared gate_up,
+                    Shared down, Tensor keys, Tensor values) {
+  TORCH_CHECK(is_float(keys) || keys.scalar_type() == at::kBFloat16,
+              "Layers.append: keys are of two types");
+  layers_.push_back({before, qkv, out, after, gate_up, down, keys, values});
+}
+
+Outcome Layers::run(Whole tokens, Whole starts, Whole counts, Whole rows, Tensor blocks,
+                    int64_t size, Tensor cos, Tensor sin, Whole wanted) const {
+  const Tensor& kept = layers_[0].keys;
+  const int64_t count = int64_t(tokens.size()), groups = kept.size(0), width = kept.size(2);
   const int64_t heads = layers_[0].qkv->outputs() / width - 2 * groups;
-  const bool wide = is_float(keys[0]);
-  TORCH_CHECK(wide || keys[0].scalar_type() == at::kBFloat16, "Layers.run: keys are of two types");
-  const auto blank = [&](int64_t columns) { return at::empty({count, columns}, keys[0].options()); };
+  const Places places(starts, counts, rows, blocks, size, count);
+  const auto blank = [&](int64_t columns) { return at::empty({count, columns}, kept.options()); };
   Tensor qkv = blank((heads + 2 * groups) * width), q = blank(heads * width), seen = blank(heads * width);
   Tensor queries = q.view({count, heads, width}), found = seen.view({count, heads, width});
-  Tensor sum = x.clone(), inner = at::empty({count, layers_[0].gate_up->outputs() / 2}, x.options());
-  const Attention attention(tables, lengths, size, heads, groups);
-  const auto onto = [](const Tensor& to) {
-    return Target{to.data_ptr(), nullptr, is_float(to), to.size(1)};
-  };
+  const Tensor sum = embed_->rows(tokens);
+  const Tensor inner = at::empty({count, layers_[0].gate_up->outputs() / 2}, sum.options());
+  cos = picked(cos, places.positions), sin = picked(sin, places.positions);
+  const Attention attention(places.tables, places.lengths, size, heads, groups);
   const Target added{sum.data_ptr(), sum.data_ptr(), true, sum.size(1)};
+  Outcome made;
   with_team([&] {
-    for (size_t i = 0; i < layers_.size(); i++) {
-      const Layer& layer = layers_[i];
+    for (const Layer& layer : layers_) {
       layer.qkv->times(Input(sum, norm_of(layer.before, eps_)), onto(qkv));
-      rotate_store_into(qkv, cos, sin, slots, keys[i], values[i], queries);
-      attention(queries, keys[i], values[i], scale_, found);
+      rotate_store_into(qkv, cos, sin, places.slots, layer.keys, layer.values, queries);
+      attention(queries, layer.keys, layer.values, scale_, found);
       layer.out->times(Input(seen, {}), added);
       layer.gate_up->times(Input(sum, norm_of(layer.after, eps_)), onto(inner), true);
       layer.down->times(Input(inner, {}), added);
     }
+    made = say(rms_norm(sum, norm_, eps_).to(norm_.scalar_type()), wanted);
   });
-  return sum;
+  return made;
+}
+
+Outcome Layers::say(const Tensor& hidden, const Whole& wanted) const {
+  const int64_t count = int64_t(wanted.size()), width = head_->outputs();
+  const Tensor logits = at::empty({count, width}, at::kFloat);
+  Whole best(count);
+  std::vector<double> most(count);
+  if (count) head_->times(Input(picked(hidden, wanted), {}), onto(logits));
+  share(count, 1, logits.nbytes(), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; row++) {
+      std::tie(best[row], most[row]) = largest(logits.const_data_ptr<float>() + row * width, width);
+    }
+  });
+  return {hidden, logits, best, most};
 }
 
 }  // namespace llamaseek
