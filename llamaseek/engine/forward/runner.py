@@ -6,6 +6,7 @@ N tokens of the step, B chunks, D width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llamaseek.engine.adapters import Adapters
+from llamaseek.engine.forward.chain import Chain
 from llamaseek.engine.forward.fused import fuse
 from llamaseek.engine.forward.graphs import MOST, Graphs, bucket
 from llamaseek.engine.forward.paged import PagedCache
@@ -61,8 +63,11 @@ class Runner:
             keep_freed_memory()  # a prompt's activations fault their pages in once
         self.last: tuple[tuple[list[int], list[int]], Ints, StepLayout] | None = None
         self.fused = fuse(model) if cache.plain else None
+        self.chain: Chain | None = None
         if self.fused is not None:
             builder().start()
+            with suppress(ValueError):
+                self.chain = Chain(self.fused, cache)
 
     def run(self, chunks: Sequence[Chunk], rows: list[int]) -> StepResult:
         """Compute the chunks' tokens and drafts, and the logits of some rows, in ascending order.
@@ -82,8 +87,8 @@ class Runner:
     def step(self, inputs: Inputs, rows: list[int], there: Tensor | None = None) -> StepResult:
         """`run` on what the chunks stand for, or on tokens that are `there` (N) already."""
         few, fused = len(inputs.tokens) <= FEW and there is None, self.fused
-        if few and fused is not None and fused.dense is not None and fused.ready:
-            return fused.dense(inputs, self.cache, fused.angles(inputs.longest), rows)
+        if few and fused is not None and fused.whole is not None and fused.ready:
+            return fused.whole(inputs, self.cache, fused.angles(inputs.longest), rows)
         graphs = self.graphs
         if graphs is not None and max(inputs.counts) <= FEW and graphs.takes(len(inputs.tokens)):
             hidden = self._replay(graphs, inputs, there)
@@ -95,6 +100,15 @@ class Runner:
     def ahead(self, chunks: Sequence[Chunk], hidden: Tensor, following: list[int]) -> Tensor:
         """The multi-token module on hidden (N, D) and the tokens (N) that follow: (N, D)."""
         return self.forward(self._inputs(chunks, following), hidden)
+
+    def draft(
+        self, chunks: Sequence[Chunk], hidden: Tensor, following: list[int], count: int
+    ) -> list[int] | None:
+        """`ahead`, and the `count` likeliest tokens behind it; None where no kernel does it."""
+        chain = self.chain
+        if chain is None or not chain.fused.ready or len(chunks) > 1 or len(following) > FEW:
+            return None
+        return chain(hidden, self._inputs(chunks, following), count)
 
     def _inputs(self, chunks: Sequence[Chunk], tokens: list[int]) -> Inputs:
         if self.adapters is not None and self.adapters.names:
