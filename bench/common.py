@@ -108,3 +108,14 @@ def report(rows: list[Row], skipped: list[str], path: Path | None) -> None:
     if path:
         result = {"machine": machine(), "rows": [asdict(r) for r in rows], "skipped": skipped}
         path.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def with_kept(
+    case: str, made: list[Row], skipped: list[str], path: Path | None
+) -> tuple[list[Row], list[str]]:
+    """This case's rows and servers without any, after those of other cases in the file."""
+    if path is None or not path.exists():
+        return made, skipped
+    old = json.loads(path.read_text())
+    rows_kept = [Row(**each) for each in old["rows"] if each["case"] != case]
+    return rows_kept + made, [each for each in old["skipped"] if case not in each] + skipped

@@ -1,24 +1,25 @@
 """Serving 64 chats: ours against llama.cpp's server and transformers' continuous batching.
 
     LLAMA_SERVER=…/llama-server LLAMA_CPP_SOURCE=…/vendor/llama.cpp \\
-        python bench/serve.py [--shape tiny|1b] [--part burst|poisson|highest] [--json PATH]
+        python bench/serve.py [--shape tiny|smollm2|1b] [--model FOLDER] \\
+        [--part burst|poisson|highest] [--json PATH]
 
-One random bf16 checkpoint, prompts and answers of lengths from a fixed seed, greedy, no end
-token; each server in its own process with all cores, one at a time. Prompts are new in every run,
-so that no prompt cache answers. Chats of the 1B shape are short (16 to 48 tokens of prompt, 4 to 24
-of answer), so that one part with all servers takes under 200 s on two cores. `burst`: all chats
-arrive at once; tokens said a second, the median of the shape's repeats. `poisson`: one arrival
-rate, the same for all; seconds to the first token and between tokens. `highest`: the highest
-arrival rate, in steps below the server's own rate when all arrive at once, at which the slowest
-first token comes within the shape's patience. Parts of one shape add their rows to one JSON file.
-A server that takes longer than `--limit` over a part is ended and named beside the rows, as is one
-that is absent. `--work` keeps the models between calls; `--prepare` only makes them.
+One random bf16 checkpoint, or for smollm2 a folder of SmolLM2 135M, which is read as bf16; prompts
+and answers of lengths from a fixed seed, greedy, no end token; each server in its own process with
+all cores, one at a time. Prompts are new in every run, so that no prompt cache answers. Chats of
+the 1B shape are short (16 to 48 tokens of prompt, 4 to 24 of answer), so that one part with all
+servers takes under 200 s on two cores. `burst`: all chats arrive at once; tokens said a second, the
+median of the shape's repeats. `poisson`: one arrival rate, the same for all; seconds to the first
+token and between tokens. `highest`: the highest arrival rate, in steps below the server's own rate
+when all arrive at once, at which the slowest first token comes within the shape's patience. Parts
+of one shape add their rows to one JSON file. A server that takes longer than `--limit` over a part
+is ended and named beside the rows, as is one that is absent. `--work` keeps the models between
+calls; `--prepare` only makes them.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -28,7 +29,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.common import Row, report
+from bench.common import Row, report, with_kept
 from bench.serving.contenders import NAMES, Contender, skipped, started
 from bench.serving.folders import prepare
 from bench.serving.workload import SHAPES, Chat, Shape, Timing, arrivals, chats, quantile
@@ -121,6 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
+    parser.add_argument("--model", type=Path, help="a folder of SmolLM2, for its shape")
     parser.add_argument("--part", choices=PARTS, action="append")
     parser.add_argument("--only", choices=NAMES, action="append", help="these alone")
     parser.add_argument("--work", type=Path)
@@ -131,7 +133,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (options.work or Path(temporary)) / options.shape
         folder.mkdir(parents=True, exist_ok=True)
-        prepare(shape, folder)
+        prepare(shape, folder, options.model)
         if options.prepare:
             return
         names = options.only or NAMES
@@ -143,17 +145,6 @@ def main() -> None:
             made, failed = compare(case, here, figures)
             left_out = [f"{case}: {why}" for why in absent.values()] + failed
             report(*with_kept(case, made, left_out, options.json), options.json)
-
-
-def with_kept(
-    case: str, made: list[Row], skipped: list[str], path: Path | None
-) -> tuple[list[Row], list[str]]:
-    """This case's rows and servers without any, after those of other cases in the file."""
-    if path is None or not path.exists():
-        return made, skipped
-    old = json.loads(path.read_text())
-    rows_kept = [Row(**each) for each in old["rows"] if each["case"] != case]
-    return rows_kept + made, [each for each in old["skipped"] if case not in each] + skipped
 
 
 if __name__ == "__main__":

@@ -85,9 +85,9 @@ plt.show()
 # text are guessed (`llamaseek generate --speculate lookup`).
 
 # %%
-from llamaseek.engine.speculate import look_up
+from llamaseek.engine.drafts.lookup import Lookup
 
-source(look_up)
+source(Lookup)
 
 # %% [markdown]
 # ## Class question 5

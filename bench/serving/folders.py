@@ -1,4 +1,4 @@
-"""The models under test: one random checkpoint, as a Hugging Face folder and as GGUF."""
+"""The models under test: one checkpoint, as a Hugging Face folder and as GGUF."""
 
 from __future__ import annotations
 
@@ -14,11 +14,17 @@ from bench.serving.workload import Shape
 CONTEXT = 1024
 
 
-def prepare(shape: Shape, folder: Path) -> None:
-    """Write the model folder, and the GGUF where llama.cpp's converter is at hand."""
+def prepare(shape: Shape, folder: Path, source: Path | None) -> None:
+    """Write the model folder or link to `source`, and write the GGUF where llama.cpp's converter is
+    at hand."""
     model = folder / "model"
     if not (model / "config.json").exists():
-        _write_model(shape, model)
+        if shape.sizes:
+            _write_model(shape, model)
+        elif source is None:
+            raise SystemExit("this shape needs --model FOLDER")
+        else:
+            model.symlink_to(source.resolve())
     source, gguf = os.environ.get("LLAMA_CPP_SOURCE"), folder / "model.gguf"
     if source and not gguf.exists():
         script = str(Path(source) / "convert_hf_to_gguf.py")

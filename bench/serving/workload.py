@@ -10,7 +10,10 @@ CHATS = 64
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's sizes, how long its chats are, and when a rate counts as sustained."""
+    """A model's sizes, how long its chats are, and when a rate counts as sustained.
+
+    Without sizes it is a folder that `--model` names.
+    """
 
     sizes: dict[str, int]
     prompt: tuple[int, int]  # tokens, from and to
@@ -18,6 +21,7 @@ class Shape:
     rate: float  # arrivals a second of the Poisson stream
     patience: float  # seconds that the slowest first token may take at a rate that is sustained
     repeats: int
+    words: int = 100_000  # of the vocabulary, from which prompts are drawn
 
 
 SHAPES = {
@@ -35,6 +39,15 @@ SHAPES = {
         rate=5.0,
         patience=1.0,
         repeats=5,
+    ),
+    "smollm2": Shape(
+        {},
+        prompt=(16, 256),
+        answer=(16, 64),
+        rate=1.5,
+        patience=5.0,
+        repeats=3,
+        words=49_000,
     ),
     "1b": Shape(
         {
@@ -63,13 +76,13 @@ class Chat:
 
 
 def chats(shape: Shape, run: int, count: int = CHATS) -> list[Chat]:
-    """Lengths that are every run's; ids of plain words of Llama 3's vocabulary that are this run's
-    own, so that no cache of prompts knows them from the run before."""
+    """Lengths that are every run's; ids of plain words of the vocabulary that are this run's own,
+    so that no cache of prompts knows them from the run before."""
     lengths, words = Random(0), Random(f"run {run}")
     found = []
     for _ in range(count):
         prompt = lengths.randint(*shape.prompt)
-        ids = [words.randrange(1000, 100_000) for _ in range(prompt)]
+        ids = [words.randrange(1000, shape.words) for _ in range(prompt)]
         found.append(Chat(ids, lengths.randint(*shape.answer)))
     return found
 

@@ -17,6 +17,7 @@ import torch
 from llamaseek.engine.adapters import Adapters
 from llamaseek.engine.blocks import BlockPool
 from llamaseek.engine.constrain import Grammars
+from llamaseek.engine.drafts.drafters import make_drafter
 from llamaseek.engine.ends import append, end_text
 from llamaseek.engine.forward.graphs import Capture, Graphs, capturable, compiled
 from llamaseek.engine.forward.paged import build_cache, bytes_per_token
@@ -36,7 +37,6 @@ from llamaseek.engine.request import (
 )
 from llamaseek.engine.sampler import decide, derive_seed
 from llamaseek.engine.scheduler import Chunk, QueueFull, Scheduler
-from llamaseek.engine.speculate import make_drafter
 from llamaseek.engine.statistics import Statistics
 from llamaseek.engine.text_out import TextOut
 from llamaseek.errors import UserError, bad_value
@@ -355,6 +355,8 @@ class Engine:
         statistics.rounds += 1
         statistics.drafted += len(answer.drafts)
         statistics.accepted += len(generated) - 1
+        if answer.acceptance is not None:
+            answer.acceptance.record(len(answer.drafts), len(generated) - 1)
         first = answer.first_token is None
         delta = Delta(answer.request.id, answer.index, [], moment=now)
         try:

@@ -18,21 +18,22 @@ DRAFTERS = ("none", "mtp", "lookup", "model")
 
 @dataclass(frozen=True, kw_only=True)
 class Speculation:
-    """The source of drafts, and the number of draft tokens.
+    """The source of drafts, and the most tokens that are drafted ahead, `depth`.
 
+    Fewer are drafted, or none, where too few of an answer's drafts stand to be worth their cost.
     `mtp` is the model's own multi-token module (DeepSeek-V3), `lookup` finds the last words
     earlier in the text, `model` asks a smaller model of the same vocabulary, `draft_model`.
     """
 
     kind: str = "none"
-    depth: int = 1
+    depth: int = 15
     draft_model: CausalLM | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in DRAFTERS:
             raise bad_value("speculate", self.kind, ", ".join(DRAFTERS))
-        if not 1 <= self.depth <= 16:
-            raise bad_value("draft_tokens", self.depth, "a number from 1 to 16")
+        if not 1 <= self.depth <= 15:
+            raise bad_value("draft_tokens", self.depth, "a number from 1 to 15")
         if (self.kind == "model") != (self.draft_model is not None):
             raise bad_value("speculate", self.kind, "model, where a draft model is given")
 

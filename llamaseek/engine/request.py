@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from llamaseek.engine.constrain import Constraint
+    from llamaseek.engine.drafts.acceptance import Acceptance
+    from llamaseek.engine.drafts.lookup import Lookup
     from llamaseek.engine.matcher import Matcher, Session
     from llamaseek.engine.text_out import TextOut
 
@@ -224,6 +226,8 @@ class SequenceState:
     drafts: list[int] = field(default_factory=list)
     draft_probs: list[Tensor] = field(default_factory=list)
     draft_computed: int = 0  # of its places, those that a draft model has computed
+    acceptance: Acceptance | None = None  # of its drafts, once there are any
+    lookup: Lookup | None = None
     text: TextOut | None = None
     matcher: Matcher | None = None
     logprobs: list[Logprob] = field(default_factory=list)

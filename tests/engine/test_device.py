@@ -10,12 +10,12 @@ import torch
 
 from llamaseek.checkpoints.hf import load_model, save_model
 from llamaseek.checkpoints.quantize import Quantization
+from llamaseek.engine.drafts.drafters import MultiTokenDrafter
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.options import EngineOptions, Speculation
 from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.engine.sampler import distributions, draw, penalize
 from llamaseek.engine.scheduler import Chunk
-from llamaseek.engine.speculate import MultiTokenDrafter
 from llamaseek.errors import UserError
 from llamaseek.runtime.device import pick_device
 from tests.engine.fake_gpu import GPU, fake_gpu, load_on_gpu

@@ -86,6 +86,7 @@ class TestKernels:
     def test_products(self, kernels: build.Builder, form: tuple[int, int]) -> None:
         torch.manual_seed(0)
         check.check_linear(*form)
+        check.check_alone(*form)
         check.check_experts(*form)
 
     @pytest.mark.parametrize("form", [form for form in check.FORMS if form[0] < 16], ids=str)

@@ -164,33 +164,32 @@ class Latents:
         self.first = weights(first, layer.kv_a_proj_with_mqa)
         self.second = None if layer.q_lora_rank is None else weights(layer.q_b_proj)
         self.out = weights(layer.o_proj)
+        self.made: Any = None  # when the kernels are there
 
     def __call__(self, x: Tensor, where: Where) -> Tensor:
         """See `FusedStep`."""
-        layer = self.layer
-        kept = where.cache.stores[layer.layer].kept[0]
-        both = self.first(x, self.norm).to(kept.dtype)
-        q, latent = both.tensor_split((-(layer.rank + layer.rope),), dim=1)
+        if self.made is None:
+            self.made = self._make()
+        layout, kept = where.layout, where.cache.stores[self.layer.layer].kept[0]
+        places = layout.slots, layout.tables, layout.lengths, layout.size
+        out = self.made.run(x, *self._parts(kept.dtype), where.cos, where.sin, *places, kept)
+        return self.out(out.to(x.dtype), residual=x)
+
+    def _make(self) -> Any:
+        layer, found, norms = self.layer, [self.first], [self.norm, self.layer.kv_a_layernorm]
         if self.second is not None:
-            q = self.second(q, layer.q_a_layernorm)
-        q = q.unflatten(1, (layer.heads, -1))
-        w_uk, w_uv = self._parts(kept.dtype)
-        absorbed = torch.ops.llamaseek.linear_heads(q[..., : layer.nope], w_uk)
-        norm = layer.kv_a_layernorm
-        queries = torch.ops.llamaseek.rotate_store_latent(
-            q,
-            absorbed,
-            latent,
-            norm.weight,
-            norm.eps,
-            where.cos,
-            where.sin,
-            where.layout.slots,
-            kept,
+            found.append(self.second)
+            norms.append(layer.q_a_layernorm)
+        return torch.classes.llamaseek.LatentAttention(
+            [each.shared() for each in found],
+            [norm.weight for norm in norms],
+            self.norm.eps,
+            layer.kv_a_layernorm.eps,
+            layer.heads,
+            layer.nope,
+            layer.rank,
+            layer.scale,
         )
-        seen = where.cache.attend_few(layer.layer, queries, layer.scale)
-        out = torch.ops.llamaseek.linear_heads(seen, w_uv)
-        return self.out(out.flatten(1).to(x.dtype), residual=x)
 
     def _parts(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """W_UK turned (H, C, P) and W_UV (H, V, C), made again when the weight has changed."""
@@ -230,31 +229,58 @@ class Mixture:
         routed = layer.experts
         self.group = routed.group if isinstance(routed, SummedExperts) else None
         self.routed = routed
-        self.experts: tuple[Tensor | int | None, ...] = ()
+        self.experts: tuple[list[Tensor | None], list[int]] | None = None
+        self.made: Any = None  # when the kernels are there
         if isinstance(routed, BlockExperts):
             return
         if isinstance(routed, PackedExperts):
-            self.experts = (
-                routed.gate_up_proj_packed.flatten(1, 2),
-                routed.gate_up_proj_scale.flatten(1, 2),
-                routed.down_proj_packed,
-                routed.down_proj_scale,
-                routed.bits,
-                routed.down_bits,
-            )
+            gate_up = [routed.gate_up_proj_packed, routed.gate_up_proj_scale]
+            down = [routed.down_proj_packed, routed.down_proj_scale]
+            bits = [routed.bits, routed.down_bits]
+            self.experts = [*(each.flatten(1, 2) for each in gate_up), *down], bits
         elif type(routed) in (Experts, SummedExperts) and routed.down_proj.dtype in BITS:
-            bits = BITS[routed.down_proj.dtype]
-            gate_up = routed.gate_up_proj.flatten(1, 2)
-            self.experts = (gate_up, None, routed.down_proj, None, bits, bits)
+            both = routed.gate_up_proj.flatten(1, 2)
+            self.experts = [both, None, routed.down_proj, None], [BITS[both.dtype]] * 2
         else:
             raise ValueError("no fused operator supports these experts")
 
     def __call__(self, x: Tensor, where: Where) -> Tensor:
         """See `FusedStep`."""
+        if self.experts is not None and self.group is None:
+            if self.made is None:
+                self.made = self._make(*self.experts)
+            out: Tensor = self.made.run(x)
+            return out
         inner = normalized(x, self.norm)
+        chosen, gates = torch.ops.llamaseek.route(inner, *self._router())
+        routed: Tensor = (
+            torch.ops.llamaseek.experts(inner, chosen, gates, *self.experts[0], *self.experts[1])
+            if self.experts is not None
+            else self.routed(inner, chosen, gates)
+        )
+        out = x + (routed if self.group is None else self.group.sum(routed))
+        return out if self.shared is None else self.shared.add(inner, out)
+
+    def _make(self, experts: list[Tensor | None], bits: list[int]) -> Any:
+        shared = [] if self.shared is None else [self.shared.gate_up, self.shared.down]
+        weight, bias, *numbers, normalize, scale = self._router()
+        return torch.classes.llamaseek.Mixture(
+            self.norm.weight,
+            self.norm.eps,
+            weight,
+            bias,
+            numbers,
+            normalize,
+            float(scale),
+            experts,
+            bits,
+            [each.shared() for each in shared],
+        )
+
+    def _router(self) -> tuple[Any, ...]:
+        """The arguments of `route` behind its input."""
         router, config = self.router, self.router.config
-        chosen, gates = torch.ops.llamaseek.route(
-            inner,
+        return (
             router.weight,
             router.e_score_correction_bias,
             config.n_group,
@@ -263,13 +289,6 @@ class Mixture:
             config.norm_topk_prob,
             config.routed_scaling_factor,
         )
-        routed: Tensor = (
-            torch.ops.llamaseek.experts(inner, chosen, gates, *self.experts)
-            if self.experts
-            else self.routed(inner, chosen, gates)
-        )
-        out = x + (routed if self.group is None else self.group.sum(routed))
-        return out if self.shared is None else self.shared.add(inner, out)
 
 
 class Ahead:

@@ -9,17 +9,19 @@
 namespace llamaseek {
 namespace {
 
-// The tokens `first` … and the rows `row` … that a part takes, and the next rows it fetches.
+// The tokens `first` … and the rows `row` … that a part takes, and the next rows it fetches. A single
+// row's sums stay apart in `lanes`, one for each token.
 struct Share {
   int first, row, fetch_from, fetch_to;
+  __m512* lanes;
 };
 
 constexpr int64_t kAhead = 4096;  // bytes
 
-// One token's rows are read one after the other, so what is wanted next lies behind them.
+// Single rows are read one after the other, so what is wanted next lies behind them.
 template <int R, int M>
 inline void fetch(const Rows& rows, const Share& share, int64_t at) {
-  if constexpr (R * M == 1) {
+  if constexpr (R == 1) {
     const uint8_t* next = rows.weight[share.row] + at + kAhead;
     _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T0);
   } else {
@@ -29,7 +31,8 @@ inline void fetch(const Rows& rows, const Share& share, int64_t at) {
   }
 }
 
-// Lane i of the result is the sum of sums[i]'s lanes.
+// Lane i of the result is the sum of sums[i]'s lanes, in the same order for all i: a token's products
+// are the same to the bit whatever other tokens there are.
 inline __m512 sum_each(const __m512 (&sums)[16]) {
   __m512 half[8], quarter[4];
 #pragma GCC unroll 8
@@ -51,14 +54,13 @@ inline __m512 sum_each(const __m512 (&sums)[16]) {
   return _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
 }
 
-static_assert(kTokens == kLanes, "a row's outputs have room for its lanes");
-
 template <int R, int M>
 inline void keep(const __m512 (&sums)[R][M], const Share& share, float* out) {
   float* to = out + share.row * kTokens + share.first;
-  if constexpr (R * M == 1) {
-    _mm512_storeu_ps(to, sums[0][0]);  // `by_fours` adds up the lanes of all rows at once
-  } else if constexpr (R * M >= 8) {
+  if constexpr (R == 1) {
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++) share.lanes[m] = sums[0][m];  // `by_rows` adds them up
+  } else {
     __m512 flat[16] = {};
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
@@ -69,12 +71,6 @@ inline void keep(const __m512 (&sums)[R][M], const Share& share, float* out) {
     _mm512_store_ps(found, sum_each(flat));
     for (int r = 0; r < R; r++) {
       for (int m = 0; m < M; m++) to[r * kTokens + m] = found[r * M + m];
-    }
-  } else {
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) {
-#pragma GCC unroll 8
-      for (int m = 0; m < M; m++) to[r * kTokens + m] = _mm512_reduce_add_ps(sums[r][m]);
     }
   }
 }
@@ -189,26 +185,26 @@ inline void whole_rows(const Rows& rows, const Tokens& x, const Share& share, in
   }
 }
 
-// The same for both parts in one pass, where there are registers for it.
-template <int R, int M>
-inline void both_parts(const Rows& rows, const Tokens& x, const Share& share,
-                       __m512i (&coarse)[R][M], __m512i (&fine)[R][M]) {
+// The same for both parts of a single row in one pass, as there are registers for it.
+template <int M>
+inline void both_parts(const Rows& rows, const Tokens& x, const Share& share, __m512i (&coarse)[M],
+                       __m512i (&fine)[M]) {
   for (int64_t k = 0; k < x.width; k += kBlock) {
     const __mmask64 low = low_bytes(x.width - k), high = low_bytes(x.width - k - 64);
-    fetch<R, M>(rows, share, k), fetch<R, M>(rows, share, k + 64);
-    const int8_t* codes = x.codes[share.first] + 2 * k;
-    const __m512i first_coarse = _mm512_loadu_si512(codes), second_coarse = _mm512_loadu_si512(codes + 64);
-    const __m512i first_fine = _mm512_loadu_si512(codes + kBlock);
-    const __m512i second_fine = _mm512_loadu_si512(codes + kBlock + 64);
+    fetch<1, M>(rows, share, k), fetch<1, M>(rows, share, k + 64);
+    const uint8_t* at = rows.weight[share.row] + k;
+    const __m512i first = _mm512_maskz_loadu_epi8(low, at);
+    const __m512i second = _mm512_maskz_loadu_epi8(high, at + 64);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; r++) {
-      const uint8_t* at = rows.weight[share.row + r] + k;
-      const __m512i first = _mm512_maskz_loadu_epi8(low, at);
-      const __m512i second = _mm512_maskz_loadu_epi8(high, at + 64);
-      coarse[r][0] = _mm512_dpbusd_epi32(coarse[r][0], first, first_coarse);
-      fine[r][0] = _mm512_dpbusd_epi32(fine[r][0], first, first_fine);
-      coarse[r][0] = _mm512_dpbusd_epi32(coarse[r][0], second, second_coarse);
-      fine[r][0] = _mm512_dpbusd_epi32(fine[r][0], second, second_fine);
+    for (int m = 0; m < M; m++) {
+      const int8_t* codes = x.codes[share.first + m] + 2 * k;
+      const auto load = [=](int part) __attribute__((always_inline)) {
+        return _mm512_loadu_si512(codes + part);
+      };
+      coarse[m] = _mm512_dpbusd_epi32(coarse[m], first, load(0));
+      fine[m] = _mm512_dpbusd_epi32(fine[m], first, load(kBlock));
+      coarse[m] = _mm512_dpbusd_epi32(coarse[m], second, load(64));
+      fine[m] = _mm512_dpbusd_epi32(fine[m], second, load(kBlock + 64));
     }
   }
 }
@@ -217,8 +213,8 @@ inline void both_parts(const Rows& rows, const Tokens& x, const Share& share,
 template <int R, int M>
 void tile_8_whole(const Rows& rows, const Tokens& x, const Share& share, float* out) {
   __m512i coarse[R][M] = {}, fine[R][M] = {};
-  if constexpr (R * M == 1) {
-    both_parts<R, M>(rows, x, share, coarse, fine);
+  if constexpr (R == 1) {
+    both_parts(rows, x, share, coarse[0], fine[0]);
   } else {
     whole_rows<R, M>(rows, x, share, 0, coarse);
     whole_rows<R, M>(rows, x, share, kBlock, fine);
@@ -400,37 +396,48 @@ void tile_4(const Rows& rows, const Tokens& x, const Share& share, float* out) {
 
 using Part = void (*)(const Rows&, const Tokens&, const Share&, float*);
 
-// One token alone is bound by memory, which is fastest where it is read in order: eight rows at once
-// come at 28 GB/s where one comes at 39. More go by four tokens and four rows, and what the four
-// rows' tokens fetch is shared among them.
-template <Part One, Part... UpToFour>
-void by_fours(const Rows& rows, const Tokens& x, float* out) {
-  constexpr Part some[] = {UpToFour...};
-  const bool fetches = rows.next[0];
-  if (x.count == 1) {
-    __m512 sums[16] = {};
-    for (int r = 0; r < kRows; r++) One(rows, x, {0, r, 0, 0}, out);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; r++) sums[r] = _mm512_loadu_ps(out + r * kTokens);
-    alignas(64) float found[16];
-    _mm512_store_ps(found, sum_each(sums));
-    for (int r = 0; r < kRows; r++) out[r * kTokens] = found[r];
-    return;
+constexpr int kSingle = 4;  // most tokens for which rows are read one after the other
+
+// Rows one after the other, whose lanes are added up together.
+inline void by_rows(Part part, const Rows& rows, const Tokens& x, float* out) {
+  __m512 lanes[kRows * kSingle] = {};
+  for (int r = 0; r < kRows; r++) part(rows, x, {0, r, 0, 0, lanes + r * x.count}, out);
+  alignas(64) float found[kRows * kSingle];
+  for (int at = 0; at < kRows * x.count; at += kLanes) {
+    __m512 some[kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; i++) some[i] = lanes[at + i];
+    _mm512_store_ps(found + at, sum_each(some));
   }
-  const int parts = (x.count + 3) / 4, each = fetches ? 4 : 0;
+  for (int r = 0; r < kRows; r++) {
+    for (int m = 0; m < x.count; m++) out[r * kTokens + m] = found[r * x.count + m];
+  }
+}
+
+// Few tokens are bound by memory, which is fastest where it is read in order: eight rows at once come
+// at 28 GB/s where one comes at 39. More go by four tokens and four rows, and what the four rows'
+// tokens fetch is shared among them.
+template <Part... OneRowThenFour>
+void by_fours(const Rows& rows, const Tokens& x, float* out) {
+  constexpr Part all[] = {OneRowThenFour...};
+  if (x.count <= kSingle) return by_rows(all[x.count - 1], rows, x, out);
+  const int parts = (x.count + 3) / 4, each = rows.next[0] ? 4 : 0;
   for (int row = 0; row < kRows; row += 4) {
     for (int part = 0; part < parts; part++) {
       const int first = part * 4;
-      const Share share{first, row, row + part * each / parts, row + (part + 1) * each / parts};
-      some[std::min(x.count - first, 4) - 1](rows, x, share, out);
+      const Share share{first, row, row + part * each / parts, row + (part + 1) * each / parts, {}};
+      all[kSingle + std::min(x.count - first, 4) - 1](rows, x, share, out);
     }
   }
 }
 
-constexpr Tile kBf16 = by_fours<tile_bf16<1, 1>, tile_bf16<4, 1>, tile_bf16<4, 2>, tile_bf16<4, 3>, tile_bf16<4, 4>>;
-constexpr Tile kFloat = by_fours<tile_float<1, 1>, tile_float<4, 1>, tile_float<4, 2>, tile_float<4, 3>, tile_float<4, 4>>;
-constexpr Tile kBits8 = by_fours<tile_8<1, 1>, tile_8<4, 1>, tile_8<4, 2>, tile_8<4, 3>, tile_8<4, 4>>;
-constexpr Tile kBits4 = by_fours<tile_4<1, 1>, tile_4<4, 1>, tile_4<4, 2>, tile_4<4, 3>, tile_4<4, 4>>;
+#define LLAMASEEK_TILES(tile) \
+  by_fours<tile<1, 1>, tile<1, 2>, tile<1, 3>, tile<1, 4>, tile<4, 1>, tile<4, 2>, tile<4, 3>, tile<4, 4>>
+constexpr Tile kBf16 = LLAMASEEK_TILES(tile_bf16);
+constexpr Tile kFloat = LLAMASEEK_TILES(tile_float);
+constexpr Tile kBits8 = LLAMASEEK_TILES(tile_8);
+constexpr Tile kBits4 = LLAMASEEK_TILES(tile_4);
+#undef LLAMASEEK_TILES
 
 // Values of two keys side by side are multiplied by their two weights in one instruction.
 template <int G>

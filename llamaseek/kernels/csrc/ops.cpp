@@ -3,6 +3,7 @@
 
 #include <torch/library.h>
 
+#include "latents.h"
 #include "layers.h"
 
 TORCH_LIBRARY_IMPL(llamaseek, CPU, m) {
@@ -27,4 +28,12 @@ TORCH_LIBRARY_FRAGMENT(llamaseek, m) {
       .def(torch::init<Layers::Shared, Tensor, Layers::Shared, double, double>())
       .def("append", &Layers::append)
       .def("run", &Layers::run);
+  m.class_<LatentAttention>("LatentAttention")
+      .def(torch::init<LatentAttention::All, std::vector<Tensor>, double, double, int64_t, int64_t,
+                       int64_t, double>())
+      .def("run", &LatentAttention::run);
+  m.class_<Mixture>("Mixture")
+      .def(torch::init<Tensor, double, Tensor, Tensor, std::vector<int64_t>, bool, double,
+                       Mixture::Maybe, std::vector<int64_t>, Mixture::All>())
+      .def("run", &Mixture::run);
 }

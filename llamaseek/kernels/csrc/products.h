@@ -12,16 +12,18 @@ namespace llamaseek {
 constexpr int64_t kMany = 48;        // tokens from which few bits are widened, a few rows at a time
 constexpr int64_t kChunk = 1 << 19;  // numbers widened at once, which a core's cache holds
 constexpr int64_t kSpan = 128;  // rows of the gate, and then of up, that are read in one stream
+constexpr int64_t kPass = 4 * kTokens;  // tokens for which the weights are read once
 
 // Tiles that a thread takes at once: few enough that threads end together, and one long stream each.
 inline int64_t piece(int64_t tiles) {
   return std::clamp<int64_t>(tiles / (8 * at::get_num_threads()), 1, 16);
 }
 
-// Rows of a span: enough for one stream each, few enough that threads end together.
-inline int64_t span(int64_t rows) {
+// Rows of a span: enough for one stream each, few enough that threads end together, and that a
+// core's cache keeps them for all of the tokens, which are so many times kTokens.
+inline int64_t span(int64_t rows, int64_t times = 1) {
   const int64_t tiles = (rows + kRows - 1) / kRows;
-  return std::min(piece(tiles) * kRows, kSpan);
+  return std::min(piece(tiles) * kRows, times > 1 ? kSpan / 4 : kSpan);
 }
 
 inline float gated(float gate, float up) { return gate / (1.0f + std::exp(-gate)) * up; }
@@ -42,9 +44,10 @@ void gate_span(const M& gate, const M& up, int64_t begin, int64_t end, const T& 
   }
 }
 
-// put(m, n, row n times token m), each matrix's rows behind those of the one before.
-template <class M, class T, class Put>
-void multiply(const std::vector<M>& all, const T& tokens, const Put& put) {
+// put(m, n, row n times token m), each matrix's rows behind those of the one before. `ready` has the
+// tokens, kTokens at a time.
+template <class M, class R, class Put>
+void multiply(const std::vector<M>& all, const std::vector<R>& ready, const Put& put) {
   std::vector<int64_t> ends, offsets;
   int64_t units = 0, offset = 0, bytes = 0;
   for (const M& one : all) {
@@ -59,10 +62,13 @@ void multiply(const std::vector<M>& all, const T& tokens, const Put& put) {
       const size_t i = std::upper_bound(ends.begin(), ends.end(), unit) - ends.begin();
       const int64_t row = (unit - (i ? ends[i - 1] : 0)) * kRows;
       const int64_t last = std::min(row + kRows, all[i].rows);
-      all[i].times(row, last, tokens, found);
-      for (int64_t n = row; n < last; n++) {
-        const int64_t at = offsets[i] + all[i].place(n);
-        for (int m = 0; m < tokens.count; m++) put(m, at, found[(n - row) * kTokens + m]);
+      for (size_t part = 0; part < ready.size(); part++) {
+        const int first = int(part) * kTokens, count = ready[part].tokens.count;
+        all[i].times(row, last, ready[part].tokens, found);
+        for (int64_t n = row; n < last; n++) {
+          const int64_t at = offsets[i] + all[i].place(n);
+          for (int m = 0; m < count; m++) put(first + m, at, found[(n - row) * kTokens + m]);
+        }
       }
     }
   });
@@ -102,16 +108,21 @@ auto ready(const M& matrix, const Input& x, int64_t first) {
 // x times all matrices; with `gate` there are two, and the result is silu(first) * second.
 template <class M>
 void product(const std::vector<M>& all, const Input& x, const Target& to, bool gate) {
-  for (int64_t first = 0; first < x.count; first += kTokens) {
-    const auto made = ready(all[0], x, first);
-    const auto put = [&](int m, int64_t n, float value) { to.put(first + m, n, value); };
+  for (int64_t first = 0; first < x.count; first += kPass) {
+    std::vector<decltype(all[0].blank(0))> made;
+    const int64_t end = std::min(first + kPass, x.count);
+    for (int64_t at = first; at < end; at += kTokens) made.push_back(ready(all[0], x, at));
+    const auto put = [&](int64_t m, int64_t n, float value) { to.put(first + m, n, value); };
     if (!gate) {
-      multiply(all, made.tokens, put);
+      multiply(all, made, put);
       continue;
     }
-    const int64_t rows = all[0].rows;
-    share(rows, span(rows), all[0].bytes() + all[1].bytes(), [&](int64_t begin, int64_t end) {
-      gate_span(all[0], all[1], begin, end, made.tokens, put);
+    const int64_t rows = all[0].rows, bytes = all[0].bytes() + all[1].bytes();
+    share(rows, span(rows, made.size()), bytes, [&](int64_t begin, int64_t end) {
+      for (size_t part = 0; part < made.size(); part++) {
+        gate_span(all[0], all[1], begin, end, made[part].tokens,
+                  [&](int m, int64_t n, float value) { put(part * kTokens + m, n, value); });
+      }
     });
   }
 }

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from random import Random
 
 import pytest
 import torch
 
+from llamaseek.engine.drafts.acceptance import Acceptance
+from llamaseek.engine.drafts.lookup import LONGEST, Lookup, following
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.options import EngineOptions, Speculation
 from llamaseek.engine.request import Request, SamplingParams
 from llamaseek.engine.sampler import distributions
-from llamaseek.engine.speculate import look_up
 from llamaseek.errors import UserError
 from llamaseek.models import CausalLM
 from tests.engine.reference import chi_square_p
@@ -86,12 +88,58 @@ def test_20000_draws_follow_the_exact_distribution(
     assert chi_square_p(counts, skewed / skewed.sum()) < 1e-3  # the test can fail
 
 
+def look_up(tokens: list[int], most: int) -> list[int]:
+    place, length = Lookup().find(tokens)
+    return following(tokens, place, most) if length else []
+
+
 def test_look_up_finds_the_newest_place_of_the_longest_ending() -> None:
     assert look_up([1, 2, 3, 4, 9, 1, 2, 3], 2) == [4, 9]
     assert look_up([5, 2, 3, 7, 1, 2, 3, 8, 2, 3], 3) == [8, 2, 3]
     assert look_up([1, 2, 3, 4, 2, 3, 5, 1, 2, 3], 1) == [4]  # three alike before two newer
-    assert look_up([1, 2, 3], 4) == [] and look_up([1], 4) == []
-    assert look_up([7, 7, 7, 7], 2) == [7]
+    assert look_up([1, 2, 3], 4) == [] and look_up([1], 4) == [] and look_up([3, 3], 4) == []
+    assert look_up([7, 7, 7, 7], 3) == [7, 7, 7]
+    assert look_up([4, 8, 9, 8, 9], 5) == [8, 9, 8, 9, 8]  # goes on behind the end
+
+
+@pytest.mark.parametrize("vocabulary", [2, 9])
+def test_look_up_in_a_growing_text_is_that_in_the_whole_text(vocabulary: int) -> None:
+    rng, index, tokens = Random(vocabulary), Lookup(), [0]
+    for _ in range(200):
+        tokens += [rng.randrange(vocabulary) for _ in range(rng.randint(1, 4))]
+        ends = [
+            (alike, place)
+            for place in range(max(2, len(tokens) - 60), len(tokens))
+            for alike in range(2, min(place, LONGEST) + 1)
+            if tokens[place - alike : place] == tokens[-alike:]
+        ]
+        found = index.find(tokens)
+        newest = max(ends, default=(0, 0))
+        assert found[1] >= newest[0]  # it looks further back than 60 tokens
+        assert tokens[found[0] - found[1] : found[0]] == tokens[len(tokens) - found[1] :]
+        if found[0] >= len(tokens) - 30:
+            assert found == newest[::-1]
+
+
+def test_drafts_that_stand_grow_and_those_that_fall_pause() -> None:
+    acceptance = Acceptance([0.5], cost=0.15)
+    depths = []
+    for stands in [True] * 20 + [False] * 40 + [True] * 20:
+        depth = acceptance.depth([0] * 8)
+        acceptance.record(depth, depth if stands else 0)
+        depths.append(depth)
+    assert 0 < depths[0] < 8 and depths[19] == 8
+    assert sum(depths[40:60]) <= 7 and 0 in depths[40:60]
+    assert max(depths[60:]) >= 4  # it has tried again
+
+
+def test_what_follows_a_draft_that_mostly_falls_is_not_drafted() -> None:
+    acceptance = Acceptance([0.8] * 4, cost=0.25)
+    for _ in range(20):
+        depth = acceptance.depth(range(4))
+        acceptance.record(depth, min(depth, 1))  # the second one always falls
+    assert depth == 1
+    assert Acceptance([0.2], cost=0.25).depth([0]) == 0  # worth less than it costs
 
 
 def test_what_cannot_draft_is_refused() -> None:

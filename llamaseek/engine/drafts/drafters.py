@@ -9,12 +9,13 @@ N tokens of a step, A answers, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate
+from itertools import accumulate, repeat
 from typing import Protocol
 
-import numpy as np
 from torch import Tensor
 
+from llamaseek.engine.drafts.acceptance import Acceptance
+from llamaseek.engine.drafts.lookup import LONGEST, Lookup, following
 from llamaseek.engine.forward.runner import Runner
 from llamaseek.engine.forward.step_layout import some_rows
 from llamaseek.engine.options import Speculation
@@ -24,7 +25,11 @@ from llamaseek.engine.scheduler import Chunk, Scheduler
 from llamaseek.errors import UserError
 from llamaseek.models import CausalLM
 
-LONGEST, SHORTEST = 3, 2  # words of the text that prompt look-up seeks again
+# What a draft costs, as a share of a step without drafts: to verify it, and to make it.
+VERIFIED, BY_MODULE, BY_MODEL = 0.1, 0.15, 0.1
+STANDS = 0.8  # the expected share of drafts that a module or a model makes
+# By how many tokens are alike: the expected share of looked up drafts that stand.
+ALIKE = {2: 0.3, 3: 0.5, 5: 0.7, 8: 0.85}
 
 
 class Drafter(Protocol):
@@ -100,29 +105,39 @@ def guess(logits: Tensor, answers: Sequence[SequenceState]) -> None:
         answer.drafts.append(token)
 
 
+def worth(answer: SequenceState, depth: int, cost: float) -> int:
+    """How many drafts of a module or a model, `depth` at most, are worth making for an answer."""
+    most = room(answer, depth)
+    if not most:
+        return 0
+    if answer.acceptance is None:
+        answer.acceptance = Acceptance([STANDS] * depth, cost)
+    return answer.acceptance.depth(range(most))
+
+
 def draft_on(
-    answers: list[SequenceState],
+    drafting: list[tuple[SequenceState, int]],
     hidden: Tensor,
     runner: Runner,
     scheduler: Scheduler,
-    depth: int,
     run: Callable[[list[SequenceState], Tensor], Tensor],
 ) -> None:
-    """Draft token after token from hidden (A, D), where the first draft of each answer is read.
+    """Draft so many tokens for each answer, the first ones read from hidden (A, D).
 
     `run` computes the place that an answer's newest draft leads to: (answers, hidden) → hidden.
     """
-    while answers:
-        guess(runner.logits(hidden), answers)
+    while drafting:
+        guess(runner.logits(hidden), [answer for answer, _ in drafting])
         more = [
             row
-            for row, answer in enumerate(answers)
-            if len(answer.drafts) < room(answer, depth)
+            for row, (answer, most) in enumerate(drafting)
+            if len(answer.drafts) < most
             and scheduler.extend(answer, len(answer.tokens) + len(answer.drafts))
         ]
-        answers = [answers[row] for row in more]
-        if answers:
-            hidden = run(answers, hidden[more])
+        hidden = some_rows(hidden, more)
+        drafting = [drafting[row] for row in more]
+        if drafting:
+            hidden = run([answer for answer, _ in drafting], hidden)
 
 
 def _last_rows(hidden: Tensor, chunks: Sequence[Chunk], some: Sequence[int]) -> Tensor:
@@ -157,10 +172,10 @@ class MultiTokenDrafter:
         if not chunks:
             return
         ahead = self.runner.ahead(chunks, some_rows(hidden, rows), following)
-        drawing = [n for n, chunk in enumerate(chunks) if room(chunk.answer, self.depth)]
-        last = _last_rows(ahead, chunks, drawing)
-        answers = [chunks[n].answer for n in drawing]
-        draft_on(answers, last, self.runner, self.scheduler, self.depth, self._on)
+        most = [worth(chunk.answer, self.depth, VERIFIED + BY_MODULE) for chunk in chunks]
+        drafting = [(chunk.answer, n) for chunk, n in zip(chunks, most, strict=True) if n]
+        last = _last_rows(ahead, chunks, [place for place, n in enumerate(most) if n])
+        draft_on(drafting, last, self.runner, self.scheduler, self._on)
 
     def _on(self, answers: list[SequenceState], hidden: Tensor) -> Tensor:
         chunks = [Chunk(a, a.computed + len(a.drafts) - 1, 1) for a in answers]
@@ -176,22 +191,24 @@ class ModelDrafter:
     def propose(self, plan: Sequence[Chunk], hidden: Tensor, ends: list[int]) -> None:
         """See `Drafter.propose`. It reads what the model has read, and the newest token too."""
         chunks: list[Chunk] = []
-        drawing: list[int] = []
+        drafting: list[tuple[SequenceState, int]] = []
+        places: list[int] = []
         for answer in (chunk.answer for chunk in plan):
             if answer.finish is not None:
                 continue
             start, end = min(answer.draft_computed, answer.computed), answer.computed
-            if room(answer, self.depth) and self.scheduler.extend(answer, len(answer.tokens)):
+            most = worth(answer, self.depth, VERIFIED + BY_MODEL)
+            if most and self.scheduler.extend(answer, len(answer.tokens)):
                 end = len(answer.tokens)
-                drawing.append(len(chunks))
+                drafting.append((answer, most))
+                places.append(len(chunks))
             if start < end:
                 chunks.append(Chunk(answer, start, end - start))
                 answer.draft_computed = end
         if not chunks:
             return
-        last = _last_rows(self.runner.run(chunks, []).hidden, chunks, drawing)
-        answers = [chunks[n].answer for n in drawing]
-        draft_on(answers, last, self.runner, self.scheduler, self.depth, self._on)
+        last = _last_rows(self.runner.run(chunks, []).hidden, chunks, places)
+        draft_on(drafting, last, self.runner, self.scheduler, self._on)
 
     def _on(self, answers: list[SequenceState], hidden: Tensor) -> Tensor:
         chunks = [Chunk(a, len(a.tokens) + len(a.drafts) - 1, 1) for a in answers]
@@ -201,7 +218,9 @@ class ModelDrafter:
 
 
 class LookupDrafter:
-    """N-gram look-up: drafts what followed an earlier occurrence of the last tokens."""
+    """Prompt look-up: drafts what followed an earlier occurrence of the last tokens."""
+
+    kinds = tuple(sum(least <= alike for least in ALIKE) - 1 for alike in range(LONGEST + 1))
 
     def __init__(self, depth: int) -> None:
         self.depth = depth
@@ -209,20 +228,15 @@ class LookupDrafter:
     def propose(self, plan: Sequence[Chunk], hidden: Tensor, ends: list[int]) -> None:
         """See `Drafter.propose`."""
         for answer in (chunk.answer for chunk in plan):
-            if wanted := room(answer, self.depth):
-                answer.drafts = look_up(answer.tokens, wanted)
+            if most := room(answer, self.depth):
+                answer.drafts = self._drafts(answer, most)
 
-
-def look_up(tokens: Sequence[int], most: int) -> list[int]:
-    """Up to `most` tokens that followed the newest earlier place of the longest known ending."""
-    text = np.asarray(tokens)
-    for length in range(LONGEST, SHORTEST - 1, -1):
-        if len(text) <= length:
-            continue
-        windows = np.lib.stride_tricks.sliding_window_view(text[:-1], length)
-        places = np.flatnonzero((windows == text[-length:]).all(1))
-        if len(places):
-            start = int(places[-1]) + length
-            found: list[int] = text[start : start + most].tolist()
-            return found
-    return []
+    def _drafts(self, answer: SequenceState, most: int) -> list[int]:
+        if answer.lookup is None or answer.acceptance is None:
+            answer.lookup = Lookup()
+            answer.acceptance = Acceptance(list(ALIKE.values()), VERIFIED)
+        place, alike = answer.lookup.find(answer.tokens)
+        if not alike:
+            return []
+        count = answer.acceptance.depth(repeat(self.kinds[alike], most))
+        return following(answer.tokens, place, count)
