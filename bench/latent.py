@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from bench.common import Row, installed, report
-from llamaseek.engine.forward.fused import Fused, Latents, Where, fuse
+from llamaseek.engine.forward.fused import Fused, fuse
+from llamaseek.engine.forward.halves import Latents, Where
 from llamaseek.engine.forward.paged import PagedStore, build_cache, bytes_per_token
 from llamaseek.engine.forward.step_layout import lay_out
 from llamaseek.herd import DeepseekV3Config, config_from_sizes
@@ -108,7 +109,7 @@ class Expanded:
         self.kv_b = [kv_b.contiguous()]
 
     def __call__(self, x: Tensor, where: Where) -> Tensor:
-        """See `llamaseek.engine.forward.fused.Step`."""
+        """See `llamaseek.engine.forward.halves.FusedStep`."""
         step, layer, ops = self.step, self.step.layer, torch.ops.llamaseek
         both = step.first(x, step.norm)
         q, latent = both.tensor_split((-(layer.rank + layer.rope),), dim=1)

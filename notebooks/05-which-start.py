@@ -44,6 +44,7 @@ for stage in ("pretrain", "sft", "instruct"):
             "model.init_from": str(trained(stage).model_folder),
             "data.rows": {"reviews": REVIEWS},
             "train.steps": STEPS,
+            "train.batch": 32,
             "train.warmup": 2,
         },
         f"start-{stage}",
@@ -127,6 +128,7 @@ def fourth_start() -> float:
         "model.init_from": str(trained("dpo").model_folder),
         "data.rows": {"reviews": REVIEWS},
         "train.steps": STEPS,
+        "train.batch": 32,
         "train.warmup": 2,
     }
     return emotion_accuracy(run("quickstart-sft", overrides, "start-dpo").model_folder, ITEMS)

@@ -36,12 +36,14 @@ Overrides = dict[str, Any]
 STAGES = ("pretrain", "sft", "instruct", "dpo")
 SIZES: dict[str, tuple[Overrides, Overrides]] = {
     "pretrain": (
-        {"train.steps": 200, "train.warmup": 20, "data.mix_bytes": 3_000_000},
+        {"train.steps": 200, "train.batch": 32, "train.warmup": 20, "data.mix_bytes": 3_000_000},
         {"train.steps": 12, "train.batch": 8, "train.warmup": 2, "data.mix_bytes": 150_000,
          "tokenizer.vocab_size": 400},
     ),
-    "sft": ({"train.steps": 60}, {"train.steps": 8, "data.rows": {"tasks": 200}}),
-    "instruct": ({"train.steps": 80}, {"train.steps": 8, "data.rows": {"instructions": 200}}),
+    "sft": ({"train.steps": 60, "train.batch": 32},
+            {"train.steps": 8, "data.rows": {"tasks": 200}}),
+    "instruct": ({"train.steps": 80, "train.batch": 32},
+                 {"train.steps": 8, "data.rows": {"instructions": 200}}),
     "dpo": ({"train.steps": 30}, {"train.steps": 4, "data.rows": {"preferences": 60}}),
 }  # fmt: skip
 """What a stage changes in the quickstart's recipe: at full size, and at smoke size."""

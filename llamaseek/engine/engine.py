@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from llamaseek.engine.adapters import Adapters
+from llamaseek.engine.ahead import Flight, RunAhead
 from llamaseek.engine.blocks import BlockPool
 from llamaseek.engine.constrain import Grammars
 from llamaseek.engine.drafts.drafters import make_drafter
@@ -35,7 +36,8 @@ from llamaseek.engine.request import (
     SequenceState,
     check_request,
 )
-from llamaseek.engine.sampler import decide, derive_seed
+from llamaseek.engine.sampling.sampler import decide, derive_seed, read
+from llamaseek.engine.sampling.state import SamplingState
 from llamaseek.engine.scheduler import Chunk, QueueFull, Scheduler
 from llamaseek.engine.statistics import Statistics
 from llamaseek.engine.text_out import TextOut
@@ -92,8 +94,22 @@ class Engine:
         )
         self.runner = self._runner(model)
         self.drafter = make_drafter(options.speculation, self.runner, self.scheduler, self._runner)
+        self.sampling: SamplingState | None = None
+        self.ahead: RunAhead | None = None
+        self.flight: Flight | None = None
+        if home(model)[1].type != "cpu":
+            self.keep_on_device()
         self.statistics = Statistics()
         self._work: dict[int, ActiveRequest] = {}
+
+    def keep_on_device(self) -> None:
+        """Keep what tokens are drawn with on the model's device, and launch steps ahead of what is
+        read where nothing but the host has to see the tokens.
+        """
+        size, device = self.model.config.vocab_size, home(self.model)[1]
+        self.sampling = SamplingState(self.options.max_num_seqs, size, device)
+        if self.group is None and self.options.speculation.kind == "none":
+            self.ahead = RunAhead(self.runner, self.scheduler, self.sampling)
 
     def _blocks(self) -> int:
         """How many blocks the allowed memory holds, as far as they could all be of use."""
@@ -278,17 +294,38 @@ class Engine:
         If the model fails, the answers of this step fail, and the engine goes on.
         """
         deltas = self._collect_masks()
-        plan = self.scheduler.schedule()
-        if not plan:
+        flight, self.flight = self.flight, None
+        plan = [] if flight is not None else self.scheduler.schedule()
+        answers = [chunk.answer for chunk in plan] if flight is None else flight.answers
+        if not answers:
             return deltas
         try:
-            self._step(plan, deltas)
+            if flight is None:
+                self._step(plan, deltas)
+            else:
+                self._land(flight, deltas)
             self.statistics.failing = None
         except Exception as error:
             self.statistics.failing = type(error).__name__
-            broken = [chunk.answer for chunk in plan if not chunk.answer.finish]
+            broken = [answer for answer in answers if not answer.finish and answer.row >= 0]
             deltas += [self._fail(answer, error) for answer in broken]
         return deltas
+
+    def _land(self, flight: Flight, deltas: list[Delta]) -> None:
+        """Read the tokens of a step, the next one launched before."""
+        assert self.ahead is not None
+        following = self.ahead.follow(flight)
+        if following is not None:
+            self.statistics.steps += 1
+            self.statistics.computed += len(following.answers)
+        found, now = flight.read(), time.monotonic()
+        for answer, generated in zip(flight.answers, read(found, flight.answers), strict=True):
+            if answer.row >= 0:  # else it was cancelled
+                deltas.append(self._add(answer, generated, now))
+                if answer.finish is None:
+                    self.scheduler.publish(answer)
+        if following is not None and any(answer.row >= 0 for answer in following.answers):
+            self.flight = following
 
     def _collect_masks(self) -> list[Delta]:
         """Take the masks that are ready; what it tells of answers that end or fail by them."""
@@ -323,6 +360,9 @@ class Engine:
         for chunk in plan:
             if not chunk.samples:
                 chunk.answer.computed += chunk.count
+        if self.ahead is not None and self.ahead.takes(plan):
+            self.flight = self.ahead.launch(drawing, made.logits)
+            return
         if drawing:
             self._say(drawing, rows, made, deltas)
         self.drafter.propose(plan, made.hidden, ends)
@@ -336,7 +376,8 @@ class Engine:
         """Draw the next tokens of every answer whose last token is computed."""
         now = time.monotonic()
         scored, start = [], 0
-        for answer, generated in zip(drawing, decide(made, drawing), strict=True):
+        found = decide(made, drawing, self.sampling)
+        for answer, generated in zip(drawing, found, strict=True):
             drafts, first = len(answer.drafts), answer.first_token is None
             delta = self._add(answer, generated, now)
             deltas.append(delta)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llamaseek.errors import bad_value
 from llamaseek.models import CausalLM
-from llamaseek.models.cache import LayerShape
+from llamaseek.models.cache import Cache, LayerShape
 from llamaseek.models.layers import widen
 from llamaseek.models.moe import MoE
 
@@ -101,8 +101,8 @@ def _run(
     return cache.weights, states
 
 
-class WatchedAttention:
-    """Implements `models.cache.Cache` for one row that is computed at once, and keeps what its
+class WatchedAttention(Cache):
+    """A cache for one row that is computed at once, and keeps what its
     tokens read: `weights` has (H, R, T) of each layer, in their order.
     """
 

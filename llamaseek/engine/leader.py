@@ -62,8 +62,11 @@ class Leader(Runner):
         super().__init__(model, cache, tables, size)
         self.group, self.broken = group, False
 
-    def forward(self, inputs: Inputs, before: Tensor | None = None) -> Tensor:
-        """See `Runner.forward`."""
+    def forward(
+        self, inputs: Inputs, before: Tensor | None = None, there: Tensor | None = None
+    ) -> Tensor:
+        """See `Runner.forward`. The other ranks are told the tokens that the host knows."""
+        assert there is None
         with self._together(inputs.cut(self.size), before):
             return super().forward(inputs, before)
 

@@ -44,7 +44,8 @@ class Matcher:
         """Put logits (V) of tokens that may not come now to -inf."""
         bits = np.frombuffer(self._bits, np.uint8)
         allowed = np.unpackbits(bits, bitorder="little")[: len(row)].astype(bool)
-        row[: len(allowed)].masked_fill_(torch.from_numpy(~allowed).to(row.device), -torch.inf)
+        banned = torch.from_numpy(~allowed).to(row.device, non_blocking=True)
+        row[: len(allowed)].masked_fill_(banned, -torch.inf)
         row[len(allowed) :] = -torch.inf
 
     def accept(self, token: int) -> None:

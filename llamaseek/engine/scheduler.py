@@ -84,6 +84,11 @@ class Scheduler:
         """Whether the queue takes one more."""
         return len(self.waiting) < self.most_waiting
 
+    @property
+    def admits(self) -> bool:
+        """Whether an answer waits that may find a place."""
+        return bool(self.waiting and self._rows)
+
     def check(self, tokens: int) -> None:
         """UserError if an answer of so many tokens could never run."""
         if -(-tokens // self.pool.size) > self.pool.count:

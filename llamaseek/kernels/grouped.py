@@ -131,12 +131,14 @@ def attend_grouped(
         width,
         rows,
         columns,
-        steps(q.dtype, columns),
+        steps(q.dtype, columns, bool(scales)),
         bool(scales),
     )
     return combined(means, logs, q.dtype)
 
 
-def steps(dtype: torch.dtype, columns: int) -> int:
-    """Tokens taken at once: two such steps of keys and values fit 64 KiB of shared memory."""
-    return max(min(64, (1 << 14) // (columns * dtype.itemsize)), NARROWEST)
+def steps(dtype: torch.dtype, columns: int, eight: bool) -> int:
+    """Tokens taken at once: two such steps of keys and values fit 64 KiB of shared memory, and what
+    is widened from 8 bits fits the registers.
+    """
+    return max(min(32 if eight else 64, (1 << 14) // (columns * dtype.itemsize)), NARROWEST)

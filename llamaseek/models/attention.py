@@ -20,6 +20,7 @@ from llamaseek.models.documents import (
     attend_whole,
     packed_documents,
 )
+from llamaseek.models.latent import LatentHeads
 from llamaseek.models.layers import RMSNorm, dense_weight
 from llamaseek.models.rope import rotate_pair, softmax_scale
 
@@ -242,7 +243,7 @@ class LatentAttention(nn.Module):
         if cache is None:
             out = self._expanded(q_nope, q_rope, latent, k_rope, mask)
         else:
-            out = self._absorbed(q_nope, q_rope, latent, k_rope, positions, cache)
+            out = self._cached(q_nope, q_rope, latent, k_rope, positions, cache)
         projected: Tensor = self.o_proj(out.flatten(2))
         return projected
 
@@ -272,7 +273,7 @@ class LatentAttention(nn.Module):
         out: Tensor = self.attend(q, k, v, mask, self.causal, self.scale)
         return out[..., : self.value]
 
-    def _absorbed(
+    def _cached(
         self,
         q_nope: Tensor,
         q_rope: Tensor,
@@ -283,8 +284,6 @@ class LatentAttention(nn.Module):
     ) -> Tensor:
         kv_b = dense_weight(self.kv_b_proj, q_nope.dtype)
         kv_b = kv_b.unflatten(0, (self.heads, self.nope + self.value))
-        w_uk, w_uv = kv_b.split((self.nope, self.value), dim=1)
-        q = torch.cat((torch.einsum("bthp,hpc->bthc", q_nope, w_uk), q_rope), dim=-1)
+        heads = LatentHeads(*kv_b.split((self.nope, self.value), dim=1))
         new = torch.cat((latent[:, :, None], k_rope), dim=-1)
-        seen = cache.attend(self.layer, q, (new,), positions, self.scale)
-        return torch.einsum("bthc,hvc->bthv", seen, w_uv)
+        return cache.attend_latent(self.layer, (q_nope, q_rope), new, heads, positions, self.scale)

@@ -1,6 +1,7 @@
 """What attention asks of a cache; the engine's are `engine/forward/paged.py`.
 
-B batch, T new tokens, H query heads, K cached heads, W cached width.
+B batch, T new tokens, H query heads, K cached heads, W cached width, C latent rank, R rotary
+width, P and V widths of a latent head's keys and values.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
+
+from llamaseek.models.latent import LatentHeads
 
 
 @dataclass(frozen=True)
@@ -40,3 +43,17 @@ class Cache(Protocol):
         q (B, T, H, W) → (B, T, H, value width). H is a multiple of K.
         """
         ...
+
+    def attend_latent(
+        self,
+        layer: int,
+        q: tuple[Tensor, Tensor],
+        new: Tensor,
+        heads: LatentHeads,
+        positions: Tensor,
+        scale: float,
+    ) -> Tensor:
+        """The same of latents `new` (B, T, 1, C + R), for q (B, T, H, P) and (B, T, H, R) to
+        (B, T, H, V).
+        """
+        return heads.absorbed(*q, lambda x: self.attend(layer, x, (new,), positions, scale))

@@ -79,10 +79,15 @@ def documents_of(
     count = int(place[-1, -1]) + 1
     asked = place if columns is None else place[:, columns]
     lengths = np.stack([np.bincount(some.ravel(), minlength=count) for some in (asked, place)])
-    ends = np.zeros((2, count + 1), dtype=np.int32)
+    return documents_with(lengths, positions.device)
+
+
+def documents_with(lengths: np.ndarray, device: torch.device | str) -> Documents:
+    """Documents of so many queries and keys each: lengths (2, N)."""
+    ends = np.zeros((2, lengths.shape[1] + 1), dtype=np.int32)
     ends[:, 1:] = lengths.cumsum(1)
     host = torch.from_numpy(ends)
-    queries, keys = host.to(positions.device, non_blocking=True)
+    queries, keys = host.to(device, non_blocking=True)
     longest_query, longest_key = (int(longest) for longest in lengths.max(1))
     return Documents(queries, keys, longest_query, longest_key, grouped(), host)
 

@@ -23,7 +23,8 @@ from llamaseek.models.trunk import CausalLM
 
 aten = torch.ops.aten
 RANDOM = {aten.normal_.default, aten.uniform_.default}
-HOW = "_drawn"  # a parameter's attribute
+HOW = "_drawn"  # a parameter's attribute: how it is drawn
+OWNED = "_owned"  # the same: whether it was drawn, so that nothing else has its memory
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ def draw(module: nn.Module, device: torch.device) -> None:
         how = getattr(parameter, HOW, None)
         if how is not None and parameter.device.type == "meta":
             made = nn.Parameter(how.make(parameter, device), parameter.requires_grad)
+            setattr(made, OWNED, True)
             torch.utils.swap_tensors(parameter, made)
 
 

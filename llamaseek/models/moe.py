@@ -151,22 +151,22 @@ def sorted_places(chosen: Tensor, load: Tensor, multiple: int = 1) -> tuple[Tens
     compiles a product for each number of rows it has not had lately, for a millisecond.
     """
     order = chosen.flatten().argsort(stable=True)
-    rows = torch.arange(len(order), device=order.device)
-    ends = load.cumsum(0)
+    rows, tokens = torch.arange(len(order), device=order.device), order // chosen.shape[1]
+    filled = load
     if multiple > 1:
-        filled = (load + multiple - 1) // multiple * multiple
+        filled, ends = (load + multiple - 1) // multiple * multiple, load.cumsum(0)
         before = filled.cumsum(0) - filled - (ends - load)  # rows added before each group
         rows = rows + before[torch.searchsorted(ends, rows, right=True)]
-        ends = filled.cumsum(0)
+        room = order.new_zeros(len(order) + len(load) * (multiple - 1))
+        tokens = room.scatter(0, rows, tokens)
     places = torch.empty_like(order).scatter(0, order, rows)
-    tokens = order.new_zeros(len(order) + len(load) * (multiple - 1))
-    tokens = tokens.scatter(0, rows, order // chosen.shape[1])
-    return tokens, places.view_as(chosen), ends.to(torch.int32)
+    return tokens, places.view_as(chosen), filled.cumsum(0, dtype=torch.int32)
 
 
 def sort_gates(gates: Tensor, tokens: Tensor, places: Tensor) -> Tensor:
     """gates (N, K) of each row (M); 0 of rows that fill up a group, which so have no gradient."""
-    return gates.new_zeros(len(tokens)).scatter(0, places.flatten(), gates.flatten())
+    blank = gates.new_empty if len(tokens) == places.numel() else gates.new_zeros
+    return blank(len(tokens)).scatter(0, places.flatten(), gates.flatten())
 
 
 class _TakeRows(torch.autograd.Function):

@@ -38,8 +38,8 @@ def parallelize(
     dtype: torch.dtype = torch.float32,
     settle: Callable[[nn.Module], None] = as_it_is,
 ) -> Parallel:
-    """Cut `model` into this rank's stages, then split rows, vocabulary, and of each layer matrices,
-    experts and weights, in that order. Works on real, `meta` and fake tensors alike.
+    """Cut `model` into this rank's stages, then split rows, of each layer matrices, experts and
+    weights, and the vocabulary, in that order. Works on real, `meta` and fake tensors alike.
 
     `dtype` is what matrix products run in. `settle` brings a module's weights to where they are
     trained, just before they are split: one layer is whole there at a time. The model is used up:
@@ -55,12 +55,8 @@ def parallelize(
     slices = Slices(mesh.context)
     rows = SplitRows(slices, mesh.tensor)
     for number, part in enumerate(parts):
-        for module in beside_layers(part):
-            settle(module)
         if mesh.context is not None:
             split_rows(part, slices)
-        if mesh.slices is not None:
-            split_vocabulary(part, mesh, slices)
         for layer in part.model.layers:
             settle(layer)
             if mesh.tensor is not None:
@@ -68,6 +64,10 @@ def parallelize(
             spread_experts(layer, mesh, rows, plan.fp8_dispatch)
             if mesh.shard is not None:
                 shard_layer(layer, mesh, plan, dtype)
+        for module in beside_layers(part):  # last, as embedding and head are cut together
+            settle(module)
+        if mesh.slices is not None:
+            split_vocabulary(part, mesh, slices)
         if mesh.shard is not None:
             shard_rest(stages[number] if stages else part, mesh, plan, dtype)
     return Parallel(parts, stages, rows)

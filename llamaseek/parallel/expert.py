@@ -135,11 +135,12 @@ class SplitExperts(Experts):
         going = load.view(group.size(), -1)  # (R, E / R) rows for each expert of each rank
         ones = [1] * group.size()
         coming = all_to_all(going, ones, ones, group)  # (R, E / R) rows of each rank
-        sent, received = going.sum(1).tolist(), coming.sum(1).tolist()
+        # The one time that the host waits for the device.
+        sent, received = torch.stack((going.sum(1), coming.sum(1))).tolist()
         rows = self.dispatch(take_rows(x, tokens, places), sent, received, group)
         shares = exchange(sort_gates(gates, tokens, places), sent, received, group)
         experts = torch.arange(coming.shape[1], device=x.device).repeat(group.size())
-        local_ids = experts.repeat_interleave(coming.flatten())
+        local_ids = experts.repeat_interleave(coming.flatten(), output_size=len(rows))
         load = coming.sum(0)
         out = run_experts(rows, local_ids[:, None], shares[:, None], load, *weights, self.product)
         return add_rows(self.combine(out, sent, received, group), tokens, places)

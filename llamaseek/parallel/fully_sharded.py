@@ -6,7 +6,7 @@ the last micro-batch. Sums, not means: the loop has divided each loss by its glo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -19,6 +19,7 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 
+from llamaseek.models.drawn import OWNED
 from llamaseek.parallel.expert import SplitExperts
 from llamaseek.parallel.mesh import Mesh
 from llamaseek.recipe.parallel import ParallelRecipe
@@ -69,10 +70,25 @@ def _shard(
         module,
         mesh=mesh.root["shard"],
         reshard_after_forward=again,
+        shard_placement_fn=_freeing(module),
         mp_policy=policy,
         offload_policy=CPUOffloadPolicy(pin_memory=gpu) if plan.offload else OffloadPolicy(),
         ignored_params=spread,
     )
+
+
+def _freeing(module: nn.Module) -> Callable[[nn.Parameter], None] | None:
+    """Called with one weight after the other, just before FSDP copies this rank's share out of it:
+    frees those that are cut by then, where they were drawn for that. FSDP keeps all until the end.
+    """
+    whole = {name: p for name, p in module.named_parameters() if hasattr(p, OWNED)}
+
+    def placement(parameter: nn.Parameter) -> None:
+        """None: along the first dimension."""
+        for name in [n for n, p in whole.items() if module.get_parameter(n) is not p]:
+            whole.pop(name).untyped_storage().resize_(0)
+
+    return placement if whole else None
 
 
 @contextmanager

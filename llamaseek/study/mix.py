@@ -43,7 +43,7 @@ MIXES = {
 SOURCES = tuple(MIXES["six ways"])
 EVERY = 10  # of a source's documents one is held out
 HELD_OUT = 60  # documents of a source that are scored
-FINE_TUNING = ("data.rows={tasks: 3000}", "train.steps=80", "train.warmup=8")
+FINE_TUNING = ("data.rows={tasks: 3000}", "train.steps=80", "train.batch=32", "train.warmup=8")
 
 
 def mix(settings: Settings) -> Finding:

@@ -14,7 +14,7 @@ from llamaseek.engine.drafts.drafters import MultiTokenDrafter
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.options import EngineOptions, Speculation
 from llamaseek.engine.request import Request, SamplingParams
-from llamaseek.engine.sampler import distributions, draw, penalize
+from llamaseek.engine.sampling.sampler import distributions, draw, penalize
 from llamaseek.engine.scheduler import Chunk
 from llamaseek.errors import UserError
 from llamaseek.runtime.device import pick_device
@@ -48,12 +48,14 @@ def asked(engine: Engine, *lengths: int) -> None:
         engine.add(Request(prompt=[length + first] * length, params=SamplingParams(max_tokens=9)))
 
 
-def check(engine: Engine, plan: list[Chunk], groups: int) -> None:
-    """Run a step: everything is on the GPU; so many groups of longer chunks attend together."""
+def check(engine: Engine, plan: list[Chunk], longer: int) -> None:
+    """Run a step: everything is on the GPU; so many longer chunks attend in one kernel."""
     hidden = engine.runner.run(plan, []).hidden
     tokens = sum(chunk.count for chunk in plan)
     assert hidden.device == GPU and hidden.shape[0] == tokens
-    assert engine.runner.last is not None and len(engine.runner.last[2].groups) == groups
+    assert engine.runner.last is not None and not engine.runner.last[2].groups
+    joined = engine.runner.last[2].joined
+    assert longer == (0 if joined is None else len(joined.documents.queries) - 1)
     assert engine.runner.logits(hidden).device == GPU
 
 
@@ -80,11 +82,11 @@ def test_prompts_and_decoding_stay_on_the_device(
         if engine.runner.graphs is not None:
             engine.runner.graphs.capture = lambda forward: forward
         asked(engine, 20, 70)
-        check(engine, engine.scheduler.schedule(), groups=2)
-        check(engine, stepped(engine), groups=0)
+        check(engine, engine.scheduler.schedule(), longer=2)
+        check(engine, stepped(engine), longer=0)
         asked(engine, 40, 3)
-        check(engine, stepped(engine), groups=1)  # a prompt beside decoding and a short one
-        check(engine, stepped(engine), groups=0)
+        check(engine, stepped(engine), longer=1)  # a prompt beside decoding and a short one
+        check(engine, stepped(engine), longer=0)
         if engine.runner.graphs is not None:
             assert set(engine.runner.graphs.steps) == {2, 4}
 

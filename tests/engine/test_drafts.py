@@ -14,7 +14,7 @@ from llamaseek.engine.drafts.lookup import LONGEST, Lookup, following
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.options import EngineOptions, Speculation
 from llamaseek.engine.request import Request, SamplingParams
-from llamaseek.engine.sampler import distributions
+from llamaseek.engine.sampling.sampler import distributions
 from llamaseek.errors import UserError
 from llamaseek.models import CausalLM
 from tests.engine.reference import chi_square_p

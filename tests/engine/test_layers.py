@@ -12,7 +12,7 @@ import torch
 
 from llamaseek.engine.engine import Engine
 from llamaseek.engine.forward.step_layout import Inputs, StepResult
-from llamaseek.engine.sampler import likeliest
+from llamaseek.engine.sampling.sampler import likeliest
 from llamaseek.herd.published import ENTRIES
 from llamaseek.kernels.build import builder
 from llamaseek.models import CausalLM, build_model
@@ -26,20 +26,23 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def network(dtype: torch.dtype) -> CausalLM:
+def network(dtype: torch.dtype, name: str = "tiny-llama3") -> CausalLM:
     """Wide enough that two threads share a product."""
     torch.manual_seed(0)
-    config = replace(ENTRIES["tiny-llama3"].config, hidden_size=256, intermediate_size=640)
-    return build_model(config).eval().to(dtype)
+    config = replace(ENTRIES[name].config, hidden_size=256, intermediate_size=640)
+    model = build_model(config).eval().to(dtype)
+    for moe in model.moe_layers().values():
+        moe.gate.float()  # as it is stored
+    return model
 
 
 @torch.inference_mode()
 def outcomes(model: CausalLM, whole: bool, sequences: int) -> list[StepResult]:
     """What steps of `sequences` tokens give, each one position further; the last has chunks."""
     runner = Engine(model).runner
-    assert runner.fused is not None and runner.fused.dense is not None
+    assert runner.fused is not None and runner.fused.whole is not None
     if not whole:
-        runner.fused.dense = None
+        runner.fused.whole = None
     blocks = np.arange(8 * sequences).reshape(-1, 8)[::-1].copy()
     rows, ones, steps = list(range(sequences)), [1] * sequences, 2 * runner.size + 5
     found = []
@@ -54,10 +57,11 @@ def outcomes(model: CausalLM, whole: bool, sequences: int) -> list[StepResult]:
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("sequences", [1, 5])
-def test_layers_in_one_call(dtype: torch.dtype, sequences: int) -> None:
+@pytest.mark.parametrize("name", ["tiny-llama3", "tiny-deepseek-v3"])
+def test_layers_in_one_call(name: str, dtype: torch.dtype, sequences: int) -> None:
     if not builder().build():
         pytest.skip(builder().reason)
-    model = network(dtype)
+    model = network(dtype, name)
     both = outcomes(model, True, sequences), outcomes(model, False, sequences)
     for together, apart in zip(*both, strict=True):
         assert torch.equal(together.hidden, apart.hidden)

@@ -13,7 +13,7 @@ from llamaseek.engine.engine import Engine
 from llamaseek.engine.forward import paged
 from llamaseek.engine.forward.paged import PagedCache, build_cache, bytes_per_token
 from llamaseek.engine.forward.step_layout import lay_out, like_sizes
-from llamaseek.models import CausalLM
+from llamaseek.models import CausalLM, latent
 from llamaseek.runtime.device import hand_back_freed_memory
 from tests.engine.reference import FAMILIES
 from tests.models.shapes import tiny_model
@@ -34,9 +34,10 @@ def feed(
     starts: list[int],
     counts: list[int],
     apart: bool = False,
+    join: bool = False,
 ) -> list[torch.Tensor]:
     """The chunks' hidden states from one forward over all of them."""
-    layout = lay_out(tables, np.array(starts), np.array(counts), SIZE, apart=apart)
+    layout = lay_out(tables, np.array(starts), np.array(counts), SIZE, apart=apart, join=join)
     cache.begin(layout)
     flat = [t for r, s, c in zip(rows, starts, counts, strict=True) for t in r[s : s + c]]
     hidden = model(torch.tensor([flat]), layout.positions[None], cache)[0]
@@ -80,34 +81,26 @@ def test_ragged_chunks_and_decodes_equal_the_full_forward(
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["auto", "int8"])
-def test_short_chunks_attend_apart_beside_long_ones(model: CausalLM, kind: str) -> None:
-    """As on a GPU: by its operator, in PyTorch here, for chunks of up to 16 tokens."""
+def test_chunks_attend_apart_and_end_to_end_as_in_groups(
+    model: CausalLM, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: chunks of up to 16 tokens token by token, longer ones as documents, latents
+    expanded for some heads at a time; by the operators that PyTorch has for it on a CPU.
+    """
+    monkeypatch.setattr(latent, "EXPANDED", 1000)
     rows, tables = random_rows(4), np.random.default_rng(1).permutation(64)[:40].reshape(4, 10)
-    for apart in (False, True):
+    outcomes = []
+    for apart, join in ((False, False), (True, False), (True, True)):
         cache, done, found = paged_cache(model, kind), [0] * 4, []
         for counts in ([17, 16, 3, 1], [1, 1, 1, 1], [20, 1, 20, 16], [1, 1, 1, 1]):
-            found += feed(model, cache, tables, rows, done, counts, apart)
+            found += feed(model, cache, tables, rows, done, counts, apart, join)
             done = [a + b for a, b in zip(done, counts, strict=True)]
-        if not apart:
-            wanted = found
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("hides", [True, False])
-@pytest.mark.parametrize("value_width", [8, 6])
-def test_whole_attention_is_that_by_blocks(hides: bool, value_width: int) -> None:
-    """What a GPU runs for longer chunks, by PyTorch's fused attention."""
-    torch.manual_seed(0)
-    heads, sequences, queries, shared = 2, 3, 5, 4
-    q = torch.randn(heads, sequences, queries, shared, 8)
-    keys = torch.randn(heads * sequences, 9, 8)
-    values = torch.randn(heads * sequences, 9, value_width)
-    ahead = torch.randint(9, (sequences, queries))
-    hidden = torch.arange(9) > ahead[None, :, :, None, None] if hides else None
-    found = paged._attend_whole(q, keys, values, hidden, 0.3)
-    wanted = paged._attend_block(q, keys, values, hidden, 0.3)
-    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
+        cache = paged_cache(model, kind)
+        found += feed(model, cache, tables[:2], rows[:2], [0, 0], [18, 40], apart, join)
+        outcomes.append(found)
+    for found in outcomes[1:]:
+        for one, other in zip(found, outcomes[0], strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()

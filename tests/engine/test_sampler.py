@@ -16,7 +16,7 @@ from transformers import (
 from llamaseek.engine.forward.step_layout import StepResult
 from llamaseek.engine.logprobs import log_probabilities
 from llamaseek.engine.request import Request, SamplingParams, SequenceState
-from llamaseek.engine.sampler import (
+from llamaseek.engine.sampling.sampler import (
     decide,
     derive_seed,
     distributions,

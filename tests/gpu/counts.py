@@ -9,19 +9,29 @@ import json
 import sys
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from llamaseek.data.batch import Batch
 from llamaseek.data.source import Rows
 from llamaseek.engine.forward.paged import build_cache
-from llamaseek.engine.forward.step_layout import lay_out
+from llamaseek.engine.forward.runner import Runner
+from llamaseek.engine.forward.step_layout import Inputs, StepResult, lay_out
+from llamaseek.engine.request import Request, SamplingParams, SequenceState
+from llamaseek.engine.sampling.sampler import decide
+from llamaseek.engine.sampling.state import SamplingState
 from llamaseek.herd import config_from_sizes
 from llamaseek.models import build_model
 from llamaseek.models.attention import GroupedQueryAttention, LatentAttention
 from llamaseek.models.deepseek_v3 import DeepseekV3Layer
 from llamaseek.models.llama3 import Llama3Layer
+from llamaseek.parallel.expert import SplitExperts
 from llamaseek.recipe.load import make_recipe
 from llamaseek.train.job import Job
 from llamaseek.train.loop import Trainer
@@ -136,12 +146,90 @@ def decoded(family: str) -> dict[str, Any]:
     return {"total": total, "kernels": kernels, "waits": gpu.waits}
 
 
+def prompt(family: str, length: int = 8192) -> dict[str, Any]:
+    """A step with the second half of a long prompt, the whole of a shorter one and a token that is
+    decoded: its largest tensor over queries × keys of the long one, and what the host waits for.
+    """
+    config = config_from_sizes(family, SIZES[family])
+    cuda = torch.device("cuda", 0)
+    with torch.no_grad(), fake_gpu() as gpu:
+        torch.set_default_dtype(torch.bfloat16)
+        with torch.device(cuda):
+            model = build_model(config).eval()
+        torch.set_default_dtype(torch.float32)
+        tables = np.arange(3 * length // 16).reshape(3, -1)
+        cache = build_cache(model.cache_shapes(), tables.size, 16, torch.bfloat16, "auto", cuda)
+        runner = Runner(model, cache, tables, 16)
+        starts, counts = [length // 2, 0, 100], [length // 2, 1000, 1]
+        gpu.clear()
+        runner.forward(Inputs(tables, [0, 1, 2], starts, counts, [1] * sum(counts)))
+        largest = gpu.largest / (length // 2 * length)
+        return {"largest": largest, "waits": gpu.waits, "kernels": gpu.kernels}
+
+
+def exchanged() -> dict[str, Any]:
+    """What the host waits for in a layer of experts on four ranks, forward and backward, where
+    each rank gets as many rows.
+    """
+
+    def even(sizes: Tensor) -> list[list[int]]:
+        gpu.waits.append("tolist")
+        return [[rows * choices // ranks] * ranks] * len(sizes)
+
+    ranks, rows, choices = 4, 64, 4
+    dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
+    with fake_gpu() as gpu, torch.device("cuda"), patch.object(FakeTensor, "tolist", even):
+        experts = SplitExperts(4, 64, 32)  # of 16
+        experts.expert, experts.tensor = dist.group.WORLD, None
+        x, gates = torch.empty(rows, 64, requires_grad=True), torch.empty(rows, choices)
+        chosen, load = torch.empty(rows, choices).long(), torch.empty(16).long()
+        gpu.clear()
+        with torch.autocast("cuda", torch.bfloat16):
+            out = experts(x.to(torch.bfloat16), chosen, gates, load)
+        out.backward(torch.empty_like(out))
+    dist.destroy_process_group()
+    return {"waits": gpu.waits, "kernels": gpu.kernels}
+
+
+def sampled() -> list[list[str]]:
+    """What the host waits for in two steps of four answers that draw their tokens otherwise."""
+
+    def said(tokens: Tensor) -> list[int]:
+        gpu.waits.append("tolist")
+        return [7] * len(tokens)
+
+    params = [
+        SamplingParams(),
+        SamplingParams(temperature=0.8, top_p=0.9, min_p=0.01, seed=1),
+        SamplingParams(temperature=1.0, top_k=40, repetition_penalty=1.1, logit_bias={3: -2.0}),
+        SamplingParams(presence_penalty=0.5, frequency_penalty=0.1),
+    ]
+    answers = [
+        SequenceState(Request(prompt=[1, 2], params=each), 0, row, 99, [1, 2], row=row)
+        for row, each in enumerate(params)
+    ]
+    waits, cuda = [], torch.device("cuda", 0)
+    with torch.no_grad(), fake_gpu() as gpu, patch.object(FakeTensor, "tolist", said):
+        state = SamplingState(8, 512, cuda)
+        for _ in range(2):
+            gpu.clear()
+            logits = torch.empty(4, 512, device=cuda)
+            for answer, tokens in zip(
+                answers, decide(StepResult(logits, logits), answers, state), strict=True
+            ):
+                answer.tokens += tokens
+            waits.append(gpu.waits)
+    return waits
+
+
 def main() -> None:
     """Print everything, or what is named."""
     with_fake_cuda("tests.gpu.counts")
     todo: dict[str, Any] = {f"{f} {t}": (steps, f, t) for f in SIZES for t in LENGTHS}
     todo["layer"] = (layer,)
     todo |= {f"decode {family}": (decoded, family) for family in DECODED}
+    todo |= {f"prompt {family}": (prompt, family) for family in SIZES}
+    todo |= {"experts": (exchanged,), "sampling": (sampled,)}
     for name in sys.argv[1:] or list(todo):
         what, *args = todo[name]
         print(json.dumps({name: what(*args)}))

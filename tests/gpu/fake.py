@@ -94,7 +94,8 @@ class FakeGpu(TorchDispatchMode):
         kinds = {x.device.type for x in (*inputs, *outputs)}
         if len(kinds) > 1 and name in ("_to_copy", "copy_") and not kwargs.get("non_blocking"):
             self.waits.append(f"{name} {kinds}")
-        if name in WAITS or (name in ("index", "index_put_") and _by_truth(inputs)):
+        sized = kwargs.get("output_size") is not None  # a repetition whose length is known
+        if (name in WAITS and not sized) or (name in ("index", "index_put_") and _by_truth(inputs)):
             self.waits.append(name)
         self.largest = max([self.largest, *(x.numel() for x in outputs)])
         if name.rstrip("_") in NO_KERNEL or _only_a_view(func):

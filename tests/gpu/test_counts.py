@@ -49,3 +49,21 @@ def test_a_layer_that_decodes_has_few_kernels(family: str, most: int) -> None:
     found = counted()[f"decode {family}"]
     assert found["waits"] == []
     assert found["total"] <= most, found["kernels"]
+
+
+@pytest.mark.parametrize("family", ["llama3", "deepseek_v3"])
+def test_prompts_are_computed_without_a_mask(family: str) -> None:
+    found = counted()[f"prompt {family}"]
+    assert found["kernels"]["_varlen_attn"] == found["kernels"]["attend_paged"] > 0
+    assert found["waits"] == []
+    assert found["largest"] < 1
+
+
+def test_the_host_waits_once_for_where_tokens_go() -> None:
+    found = counted()["experts"]
+    assert found["kernels"]["all_to_all_single"] >= 4
+    assert found["waits"] == ["tolist"]
+
+
+def test_the_host_waits_once_for_the_tokens_of_a_step() -> None:
+    assert counted()["sampling"] == [["tolist"]] * 2

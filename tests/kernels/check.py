@@ -113,7 +113,10 @@ def make_blocks(kind: str, rows: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def check_blocks(kind: str) -> None:
-    """Two matrices, one of whose heads' rows alternate; 1 to 50 tokens; widths with tails."""
+    """Two matrices, one of whose heads' rows alternate; 1 to 50 tokens; widths with tails.
+
+    A token's numbers do not depend on what comes with it, where many come.
+    """
     number = KINDS[kind]
     widths = (256, 768) if number > 8 else (32, 96, 256, 576)
     for tokens, width in itertools.product((1, 2, 3, 5, 8, 16, 19, 50), widths):
@@ -124,6 +127,7 @@ def check_blocks(kind: str) -> None:
         kinds, rest = [number, number], residual.expand(tokens, -1).contiguous()
         found = KERNELS.linear_blocks(x, norm, 1e-5, [first, second], kinds, [0, 16], rest, False)
         assert relative(found, wanted) < BLOCKS, (kind, tokens, width)
+        plain = found
         found = KERNELS.linear_blocks(
             x.bfloat16(), None, 0.0, [first, second[:45]], kinds, [0, 0], None, True
         )
@@ -131,6 +135,23 @@ def check_blocks(kind: str) -> None:
         wanted = torch.nn.functional.silu(inner @ one.T) * (inner @ two[:45].T)
         assert found.dtype == torch.bfloat16 and relative(found, wanted) < BF16
         assert relative(KERNELS.widen_blocks(first, number), one) < EXACT
+        if tokens > 16:
+            again = KERNELS.linear_blocks(
+                x[3:14], norm, 1e-5, [first, second], kinds, [0, 16], rest[3:14], False
+            )
+            assert torch.equal(again, plain[3:14])
+
+
+def check_largest_codes() -> None:
+    """Sums of products with the largest codes of Q6_K, 32 times -128, do not overflow."""
+    data = np.zeros((40, 2, 210), np.uint8)
+    data[..., 192:208] = 128
+    data[..., 208:] = np.array([1], np.float16).view(np.uint8)
+    blocks = torch.from_numpy(data.reshape(40, -1))
+    for tokens in (3, 20):
+        x = torch.ones(tokens, 512)
+        found = KERNELS.linear_blocks(x, None, 0.0, [blocks], [KINDS["Q6_K"]], [0], None, False)
+        assert relative(found, torch.full((tokens, 40), 512 * 4096.0)) < BLOCKS
 
 
 def check_bf16_activations() -> None:
@@ -279,6 +300,7 @@ def check_all() -> None:
         check_one_large_number(group)
     for kind in KINDS:
         check_blocks(kind)
+    check_largest_codes()
     check_bf16_activations()
     check_heads()
     check_norm()

@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -49,6 +50,8 @@ LATENT = {**HEADS, "HEADS": 128, "RANK": 512, "ROPE": 64, "COLUMNS": 512, "TURNE
 TURN = {"INTERLEAVED": True, "HEADS": 16, "HALF": 32}
 V3 = {"LIMIT": 4, "BEST": 2, "CHOICES": 8, "NORMALIZE": True, "GROUPS": 8, "EACH": 32, "SLOTS": 8}
 
+FACTORS = dict.fromkeys(("key_scales", "value_scales"), "*fp32")
+
 Case = tuple[str, Any, dict[str, Any], dict[str, Any], dict[str, str]]
 """Name, kernel, its constants, how it is compiled, and kinds of arguments that differ."""
 
@@ -68,6 +71,9 @@ def cases(capability: int) -> Iterator[Case]:
     for width in (64, 128):
         sizes = {**GROUPED, "WIDTH": width, "COLUMNS": width}
         yield f"grouped, {width} wide", grouped.attend, sizes, {}, {"slots": "i32"}
+        eight = {**sizes, "EIGHT": True, "STEP": grouped.steps(torch.bfloat16, width, True)}
+        kinds = {"slots": "i32", "keys": "*i8", "values": "*i8", **FACTORS}
+        yield f"grouped in 8 bits, {width} wide", grouped.attend, eight, {}, kinds
     rows = 64 if capability == HOPPER else 16  # as `latent.head_block`
     warps = {"num_warps": 8 if rows > latent.NARROWEST else 4}
     yield "latent", latent.attend, {**LATENT, "ROWS": rows}, warps, {}

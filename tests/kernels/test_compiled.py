@@ -30,7 +30,7 @@ def compiled() -> list[dict[str, Any]]:
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_kernels_spill_no_registers_and_fit_their_shared_memory(capability: int) -> None:
     found = [kernel for kernel in compiled() if kernel["capability"] == capability]
-    assert len(found) == (21 if capability == 80 else 23)  # 8.0 does not know fp8
+    assert len(found) == (23 if capability == 80 else 25)  # 8.0 does not know fp8
     for kernel in found:
         assert kernel["stack"] == kernel["local"] == 0, kernel
         assert kernel["shared"] <= kernel["allowed"], kernel

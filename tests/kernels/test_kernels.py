@@ -82,6 +82,9 @@ class TestKernels:
         torch.manual_seed(0)
         check.check_blocks(kind)
 
+    def test_largest_codes(self, kernels: build.Builder) -> None:
+        check.check_largest_codes()
+
     @pytest.mark.parametrize("form", check.FORMS, ids=str)
     def test_products(self, kernels: build.Builder, form: tuple[int, int]) -> None:
         torch.manual_seed(0)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llamaseek.models.cache import LayerShape
+from llamaseek.models.cache import Cache, LayerShape
 
 
-class ContiguousCache:
+class ContiguousCache(Cache):
     """Each row owns `length` slots; the token at position p of a row lives in its slot p.
 
     Rows of different lengths are padded on the right: what a pad wrote is overwritten by the

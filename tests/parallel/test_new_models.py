@@ -109,7 +109,7 @@ def peak(size: int) -> dict[str, float]:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_no_rank_holds_more_than_its_share_and_a_layer() -> None:
     for found in on_ranks(4, peak, 256):
-        assert found["taken"] < found["share"] + found["layer"] + 16, found  # MB
+        assert found["taken"] <= found["share"] + found["layer"], found  # MB
 
 
 if __name__ == "__main__":

@@ -20,13 +20,14 @@ from llamaseek.engine.forward.runner import Runner
 from llamaseek.engine.forward.step_layout import some_rows
 from llamaseek.engine.options import Speculation
 from llamaseek.engine.request import SequenceState
-from llamaseek.engine.sampler import DRAFTED, distributions, draw, likeliest, uniforms
+from llamaseek.engine.sampling.sampler import DRAFTED, distributions, draw, likeliest, uniforms
 from llamaseek.engine.scheduler import Chunk, Scheduler
 from llamaseek.errors import UserError
 from llamaseek.models import CausalLM
 
-# What a draft costs, as a share of a step without drafts: to verify it, and to make it.
-VERIFIED, BY_MODULE, BY_MODEL = 0.1, 0.15, 0.1
+# What a draft costs, as a share of a step without drafts: to verify it, where all tokens read the
+# same weights and where each has experts of its own, and for a smaller model to make it.
+VERIFIED, BY_EXPERTS, BY_MODEL = 0.1, 0.3, 0.1
 STANDS = 0.8  # the expected share of drafts that a module or a model makes
 # By how many tokens are alike: the expected share of looked up drafts that stand.
 ALIKE = {2: 0.3, 3: 0.5, 5: 0.7, 8: 0.85}
@@ -156,6 +157,7 @@ class MultiTokenDrafter:
 
     def __init__(self, runner: Runner, scheduler: Scheduler, depth: int) -> None:
         self.runner, self.scheduler, self.depth = runner, scheduler, depth
+        self.cost = BY_EXPERTS + 1 / runner.model.config.num_hidden_layers  # it has one layer
 
     def propose(self, plan: Sequence[Chunk], hidden: Tensor, ends: list[int]) -> None:
         """See `Drafter.propose`."""
@@ -171,11 +173,27 @@ class MultiTokenDrafter:
                 following += answer.tokens[start + 1 : start + settled + 1]
         if not chunks:
             return
-        ahead = self.runner.ahead(chunks, some_rows(hidden, rows), following)
-        most = [worth(chunk.answer, self.depth, VERIFIED + BY_MODULE) for chunk in chunks]
+        hidden = some_rows(hidden, rows)
+        most = [worth(chunk.answer, self.depth, self.cost) for chunk in chunks]
+        if self._in_one_call(chunks, hidden, following, most[0]):
+            return
+        ahead = self.runner.ahead(chunks, hidden, following)
         drafting = [(chunk.answer, n) for chunk, n in zip(chunks, most, strict=True) if n]
         last = _last_rows(ahead, chunks, [place for place, n in enumerate(most) if n])
         draft_on(drafting, last, self.runner, self.scheduler, self._on)
+
+    def _in_one_call(
+        self, chunks: list[Chunk], hidden: Tensor, following: list[int], most: int
+    ) -> bool:
+        """Draft for a greedy answer that runs alone; whether that was possible."""
+        answer = chunks[0].answer
+        if not answer.params.greedy or not self.scheduler.extend(
+            answer, len(answer.tokens) + most - 1
+        ):
+            return False
+        drafts = self.runner.draft(chunks, hidden, following, most)
+        answer.drafts = drafts or []
+        return drafts is not None
 
     def _on(self, answers: list[SequenceState], hidden: Tensor) -> Tensor:
         chunks = [Chunk(a, a.computed + len(a.drafts) - 1, 1) for a in answers]

@@ -1,109 +1,41 @@
-"""The forward pass of a decoding step with few tokens, with a few fused operators per layer.
+"""The forward pass of a decoding step with few tokens, by the kernels for CPUs.
 
-It reads the weights of the plain model, whose code training uses, and computes the same; norms,
-residual sums and the gate are done by the operators on the way. Queries, keys and values (and gate
-and up) share one operator, so that their weights stay where they are.
+A whole model is one call where the kernels have all of it; else each half of a layer calls its
+operators (`halves`).
 
-N tokens of the step, D width, H query heads, P qk_nope_head_dim, R rotary width, C latent rank,
-V v_head_dim.
+N tokens of the step, D width, R rows whose logits are wanted, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from llamaseek.engine.forward.halves import (
+    BITS,
+    FusedStep,
+    Latents,
+    Weights,
+    Where,
+    halves_of,
+    normalized,
+    weights,
+)
 from llamaseek.engine.forward.paged import PagedCache
 from llamaseek.engine.forward.step_layout import Inputs, Ints, StepLayout, StepResult
-from llamaseek.engine.ranks.shards import SummedExperts
 from llamaseek.kernels.build import builder
 from llamaseek.models import CausalLM
-from llamaseek.models.attention import GroupedQueryAttention, LatentAttention
-from llamaseek.models.deepseek_v3 import DeepseekV3Layer, MultiTokenLayer
-from llamaseek.models.head import Head
-from llamaseek.models.layers import GatedMLP, RMSNorm, dense_weight, widen
-from llamaseek.models.llama3 import Llama3Layer
-from llamaseek.models.moe import Experts, MoE
-from llamaseek.models.quant.blocks import BlockEmbedding, BlockExperts, BlockLinear
-from llamaseek.models.quant.packed import PackedExperts, PackedLinear
-from llamaseek.parallel.layers import ParallelLMHead, RowParallelLinear
-
-BITS = {torch.float32: 32, torch.bfloat16: 16}
-DENSE = (nn.Linear, Head, RowParallelLinear, ParallelLMHead)
+from llamaseek.models.deepseek_v3 import MultiTokenLayer
+from llamaseek.models.layers import widen
+from llamaseek.models.quant.blocks import BlockEmbedding
+from llamaseek.parallel.layers import ParallelLMHead
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Weights (N_i, K) of layers that read the same input, as one operator takes them.
-
-    They have `bits` bits and, where packed, scales; or `bits` is 0, and they are in GGUF's blocks,
-    of `kinds` and with the heads' widths `heads`. Where `split` is a layer, each rank has a share
-    of the inputs, and the products are added up.
-    """
-
-    weights: list[Tensor]
-    scales: list[Tensor]
-    bits: int
-    kinds: list[int]
-    heads: list[int]
-    split: RowParallelLinear | None = None
-
-    def __call__(
-        self,
-        x: Tensor,
-        norm: RMSNorm | None = None,
-        residual: Tensor | None = None,
-        gate: bool = False,
-    ) -> Tensor:
-        """x (N, K), normalized first and added to `residual` after → (N, ΣN_i)."""
-        weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
-        if self.split is not None and self.split.rank > 0:
-            residual = None  # it is added once
-        out: Tensor
-        if self.bits:
-            out = torch.ops.llamaseek.linear(
-                x, weight, eps, self.weights, self.scales, self.bits, residual, gate
-            )
-        else:
-            out = torch.ops.llamaseek.linear_blocks(
-                x, weight, eps, self.weights, self.kinds, self.heads, residual, gate
-            )
-        return out if self.split is None else self.split.reduce(out)
-
-    def shared(self) -> Any:
-        """The same for the kernels' `Layers`."""
-        parts = self.weights, self.scales, self.bits, self.kinds, self.heads
-        return torch.classes.llamaseek.Weights(*parts)
-
-
-def weights(*layers: nn.Module) -> Weights:
-    """The layers' weights. ValueError where they are of different kinds, or none we know."""
-    blocks = [layer for layer in layers if isinstance(layer, BlockLinear)]
-    if len(blocks) == len(layers):
-        found = [layer.weight_blocks for layer in blocks]
-        return Weights(found, [], 0, [b.kind for b in blocks], [b.head for b in blocks])
-    if all(type(layer) in DENSE for layer in layers):
-        found = [layer.get_parameter("weight") for layer in layers]
-        bits = {BITS.get(weight.dtype, 0) for weight in found}
-        scales: list[Tensor] = []
-    elif all(isinstance(layer, PackedLinear) for layer in layers):
-        found = [layer.get_buffer("weight_packed") for layer in layers]
-        scales = [layer.get_buffer("weight_scale") for layer in layers]
-        bits = {layer.bits for layer in layers if isinstance(layer, PackedLinear)}
-    else:
-        bits = set()
-    if len(bits) != 1 or 0 in bits:
-        raise ValueError("no fused operator supports these layers")
-    split = layers[0] if isinstance(layers[0], RowParallelLinear) else None
-    return Weights(found, scales, bits.pop(), [], [], split)
-
-
-def _table(model: CausalLM) -> Weights:
+def embedding_table(model: CausalLM) -> Weights:
     """The embedding. ValueError where its rows are not simply what a token's are."""
     layer: nn.Module = model.model.embed_tokens
     plain = type(model).embed is CausalLM.embed
@@ -114,188 +46,11 @@ def _table(model: CausalLM) -> Weights:
     raise ValueError("no fused operator reads this embedding")
 
 
-def normalized(x: Tensor, norm: RMSNorm) -> Tensor:
-    """x (N, D) normalized, where more than one operator reads it."""
-    out: Tensor = torch.ops.llamaseek.rms_norm(x, norm.weight, norm.eps)
-    return out
-
-
-class FusedStep(Protocol):
-    """Attention or feed-forward of one layer: x (N, D) → x plus its result."""
-
-    def __call__(self, x: Tensor, where: Where) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class Where:
-    """The positions of a step's tokens: rotary tables (N, R / 2) in float32, layout and cache."""
-
-    cos: Tensor
-    sin: Tensor
-    layout: StepLayout
-    cache: PagedCache
-
-
-class GroupedQueries:
-    """Llama 3's attention."""
-
-    def __init__(self, layer: GroupedQueryAttention, norm: RMSNorm) -> None:
-        self.norm, self.index, self.scale = norm, layer.layer, layer.scale
-        self.qkv = weights(layer.q_proj, layer.k_proj, layer.v_proj)
-        self.out = weights(layer.o_proj)
-
-    def __call__(self, x: Tensor, where: Where) -> Tensor:
-        """See `FusedStep`."""
-        keys, values = where.cache.stores[self.index].kept
-        qkv = self.qkv(x, self.norm).to(keys.dtype)
-        slots = where.layout.slots
-        q = torch.ops.llamaseek.rotate_store(qkv, where.cos, where.sin, slots, keys, values)
-        seen = where.cache.attend_few(self.index, q, self.scale)
-        return self.out(seen.flatten(1).to(x.dtype), residual=x)
-
-
-class Latents:
-    """DeepSeek-V3's attention over the latents (see `LatentAttention`)."""
-
-    def __init__(self, layer: LatentAttention, norm: RMSNorm) -> None:
-        self.layer, self.norm = layer, norm
-        self.kept: tuple[int, Tensor, Tensor] | None = None
-        first = layer.q_proj if layer.q_lora_rank is None else layer.q_a_proj
-        self.first = weights(first, layer.kv_a_proj_with_mqa)
-        self.second = None if layer.q_lora_rank is None else weights(layer.q_b_proj)
-        self.out = weights(layer.o_proj)
-        self.made: Any = None  # when the kernels are there
-
-    def __call__(self, x: Tensor, where: Where) -> Tensor:
-        """See `FusedStep`."""
-        if self.made is None:
-            self.made = self._make()
-        layout, kept = where.layout, where.cache.stores[self.layer.layer].kept[0]
-        places = layout.slots, layout.tables, layout.lengths, layout.size
-        out = self.made.run(x, *self._parts(kept.dtype), where.cos, where.sin, *places, kept)
-        return self.out(out.to(x.dtype), residual=x)
-
-    def _make(self) -> Any:
-        layer, found, norms = self.layer, [self.first], [self.norm, self.layer.kv_a_layernorm]
-        if self.second is not None:
-            found.append(self.second)
-            norms.append(layer.q_a_layernorm)
-        return torch.classes.llamaseek.LatentAttention(
-            [each.shared() for each in found],
-            [norm.weight for norm in norms],
-            self.norm.eps,
-            layer.kv_a_layernorm.eps,
-            layer.heads,
-            layer.nope,
-            layer.rank,
-            layer.scale,
-        )
-
-    def _parts(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """W_UK turned (H, C, P) and W_UV (H, V, C), made again when the weight has changed."""
-        layer = self.layer.kv_b_proj
-        version = layer.weight._version if isinstance(layer, nn.Linear) else 0
-        if self.kept is None or self.kept[0] != version:
-            dense = dense_weight(layer, dtype).unflatten(0, (self.layer.heads, -1))
-            w_uk, w_uv = dense.split((self.layer.nope, self.layer.value), dim=1)
-            self.kept = version, w_uk.transpose(1, 2).contiguous(), w_uv.contiguous()
-        return self.kept[1:]
-
-
-class Gated:
-    """The gated feed-forward."""
-
-    def __init__(self, layer: GatedMLP, norm: RMSNorm | None) -> None:
-        self.norm = norm
-        self.gate_up = weights(layer.gate_proj, layer.up_proj)
-        self.down = weights(layer.down_proj)
-
-    def __call__(self, x: Tensor, where: Where) -> Tensor:
-        """See `FusedStep`."""
-        return self.add(x, x)
-
-    def add(self, x: Tensor, residual: Tensor) -> Tensor:
-        """x (N, D) → residual (N, D) with the outcome added."""
-        return self.down(self.gate_up(x, self.norm, gate=True), residual=residual)
-
-
-class Mixture:
-    """Routed and shared experts."""
-
-    def __init__(self, layer: MoE, norm: RMSNorm) -> None:
-        self.router, self.norm = layer.gate, norm
-        shared = layer.shared_experts
-        self.shared = None if shared is None else Gated(shared, None)
-        routed = layer.experts
-        self.group = routed.group if isinstance(routed, SummedExperts) else None
-        self.routed = routed
-        self.experts: tuple[list[Tensor | None], list[int]] | None = None
-        self.made: Any = None  # when the kernels are there
-        if isinstance(routed, BlockExperts):
-            return
-        if isinstance(routed, PackedExperts):
-            gate_up = [routed.gate_up_proj_packed, routed.gate_up_proj_scale]
-            down = [routed.down_proj_packed, routed.down_proj_scale]
-            bits = [routed.bits, routed.down_bits]
-            self.experts = [*(each.flatten(1, 2) for each in gate_up), *down], bits
-        elif type(routed) in (Experts, SummedExperts) and routed.down_proj.dtype in BITS:
-            both = routed.gate_up_proj.flatten(1, 2)
-            self.experts = [both, None, routed.down_proj, None], [BITS[both.dtype]] * 2
-        else:
-            raise ValueError("no fused operator supports these experts")
-
-    def __call__(self, x: Tensor, where: Where) -> Tensor:
-        """See `FusedStep`."""
-        if self.experts is not None and self.group is None:
-            if self.made is None:
-                self.made = self._make(*self.experts)
-            out: Tensor = self.made.run(x)
-            return out
-        inner = normalized(x, self.norm)
-        chosen, gates = torch.ops.llamaseek.route(inner, *self._router())
-        routed: Tensor = (
-            torch.ops.llamaseek.experts(inner, chosen, gates, *self.experts[0], *self.experts[1])
-            if self.experts is not None
-            else self.routed(inner, chosen, gates)
-        )
-        out = x + (routed if self.group is None else self.group.sum(routed))
-        return out if self.shared is None else self.shared.add(inner, out)
-
-    def _make(self, experts: list[Tensor | None], bits: list[int]) -> Any:
-        shared = [] if self.shared is None else [self.shared.gate_up, self.shared.down]
-        weight, bias, *numbers, normalize, scale = self._router()
-        return torch.classes.llamaseek.Mixture(
-            self.norm.weight,
-            self.norm.eps,
-            weight,
-            bias,
-            numbers,
-            normalize,
-            float(scale),
-            experts,
-            bits,
-            [each.shared() for each in shared],
-        )
-
-    def _router(self) -> tuple[Any, ...]:
-        """The arguments of `route` behind its input."""
-        router, config = self.router, self.router.config
-        return (
-            router.weight,
-            router.e_score_correction_bias,
-            config.n_group,
-            config.topk_group,
-            config.num_experts_per_tok,
-            config.norm_topk_prob,
-            config.routed_scaling_factor,
-        )
-
-
 class Ahead:
     """DeepSeek-V3's module that predicts one token further (see `MultiTokenLayer`)."""
 
     def __init__(self, layer: MultiTokenLayer) -> None:
-        self.layer, self.joined, self.steps = layer, weights(layer.eh_proj), _steps(layer)
+        self.layer, self.joined, self.steps = layer, weights(layer.eh_proj), halves_of(layer)
 
     def __call__(self, hidden: Tensor, embedded: Tensor, where: Where) -> Tensor:
         """Hidden states and the next tokens' embeddings (N, D) → (N, D), ready for the head."""
@@ -308,33 +63,29 @@ class Ahead:
         return normalized(x, layer.shared_head.norm)
 
 
-class Dense:
-    """A model in one call, where each layer is grouped queries and a gated feed-forward."""
+class Whole:
+    """A model in one call."""
 
     def __init__(self, model: CausalLM, steps: Sequence[FusedStep], head: Weights) -> None:
-        """ValueError where a step is of another kind, or where ranks add up in between."""
-        attentions = [step for step in steps[::2] if isinstance(step, GroupedQueries)]
-        feeds = [step for step in steps[1::2] if isinstance(step, Gated)]
-        self.layers = list(zip(attentions, feeds, strict=False))
-        split = any(a.out.split or f.down.split for a, f in self.layers)
-        if 2 * len(self.layers) != len(steps) or split:
+        """ValueError where a step or the embedding is of another kind than the kernels have."""
+        if not all(step.whole for step in steps):
             raise ValueError("these layers are called one by one")
-        self.embed, self.norm, self.head = _table(model), model.model.norm, head
-        self.made: Any = None  # when the kernels are there
+        self.embed, self.norm, self.head = embedding_table(model), model.model.norm, head
+        self.steps = steps
+        self.latents = [step for step in steps if isinstance(step, Latents)]
+        self.made: tuple[list[int], Any] | None = None  # when the kernels are there
         self.blocks: tuple[Ints, Tensor] | None = None
 
-    def _make(self, cache: PagedCache) -> Any:
-        scale, eps = self.layers[0][0].scale, self.norm.eps
-        embed, head = self.embed.shared(), self.head.shared()
-        made = torch.classes.llamaseek.Layers(embed, self.norm.weight, head, eps, scale)
-        for attention, feed in self.layers:
-            assert feed.norm is not None
-            qkv, out = attention.qkv.shared(), attention.out.shared()
-            before, after = attention.norm.weight, feed.norm.weight
-            gate_up, down = feed.gate_up.shared(), feed.down.shared()
-            keys, values = cache.stores[attention.index].kept
-            made.append(before, qkv, out, after, gate_up, down, keys, values)
-        return made
+    def _layers(self, cache: PagedCache) -> Any:
+        """The kernels' `Layers`, made anew where weights have changed that they have copies of."""
+        versions = [step.version for step in self.latents]
+        if self.made is None or self.made[0] != versions:
+            ends = self.embed.shared(), self.norm.weight, self.norm.eps, self.head.shared()
+            layers = torch.classes.llamaseek.Layers(*ends)
+            for step in self.steps:
+                step.put(layers, cache)
+            self.made = versions, layers
+        return self.made[1]
 
     def __call__(
         self, inputs: Inputs, cache: PagedCache, angles: tuple[Tensor, Tensor], rows: list[int]
@@ -342,12 +93,10 @@ class Dense:
         """A step of N tokens, N up to `FEW`, with logits of some rows; the cache is the same in all
         calls.
         """
-        if self.made is None:
-            self.made = self._make(cache)
         if self.blocks is None or self.blocks[0] is not inputs.blocks:
             self.blocks = inputs.blocks, torch.from_numpy(inputs.blocks)  # the same memory
         size = cache.stores[0].size
-        found = self.made.run(
+        found = self._layers(cache).run(
             inputs.tokens, inputs.starts, inputs.counts, inputs.rows, self.blocks[1], size,
             *angles, rows
         )  # fmt: skip
@@ -362,13 +111,13 @@ class Fused:
         main = model.config.num_hidden_layers
         self.steps: list[FusedStep] = []
         for layer in model.model.layers[:main]:
-            self.steps += _steps(layer)
+            self.steps += halves_of(layer)
         further = [each for each in model.model.layers if isinstance(each, MultiTokenLayer)]
         self.ahead = [Ahead(layer) for layer in further]
         self.head = weights(model.lm_head)
-        self.dense: Dense | None = None
+        self.whole: Whole | None = None
         with suppress(ValueError):
-            self.dense = Dense(model, self.steps, self.head)
+            self.whole = Whole(model, self.steps, self.head)
         self.where: Where | None = None
         self.turns: tuple[Tensor, Tensor] | None = None
 
@@ -425,23 +174,3 @@ def fuse(model: CausalLM) -> Fused | None:
         return Fused(model)
     except ValueError:
         return None
-
-
-LAYERS = (Llama3Layer.forward, DeepseekV3Layer.forward, MultiTokenLayer.forward)
-ATTENTIONS: dict[Any, Callable[[Any, Any], FusedStep]] = {
-    GroupedQueryAttention.forward: GroupedQueries,
-    LatentAttention.forward: Latents,
-}
-
-
-def _steps(layer: nn.Module) -> tuple[FusedStep, FusedStep]:
-    """A layer's two halves; ValueError where its forward is not one that the operators compute,
-    as in a subclass that computes something else.
-    """
-    attention: Any = layer.self_attn
-    if type(layer).forward not in LAYERS or type(attention).forward not in ATTENTIONS:
-        raise ValueError(f"no operators compute {type(layer).__name__}")
-    mlp: Any = layer.mlp
-    after: Any = layer.post_attention_layernorm
-    first: FusedStep = ATTENTIONS[type(attention).forward](attention, layer.input_layernorm)
-    return first, Mixture(mlp, after) if isinstance(mlp, MoE) else Gated(mlp, after)

@@ -16,18 +16,19 @@ from mmap import mmap
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from llamaseek.engine.forward.step_layout import AttentionGroup, StepLayout
+from llamaseek.engine.forward.step_layout import AttentionGroup, JoinedChunks, StepLayout
 from llamaseek.errors import bad_value
 from llamaseek.kernels import paged as _paged  # noqa: F401  defines the operator
 from llamaseek.kernels.build import builder
 from llamaseek.kernels.fused import in_one_pass
-from llamaseek.models.cache import LayerShape
+from llamaseek.kernels.paged import widened
+from llamaseek.models.cache import Cache, LayerShape
+from llamaseek.models.documents import attend_by_document
+from llamaseek.models.latent import LatentHeads
 
 SCORES = 1 << 22  # attention scores held at once
-QUERIES = 64  # attended at once on a CPU: the keys behind a block's last one are left out
-GPU_SCORES = 1 << 27
+QUERIES = 64  # attended at once: the keys behind a block's last one are left out
 CACHE_DTYPES = ("auto", "int8")
 
 
@@ -62,6 +63,18 @@ class PagedStore:
         """Keys (K × b, S, W) and values (K × b, S, V) of a group's sequences."""
         found = [_gather(kept, group, self.size).to(dtype) for kept in self.kept]
         return found[0], found[-1][..., : self.shape.value_width]
+
+    def at(self, slots: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys (S, K, W) and values (S, K, V) at slots (S)."""
+        width = self.shape.value_width
+        factors: Sequence[Tensor | None] = self.factors or [None] * len(self.kept)
+        found = [
+            widened(kept[:, slots], None if factor is None else factor[:, slots], width)
+            .to(dtype)
+            .transpose(0, 1)
+            for kept, factor in zip(self.kept, factors, strict=True)
+        ]
+        return found[0], found[-1][..., :width]
 
 
 class QuantizedStore(PagedStore):
@@ -119,8 +132,8 @@ class QuantizedStore(PagedStore):
         return found[0], found[-1][..., : self.shape.value_width]
 
 
-class PagedCache:
-    """Implements `models.cache.Cache` for a row (1, N) of chunks laid out by `begin`."""
+class PagedCache(Cache):
+    """A cache for a row (1, N) of chunks laid out by `begin`."""
 
     def __init__(self, stores: Sequence[PagedStore]) -> None:
         self.stores = list(stores)
@@ -139,6 +152,11 @@ class PagedCache:
             return True
         return self.plain and kept.dtype in (torch.float32, torch.bfloat16) and builder().ready
 
+    @property
+    def joins(self) -> bool:
+        """Whether chunks of more than a few tokens attend as documents."""
+        return self.stores[0].kept[0].is_cuda
+
     def begin(self, layout: StepLayout) -> None:
         """Say where the tokens of the coming forward stand."""
         self.layout = layout
@@ -150,14 +168,20 @@ class PagedCache:
         assert self.layout is not None
         store, layout, row = self.stores[layer], self.layout, q[0]
         store.write(layout.slots, new)
-        if not layout.groups:
+        joined = layout.joined
+        if not layout.groups and joined is None:
             return self._attend_apart(store, row, scale)[None]
+        if joined is not None and joined.places is None:
+            return _attend_joined(row, store, joined, scale)[None]
         if len(layout.groups) == 1 and layout.groups[0].places is None:
             return _attend(row, store, layout.groups[0], scale)[None]
         out = row.new_empty(*row.shape[:2], store.shape.value_width)
         if layout.alone is not None:
             found = self._attend_apart(store, row[layout.alone], scale)
             out.index_copy_(0, layout.alone, found)
+        if joined is not None and joined.places is not None:
+            found = _attend_joined(row[joined.places], store, joined, scale)
+            out.index_copy_(0, joined.places, found)
         for group in layout.groups:
             queries = row if group.places is None else row[group.places]
             found, places = _attend(queries, store, group, scale), group.places
@@ -165,6 +189,31 @@ class PagedCache:
                 found, places = found[group.real], places[group.real]
             out = found if places is None else out.index_copy_(0, places, found)
         return out[None]
+
+    def attend_latent(
+        self,
+        layer: int,
+        q: tuple[Tensor, Tensor],
+        new: Tensor,
+        heads: LatentHeads,
+        positions: Tensor,
+        scale: float,
+    ) -> Tensor:
+        """See `Cache.attend_latent`: joined chunks attend to keys and values made of the latents,
+        which no kernel for documents takes.
+        """
+        assert self.layout is not None
+        store, layout, joined = self.stores[layer], self.layout, self.layout.joined
+        if joined is None:
+            return super().attend_latent(layer, q, new, heads, positions, scale)
+        store.write(layout.slots, (new,))
+        found = _attend_expanded(torch.cat(q, dim=-1)[0], store, joined, heads, scale)
+        if joined.places is None or layout.alone is None:
+            return found[None]
+        out = found.new_empty(new.shape[1], *found.shape[1:]).index_copy_(0, joined.places, found)
+        nope, rope = (part[:, layout.alone] for part in q)
+        seen = heads.absorbed(nope, rope, lambda x: self._attend_apart(store, x[0], scale)[None])
+        return out.index_copy_(0, layout.alone, seen[0])[None]
 
     def _attend_apart(self, store: PagedStore, q: Tensor, scale: float) -> Tensor:
         """Every token by itself, all of them kept already: q (N, H, W) → (N, H, V)."""
@@ -188,17 +237,12 @@ class PagedCache:
 
 
 def _attend(q: Tensor, store: PagedStore, group: AttentionGroup, scale: float) -> Tensor:
-    """q (b × T, H, W) → (b × T, H, V), by blocks of queries whose scores stay in a CPU's caches, or
-    leave a GPU's memory to others.
-    """
+    """q (b × T, H, W) → (b × T, H, V), by blocks of queries whose scores stay in a CPU's caches."""
     heads, shared = store.shape.heads, q.shape[1] // store.shape.heads
     grouped = q.view(group.sequences, group.queries, heads, shared, q.shape[-1])
     grouped = grouped.permute(2, 0, 1, 3, 4)  # (K, b, T, G, W)
     keys, values = store.read(group, q.dtype)
-    most, attend = (GPU_SCORES, _attend_whole) if q.is_cuda else (SCORES, _attend_block)
-    step = max(1, most // (q.shape[1] * group.sequences * group.keys))
-    if not q.is_cuda:
-        step = min(step, QUERIES)
+    step = max(1, min(QUERIES, SCORES // (q.shape[1] * group.sequences * group.keys)))
     outs = []
     for start in range(0, group.queries, step):
         part = grouped[:, :, start : start + step]
@@ -206,23 +250,31 @@ def _attend(q: Tensor, store: PagedStore, group: AttentionGroup, scale: float) -
         hidden = group.hidden
         if hidden is not None:
             hidden = hidden[:, :, start : start + step, :, :end]
-        outs.append(attend(part, keys[:, :end], values[:, :end], hidden, scale))
+        outs.append(_attend_block(part, keys[:, :end], values[:, :end], hidden, scale))
     out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
     return out.permute(1, 2, 0, 3, 4).reshape(q.shape[0], q.shape[1], -1)
 
 
-def _attend_whole(
-    q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None, scale: float
+def _attend_joined(q: Tensor, store: PagedStore, chunks: JoinedChunks, scale: float) -> Tensor:
+    """q (Q, H, W) of chunks that lie end to end → (Q, H, V)."""
+    keys, values = store.at(chunks.slots, q.dtype)
+    rows = q[None], keys[None], values[None]
+    return attend_by_document(*rows, chunks.documents, causal=True, scale=scale)[0]
+
+
+def _attend_expanded(
+    q: Tensor, store: PagedStore, chunks: JoinedChunks, heads: LatentHeads, scale: float
 ) -> Tensor:
-    """As `_attend_block`, by the device's fused kernel; heads that share a key are more queries."""
-    heads, sequences, queries, shared, _ = q.shape
-    flat = q.reshape(heads, sequences, queries * shared, -1)
-    seen = None
-    if hidden is not None:
-        seen = ~hidden.expand(-1, -1, -1, shared, -1).flatten(2, 3)  # (1, b, T × G, S)
-    k, v = (part.unflatten(0, (heads, sequences)) for part in (keys, values))
-    out = F.scaled_dot_product_attention(flat, k, v, attn_mask=seen, scale=scale)
-    return out.unflatten(2, (queries, shared))
+    """Of the step's q (N, H, P + R) those of the chunks, over expanded latents → (Q, H, V)."""
+    q = q if chunks.places is None else q[chunks.places]
+    latents = store.at(chunks.slots, q.dtype)[0][:, 0]
+    outs = [
+        attend_by_document(
+            q[None, :, some], keys[None], values[None], chunks.documents, causal=True, scale=scale
+        )
+        for some, keys, values in heads.expanded(latents)
+    ]
+    return torch.cat(outs, dim=2)[0]
 
 
 def _attend_block(

@@ -6,12 +6,15 @@ N tokens of the step, B chunks, D width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from llamaseek.engine.adapters import Adapters
+from llamaseek.engine.forward.chain import Chain
 from llamaseek.engine.forward.fused import fuse
 from llamaseek.engine.forward.graphs import MOST, Graphs, bucket
 from llamaseek.engine.forward.paged import PagedCache
@@ -60,8 +63,11 @@ class Runner:
             keep_freed_memory()  # a prompt's activations fault their pages in once
         self.last: tuple[tuple[list[int], list[int]], Ints, StepLayout] | None = None
         self.fused = fuse(model) if cache.plain else None
+        self.chain: Chain | None = None
         if self.fused is not None:
             builder().start()
+            with suppress(ValueError):
+                self.chain = Chain(self.fused, cache)
 
     def run(self, chunks: Sequence[Chunk], rows: list[int]) -> StepResult:
         """Compute the chunks' tokens and drafts, and the logits of some rows, in ascending order.
@@ -73,22 +79,36 @@ class Runner:
             tokens += chunk.tokens
         return self.step(self._inputs(chunks, tokens), rows)
 
-    def step(self, inputs: Inputs, rows: list[int]) -> StepResult:
-        """`run` on what the chunks stand for."""
-        few, fused = len(inputs.tokens) <= FEW, self.fused
-        if few and fused is not None and fused.dense is not None and fused.ready:
-            return fused.dense(inputs, self.cache, fused.angles(inputs.longest), rows)
+    def follow(self, chunks: Sequence[Chunk], tokens: Tensor) -> StepResult:
+        """`run` of chunks of one token each (B), which the device has and the host does not."""
+        unknown = [0] * len(chunks)
+        return self.step(self._inputs(chunks, unknown), list(range(len(chunks))), tokens)
+
+    def step(self, inputs: Inputs, rows: list[int], there: Tensor | None = None) -> StepResult:
+        """`run` on what the chunks stand for, or on tokens that are `there` (N) already."""
+        few, fused = len(inputs.tokens) <= FEW and there is None, self.fused
+        if few and fused is not None and fused.whole is not None and fused.ready:
+            return fused.whole(inputs, self.cache, fused.angles(inputs.longest), rows)
         graphs = self.graphs
         if graphs is not None and max(inputs.counts) <= FEW and graphs.takes(len(inputs.tokens)):
-            hidden = self._replay(graphs, inputs)
+            hidden = self._replay(graphs, inputs, there)
         else:
-            hidden = self.forward(inputs)
+            hidden = self.forward(inputs, there=there)
         logits = self.logits(some_rows(hidden, rows)) if rows else hidden.new_empty(0)
         return StepResult(hidden, logits)
 
     def ahead(self, chunks: Sequence[Chunk], hidden: Tensor, following: list[int]) -> Tensor:
         """The multi-token module on hidden (N, D) and the tokens (N) that follow: (N, D)."""
         return self.forward(self._inputs(chunks, following), hidden)
+
+    def draft(
+        self, chunks: Sequence[Chunk], hidden: Tensor, following: list[int], count: int
+    ) -> list[int] | None:
+        """`ahead`, and the `count` likeliest tokens behind it; None where no kernel does it."""
+        chain = self.chain
+        if chain is None or not chain.fused.ready or len(chunks) > 1 or len(following) > FEW:
+            return None
+        return chain(hidden, self._inputs(chunks, following), count)
 
     def _inputs(self, chunks: Sequence[Chunk], tokens: list[int]) -> Inputs:
         if self.adapters is not None and self.adapters.names:
@@ -97,20 +117,24 @@ class Runner:
         starts, counts = [chunk.start for chunk in chunks], [chunk.count for chunk in chunks]
         return Inputs(self.tables, rows, starts, counts, tokens)
 
-    def _begin(self, inputs: Inputs) -> tuple[Tensor, StepLayout]:
+    def _begin(self, inputs: Inputs, there: Tensor | None = None) -> tuple[Tensor, StepLayout]:
         """The tokens on the device, laid out, and the cache ready for a forward over them."""
         tables, places = inputs.tables(self.size), (inputs.starts, inputs.counts)
         if self.last is None or self.last[0] != places or not np.array_equal(self.last[1], tables):
             starts, counts = (np.array(part, np.int64) for part in places)
-            layout = lay_out(tables, starts, counts, self.size, self.device, self.cache.apart)
+            kinds = self.cache.apart, self.cache.joins
+            layout = lay_out(tables, starts, counts, self.size, self.device, *kinds)
             self.last = places, tables, layout
         layout = self.last[2]
         self.cache.begin(layout)
-        return sent(np.array(inputs.tokens, np.int64), self.device), layout
+        tokens = sent(np.array(inputs.tokens, np.int64), self.device) if there is None else there
+        return tokens, layout
 
-    def forward(self, inputs: Inputs, before: Tensor | None = None) -> Tensor:
+    def forward(
+        self, inputs: Inputs, before: Tensor | None = None, there: Tensor | None = None
+    ) -> Tensor:
         """The model, or from its hidden states `before` (N, D) its multi-token module: (N, D)."""
-        tokens, layout = self._begin(inputs)
+        tokens, layout = self._begin(inputs, there)
         where = layout.positions[None]
         if self.fused is not None and not layout.groups and len(tokens) <= FEW:
             hidden = self.fused(tokens, layout, self.cache, before)
@@ -120,11 +144,13 @@ class Runner:
             hidden = self.model(tokens[None], where, self.cache)[0]
         return hidden
 
-    def _replay(self, graphs: Graphs, inputs: Inputs) -> Tensor:
+    def _replay(self, graphs: Graphs, inputs: Inputs, there: Tensor | None) -> Tensor:
         """`forward` by a graph; what it gives stays until the next step."""
         count = len(inputs.tokens)
-        padded = inputs.padded(bucket(count) - count, self.spare, self.size)
-        return graphs(*self._begin(padded))[:count]
+        more = bucket(count) - count
+        padded = inputs.padded(more, self.spare, self.size)
+        there = None if there is None else F.pad(there, (0, more))
+        return graphs(*self._begin(padded, there))[:count]
 
     def capture(self, most: int) -> Iterator[tuple[int, int]]:
         """Make the graphs of steps of up to `most` tokens, the largest first, whose memory the

@@ -1,7 +1,8 @@
 """The layout of a step's tokens: positions in the model's row, and slots of the cache.
 
-A step's chunks lie end to end in one row of N tokens. Attention wants rectangles, so sequences of
-like sizes are padded together into groups.
+A step's chunks lie end to end in one row of N tokens. On a CPU attention wants rectangles, so
+sequences of like sizes are padded together into groups. A GPU has kernels for chunks that lie end
+to end, which need neither rectangles nor masks.
 
 N tokens of the step in B chunks, b sequences of a group, T most queries, S most keys, D width,
 R rows whose logits are wanted, V vocabulary.
@@ -17,6 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from llamaseek.models.documents import Documents, documents_with
 
 Ints = NDArray[np.int64]
 FEW = 16  # tokens of a step that has kernels of its own
@@ -101,11 +104,24 @@ class AttentionGroup:
 
 
 @dataclass(frozen=True)
+class JoinedChunks:
+    """Chunks that attend in one kernel, by the cumulative lengths of their queries and keys.
+
+    `places` are their queries in the step's row, None where they are the row itself, and `slots`
+    those of all their sequences' tokens up to the chunks' ends, one sequence behind the other.
+    """
+
+    places: Tensor | None
+    slots: Tensor
+    documents: Documents
+
+
+@dataclass(frozen=True)
 class StepLayout:
     """One step: `positions` and `slots` (N) of its tokens, and the groups they attend in.
 
-    Tokens that are in no group attend one by one, over `lengths` tokens of their rows of `tables`.
-    They are those at `alone` in the step's row, None where they are all.
+    Tokens that are in no group, nor `joined`, attend one by one, over `lengths` tokens of their
+    rows of `tables`. They are those at `alone` in the step's row, None where they are all.
     """
 
     positions: Tensor
@@ -115,6 +131,7 @@ class StepLayout:
     lengths: Tensor  # (N) tokens that each of them may see
     size: int  # tokens a block
     alone: Tensor | None = None
+    joined: JoinedChunks | None = None
 
 
 def lay_out(
@@ -124,30 +141,60 @@ def lay_out(
     size: int,
     device: torch.device | str = "cpu",
     apart: bool = False,
+    join: bool = False,
 ) -> StepLayout:
     """tables (B, blocks of the longest), starts and counts (B) of the chunks → the layout.
 
-    With `apart`, sequences of few tokens are in no group.
+    With `apart`, chunks of few tokens are in no group; with `join` the others are joined.
     """
-    ends = counts.cumsum()
-    total = int(ends[-1])
-    if total == len(counts):  # a token each, as in most steps
-        sequence, positions = ends - 1, starts
-    else:
-        sequence = np.repeat(np.arange(len(counts)), counts)
-        positions = np.arange(total) + (starts - ends + counts)[sequence]
-    slots = tables[sequence, positions // size] * size + positions % size
+    sequence, positions, slots = _tokens(tables, starts, counts, size)
     few = counts <= (FEW if apart else 0)
     rows = None if few.all() else np.flatnonzero(few[sequence])
     some = slice(None) if rows is None else rows
+    groups, joined = [], None
+    if rows is not None and join:
+        joined = _joined(tables, starts, counts, ~few, size, device)
+    elif rows is not None:
+        groups = _groups(tables, starts, counts, ~few, size, device)
     return StepLayout(
         positions=sent(positions, device),
         slots=sent(slots, device),
-        groups=[] if rows is None else _groups(tables, starts, counts, ~few, size, device),
+        groups=groups,
         tables=sent(tables[sequence[some]], device) if rows is None or len(rows) else None,
         lengths=sent(positions[some] + 1, device),
         size=size,
         alone=sent(rows, device) if rows is not None and len(rows) else None,
+        joined=joined,
+    )
+
+
+def _tokens(tables: Ints, starts: Ints, counts: Ints, size: int) -> tuple[Ints, Ints, Ints]:
+    """Of all tokens of chunks that lie end to end: their chunks, positions and slots."""
+    ends = counts.cumsum()
+    if ends[-1] == len(counts):  # a token each, as in most steps
+        sequence, positions = ends - 1, starts
+    else:
+        sequence = np.repeat(np.arange(len(counts)), counts)
+        positions = np.arange(ends[-1]) + (starts - ends + counts)[sequence]
+    return sequence, positions, tables[sequence, positions // size] * size + positions % size
+
+
+def _joined(
+    tables: Ints,
+    starts: Ints,
+    counts: Ints,
+    long: NDArray[np.bool_],
+    size: int,
+    device: torch.device | str,
+) -> JoinedChunks:
+    """The chunks that are `long` (B)."""
+    queries, lengths = counts[long], (starts + counts)[long]
+    _, _, slots = _tokens(tables[long], np.zeros_like(lengths), lengths, size)
+    places = None if long.all() else np.flatnonzero(np.repeat(long, counts))
+    return JoinedChunks(
+        places=None if places is None else sent(places, device),
+        slots=sent(slots, device),
+        documents=documents_with(np.stack((queries, lengths)), device),
     )
 
 

@@ -4,6 +4,7 @@
 
 #include "blocks.h"
 #include "driver.h"
+#include "products.h"
 
 namespace llamaseek {
 
@@ -35,6 +36,15 @@ struct BlockMatrix {
     const int64_t within = n % head;
     return n - within + (within & 1) * (head / 2) + within / 2;
   }
+  // The row that makes output n: place(source(n)) is n.
+  int64_t source(int64_t n) const {
+    if (!head) return n;
+    const int64_t within = n % head, half = head / 2;
+    return n - within + within % half * 2 + within / half;
+  }
+  bool lows() const { return kind->lows; }
+  // `count` inputs from k on of the rows that make outputs `first` ….
+  void fill(int64_t first, int64_t k, int count, Panel& to) const;
   Rounded blank(int count) const { return Rounded(count, width); }
   // As `Matrix::times`.
   void times(int64_t first, int64_t last, const BlockTokens& tokens, float* found) const;
@@ -42,5 +52,8 @@ struct BlockMatrix {
 
 std::vector<BlockMatrix> matrices(at::TensorList weights, at::IntArrayRef kinds,
                                   at::IntArrayRef heads, int64_t width);
+// As `product`, the way that is best for as many tokens.
+void multiply_blocks(const std::vector<BlockMatrix>& all, const Input& x, const Target& to,
+                     bool gate);
 
 }  // namespace llamaseek

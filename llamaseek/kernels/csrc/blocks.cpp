@@ -1,15 +1,11 @@
-// Products with matrices in GGUF's blocks. Few tokens are rounded to 15 bits and meet the blocks as
-// they lie; for many, a few rows at a time are widened, and multiplied by whole matrices.
+// Products with matrices in GGUF's blocks: few tokens meet the blocks as they lie, many meet them
+// unpacked.
 #include "block_matrix.h"
-
-#include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/ops/mm.h>
-#include <ATen/ops/silu.h>
 
 #include <algorithm>
 
+#include "many.h"
 #include "ops.h"
-#include "products.h"
 
 namespace llamaseek {
 namespace {
@@ -24,54 +20,6 @@ const BlockKind& kind_of(int64_t type) {
     if (kind.type == type) return kind;
   }
   TORCH_CHECK(false, "linear_blocks: no kernel for type ", type);
-}
-
-// Rows [first, first + count) of a matrix, whole heads, as float32 (count, K), by halves.
-void widen_rows(const BlockMatrix& matrix, int64_t first, int64_t count, int64_t width,
-                float* out) {
-  share(count, 8, count * width * 4, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; n++) {
-      matrix.kind->widen(matrix.row(first + n), width, out + (matrix.place(first + n) - first) * width);
-    }
-  });
-}
-
-// x (M, K) times weight (N, K) in float32, by oneDNN where PyTorch has it: MKL leaves half of an AMD
-// processor's vector units unused.
-Tensor times_plain(const Tensor& x, const Tensor& weight) {
-  using Linear = Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&, c10::string_view,
-                        c10::List<std::optional<at::Scalar>>, std::optional<c10::string_view>);
-  static const auto found =
-      c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
-  if (!found) return at::mm(x, weight.t());
-  const c10::List<std::optional<at::Scalar>> none;
-  return found->typed<Linear>().call(x, weight, std::nullopt, "none", none, "");
-}
-
-// x (M, K) in float32 times the matrices → out (M, ΣN), without residual.
-void multiply_widened(const std::vector<BlockMatrix>& all, const Tensor& x, Tensor& out) {
-  const int64_t width = x.size(1);
-  int64_t offset = 0;
-  for (const BlockMatrix& one : all) {
-    const int64_t whole = one.head ? one.head : 64;
-    const int64_t rows = std::max(kChunk / width / whole * whole, whole);
-    for (int64_t first = 0; first < one.rows; first += rows) {
-      const int64_t count = std::min(rows, one.rows - first);
-      Tensor wide = at::empty({count, width}, x.options());
-      widen_rows(one, first, count, width, wide.data_ptr<float>());
-      out.narrow(1, offset + first, count).copy_(times_plain(x, wide));
-    }
-    offset += one.rows;
-  }
-}
-
-Tensor normalized(const Tensor& x, const Prepared::Norm& norm) {
-  Tensor wide = at::empty(x.sizes(), x.options().dtype(at::kFloat));
-  for (int64_t m = 0; m < x.size(0); m++) {
-    kernels().normalize(row_of(x, m), is_float(x), norm.weight, norm.is_float, norm.eps,
-                        x.size(1), wide.data_ptr<float>() + m * x.size(1));
-  }
-  return wide;
 }
 
 }  // namespace
@@ -132,23 +80,25 @@ std::vector<BlockMatrix> matrices(at::TensorList weights, at::IntArrayRef kinds,
   return found;
 }
 
+void multiply_blocks(const std::vector<BlockMatrix>& all, const Input& x, const Target& to,
+                     bool gate) {
+  constexpr int64_t few = 8;  // tokens up to which blocks are better not unpacked
+  if (x.count > few) {
+    product_of_many(all, x, to, gate);
+  } else {
+    product(all, x, to, gate);
+  }
+}
+
 Tensor linear_blocks(const Tensor& x, const std::optional<Tensor>& norm, double eps,
                      at::TensorList weights, at::IntArrayRef kinds, at::IntArrayRef heads,
                      const std::optional<Tensor>& residual, bool gate) {
   const auto all = matrices(weights, kinds, heads, x.size(1));
   const int64_t width = outputs(all, gate);
   Tensor out = at::empty({x.size(0), width}, x.options());
-  const Prepared::Norm by = norm_of(norm, eps);
-  if (x.size(0) >= kMany) {
-    Tensor made = at::empty({x.size(0), gate ? 2 * width : width}, x.options().dtype(at::kFloat));
-    multiply_widened(all, is_float(x) && !norm ? x : normalized(x, by), made);
-    if (gate) made = at::silu(made.narrow(1, 0, width)).mul_(made.narrow(1, width, width));
-    if (residual) made.add_(*residual);
-    return made.to(x.scalar_type());
-  }
   const Target to{out.data_ptr(), residual ? residual->const_data_ptr() : nullptr, is_float(x),
                   width};
-  product(all, Input(x, by), to, gate);
+  multiply_blocks(all, Input(x, norm_of(norm, eps)), to, gate);
   return out;
 }
 
@@ -157,7 +107,11 @@ Tensor widen_blocks(const Tensor& blocks, int64_t kind) {
   const int64_t width = blocks.size(1) / of.bytes * of.numbers;
   const BlockMatrix matrix(blocks, kind, 0, width);
   Tensor out = at::empty({matrix.rows, width}, blocks.options().dtype(at::kFloat));
-  widen_rows(matrix, 0, matrix.rows, width, out.data_ptr<float>());
+  share(matrix.rows, 8, out.nbytes(), [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; n++) {
+      of.widen(matrix.row(n), width, out.data_ptr<float>() + n * width);
+    }
+  });
   return out;
 }
 

@@ -7,11 +7,11 @@
 #include <cstdint>
 
 #include "kernels.h"
+#include "panels.h"
 
 namespace llamaseek {
 
-constexpr int kGroup = 32;  // activations that share a scale
-constexpr int kStep = 64;   // numbers that a tile takes at once; activations are padded to it
+constexpr int kStep = 64;  // numbers that a tile takes at once; activations are padded to it
 
 // Activations of up to kTokens tokens. A lane is four numbers that lie beside each other.
 struct BlockTokens {
@@ -38,6 +38,8 @@ struct BlockKind {
   int numbers, bytes;  // of a block
   BlockTile tile;
   WidenRow widen;
+  UnpackRow unpack;
+  bool lows;           // whether its numbers have one
 };
 
 constexpr int kBlockKinds = 7;

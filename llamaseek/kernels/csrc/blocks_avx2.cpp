@@ -37,7 +37,8 @@ inline __m256i bits_apart(uint32_t bits) {
 template <int Bytes, bool Low, bool Fifth>
 struct Nibbles {
   static constexpr int kNumbers = 32, kSteps = 1, kBytes = Bytes;
-  static constexpr bool kSigned = false;
+  static constexpr int kZero = Low ? 0 : Fifth ? 16 : 8;
+  static constexpr bool kSigned = false, kLow = Low, kParts = false;
   const uint8_t* at;
 
   explicit Nibbles(const uint8_t* at) : at(at) {}
@@ -52,15 +53,14 @@ struct Nibbles {
       const __m256i fifth = _mm256_and_si256(bits_apart(bits), _mm256_set1_epi8(16));
       to.codes = _mm256_or_si256(to.codes, fifth);
     }
-    to.low = Low ? half_of(at + 2)
-                 : _mm256_mul_ps(to.scale, _mm256_set1_ps(Fifth ? -16.0f : -8.0f));
+    to.low = Low ? half_of(at + 2) : _mm256_mul_ps(to.scale, _mm256_set1_ps(-kZero));
     return to;
   }
 };
 
 struct Eight {
-  static constexpr int kNumbers = 32, kSteps = 1, kBytes = 34;
-  static constexpr bool kSigned = true;
+  static constexpr int kNumbers = 32, kSteps = 1, kBytes = 34, kZero = 0;
+  static constexpr bool kSigned = true, kLow = false, kParts = false;
   const uint8_t* at;
 
   explicit Eight(const uint8_t* at) : at(at) {}
@@ -70,8 +70,8 @@ struct Eight {
 
 template <bool Fifth>
 struct Parts {
-  static constexpr int kNumbers = 256, kSteps = 8, kBytes = Fifth ? 176 : 144;
-  static constexpr bool kSigned = false;
+  static constexpr int kNumbers = 256, kSteps = 8, kBytes = Fifth ? 176 : 144, kZero = 0;
+  static constexpr bool kSigned = false, kLow = true, kParts = false;
   const uint8_t* at;
   uint8_t bits[16];
   float d, low;
@@ -98,25 +98,27 @@ struct Parts {
 };
 
 struct Sixes {
-  static constexpr int kNumbers = 256, kSteps = 8, kBytes = 210;
-  static constexpr bool kSigned = false;
+  static constexpr int kNumbers = 256, kSteps = 8, kBytes = 210, kZero = 32;
+  static constexpr bool kSigned = false, kLow = false, kParts = true;
   const uint8_t* at;
   float d;
 
   explicit Sixes(const uint8_t* at) : at(at), d(_cvtsh_ss(half_at(at + 208))) {}
+
+  // The scale of 16 numbers, as a whole one.
+  int16_t part(int i) const { return int8_t(at[192 + i]); }
 
   Step step(int j) const {
     const __m256i raw = load_32(at + j / 4 * 64 + (j & 1) * 32);
     const __m256i low = j & 2 ? _mm256_srli_epi16(raw, 4) : raw;
     const __m256i high = _mm256_srl_epi16(load_32(at + 128 + j / 4 * 32),
                                           _mm_cvtsi32_si128((j & 3) * 2));
-    const int8_t* scales = reinterpret_cast<const int8_t*>(at + 192) + 2 * j;
-    const __m128 first = _mm_set1_ps(d * scales[0]), second = _mm_set1_ps(d * scales[1]);
+    const __m128 first = _mm_set1_ps(d * part(2 * j)), second = _mm_set1_ps(d * part(2 * j + 1));
     Step to{_mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi8(15)),
                             _mm256_slli_epi16(_mm256_and_si256(high, _mm256_set1_epi8(3)), 4)),
             _mm256_set_m128(second, first),
             {}};
-    to.low = _mm256_mul_ps(to.scale, _mm256_set1_ps(-32.0f));
+    to.low = _mm256_mul_ps(to.scale, _mm256_set1_ps(-kZero));
     return to;
   }
 };
@@ -180,35 +182,44 @@ void tile(const uint8_t* const* rows, const BlockTokens& x, int64_t ahead, float
 }
 
 template <class Kind>
-void widen_row(const uint8_t* row, int64_t width, float* out) {
+void unpack_row(const uint8_t* row, int64_t width, int16_t* codes, float* scale, float* low) {
   for (int64_t k = 0; k < width; k += Kind::kNumbers, row += Kind::kBytes) {
     const Kind read(row);
     for (int j = 0; j < Kind::kSteps; j++) {
       const Step w = read.step(j);
-      alignas(32) uint8_t codes[32];
-      alignas(32) float scale[8], low[8];
-      _mm256_store_si256(reinterpret_cast<__m256i*>(codes), w.codes);
-      _mm256_store_ps(scale, w.scale);
-      _mm256_store_ps(low, w.low);
-      for (int i = 0; i < 32; i++) {
-        const float code = Kind::kSigned ? float(int8_t(codes[i])) : float(codes[i]);
-        out[k + j * 32 + i] = scale[i / 4] * code + low[i / 4];
+      const int64_t at = k + j * kGroup;
+      for (int half = 0; half < 2; half++) {
+        const __m128i some = half ? _mm256_extracti128_si256(w.codes, 1)
+                                  : _mm256_castsi256_si128(w.codes);
+        __m256i whole = Kind::kSigned ? _mm256_cvtepi8_epi16(some) : _mm256_cvtepu8_epi16(some);
+        whole = _mm256_sub_epi16(whole, _mm256_set1_epi16(Kind::kZero));
+        if constexpr (Kind::kParts) {  // two scales, which are whole numbers times another
+          whole = _mm256_mullo_epi16(whole, _mm256_set1_epi16(read.part(2 * j + half)));
+        }
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + at + 16 * half), whole);
       }
+      if constexpr (Kind::kParts) {
+        scale[at / kGroup] = read.d;
+      } else {
+        scale[at / kGroup] = _mm256_cvtss_f32(w.scale);
+      }
+      low[at / kGroup] = Kind::kLow ? _mm256_cvtss_f32(w.low) : 0.0f;
     }
   }
 }
 
-template <class Kind>
-constexpr BlockKind kind(int type, int numbers, int bytes) {
-  return {type, numbers, bytes, tile<Kind>, widen_row<Kind>};
+template <class Kind, int Numbers, int Bytes>
+constexpr BlockKind kind(int type) {
+  constexpr UnpackRow unpack = unpack_row<Kind>;
+  return {type, Numbers, Bytes, tile<Kind>, widen_row<unpack, Numbers, Bytes>, unpack, Kind::kLow};
 }
 
 }  // namespace
 
 const BlockKernels avx2_blocks{
     encode_groups,
-    {kind<Nibbles<18, false, false>>(2, 32, 18), kind<Nibbles<20, true, false>>(3, 32, 20),
-     kind<Nibbles<22, false, true>>(6, 32, 22), kind<Eight>(8, 32, 34),
-     kind<Parts<false>>(12, 256, 144), kind<Parts<true>>(13, 256, 176), kind<Sixes>(14, 256, 210)}};
+    {kind<Nibbles<18, false, false>, 32, 18>(2), kind<Nibbles<20, true, false>, 32, 20>(3),
+     kind<Nibbles<22, false, true>, 32, 22>(6), kind<Eight, 32, 34>(8),
+     kind<Parts<false>, 256, 144>(12), kind<Parts<true>, 256, 176>(13), kind<Sixes, 256, 210>(14)}};
 
 }  // namespace llamaseek

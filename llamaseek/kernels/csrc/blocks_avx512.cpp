@@ -33,6 +33,8 @@ inline __m512i lanes_of(int low, int high) {
 template <int Bytes, bool Low, bool Fifth>
 struct Nibbles {
   static constexpr int kNumbers = 64, kSteps = 1, kBytes = 2 * Bytes;
+  static constexpr int kZero = Low ? 0 : Fifth ? 16 : 8;
+  static constexpr bool kLow = Low, kParts = false;
   __m512i raw;
   __mmask64 fifth = 0;
 
@@ -66,7 +68,7 @@ struct Nibbles {
     if constexpr (Low) {
       to.low = halves(raw, 2);
     } else {
-      to.low = _mm512_mul_ps(to.scale, _mm512_set1_ps(Fifth ? -16.0f : -8.0f));
+      to.low = _mm512_mul_ps(to.scale, _mm512_set1_ps(-kZero));
     }
     return to;
   }
@@ -74,7 +76,8 @@ struct Nibbles {
 
 // Two blocks of 32 signed bytes behind a float16 scale.
 struct Eight {
-  static constexpr int kNumbers = 64, kSteps = 1, kBytes = 68;
+  static constexpr int kNumbers = 64, kSteps = 1, kBytes = 68, kZero = 128;
+  static constexpr bool kLow = false, kParts = false;
   const uint8_t* at;
   bool whole;
 
@@ -91,7 +94,7 @@ struct Eight {
     to.codes = _mm512_xor_si512(both, _mm512_set1_epi8(int8_t(0x80)));
     to.scale = _mm512_cvtph_ps(
         _mm256_set_m128i(_mm_set1_epi16(int16_t(last)), _mm_set1_epi16(int16_t(half_at(at)))));
-    to.low = _mm512_mul_ps(to.scale, _mm512_set1_ps(-128.0f));
+    to.low = _mm512_mul_ps(to.scale, _mm512_set1_ps(-kZero));
     return to;
   }
 };
@@ -99,7 +102,8 @@ struct Eight {
 // A block of 256: eight parts of 32, each with a scale and a minimum of six bits.
 template <bool Fifth>
 struct Parts {
-  static constexpr int kNumbers = 256, kSteps = 4, kBytes = Fifth ? 176 : 144;
+  static constexpr int kNumbers = 256, kSteps = 4, kBytes = Fifth ? 176 : 144, kZero = 0;
+  static constexpr bool kLow = true, kParts = false;
   const uint8_t* at;
   __m512 factors;  // eight scales, eight minima
   __m512i fifth;
@@ -137,14 +141,22 @@ struct Parts {
 
 // A block of 256: sixteen parts of 16 with a signed scale of eight bits, codes of six.
 struct Sixes {
-  static constexpr int kNumbers = 256, kSteps = 4, kBytes = 210;
+  static constexpr int kNumbers = 256, kSteps = 4, kBytes = 210, kZero = 32;
+  static constexpr bool kLow = false, kParts = true;
   const uint8_t* at;
+  float d;
   __m512 factors;
 
-  Sixes(const uint8_t* at, bool) : at(at) {
+  Sixes(const uint8_t* at, bool) : at(at), d(_cvtsh_ss(half_at(at + 208))) {
     const __m128i scales = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at + 192));
     const __m512 whole = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(scales));
-    factors = _mm512_mul_ps(whole, _mm512_set1_ps(_cvtsh_ss(half_at(at + 208))));
+    factors = _mm512_mul_ps(whole, _mm512_set1_ps(d));
+  }
+
+  // The scales of 32 numbers, as whole ones.
+  __m512i parts(int group) const {
+    const int8_t* of = reinterpret_cast<const int8_t*>(at) + 192 + 2 * group;
+    return _mm512_inserti64x4(_mm512_set1_epi16(of[0]), _mm256_set1_epi16(of[1]), 1);
   }
 
   Step step(int j) const {
@@ -160,7 +172,7 @@ struct Sixes {
         _mm512_and_si512(low, _mm512_set1_epi8(15)),
         _mm512_slli_epi16(_mm512_and_si512(high, _mm512_set1_epi8(3)), 4));
     to.scale = _mm512_permutexvar_ps(_mm512_add_epi32(order, _mm512_set1_epi32(4 * j)), factors);
-    to.low = _mm512_mul_ps(to.scale, _mm512_set1_ps(-32.0f));
+    to.low = _mm512_mul_ps(to.scale, _mm512_set1_ps(-kZero));
     return to;
   }
 };
@@ -231,38 +243,51 @@ void tile(const uint8_t* const* rows, const BlockTokens& x, int64_t ahead, float
   }
 }
 
+// 32 codes of a step as whole numbers around zero.
 template <class Kind>
-void widen_row(const uint8_t* row, int64_t width, float* out) {
-  const __m512i order = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+inline __m512i centered(const Step& w, int half) {
+  const __m256i codes = half ? _mm512_extracti64x4_epi64(w.codes, 1) : _mm512_castsi512_si256(w.codes);
+  return _mm512_sub_epi16(_mm512_cvtepu8_epi16(codes), _mm512_set1_epi16(Kind::kZero));
+}
+
+inline float lane_of(__m512 x, int half) {
+  return _mm_cvtss_f32(half ? _mm512_extractf32x4_ps(x, 2) : _mm512_castps512_ps128(x));
+}
+
+template <class Kind>
+void unpack_row(const uint8_t* row, int64_t width, int16_t* codes, float* scale, float* low) {
   for (int64_t k = 0; k < width; k += Kind::kNumbers, row += Kind::kBytes) {
     const Kind read(row, k + Kind::kNumbers <= width);
     for (int j = 0; j < Kind::kSteps; j++) {
       const Step w = read.step(j);
-      alignas(64) uint8_t codes[64];
-      _mm512_store_si512(codes, w.codes);
-      for (int quarter = 0; quarter < 4 && k + j * kStep + quarter * 16 < width; quarter++) {
-        const __m512i lanes = _mm512_add_epi32(order, _mm512_set1_epi32(4 * quarter));
-        const __m128i some = _mm_load_si128(reinterpret_cast<const __m128i*>(codes) + quarter);
-        const __m512 wide = _mm512_fmadd_ps(
-            _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(some)),
-            _mm512_permutexvar_ps(lanes, w.scale), _mm512_permutexvar_ps(lanes, w.low));
-        _mm512_storeu_ps(out + k + j * kStep + quarter * 16, wide);
+      for (int half = 0; half < 2 && k + j * kStep + half * kGroup < width; half++) {
+        const int64_t at = k + j * kStep + half * kGroup;
+        __m512i whole = centered<Kind>(w, half);
+        if constexpr (Kind::kParts) {  // two scales, which are whole numbers times another
+          whole = _mm512_mullo_epi16(whole, read.parts(2 * j + half));
+          scale[at / kGroup] = read.d;
+        } else {
+          scale[at / kGroup] = lane_of(w.scale, half);
+        }
+        _mm512_storeu_si512(codes + at, whole);
+        low[at / kGroup] = Kind::kLow ? lane_of(w.low, half) : 0.0f;
       }
     }
   }
 }
 
-template <class Kind>
-constexpr BlockKind kind(int type, int numbers, int bytes) {
-  return {type, numbers, bytes, tile<Kind>, widen_row<Kind>};
+template <class Kind, int Numbers, int Bytes>
+constexpr BlockKind kind(int type) {
+  constexpr UnpackRow unpack = unpack_row<Kind>;
+  return {type, Numbers, Bytes, tile<Kind>, widen_row<unpack, Numbers, Bytes>, unpack, Kind::kLow};
 }
 
 }  // namespace
 
 const BlockKernels avx512_blocks{
     encode_groups,
-    {kind<Nibbles<18, false, false>>(2, 32, 18), kind<Nibbles<20, true, false>>(3, 32, 20),
-     kind<Nibbles<22, false, true>>(6, 32, 22), kind<Eight>(8, 32, 34),
-     kind<Parts<false>>(12, 256, 144), kind<Parts<true>>(13, 256, 176), kind<Sixes>(14, 256, 210)}};
+    {kind<Nibbles<18, false, false>, 32, 18>(2), kind<Nibbles<20, true, false>, 32, 20>(3),
+     kind<Nibbles<22, false, true>, 32, 22>(6), kind<Eight, 32, 34>(8),
+     kind<Parts<false>, 256, 144>(12), kind<Parts<true>, 256, 176>(13), kind<Sixes, 256, 210>(14)}};
 
 }  // namespace llamaseek

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "blocks.h"
+#include "panels_common.h"
 
 namespace llamaseek {
 namespace {
@@ -32,15 +33,9 @@ void encode_groups(const float* x, int64_t width, int8_t* coarse, int8_t* fine, 
   for (int64_t at = 0; at < padded; at += kGroup) {
     float plain[kGroup] = {};
     if (at < width) std::memcpy(plain, x + at, sizeof plain);
-    float largest = 0;
-#pragma omp simd reduction(max : largest)
-    for (int i = 0; i < kGroup; i++) largest = std::max(largest, std::fabs(plain[i]));
-    const float step = largest > 0 ? most / largest : 0.0f, by = largest / most;
     int32_t rounded[kGroup];
-    for (int i = 0; i < kGroup; i++) {
-      const float scaled = plain[i] * step;
-      rounded[i] = int32_t(scaled + std::copysign(0.5f, scaled));
-    }
+    const float by = largest_of(plain) / most;
+    round_group(plain, by, rounded);
     for (int i = 0; i < kGroup; i++) {
       const int32_t upper = (rounded[i] + 64) >> 7;
       coarse[at + i] = int8_t(upper);
@@ -50,6 +45,20 @@ void encode_groups(const float* x, int64_t width, int8_t* coarse, int8_t* fine, 
       const int32_t* of = rounded + 4 * lane;
       scale[at / 4 + lane] = by;
       sums[at / 4 + lane] = by * float(of[0] + of[1] + of[2] + of[3]);
+    }
+  }
+}
+
+// A row of any width by the pieces that a panel has.
+template <UnpackRow unpack, int Numbers, int Bytes>
+void widen_row(const uint8_t* row, int64_t width, float* out) {
+  for (int64_t k = 0; k < width; k += kDepth, row += kDepth / Numbers * Bytes) {
+    const int count = int(std::min<int64_t>(width - k, kDepth));
+    alignas(64) int16_t codes[kDepth];
+    float scale[kGroups], low[kGroups];
+    unpack(row, count, codes, scale, low);
+    for (int i = 0; i < count; i++) {
+      out[k + i] = scale[i / kGroup] * float(codes[i]) + low[i / kGroup];
     }
   }
 }

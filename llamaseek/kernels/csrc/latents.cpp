@@ -1,6 +1,8 @@
 #include "latents.h"
 
 #include <ATen/ops/add.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty_like.h>
 
 #include "ops.h"
 
@@ -49,6 +51,36 @@ Tensor Mixture::run(Tensor x) const {
     shared_[1]->times(Input(between, {}), {sum.data_ptr(), sum.data_ptr(), true, sum.size(1)});
   });
   return sum;
+}
+
+Whole MultiToken::run(Tensor hidden, Whole following, int64_t start, int64_t row, Tensor blocks,
+                      int64_t size, Tensor w_uk, Tensor w_uv, Tensor cos, Tensor sin, Tensor kept,
+                      int64_t count) const {
+  Whole drafts;
+  const auto next = [&] {
+    const int64_t own = int64_t(following.size());
+    const Places at({start}, {own}, {row}, blocks, size, own);
+    const Tensor embedded = weights_[0]->rows(following);
+    const Tensor both = at::cat({rms_norm(embedded, norms_[0], eps_),
+                                 rms_norm(hidden.to(at::kFloat), norms_[1], eps_)}, 1);
+    Tensor x = at::empty_like(embedded);
+    weights_[1]->times(Input(both, {}), onto(x));
+    const Tensor seen =
+        attention_->run(x, w_uk, w_uv, picked(cos, at.positions), picked(sin, at.positions),
+                        at.slots, at.tables, at.lengths, size, kept);
+    weights_[2]->times(Input(seen, {}), {x.data_ptr(), x.data_ptr(), true, x.size(1)});
+    x = rms_norm(mixture_->run(x), norms_[2], eps_).to(norms_[2].scalar_type());
+    start += own;
+    hidden = x.narrow(0, own - 1, 1);
+  };
+  next();
+  const Tensor logits = at::empty({1, weights_[3]->outputs()}, at::kFloat);
+  while (int64_t(drafts.size()) < count) {
+    if (!drafts.empty()) following = {drafts.back()}, next();
+    weights_[3]->times(Input(hidden, {}), onto(logits));
+    drafts.push_back(largest(logits.const_data_ptr<float>(), logits.size(1)).first);
+  }
+  return drafts;
 }
 
 }  // namespace llamaseek

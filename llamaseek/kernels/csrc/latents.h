@@ -1,4 +1,4 @@
-// The classes `LatentAttention` and `Mixture` that llamaseek/engine/forward/fused.py makes: halves of
+// The classes `LatentAttention` and `Mixture` that llamaseek/engine/forward/halves.py makes: halves of
 // a DeepSeek-V3 layer over the few tokens of a step, in one call each.
 #pragma once
 #include "layers.h"
@@ -52,6 +52,30 @@ class Mixture : public torch::CustomClassHolder {
   Maybe experts_;
   std::vector<int64_t> bits_;
   All shared_;
+};
+
+// DeepSeek-V3's module that predicts one token further, over one sequence: it drafts token after
+// token, and nothing of Python runs in between.
+class MultiToken : public torch::CustomClassHolder {
+ public:
+  using Shared = c10::intrusive_ptr<Weights>;
+  // Weights: the embedding, of both inputs joined, of the attention's output, the head. Norms
+  // (weights) of the embedding, the hidden states and the outcome.
+  MultiToken(std::vector<Shared> weights, std::vector<Tensor> norms, double eps,
+             c10::intrusive_ptr<LatentAttention> attention, c10::intrusive_ptr<Mixture> mixture)
+      : weights_(weights), norms_(norms), eps_(eps), attention_(attention), mixture_(mixture) {}
+  // hidden (N, D) of the places from `start` on and the tokens that follow each → the `count`
+  // likeliest tokens behind these, one after the other. The rest is `LatentAttention::run`'s and
+  // `Layers::run`'s.
+  Whole run(Tensor hidden, Whole following, int64_t start, int64_t row, Tensor blocks, int64_t size,
+            Tensor w_uk, Tensor w_uv, Tensor cos, Tensor sin, Tensor kept, int64_t count) const;
+
+ private:
+  std::vector<Shared> weights_;
+  std::vector<Tensor> norms_;
+  double eps_;
+  c10::intrusive_ptr<LatentAttention> attention_;
+  c10::intrusive_ptr<Mixture> mixture_;
 };
 
 }  // namespace llamaseek

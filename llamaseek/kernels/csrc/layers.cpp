@@ -6,13 +6,10 @@
 #include <cmath>
 #include <cstring>
 
-#include "attention.h"
 #include "ops.h"
 
 namespace llamaseek {
-namespace {
 
-// Rows `which` of a table (N, K) → (M, K).
 Tensor picked(const Tensor& table, const Whole& which) {
   Tensor out = at::empty({int64_t(which.size()), table.size(1)}, table.options());
   const int64_t bytes = table.size(1) * table.element_size();
@@ -25,7 +22,6 @@ Tensor picked(const Tensor& table, const Whole& which) {
   return out;
 }
 
-// The first of the largest of `count` numbers, and that one; NaN is larger than all.
 std::pair<int64_t, double> largest(const float* from, int64_t count) {
   float top = -INFINITY;
   int unsound = 0;
@@ -38,36 +34,28 @@ std::pair<int64_t, double> largest(const float* from, int64_t count) {
   return {std::find(from, from + count, top) - from, top};
 }
 
-// Of each token of a step its position, its slot, the tokens it sees and its sequence's blocks.
-struct Places {
-  Whole positions;
-  Tensor slots, lengths, tables;
-
-  Places(const Whole& starts, const Whole& counts, const Whole& rows, const Tensor& blocks,
-         int64_t size, int64_t count) {
-    int64_t used = 0;
-    for (size_t b = 0; b < starts.size(); b++) {
-      TORCH_CHECK(0 <= rows[b] && rows[b] < blocks.size(0), "Layers.run: no blocks ", rows[b]);
-      used = std::max(used, (starts[b] + counts[b] + size - 1) / size);
-    }
-    TORCH_CHECK(used <= blocks.size(1), "Layers.run: ", used, " blocks of ", blocks.size(1));
-    slots = at::empty({count}, at::kLong), lengths = at::empty({count}, at::kLong);
-    tables = at::empty({count, used}, at::kLong);
-    auto *slot = slots.data_ptr<int64_t>(), *length = lengths.data_ptr<int64_t>();
-    auto* table = tables.data_ptr<int64_t>();
-    for (size_t b = 0; b < starts.size(); b++) {
-      const auto* own = reinterpret_cast<const int64_t*>(row_of(blocks, rows[b]));
-      for (int64_t at = starts[b]; at < starts[b] + counts[b]; at++) {
-        positions.push_back(at);
-        *slot++ = own[at / size] * size + at % size;
-        *length++ = at + 1;
-        table = std::copy(own, own + used, table);
-      }
+Places::Places(const Whole& starts, const Whole& counts, const Whole& rows, const Tensor& blocks,
+               int64_t size, int64_t count) {
+  int64_t used = 0;
+  for (size_t b = 0; b < starts.size(); b++) {
+    TORCH_CHECK(0 <= rows[b] && rows[b] < blocks.size(0), "Layers.run: no blocks ", rows[b]);
+    used = std::max(used, (starts[b] + counts[b] + size - 1) / size);
+  }
+  TORCH_CHECK(used <= blocks.size(1), "Layers.run: ", used, " blocks of ", blocks.size(1));
+  slots = at::empty({count}, at::kLong), lengths = at::empty({count}, at::kLong);
+  tables = at::empty({count, used}, at::kLong);
+  auto *slot = slots.data_ptr<int64_t>(), *length = lengths.data_ptr<int64_t>();
+  auto* table = tables.data_ptr<int64_t>();
+  for (size_t b = 0; b < starts.size(); b++) {
+    const auto* own = reinterpret_cast<const int64_t*>(row_of(blocks, rows[b]));
+    for (int64_t at = starts[b]; at < starts[b] + counts[b]; at++) {
+      positions.push_back(at);
+      *slot++ = own[at / size] * size + at % size;
+      *length++ = at + 1;
+      table = std::copy(own, own + used, table);
     }
   }
-};
-
-}  // namespace
+}
 
 int64_t Weights::outputs() const {
   int64_t rows = 0;
@@ -79,7 +67,7 @@ void Weights::times(const Input& x, const Target& to, bool gate) const {
   if (bits) {
     product(matrices(weights, scales, x.width, bits), x, to, gate);
   } else {
-    product(matrices(weights, kinds, heads, x.width), x, to, gate);
+    multiply_blocks(matrices(weights, kinds, heads, x.width), x, to, gate);
   }
 }
 
@@ -88,37 +76,16 @@ Tensor Weights::rows(const Whole& which) const {
   return bits ? found.to(at::kFloat) : widen_blocks(found, kinds[0]);
 }
 
-void Layers::append(Tensor before, Shared qkv, Shared out, Tensor after, Shared gate_up,
-                    Shared down, Tensor keys, Tensor values) {
-  TORCH_CHECK(is_float(keys) || keys.scalar_type() == at::kBFloat16,
-              "Layers.append: keys are of two types");
-  layers_.push_back({before, qkv, out, after, gate_up, down, keys, values});
-}
-
 Outcome Layers::run(Whole tokens, Whole starts, Whole counts, Whole rows, Tensor blocks,
                     int64_t size, Tensor cos, Tensor sin, Whole wanted) const {
-  const Tensor& kept = layers_[0].keys;
-  const int64_t count = int64_t(tokens.size()), groups = kept.size(0), width = kept.size(2);
-  const int64_t heads = layers_[0].qkv->outputs() / width - 2 * groups;
-  const Places places(starts, counts, rows, blocks, size, count);
-  const auto blank = [&](int64_t columns) { return at::empty({count, columns}, kept.options()); };
-  Tensor qkv = blank((heads + 2 * groups) * width), q = blank(heads * width), seen = blank(heads * width);
-  Tensor queries = q.view({count, heads, width}), found = seen.view({count, heads, width});
+  const Places places(starts, counts, rows, blocks, size, int64_t(tokens.size()));
+  const Attention attention(places.tables, places.lengths, size, heads_, groups_);
+  Step step{places.slots, places.tables, places.lengths, picked(cos, places.positions),
+            picked(sin, places.positions), size, attention};
   const Tensor sum = embed_->rows(tokens);
-  const Tensor inner = at::empty({count, layers_[0].gate_up->outputs() / 2}, sum.options());
-  cos = picked(cos, places.positions), sin = picked(sin, places.positions);
-  const Attention attention(places.tables, places.lengths, size, heads, groups);
-  const Target added{sum.data_ptr(), sum.data_ptr(), true, sum.size(1)};
   Outcome made;
   with_team([&] {
-    for (const Layer& layer : layers_) {
-      layer.qkv->times(Input(sum, norm_of(layer.before, eps_)), onto(qkv));
-      rotate_store_into(qkv, cos, sin, places.slots, layer.keys, layer.values, queries);
-      attention(queries, layer.keys, layer.values, scale_, found);
-      layer.out->times(Input(seen, {}), added);
-      layer.gate_up->times(Input(sum, norm_of(layer.after, eps_)), onto(inner), true);
-      layer.down->times(Input(inner, {}), added);
-    }
+    for (const auto& half : halves_) half(sum, step);
     made = say(rms_norm(sum, norm_, eps_).to(norm_.scalar_type()), wanted);
   });
   return made;

@@ -88,6 +88,7 @@ Tensor linear_heads(const Tensor& x, const Tensor& weight) {
   Tensor out = at::empty({tokens, heads, rows}, x.options());
   const int64_t units = (rows + kRows - 1) / kRows;
   const int64_t head_bytes = x.stride(1) * x.element_size();
+  const Matrix whole(weight.flatten(0, 1), std::nullopt, width, bits);
   for (int64_t first = 0; first < tokens; first += kTokens) {
     const int count = int(std::min<int64_t>(tokens - first, kTokens));
     share(heads, 1, weight.nbytes(), [&](int64_t begin, int64_t end) {
@@ -97,7 +98,7 @@ Tensor linear_heads(const Tensor& x, const Tensor& weight) {
         for (int m = 0; m < count; m++) {
           ready.fill(m, row_of(x, first + m) + head * head_bytes, is_float(x), {});
         }
-        const Matrix matrix(weight[head], std::nullopt, width, bits);
+        const Matrix matrix = whole.part(head * rows, rows);
         for (int64_t unit = 0; unit < units; unit++) {
           matrix.times(unit * kRows, std::min((unit + 1) * kRows, rows), ready.tokens, found);
           for (int r = 0; r < kRows && unit * kRows + r < rows; r++) {

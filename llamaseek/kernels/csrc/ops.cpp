@@ -24,10 +24,6 @@ TORCH_LIBRARY_FRAGMENT(llamaseek, m) {
   using namespace llamaseek;
   m.class_<Weights>("Weights")
       .def(torch::init<std::vector<Tensor>, std::vector<Tensor>, int64_t, Whole, Whole>());
-  m.class_<Layers>("Layers")
-      .def(torch::init<Layers::Shared, Tensor, Layers::Shared, double, double>())
-      .def("append", &Layers::append)
-      .def("run", &Layers::run);
   m.class_<LatentAttention>("LatentAttention")
       .def(torch::init<LatentAttention::All, std::vector<Tensor>, double, double, int64_t, int64_t,
                        int64_t, double>())
@@ -36,4 +32,15 @@ TORCH_LIBRARY_FRAGMENT(llamaseek, m) {
       .def(torch::init<Tensor, double, Tensor, Tensor, std::vector<int64_t>, bool, double,
                        Mixture::Maybe, std::vector<int64_t>, Mixture::All>())
       .def("run", &Mixture::run);
+  m.class_<Layers>("Layers")
+      .def(torch::init<Layers::Shared, Tensor, double, Layers::Shared>())
+      .def("grouped", &Layers::grouped)
+      .def("latent", &Layers::latent)
+      .def("gated", &Layers::gated)
+      .def("mixture", &Layers::mixture)
+      .def("run", &Layers::run);
+  m.class_<MultiToken>("MultiToken")
+      .def(torch::init<std::vector<MultiToken::Shared>, std::vector<Tensor>, double,
+                       c10::intrusive_ptr<LatentAttention>, c10::intrusive_ptr<Mixture>>())
+      .def("run", &MultiToken::run);
 }

@@ -85,6 +85,8 @@ struct Target {
     const int64_t at = m * width + n;
     store(out, wide, at, residual ? value + load(residual, wide, at) : value);
   }
+  // `count` outputs of token m from n on: sums, or silu(gates) * sums.
+  void finish(int64_t m, int64_t n, int count, const float* sums, const float* gates) const;
 };
 
 // All of a tensor (M, N), on top of nothing.

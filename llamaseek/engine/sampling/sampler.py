@@ -9,19 +9,20 @@ R rows (one a token to draw), V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isnan
+from math import isnan, nan
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llamaseek.engine.forward.step_layout import StepResult
+from llamaseek.engine.forward.step_layout import StepResult, sent, some_rows
 from llamaseek.engine.request import SamplingParams, SequenceState
+from llamaseek.engine.sampling.state import DRAWS, SamplingState, numbers_of
 
-HOTTEST = 1e30  # float32 holds it
 FEW = 256  # candidates looked at before a whole row is sorted
 DRAWN, ACCEPTED, DRAFTED = range(3)  # what a random number is for
+NO_TOKEN = -1  # of a row whose logits are no numbers
 
 
 def uniforms(seeds: Sequence[int], places: Sequence[int], purpose: int) -> NDArray[np.float32]:
@@ -53,27 +54,33 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def shape_logits(logits: Tensor, answers: Sequence[SequenceState]) -> Tensor:
+def shape_logits(
+    logits: Tensor, answers: Sequence[SequenceState], state: SamplingState | None = None
+) -> Tensor:
     """Logits (R, V) after penalties, bias and grammar; see `decide` for whose rows they are.
 
     What goes wrong for one answer (a grammar that fails) ends that answer alone.
     """
     logits = logits.clone()
-    start = 0
-    for answer in answers:
+    sizes = [1 + len(answer.drafts) for answer in answers]
+    first = (np.cumsum(sizes) - sizes).tolist()
+    if state is not None:
+        state.shape(logits, answers, first)
+    for answer, start in zip(answers, first, strict=True):
         if answer.params.shaped:  # such answers have no drafts
             try:
-                _shape_row(logits[start], answer)
+                _shape_row(logits[start], answer, apart=state is None)
             except Exception as error:
                 answer.error = error
-        start += 1 + len(answer.drafts)
     return logits
 
 
-def _shape_row(row: Tensor, answer: SequenceState) -> None:
-    penalize(row, answer.tokens, answer.prompt_length, answer.params)
-    for token, bias in answer.params.logit_bias.items():
-        row[token] += bias
+def _shape_row(row: Tensor, answer: SequenceState, apart: bool) -> None:
+    """Change logits (V) in place; by the grammar alone where answers are not shaped `apart`."""
+    if apart:
+        penalize(row, answer.tokens, answer.prompt_length, answer.params)
+        for token, bias in answer.params.logit_bias.items():
+            row[token] += bias
     if answer.matcher is not None:
         answer.matcher.mask(row)
 
@@ -91,35 +98,51 @@ def penalize(row: Tensor, tokens: Sequence[int], prompt: int, params: SamplingPa
         row[torch.from_numpy(seen_ids).to(row.device)] -= penalty.to(row)
 
 
-def distributions(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+def distributions(
+    logits: Tensor, params: Sequence[SamplingParams], numbers: Tensor | None = None
+) -> Tensor:
     """Logits (R, V) → the probabilities (R, V) that tokens are drawn with, float32.
 
     Temperature, then top_k, then top_p over what that leaves, then min_p. Tokens as likely as
-    the last one kept are kept.
+    the last one kept are kept. `numbers` are those of the params, where they are there already.
     """
-    heat = [min(p.temperature, HOTTEST) for p in params]
     logits = logits.float()
-    logits = (logits - logits.amax(-1, keepdim=True)) / _column(heat, logits)
+    numbers = numbers_of(params, logits.device) if numbers is None else numbers
+    logits = (logits - logits.amax(-1, keepdim=True)) / numbers[:, :1]
     probabilities = logits.softmax(-1)
     if any(p.top_k or p.top_p < 1 or p.min_p for p in params):
-        least = _least_kept(probabilities, params)
+        least = _least_kept(probabilities, params, numbers)
         probabilities = probabilities.masked_fill(probabilities < least, 0)
         probabilities = probabilities / probabilities.sum(-1, keepdim=True)
     return probabilities
 
 
-def _least_kept(probabilities: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+def _looks(params: Sequence[SamplingParams], vocabulary: int, host: bool) -> tuple[int, ...]:
+    """Among how many candidates the last one kept is looked for, and then if it is not there. On a
+    GPU among all at once, unless params say that few are kept: asking would take longer.
+    """
+    few = min(FEW, vocabulary)
+    if host:
+        return few, vocabulary
+    near = all(0 < p.top_k <= few or (not p.top_k and p.top_p == 1) for p in params)
+    return (few,) if near else (vocabulary,)
+
+
+def _least_kept(probabilities: Tensor, params: Sequence[SamplingParams], numbers: Tensor) -> Tensor:
     """The smallest probability that each row keeps (R, 1)."""
     vocabulary = probabilities.shape[-1]
-    least = probabilities.amax(-1, keepdim=True) * _column([p.min_p for p in params], probabilities)
-    top_k = _column([p.top_k or vocabulary for p in params], probabilities).clamp(max=vocabulary)
-    top_p = _column([p.top_p for p in params], probabilities)
+    _, top_k, top_p, min_p = numbers[:, :DRAWS].split(1, dim=-1)
+    least = probabilities.amax(-1, keepdim=True) * min_p
+    top_k = top_k.clamp(max=vocabulary)
     all_k, all_p = top_k == vocabulary, top_p == 1
-    for look in (min(FEW, vocabulary), vocabulary):
+    looks = _looks(params, vocabulary, probabilities.device.type == "cpu")
+    for look in looks:
         ranked = probabilities.topk(look, dim=-1).values
         places = torch.arange(look, device=probabilities.device)
         ranked = ranked.masked_fill(places >= top_k, 0)
         reached = ranked.cumsum(-1)
+        if look == looks[-1]:
+            break
         in_sight = (top_k <= look) | (all_k & (all_p | (reached[:, -1:] > top_p)))
         if bool(in_sight.all()):
             break
@@ -135,12 +158,14 @@ def draw(probabilities: Tensor, numbers: NDArray[np.float32]) -> Tensor:
     """Probabilities (R, V), rows of any sum above 0, and a number in [0, 1) each → ids (R)."""
     reached = probabilities.cumsum(-1)
     total = reached[:, -1:]
-    wanted = torch.from_numpy(numbers).to(total.device)[:, None] * total
+    wanted = torch.from_numpy(numbers).to(total.device, non_blocking=True)[:, None] * total
     wanted = wanted.minimum(total.nextafter(torch.zeros_like(total)))
     return torch.searchsorted(reached, wanted, right=True).squeeze(1)
 
 
-def decide(made: StepResult, answers: Sequence[SequenceState]) -> list[list[int]]:
+def decide(
+    made: StepResult, answers: Sequence[SequenceState], state: SamplingState | None = None
+) -> list[list[int]]:
     """What each answer says next: the drafts that stand, then one token of its own.
 
     The logits (R, V) have, answer after answer, a row for its last token and one for each draft. A
@@ -149,8 +174,10 @@ def decide(made: StepResult, answers: Sequence[SequenceState]) -> list[list[int]
     An answer whose logits are no numbers gets an error.
     """
     logits, best, most = made.logits, made.best, made.most
+    if state is not None and len(logits) == len(answers):
+        return read(next_tokens(logits, answers, state).tolist(), answers)
     if any(answer.params.shaped for answer in answers):
-        logits, best = shape_logits(logits.float(), answers), None
+        logits, best = shape_logits(logits.float(), answers, state), None
     if best is None or most is None:
         best, most = likeliest(logits)
     if any(map(isnan, most)):
@@ -174,6 +201,37 @@ def decide(made: StepResult, answers: Sequence[SequenceState]) -> list[list[int]
         for place, seen_ids in zip(drawn, found, strict=True):
             says[place] = seen_ids
     return says
+
+
+def next_tokens(
+    logits: Tensor,
+    answers: Sequence[SequenceState],
+    state: SamplingState,
+    ahead: int = 0,
+) -> Tensor:
+    """The next token of answers without drafts, NO_TOKEN where logits are no numbers: logits (R, V)
+    → (R). The host waits for nothing; it may not know the latest `ahead` tokens yet.
+    """
+    if any(answer.params.shaped for answer in answers):
+        logits = shape_logits(logits.float(), answers, state)
+    most, found = logits.max(-1)
+    drawn = [place for place, answer in enumerate(answers) if not answer.params.greedy]
+    if drawn:
+        some = [answers[place] for place in drawn]
+        params, numbers = [answer.params for answer in some], state.numbers_for(some)
+        chances = distributions(some_rows(logits, drawn), params, numbers)
+        at = uniforms([a.seed for a in some], [len(a.tokens) + ahead for a in some], DRAWN)
+        rows = sent(np.array(drawn, np.int64), logits.device)
+        found = found.index_copy(0, rows, draw(chances, at))
+    found = found.masked_fill(most.isnan(), NO_TOKEN)
+    state.add(answers, found)
+    return found
+
+
+def read(tokens: list[int], answers: Sequence[SequenceState]) -> list[list[int]]:
+    """What answers without drafts say; those that `next_tokens` has no token for get an error."""
+    _fail_unsound([nan if token == NO_TOKEN else 0.0 for token in tokens], answers)
+    return [[token] for token in tokens]
 
 
 def likeliest(logits: Tensor) -> tuple[list[int], list[float]]:
@@ -256,8 +314,3 @@ def _without(chances: Tensor, fell: list[int], given: list[Tensor]) -> Tensor:
     else:
         rest = chances.scatter(1, torch.tensor(fell, device=chances.device)[:, None], 0)
     return torch.where(rest.sum(-1, keepdim=True) > 0, rest, chances)
-
-
-def _column(numbers: Sequence[float], like: Tensor) -> Tensor:
-    """One number a row (R, 1), in the dtype and on the device of `like`."""
-    return torch.tensor(numbers, dtype=like.dtype, device=like.device)[:, None]
