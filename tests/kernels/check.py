@@ -76,7 +76,7 @@ def check_alone(bits: int, group: int) -> None:
     """A token's products are the same to the bit whatever stands beside it, so that drafts change
     nothing; 1 to 16 tokens.
     """
-    for width in (384, 576 if not group else 640):
+    for width in (384, 576 if not group else 640, 2048):
         words, scales, _ = make((65, width), bits, group)
         rest = None, 0.0, [words], scales, bits, None, False
         for x in (torch.randn(16, width), torch.randn(16, width).bfloat16()):
