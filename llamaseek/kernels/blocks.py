@@ -3,7 +3,7 @@
 A matrix (N, K) is uint8 (N, bytes of a row), as it lies in a file; its kind is the type's number in
 ggml. Here the operators are in PyTorch, by the `gguf` package; the C++ kernels in their place never
 widen a matrix whole, and round activations, a scale for every 32 of a token: to 15 bits where
-tokens are few, and to 16 where they are more than 8.
+tokens are few, and to 16 where they are more than 16.
 
 M tokens, K inputs, N outputs.
 """

@@ -85,6 +85,28 @@ def test_graphs_compute_what_they_captured(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_steps_that_are_launched_ahead_change_no_token(family: str, tmp_path: Path) -> None:
+    """All answers are as long, so that the very same products are made."""
+    model = on_gpu(family, tmp_path, torch.bfloat16)
+    given = {"max_tokens": 24, "ignore_eos": True}
+    kinds = [
+        SamplingParams(temperature=0.9, top_p=0.9, seed=1, **given),
+        SamplingParams(temperature=1.1, top_k=20, repetition_penalty=1.2, seed=2, **given),
+        SamplingParams(presence_penalty=0.5, frequency_penalty=0.3, **given),
+        SamplingParams(logit_bias={7: 2.0}, **given),
+    ]
+    found = []
+    for ahead in (True, False):
+        engine = Engine(model)
+        assert engine.ahead is not None
+        engine.ahead = engine.ahead if ahead else None
+        prompts = [[n + 1, 5, 9, n + 30] for n in range(8)]
+        asked = [Request(prompt=p, params=kinds[n % 4]) for n, p in enumerate(prompts)]
+        found.append([output.answers[0].tokens for output in engine.generate(asked)])
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("cache_dtype", ["auto", "int8"])
 def test_decoding_waits_for_nothing(family: str, cache_dtype: str, tmp_path: Path) -> None:
     model = on_gpu(family, tmp_path, torch.bfloat16)

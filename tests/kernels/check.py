@@ -76,7 +76,7 @@ def check_alone(bits: int, group: int) -> None:
     """A token's products are the same to the bit whatever stands beside it, so that drafts change
     nothing; 1 to 16 tokens.
     """
-    for width in (384, 576 if not group else 640):
+    for width in (384, 576 if not group else 640, 2048):
         words, scales, _ = make((65, width), bits, group)
         rest = None, 0.0, [words], scales, bits, None, False
         for x in (torch.randn(16, width), torch.randn(16, width).bfloat16()):
@@ -137,9 +137,9 @@ def check_blocks(kind: str) -> None:
         assert relative(KERNELS.widen_blocks(first, number), one) < EXACT
         if tokens > 16:
             again = KERNELS.linear_blocks(
-                x[3:14], norm, 1e-5, [first, second], kinds, [0, 16], rest[3:14], False
+                x[1:18], norm, 1e-5, [first, second], kinds, [0, 16], rest[1:18], False
             )
-            assert torch.equal(again, plain[3:14])
+            assert torch.equal(again, plain[1:18])
 
 
 def check_largest_codes() -> None:
@@ -268,6 +268,26 @@ def check_attend() -> None:
                 assert error < (AVERAGE if dtype == torch.float32 else 2 * BF16)
 
 
+def check_attend_in_a_row() -> None:
+    """Tokens of two prompts, over a stretch's end: as the fallback's, and as each would alone."""
+    lengths = torch.tensor([1, 2, 3, 254, 255, 256, 257, 258, *range(100, 130)])
+    for dtype, (heads, groups) in itertools.product(
+        (torch.float32, torch.bfloat16), ((9, 3), (20, 1), (4, 4))
+    ):
+        k, v = (torch.randn(groups, 1024, 24, dtype=dtype) for _ in range(2))
+        rows = torch.tensor([0] * 8 + [1] * 30)
+        tables = torch.randperm(60)[:40].view(2, 20)[rows]
+        q = torch.randn(len(rows), heads, 24, dtype=dtype)
+        found = KERNELS.attend(q, k, v, tables, lengths, 16, 0.2)
+        wanted = ops.attend(q, k, v, tables, lengths, 16, 0.2)
+        assert relative(found, wanted) < (AVERAGE if dtype == torch.float32 else BF16)
+        each = [
+            KERNELS.attend(q[n : n + 1], k, v, tables[n : n + 1], lengths[n : n + 1], 16, 0.2)
+            for n in range(len(rows))
+        ]
+        assert torch.equal(found, torch.cat(each))
+
+
 def check_rotations() -> None:
     """The kernels turn and store as the fallbacks do, which the greedy tests hold to the models."""
     for dtype in (torch.float32, torch.bfloat16):
@@ -306,6 +326,7 @@ def check_all() -> None:
     check_norm()
     check_route()
     check_attend()
+    check_attend_in_a_row()
     check_rotations()
 
 

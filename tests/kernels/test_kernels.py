@@ -69,6 +69,7 @@ class TestFallbacks:
         check.check_heads()
         check.check_norm()
         check.check_attend()
+        check.check_attend_in_a_row()
 
 
 class TestKernels:
@@ -104,6 +105,7 @@ class TestKernels:
         check.check_norm()
         check.check_route()
         check.check_attend()
+        check.check_attend_in_a_row()
         check.check_rotations()
 
     def test_avx2(self, kernels: build.Builder) -> None:

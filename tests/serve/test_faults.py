@@ -21,8 +21,8 @@ import httpx
 import pytest
 
 from llamaseek.checkpoints.hf import save_model
-from llamaseek.engine import sampler
 from llamaseek.engine.matcher import Matcher
+from llamaseek.engine.sampling import sampler
 from llamaseek.engine.text_out import TextOut
 from tests.models.shapes import tiny_model
 from tests.serve.running import TOKENIZER, Running, make_service, running

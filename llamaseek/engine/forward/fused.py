@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from llamaseek.engine.forward.halves import (
     BITS,
     FusedStep,
+    Gated,
+    GroupedQueries,
     Latents,
     Weights,
     Where,
@@ -26,13 +28,15 @@ from llamaseek.engine.forward.halves import (
     weights,
 )
 from llamaseek.engine.forward.paged import PagedCache
-from llamaseek.engine.forward.step_layout import Inputs, Ints, StepLayout, StepResult
+from llamaseek.engine.forward.step_layout import FEW, Inputs, Ints, StepLayout, StepResult
 from llamaseek.kernels.build import builder
 from llamaseek.models import CausalLM
 from llamaseek.models.deepseek_v3 import MultiTokenLayer
 from llamaseek.models.layers import widen
 from llamaseek.models.quant.blocks import BlockEmbedding
 from llamaseek.parallel.layers import ParallelLMHead
+
+PIECES = 1 << 20  # tokens of a step times the longest sequence's, attended in one call
 
 
 def embedding_table(model: CausalLM) -> Weights:
@@ -63,6 +67,13 @@ class Ahead:
         return normalized(x, layer.shared_head.norm)
 
 
+def in_blocks(step: FusedStep) -> bool:
+    """Whether a half of a layer is GGUF's blocks alone, whose products are fit for any tokens."""
+    if isinstance(step, GroupedQueries):
+        return not (step.qkv.bits or step.out.bits)
+    return isinstance(step, Gated) and not (step.gate_up.bits or step.down.bits)
+
+
 class Whole:
     """A model in one call."""
 
@@ -72,6 +83,7 @@ class Whole:
             raise ValueError("these layers are called one by one")
         self.embed, self.norm, self.head = embedding_table(model), model.model.norm, head
         self.steps = steps
+        self.unpacks = not head.bits and all(in_blocks(step) for step in steps)
         self.latents = [step for step in steps if isinstance(step, Latents)]
         self.made: tuple[list[int], Any] | None = None  # when the kernels are there
         self.blocks: tuple[Ints, Tensor] | None = None
@@ -90,9 +102,7 @@ class Whole:
     def __call__(
         self, inputs: Inputs, cache: PagedCache, angles: tuple[Tensor, Tensor], rows: list[int]
     ) -> StepResult:
-        """A step of N tokens, N up to `FEW`, with logits of some rows; the cache is the same in all
-        calls.
-        """
+        """A step that is for one call, with logits of some rows; the cache is always the same."""
         if self.blocks is None or self.blocks[0] is not inputs.blocks:
             self.blocks = inputs.blocks, torch.from_numpy(inputs.blocks)  # the same memory
         size = cache.stores[0].size
@@ -125,6 +135,15 @@ class Fused:
     def ready(self) -> bool:
         """Whether the kernels are there; without them the plain model is faster."""
         return builder().ready
+
+    def takes(self, inputs: Inputs) -> bool:
+        """Whether a step is for `whole`: of few tokens, or of more where all weights are GGUF's
+        blocks and what attention keeps of each stretch of keys is not large.
+        """
+        whole, count = self.whole, len(inputs.tokens)
+        if whole is None or not self.ready:
+            return False
+        return count <= FEW or (whole.unpacks and count * inputs.longest <= PIECES)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (R, D), R up to `layout.FEW` → logits (R, V) in float32."""

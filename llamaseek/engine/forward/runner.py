@@ -86,8 +86,9 @@ class Runner:
 
     def step(self, inputs: Inputs, rows: list[int], there: Tensor | None = None) -> StepResult:
         """`run` on what the chunks stand for, or on tokens that are `there` (N) already."""
-        few, fused = len(inputs.tokens) <= FEW and there is None, self.fused
-        if few and fused is not None and fused.whole is not None and fused.ready:
+        fused = self.fused
+        if there is None and fused is not None and fused.takes(inputs):
+            assert fused.whole is not None
             return fused.whole(inputs, self.cache, fused.angles(inputs.longest), rows)
         graphs = self.graphs
         if graphs is not None and max(inputs.counts) <= FEW and graphs.takes(len(inputs.tokens)):

@@ -1,4 +1,5 @@
 // Attention of a few queries over the paged cache, and what stands before it.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -6,9 +7,19 @@
 #include "ops.h"
 
 namespace llamaseek {
-// One query, the heads of one group, one stretch of keys; its outcome is kept apart until merged.
+// Queries that share keys: tokens in a row of one sequence, and heads of one group from `head` on.
+struct Attention::Place {
+  int64_t query, queries, group, head, heads;
+  int64_t rows() const { return queries * heads; }
+  // The head, of all tokens', that row r is.
+  int64_t row(int64_t r, int64_t groups, int64_t shared) const {
+    return ((query + r / heads) * groups + group) * shared + head + r % heads;
+  }
+};
+
+// A place's queries and one stretch of keys; the outcome is kept apart until merged.
 struct Attention::Task {
-  int64_t query, group, head, first;
+  int64_t place, first;
 };
 
 Attention::Attention(const Tensor& tables, const Tensor& lengths, int64_t size, int64_t heads,
@@ -19,13 +30,17 @@ Attention::Attention(const Tensor& tables, const Tensor& lengths, int64_t size, 
       lengths_(lengths.const_data_ptr<int64_t>()),
       groups_(groups),
       shared_(heads / groups) {
-  for (int64_t n = 0; n < tables.size(0); n++) {
+  for (int64_t n = 0, count; n < tables.size(0); n += count) {
+    count = together(n, tables.size(0));
+    const int64_t longest = lengths_[n + count - 1];
     for (int64_t g = 0; g < groups; g++) {
       for (int64_t head = 0; head < shared_; head += kTokens) {
-        for (int64_t first = 0; first < lengths_[n]; first += kKeys) {
-          tasks_.push_back({n, g, head, first});
+        places_.push_back({n, count, g, head, std::min<int64_t>(shared_ - head, kTokens)});
+        most_ = std::max(most_, places_.back().rows());
+        for (int64_t first = 0; first < longest; first += kKeys) {
+          tasks_.push_back({int64_t(places_.size()) - 1, first});
         }
-        seen_ += lengths_[n];
+        seen_ += longest;
         starts_.push_back(int64_t(tasks_.size()));
       }
     }
@@ -34,10 +49,23 @@ Attention::Attention(const Tensor& tables, const Tensor& lengths, int64_t size, 
 
 Attention::~Attention() = default;
 
+// How many tokens from n on follow each other in one sequence; with their heads up to kTokens rows.
+int64_t Attention::together(int64_t n, int64_t end) const {
+  const int64_t most = std::max<int64_t>(kTokens / shared_, 1);
+  int64_t count = 1;
+  for (; count < most && n + count < end; count++) {
+    const int64_t length = lengths_[n + count], *table = tables_ + (n + count) * blocks_;
+    const int64_t used = (length + size_ - 1) / size_;
+    if (length != lengths_[n] + count || !std::equal(table, table + used, tables_ + n * blocks_)) {
+      break;
+    }
+  }
+  return count;
+}
+
 void Attention::operator()(const Tensor& q, const Tensor& keys, const Tensor& values,
                            double scale, Tensor& out) const {
-  const int64_t width = q.size(2), wide = values.size(2);
-  const int64_t most = std::min<int64_t>(shared_, kTokens), one = most * (wide + 2);
+  const int64_t width = q.size(2), wide = values.size(2), one = most_ * (wide + 2);
   const int64_t held = int64_t(tasks_.size()) * one * sizeof(float);
   const c10::DataPtr partial = c10::GetCPUAllocator()->allocate(held);
   auto* parts = static_cast<float*>(partial.get());
@@ -48,63 +76,62 @@ void Attention::operator()(const Tensor& q, const Tensor& keys, const Tensor& va
     s.width = width, s.values = wide, s.scale = float(scale);
     s.bytes = keys.is_alias_of(values) ? 0 : wide * values.element_size();
     for (int64_t t = begin; t < end; t++) {
-      const Task& task = tasks_[t];
-      const int used = int(std::min<int64_t>(shared_ - task.head, kTokens));
-      const int64_t head = (task.query * groups_ + task.group) * shared_ + task.head;
-      Prepared ready(used, width, 16);
-      for (int h = 0; h < used; h++) {
-        ready.fill(h, row_of(q, 0) + (head + h) * width * q.element_size(), floats, {});
+      const int64_t first = tasks_[t].first;
+      const Place& place = places_[tasks_[t].place];
+      const int64_t longest = lengths_[place.query + place.queries - 1];
+      s.heads = int(place.rows());
+      s.count = int(std::min<int64_t>(longest - first, kKeys));
+      Prepared ready(s.heads, width, 16);
+      for (int r = 0; r < s.heads; r++) {
+        const int64_t row = place.row(r, groups_, shared_);
+        ready.fill(r, row_of(q, 0) + row * width * q.element_size(), floats, {});
+        const int64_t length = lengths_[place.query + r / place.heads];
+        s.seen[r] = int(std::clamp<int64_t>(length - first, 0, s.count));
       }
-      s.heads = used;
-      s.count = int(std::min<int64_t>(lengths_[task.query] - task.first, kKeys));
-      point(s, task, keys, values);
+      point(s, place, first, keys, values);
       float* to = parts + t * one;
       const Attend run = floats ? kernels().attend_float : kernels().attend_bf16;
-      run(s, ready.tokens, to, to + most, to + 2 * most);
+      run(s, ready.tokens, to, to + most_, to + 2 * most_);
     }
   });
-  const int64_t pieces = (shared_ + kTokens - 1) / kTokens;
-  share(int64_t(starts_.size()) - 1, 4, held, [&](int64_t begin, int64_t end) {
+  share(int64_t(places_.size()), 4, held, [&](int64_t begin, int64_t end) {
     for (int64_t place = begin; place < end; place++) {
-      const int64_t head = place / pieces * shared_ + place % pieces * kTokens;
-      const int used = int(std::min<int64_t>(shared_ - place % pieces * kTokens, kTokens));
-      for (int h = 0; h < used; h++) merge(parts, place, h, most, wide, head + h, out);
+      for (int r = 0; r < places_[place].rows(); r++) merge(parts, place, r, wide, out);
     }
   });
 }
 
-void Attention::point(Stretch& s, const Task& task, const Tensor& keys,
+void Attention::point(Stretch& s, const Place& place, int64_t first, const Tensor& keys,
                       const Tensor& values) const {
   const int64_t bytes = keys.element_size();
   const auto* k = static_cast<const uint8_t*>(keys.const_data_ptr()) +
-                  task.group * keys.stride(0) * bytes;
+                  place.group * keys.stride(0) * bytes;
   const auto* v = static_cast<const uint8_t*>(values.const_data_ptr()) +
-                  task.group * values.stride(0) * bytes;
+                  place.group * values.stride(0) * bytes;
   for (int i = 0; i < s.count; i++) {
-    const int64_t key = task.first + i;
-    const int64_t slot = tables_[task.query * blocks_ + key / size_] * size_ + key % size_;
+    const int64_t key = first + i;
+    const int64_t slot = tables_[place.query * blocks_ + key / size_] * size_ + key % size_;
     s.keys[i] = k + slot * keys.stride(1) * bytes;
     s.items[i] = v + slot * values.stride(1) * bytes;
   }
 }
 
-void Attention::merge(const float* parts, int64_t place, int h, int64_t most, int64_t wide,
-                      int64_t head, Tensor& out) const {
-  const int64_t one = most * (wide + 2);
+void Attention::merge(const float* parts, int64_t place, int r, int64_t wide, Tensor& out) const {
+  const int64_t one = most_ * (wide + 2), row = places_[place].row(r, groups_, shared_);
   float top = -INFINITY, total = 0;
   for (int64_t t = starts_[place]; t < starts_[place + 1]; t++) {
-    top = std::max(top, parts[t * one + h]);
+    top = std::max(top, parts[t * one + r]);
   }
   std::vector<float> sum(wide, 0.0f);
   for (int64_t t = starts_[place]; t < starts_[place + 1]; t++) {
     const float* part = parts + t * one;
-    const float by = std::exp(part[h] - top);
-    total += by * part[most + h];
-    const float* from = part + 2 * most + h * wide;
+    const float by = std::exp(part[r] - top);
+    total += by * part[most_ + r];
+    const float* from = part + 2 * most_ + r * wide;
     for (int64_t v = 0; v < wide; v++) sum[v] += by * from[v];
   }
   for (int64_t v = 0; v < wide; v++) {
-    store(out.data_ptr(), is_float(out), head * wide + v, sum[v] / total);
+    store(out.data_ptr(), is_float(out), row * wide + v, sum[v] / total);
   }
 }
 

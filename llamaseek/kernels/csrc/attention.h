@@ -17,16 +17,19 @@ class Attention {
                   Tensor& out) const;
 
  private:
+  struct Place;
   struct Task;
-  void point(Stretch& s, const Task& task, const Tensor& keys, const Tensor& values) const;
-  void merge(const float* parts, int64_t place, int h, int64_t most, int64_t wide, int64_t head,
-             Tensor& out) const;
+  int64_t together(int64_t n, int64_t end) const;
+  void point(Stretch& s, const Place& place, int64_t first, const Tensor& keys,
+             const Tensor& values) const;
+  void merge(const float* parts, int64_t place, int r, int64_t wide, Tensor& out) const;
 
   int64_t size_, blocks_;
   const int64_t *tables_, *lengths_;
-  int64_t groups_, shared_, seen_ = 0;
+  int64_t groups_, shared_, seen_ = 0, most_ = 0;
+  std::vector<Place> places_;
   std::vector<Task> tasks_;
-  std::vector<int64_t> starts_{0};  // tasks of each (query, group, first head)
+  std::vector<int64_t> starts_{0};  // tasks of each place
 };
 
 // As the operator `rotate_store`, with the queries put into q (M, H, W); qkv is contiguous.

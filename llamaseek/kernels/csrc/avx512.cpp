@@ -431,13 +431,65 @@ void by_fours(const Rows& rows, const Tokens& x, float* out) {
   }
 }
 
+// Eight rows that lie `stride` bytes apart, and M tokens: few addresses, so that registers hold them.
+template <int M>
+void eight_rows(const Rows& rows, const Tokens& x, const Share& share, int64_t stride, float* out) {
+  const uint8_t *weight = rows.weight[0], *next = rows.next[0];
+  const uint16_t* tokens[M];
+  for (int m = 0; m < M; m++) tokens[m] = x.bf16[share.first + m];
+  __m512 sums[kRows][M] = {};
+  for (int64_t k = 0; k < x.width; k += 32) {
+    __m512bh v[M];
+#pragma GCC unroll 2
+    for (int m = 0; m < M; m++) v[m] = as_bf16(_mm512_loadu_si512(tokens[m] + k));
+    for (int r = share.fetch_from; r < share.fetch_to; r++) {
+      _mm_prefetch(reinterpret_cast<const char*>(next + r * stride + 2 * k), _MM_HINT_T1);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; r++) {
+      const __m512bh w = as_bf16(_mm512_loadu_si512(weight + r * stride + 2 * k));
+#pragma GCC unroll 2
+      for (int m = 0; m < M; m++) sums[r][m] = _mm512_dpbf16_ps(sums[r][m], w, v[m]);
+    }
+  }
+  keep(sums, share, out);
+}
+
+// Whether all rows lie as far apart as the first two, which those behind a matrix's end do not.
+bool evenly_apart(const Rows& rows) {
+  bool even = true;
+  for (int r = 2; r < kRows; r++) {
+    even &= rows.weight[r] - rows.weight[r - 1] == rows.weight[1] - rows.weight[0];
+  }
+  return even;
+}
+
+// More than four tokens of such a width do not fit into the nearest cache, and eight rows do: each
+// number of a token that comes from further away meets eight rows there, in place of four.
+constexpr int64_t kWide = 1024, kWidest = 4096;
+
+void eight_by_two(const Rows& rows, const Tokens& x, float* out) {
+  const int parts = (x.count + 1) / 2, each = rows.next[0] ? kRows : 0;
+  const int64_t stride = rows.weight[1] - rows.weight[0];
+  for (int part = 0; part < parts; part++) {
+    const int first = 2 * part;
+    const Share share{first, 0, part * each / parts, (part + 1) * each / parts, {}};
+    (first + 1 < x.count ? eight_rows<2> : eight_rows<1>)(rows, x, share, stride, out);
+  }
+}
+
 #define LLAMASEEK_TILES(tile) \
   by_fours<tile<1, 1>, tile<1, 2>, tile<1, 3>, tile<1, 4>, tile<4, 1>, tile<4, 2>, tile<4, 3>, tile<4, 4>>
-constexpr Tile kBf16 = LLAMASEEK_TILES(tile_bf16);
+constexpr Tile kBf16Narrow = LLAMASEEK_TILES(tile_bf16);
 constexpr Tile kFloat = LLAMASEEK_TILES(tile_float);
 constexpr Tile kBits8 = LLAMASEEK_TILES(tile_8);
 constexpr Tile kBits4 = LLAMASEEK_TILES(tile_4);
 #undef LLAMASEEK_TILES
+
+void bf16(const Rows& rows, const Tokens& x, float* out) {
+  const bool wide = x.width > kWide && x.width <= kWidest && x.width % 32 == 0;
+  (wide && x.count > kSingle && evenly_apart(rows) ? eight_by_two : kBf16Narrow)(rows, x, out);
+}
 
 // Values of two keys side by side are multiplied by their two weights in one instruction.
 template <int G>
@@ -504,7 +556,7 @@ void by_heads(const Stretch& s, const float* weights, float* out) {
 }
 
 void attend_bf16(const Stretch& s, const Tokens& q, float* largest, float* sum, float* out) {
-  attend(s, q, largest, sum, out, kBf16, [](const Stretch& s, const float* scores, float* out) {
+  attend(s, q, largest, sum, out, bf16, [](const Stretch& s, const float* scores, float* out) {
     alignas(64) uint16_t weights[kTokens * kKeys];
     const int even = (s.count + 1) / 2 * 2;
     for (int h = 0; h < s.heads; h++) {
@@ -559,7 +611,7 @@ void widen_4(const uint8_t* weight, const uint16_t* scale, int64_t group, int64_
 
 }  // namespace
 
-const Kernels avx512_kernels{kFloat, kBf16, kBits8, kBits4, attend_bf16, attend_float,
+const Kernels avx512_kernels{kFloat, bf16, kBits8, kBits4, attend_bf16, attend_float,
                              normalize, narrow_all, encode, widen_8, widen_4};
 
 }  // namespace llamaseek

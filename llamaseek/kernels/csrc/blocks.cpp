@@ -82,8 +82,9 @@ std::vector<BlockMatrix> matrices(at::TensorList weights, at::IntArrayRef kinds,
 
 void multiply_blocks(const std::vector<BlockMatrix>& all, const Input& x, const Target& to,
                      bool gate) {
-  constexpr int64_t few = 8;  // tokens up to which blocks are better not unpacked
-  if (x.count > few) {
+  // Unpacked blocks are better from 9 tokens on, but tokens that are drafted, up to kTokens, are
+  // to have the same bits as alone.
+  if (x.count > kTokens) {
     product_of_many(all, x, to, gate);
   } else {
     product(all, x, to, gate);

@@ -140,15 +140,16 @@ void attend(const Stretch& s, const Tokens& queries, float* largest, float* sum,
   }
   for (int h = 0; h < s.heads; h++) {
     float top = -INFINITY, total = 0;
+    const int seen = s.seen[h];
 #pragma omp simd reduction(max : top)
-    for (int key = 0; key < s.count; key++) top = std::max(top, scores[h][key]);
+    for (int key = 0; key < seen; key++) top = std::max(top, scores[h][key]);
 #pragma omp simd reduction(+ : total)
-    for (int key = 0; key < s.count; key++) {
+    for (int key = 0; key < seen; key++) {
       float weight = exp_negative(scores[h][key] - top);
       scores[h][key] = weight;
       total += weight;
     }
-    for (int key = s.count; key < (s.count + 1) / 2 * 2; key++) scores[h][key] = 0;
+    std::fill(scores[h] + seen, scores[h] + (s.count + 1) / 2 * 2, 0.0f);
     largest[h] = top;
     sum[h] = total;
   }

@@ -39,8 +39,9 @@ using Tile = void (*)(const Rows& rows, const Tokens& tokens, float* out);
 
 // One stretch of up to kKeys cached keys for the query heads that share them.
 struct Stretch {
-  int heads;               // query heads
+  int heads;               // query heads, of one token or of more
   int count;               // keys
+  int seen[kTokens];       // the first keys, which each of them sees
   int64_t width, values;   // numbers of a key, and of a value
   int64_t bytes;           // of a value that is to be fetched, 0 where it is a part of its key
   float scale;             // of the scores
