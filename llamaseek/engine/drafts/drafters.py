@@ -24,10 +24,14 @@ from llamaseek.engine.sampling.sampler import DRAFTED, distributions, draw, like
 from llamaseek.engine.scheduler import Chunk, Scheduler
 from llamaseek.errors import UserError
 from llamaseek.models import CausalLM
+from llamaseek.models.moe import MoE
+from llamaseek.models.quant.blocks import BlockLinear
+from llamaseek.models.quant.packed import PackedLinear
 
-# What a draft costs, as a share of a step without drafts: to verify it, where all tokens read the
-# same weights and where each has experts of its own, and for a smaller model to make it.
-VERIFIED, BY_EXPERTS, BY_MODEL = 0.1, 0.3, 0.1
+# What a draft costs, as a share of a step without drafts. To verify it, by the model's weights:
+# plain ones are read for many tokens in the time of one, others have to be widened; more where each
+# token has experts of its own. And to make it, by a smaller model.
+PLAIN, PACKED, BLOCKS, BY_EXPERTS, BY_MODEL = 0.1, 0.25, 0.45, 0.2, 0.1
 STANDS = 0.8  # the expected share of drafts that a module or a model makes
 # By how many tokens are alike: the expected share of looked up drafts that stand.
 ALIKE = {2: 0.3, 3: 0.5, 5: 0.7, 8: 0.85}
@@ -63,7 +67,7 @@ def make_drafter(
             raise UserError("speculate: mtp needs a model with a multi-token module")
         return MultiTokenDrafter(runner, scheduler, wanted.depth)
     if wanted.kind == "lookup":
-        return LookupDrafter(wanted.depth)
+        return LookupDrafter(wanted.depth, verification(model))
     if wanted.draft_model is not None:
         theirs, ours = wanted.draft_model.config, model.config
         if theirs.vocab_size != ours.vocab_size:
@@ -71,8 +75,16 @@ def make_drafter(
                 f"speculate: the draft model has {theirs.vocab_size} tokens, "
                 f"the model {ours.vocab_size}"
             )
-        return ModelDrafter(make_runner(wanted.draft_model.eval()), scheduler, wanted.depth)
+        draft = make_runner(wanted.draft_model.eval())
+        return ModelDrafter(draft, scheduler, wanted.depth, verification(model) + BY_MODEL)
     return NoDrafter()
+
+
+def verification(model: CausalLM) -> float:
+    """What it costs to verify a draft, as a share of a step without drafts."""
+    kinds = {type(module) for module in model.modules()}
+    cost = BLOCKS if BlockLinear in kinds else PACKED if PackedLinear in kinds else PLAIN
+    return cost + BY_EXPERTS * (MoE in kinds)
 
 
 def room(answer: SequenceState, depth: int) -> int:
@@ -157,7 +169,8 @@ class MultiTokenDrafter:
 
     def __init__(self, runner: Runner, scheduler: Scheduler, depth: int) -> None:
         self.runner, self.scheduler, self.depth = runner, scheduler, depth
-        self.cost = BY_EXPERTS + 1 / runner.model.config.num_hidden_layers  # it has one layer
+        layers = runner.model.config.num_hidden_layers
+        self.cost = verification(runner.model) + 1 / layers  # it has one layer
 
     def propose(self, plan: Sequence[Chunk], hidden: Tensor, ends: list[int]) -> None:
         """See `Drafter.propose`."""
@@ -203,8 +216,8 @@ class MultiTokenDrafter:
 class ModelDrafter:
     """A smaller model of the same vocabulary, with its own cache in the same blocks."""
 
-    def __init__(self, runner: Runner, scheduler: Scheduler, depth: int) -> None:
-        self.runner, self.scheduler, self.depth = runner, scheduler, depth
+    def __init__(self, runner: Runner, scheduler: Scheduler, depth: int, cost: float) -> None:
+        self.runner, self.scheduler, self.depth, self.cost = runner, scheduler, depth, cost
 
     def propose(self, plan: Sequence[Chunk], hidden: Tensor, ends: list[int]) -> None:
         """See `Drafter.propose`. It reads what the model has read, and the newest token too."""
@@ -215,7 +228,7 @@ class ModelDrafter:
             if answer.finish is not None:
                 continue
             start, end = min(answer.draft_computed, answer.computed), answer.computed
-            most = worth(answer, self.depth, VERIFIED + BY_MODEL)
+            most = worth(answer, self.depth, self.cost)
             if most and self.scheduler.extend(answer, len(answer.tokens)):
                 end = len(answer.tokens)
                 drafting.append((answer, most))
@@ -240,8 +253,8 @@ class LookupDrafter:
 
     kinds = tuple(sum(least <= alike for least in ALIKE) - 1 for alike in range(LONGEST + 1))
 
-    def __init__(self, depth: int) -> None:
-        self.depth = depth
+    def __init__(self, depth: int, cost: float) -> None:
+        self.depth, self.cost = depth, cost
 
     def propose(self, plan: Sequence[Chunk], hidden: Tensor, ends: list[int]) -> None:
         """See `Drafter.propose`."""
@@ -252,7 +265,7 @@ class LookupDrafter:
     def _drafts(self, answer: SequenceState, most: int) -> list[int]:
         if answer.lookup is None or answer.acceptance is None:
             answer.lookup = Lookup()
-            answer.acceptance = Acceptance(list(ALIKE.values()), VERIFIED)
+            answer.acceptance = Acceptance(list(ALIKE.values()), self.cost)
         place, alike = answer.lookup.find(answer.tokens)
         if not alike:
             return []

@@ -396,7 +396,8 @@ void tile_4(const Rows& rows, const Tokens& x, const Share& share, float* out) {
 
 using Part = void (*)(const Rows&, const Tokens&, const Share&, float*);
 
-constexpr int kSingle = 4;  // most tokens for which rows are read one after the other
+constexpr int kSingle = 4;  // most tokens for which rows are read one after the other; fewer bits
+                            // than 16 are widened for each row, and go together sooner
 
 // Rows one after the other, whose lanes are added up together.
 inline void by_rows(Part part, const Rows& rows, const Tokens& x, float* out) {
@@ -417,10 +418,10 @@ inline void by_rows(Part part, const Rows& rows, const Tokens& x, float* out) {
 // Few tokens are bound by memory, which is fastest where it is read in order: eight rows at once come
 // at 28 GB/s where one comes at 39. More go by four tokens and four rows, and what the four rows'
 // tokens fetch is shared among them.
-template <Part... OneRowThenFour>
+template <int Single, Part... OneRowThenFour>
 void by_fours(const Rows& rows, const Tokens& x, float* out) {
   constexpr Part all[] = {OneRowThenFour...};
-  if (x.count <= kSingle) return by_rows(all[x.count - 1], rows, x, out);
+  if (x.count <= Single) return by_rows(all[x.count - 1], rows, x, out);
   const int parts = (x.count + 3) / 4, each = rows.next[0] ? 4 : 0;
   for (int row = 0; row < kRows; row += 4) {
     for (int part = 0; part < parts; part++) {
@@ -478,12 +479,12 @@ void eight_by_two(const Rows& rows, const Tokens& x, float* out) {
   }
 }
 
-#define LLAMASEEK_TILES(tile) \
-  by_fours<tile<1, 1>, tile<1, 2>, tile<1, 3>, tile<1, 4>, tile<4, 1>, tile<4, 2>, tile<4, 3>, tile<4, 4>>
-constexpr Tile kBf16Narrow = LLAMASEEK_TILES(tile_bf16);
-constexpr Tile kFloat = LLAMASEEK_TILES(tile_float);
-constexpr Tile kBits8 = LLAMASEEK_TILES(tile_8);
-constexpr Tile kBits4 = LLAMASEEK_TILES(tile_4);
+#define LLAMASEEK_TILES(tile, single) \
+  by_fours<single, tile<1, 1>, tile<1, 2>, tile<1, 3>, tile<1, 4>, tile<4, 1>, tile<4, 2>, tile<4, 3>, tile<4, 4>>
+constexpr Tile kBf16Narrow = LLAMASEEK_TILES(tile_bf16, 4);
+constexpr Tile kFloat = LLAMASEEK_TILES(tile_float, 4);
+constexpr Tile kBits8 = LLAMASEEK_TILES(tile_8, 2);
+constexpr Tile kBits4 = LLAMASEEK_TILES(tile_4, 2);
 #undef LLAMASEEK_TILES
 
 void bf16(const Rows& rows, const Tokens& x, float* out) {
