@@ -31,7 +31,7 @@ import torch
 from bench.common import Row, installed, report, row
 from llamaseek.runtime.device import pick_device
 
-ROUNDS, PROMPT = 5, 256
+ROUNDS, CHUNK = 5, 512
 FOLDER = Path(__file__).resolve().parents[1] / "runs" / "bench-1b"
 
 
@@ -51,6 +51,7 @@ class Case:
     steps: int = 16
     gpu: bool = False
     device: str = "cpu"
+    prompt: int = 256
 
     def settle(self) -> None:
         """Wait for what the device still computes."""
@@ -64,6 +65,11 @@ CASES = (
     Case("decode int4", "int4", "q4_0"),
     Case("decode fp8", "fp8", "q8_0", gpu=True),
     Case("prefill 256 bf16", "bf16", "bf16", prefill=True, transformers=True),
+    Case("prefill 256 int8", "int8", "q8_0", prefill=True),
+    Case("prefill 256 int4", "int4", "q4_0", prefill=True),
+    Case("prefill 2048 bf16", "bf16", "bf16", prefill=True, transformers=True, prompt=2048),
+    Case("prefill 2048 int8", "int8", "q8_0", prefill=True, prompt=2048),
+    Case("prefill 2048 int4", "int4", "q4_0", prefill=True, prompt=2048),
     Case("decode 16 at once bf16", "bf16", "bf16", batch=16, transformers=True, steps=6),
 )
 
@@ -94,7 +100,7 @@ class Ours:
         else:
             model = load_model(path, torch.bfloat16, fp8=kept, mapped=True, device=case.device)
         options = EngineOptions(
-            enable_prefix_caching=False, max_num_seqs=case.batch, max_num_batched_tokens=512
+            enable_prefix_caching=False, max_num_seqs=case.batch, max_num_batched_tokens=CHUNK
         )
         self.engine = Engine(model, options=options)
 
@@ -103,7 +109,7 @@ class Ours:
         from llamaseek.engine.request import Request, SamplingParams
 
         case, engine = self.case, self.engine
-        length = PROMPT if case.batch == 1 else 1
+        length = case.prompt if case.batch == 1 else 1
         most = min(100_000, engine.model.config.vocab_size)
         prompts = torch.randint(100, most, (case.batch, length)).tolist()
         params = SamplingParams(max_tokens=case.steps + 2)
@@ -120,7 +126,7 @@ class Ours:
         seconds = time.perf_counter() - start
         for request in requests:
             engine.cancel(request.id)
-        return PROMPT / seconds if case.prefill else case.steps * case.batch / seconds
+        return case.prompt / seconds if case.prefill else case.steps * case.batch / seconds
 
 
 class LlamaCpp:
@@ -139,11 +145,12 @@ class LlamaCpp:
         self.model = llama_cpp.llama_model_load_from_file(path, params)
         self.vocabulary = llama_cpp.llama_model_get_vocab(self.model)
         wanted = llama_cpp.llama_context_default_params()
-        wanted.n_ctx, wanted.n_batch, wanted.n_ubatch = 2048 * max(1, case.batch // 4), 512, 512
+        wanted.n_ctx = case.prompt + 1792 * max(1, case.batch // 4)
+        wanted.n_batch = wanted.n_ubatch = CHUNK
         wanted.n_threads = wanted.n_threads_batch = torch.get_num_threads()
         wanted.n_seq_max = case.batch
         self.context = llama_cpp.llama_init_from_model(self.model, wanted)
-        self.batch = llama_cpp.llama_batch_init(512, 0, 1)
+        self.batch = llama_cpp.llama_batch_init(CHUNK, 0, 1)
 
     def _run(self, positions: list[int], sequences: list[int], logits: list[int]) -> None:
         most = min(100_000, self.lib.llama_vocab_n_tokens(self.vocabulary))
@@ -153,7 +160,7 @@ class LlamaCpp:
             batch.token[i], batch.pos[i], batch.logits[i] = token, positions[i], logits[i]
             batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequences[i]
         assert self.lib.llama_decode(self.context, batch) == 0
-        self.lib.llama_get_logits(self.context)[0]  # waits for them
+        self.lib.llama_synchronize(self.context)
 
     def rate(self) -> float:
         """See `Side.rate`."""
@@ -162,8 +169,11 @@ class LlamaCpp:
         sequences, first = list(range(case.batch)), 1
         start = time.perf_counter()
         if case.batch == 1:
-            self._run(list(range(PROMPT)), [0] * PROMPT, [0] * (PROMPT - 1) + [1])
-            first = PROMPT
+            first = case.prompt
+            for begin in range(0, first, CHUNK):
+                places = list(range(begin, min(begin + CHUNK, first)))
+                last = [int(place == first - 1) for place in places]
+                self._run(places, [0] * len(places), last)
         else:
             self._run([0] * case.batch, sequences, [1] * case.batch)
         if not case.prefill:
@@ -171,7 +181,7 @@ class LlamaCpp:
             for step in range(case.steps):
                 self._run([first + step] * case.batch, sequences, [1] * case.batch)
         seconds = time.perf_counter() - start
-        return PROMPT / seconds if case.prefill else case.steps * case.batch / seconds
+        return case.prompt / seconds if case.prefill else case.steps * case.batch / seconds
 
 
 class Transformers:
@@ -190,7 +200,7 @@ class Transformers:
         """See `Side.rate`."""
         case = self.case
         steps = max(2, case.steps // 4)
-        tokens = torch.randint(100, 100000, (case.batch, PROMPT if case.batch == 1 else 1))
+        tokens = torch.randint(100, 100000, (case.batch, case.prompt if case.batch == 1 else 1))
         tokens = tokens.to(case.device)
         case.settle()
         start = time.perf_counter()
@@ -203,7 +213,7 @@ class Transformers:
                 out = self.model(token, past_key_values=out.past_key_values, use_cache=True)
             case.settle()
         seconds = time.perf_counter() - start
-        return PROMPT / seconds if case.prefill else steps * case.batch / seconds
+        return case.prompt / seconds if case.prefill else steps * case.batch / seconds
 
 
 class Limits:
