@@ -57,8 +57,8 @@ def launched(answers: list[SequenceState], tokens: Tensor) -> Flight:
 def decodes_alone(answer: SequenceState) -> bool:
     """Whether nothing but its next token is wanted of a step, so that the host is not needed."""
     params = answer.params
-    told = params.logprobs is not None or params.embed
-    return not (told or answer.drafts or answer.matcher is not None)
+    reports = params.logprobs is not None or params.embed
+    return not (reports or answer.drafts or answer.matcher is not None)
 
 
 class RunAhead:

@@ -65,7 +65,7 @@ class Leader(Runner):
     def forward(
         self, inputs: Inputs, before: Tensor | None = None, there: Tensor | None = None
     ) -> Tensor:
-        """See `Runner.forward`. The other ranks are told the tokens that the host knows."""
+        """See `Runner.forward`. The other ranks get the tokens that the host knows."""
         assert there is None
         with self._together(inputs.cut(self.size), before):
             return super().forward(inputs, before)
