@@ -19,13 +19,14 @@ from llamaseek.herd import config_from_sizes
 from llamaseek.herd.published import ENTRIES
 from llamaseek.models import build_model
 from llamaseek.models.attention import LatentAttention
+from llamaseek.models.latent import LatentHeads
 from llamaseek.models.moe import Router
 from notebooks.kit import curve, pick, plt, source, trained
 
 source(LatentAttention._expanded)
 
 # %%
-source(LatentAttention._absorbed)
+source(LatentHeads.absorbed)
 
 # %% [markdown]
 # ## Bytes of cache for each token

@@ -3,7 +3,7 @@
 Counted operation by operation after `models/` and held to what autograd really saves by
 `tests/plan/test_activations.py`. D width, F feed-forward width, H heads, K key-value heads,
 W query width, N tokens, T time, c bytes of a number in matrix products (2 in bf16, 4 in fp32).
-Norms, the softmax of blocked attention and the router compute in fp32 whatever c is.
+Norms and the router compute in fp32 whatever c is.
 """
 
 from __future__ import annotations
@@ -121,12 +121,8 @@ def attention_core(config: ModelConfig, run: TrainingPass) -> float:
     copies = pairs(run.length, keys_only=True) if run.rows > 1 else run.length
     if split:  # every block sees all keys
         copies = keys * (ceil(run.length / BLOCK) if run.rows > 1 else 1)
-    weights = FLOAT + (run.number if run.number < FLOAT else 0)
-    row = seen * heads * weights + run.number * query * (
-        run.length * heads + 2 * copies * key_heads
-    )
-    # The mask: one byte a pair, shared by heads, and by rows unless they are split.
-    return run.rows * row + seen * (run.rows if split else 1)
+    widths = seen * heads + query * (run.length * heads + 2 * copies * key_heads)
+    return run.rows * run.number * widths
 
 
 def rotary_tables(config: ModelConfig, run: TrainingPass) -> int:

@@ -162,8 +162,16 @@ def test_groups_hold_every_sequence_once_and_waste_little() -> None:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc is set")
 def test_an_engine_keeps_the_memory_of_a_step_for_the_next() -> None:
     hand_back_freed_memory()
+    assert faults() > 4000
     Engine(tiny_model("llama3"))
-    torch.ones(1 << 22)
-    before = getrusage(RUSAGE_SELF).ru_minflt
-    torch.ones(1 << 22)  # 4,096 pages
-    assert getrusage(RUSAGE_SELF).ru_minflt - before < 1000
+    assert faults() < 1000
+
+
+def faults() -> int:
+    """Pages faulted in by the best of some tensors of 4,096 pages, each freed before the next."""
+    found = []
+    for _ in range(5):
+        before = getrusage(RUSAGE_SELF).ru_minflt
+        torch.ones(1 << 22)
+        found.append(getrusage(RUSAGE_SELF).ru_minflt - before)
+    return min(found)

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from llamaseek.engine.drafts import drafters
 from llamaseek.engine.options import Speculation
 from tests.engine.reference import FAMILIES, greedy_reference, random_prompts, saved_model
 from tests.serve.running import TOKENIZER, Running, make_service, running
@@ -105,9 +106,13 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_text_is_transformers_whatever_the_way(case: Case, way: str) -> None:
+def test_the_text_is_transformers_whatever_the_way(
+    case: Case, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if way == "mtp" and case.family == "llama3":
         pytest.skip("Llama 3 has no multi-token module")
+    # A random model's answers hardly repeat: any match is drafted from.
+    monkeypatch.setattr(drafters, "ALIKE", dict.fromkeys(drafters.ALIKE, 0.9))
     with running(make_service(case.model, **WAYS[way])) as run:
         found = texts(run, 1 if way == "alone" else 32)
         engine = run.service.engine
