@@ -95,6 +95,11 @@ def engine() -> Iterable[list[str]]:
         ("decode, int8 (llama.cpp: q8_0)", "decode int8"),
         ("decode, int4 (llama.cpp: q4_0)", "decode int4"),
         ("prompt of 256 tokens, bf16", "prefill 256 bf16"),
+        ("prompt of 256 tokens, int8", "prefill 256 int8"),
+        ("prompt of 256 tokens, int4", "prefill 256 int4"),
+        ("prompt of 2,048 tokens, bf16", "prefill 2048 bf16"),
+        ("prompt of 2,048 tokens, int8", "prefill 2048 int8"),
+        ("prompt of 2,048 tokens, int4", "prefill 2048 int4"),
         ("decode, batch of 16, bf16", "decode 16 at once bf16"),
     ):
         first, rate, ratio, share = _decode(found, case, label, "")
