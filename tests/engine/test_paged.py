@@ -162,7 +162,8 @@ def test_groups_hold_every_sequence_once_and_waste_little() -> None:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc is set")
 def test_an_engine_keeps_the_memory_of_a_step_for_the_next() -> None:
     hand_back_freed_memory()
-    assert faults() > 4000
+    if faults() < 4000:
+        pytest.skip("the system maps huge pages by itself")
     Engine(tiny_model("llama3"))
     assert faults() < 1000
 
