@@ -143,7 +143,7 @@ def imports(folder: Path) -> tuple[tuple[float, float], list[Row]]:
     return found, [Row("import torch", unit, value, "-", None, None, None) for unit, value in pairs]
 
 
-def compare(name: str, folder: Path, peers: list[str], torch: tuple[float, float]) -> list[Row]:
+def compare(name: str, folder: Path, peers: list[str], imported: tuple[float, float]) -> list[Row]:
     """Warm and cold starts of every side; a ratio is the peer's seconds over ours."""
     rows = []
     for cold in (False, True):
@@ -151,7 +151,7 @@ def compare(name: str, folder: Path, peers: list[str], torch: tuple[float, float
         ours = times("ours", folder, cold)
         found = {peer: times(peer, folder, cold) for peer in peers}
         if "llama.cpp" in found:
-            both = zip(found["llama.cpp"], torch, strict=True)
+            both = zip(found["llama.cpp"], imported, strict=True)
             found["1.3 x llama.cpp + import"] = tuple(BESIDE * one + two for one, two in both)
         for peer, theirs in found.items():
             for unit, mine, value in zip(UNITS, ours, theirs, strict=True):
@@ -184,9 +184,9 @@ def main() -> None:
     make_ours(options.folder)
     if "llama.cpp" in peers:
         make_gguf(options.folder)
-    torch, rows = imports(options.folder)
-    rows += compare("1B", options.folder, peers, torch)
-    rows += compare(file.stem, file, [name for name in peers if name == "llama.cpp"], torch)
+    imported, rows = imports(options.folder)
+    rows += compare("1B", options.folder, peers, imported)
+    rows += compare(file.stem, file, [name for name in peers if name == "llama.cpp"], imported)
     absent = [f"{name} (not installed)" for name in PACKAGES if name not in peers]
     report(rows, absent, options.json)
 
